@@ -1,0 +1,1 @@
+"""The compiled core of `fabric`: leaves that need no event loop, and the connection above them."""
