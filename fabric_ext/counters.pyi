@@ -1,0 +1,42 @@
+"""Plain C integers that a connection increments while it works."""
+
+from typing import Final
+
+FIELDS: Final[tuple[str, ...]]
+
+class Counters:
+    """What one connection, server or pool has done so far. Every attribute may be read and written."""
+
+    active_connections: int
+    total_connections: int
+    messages_sent: int
+    messages_received: int
+    bytes_sent: int
+    """Payload bytes of data messages as the application gave them, before compression."""
+    bytes_received: int
+    """Payload bytes of data messages as the application gets them, after decompression."""
+    send_errors: int
+    receive_errors: int
+    reconnections: int
+    rate_limit_drops: int
+    """Messages dropped because the connection was over its rate limit."""
+    slow_peer_drops: int
+    """Broadcast messages not delivered because the peer did not read fast enough."""
+    compression_bytes_in: int
+    compression_bytes_out: int
+    decompression_bytes_in: int
+    decompression_bytes_out: int
+    last_activity_ns: int
+    """`time.monotonic_ns()` of the latest traffic, at most some milliseconds early; 0 before the first."""
+
+    def add(self, other: Counters) -> None:
+        """Add `other` to these numbers, field by field; `last_activity_ns` becomes the later of the two."""
+
+    def reset(self) -> None:
+        """Set every count to zero, except `active_connections`: those connections are still open."""
+
+    def as_dict(self) -> dict[str, int]:
+        """The counts as a new dict, in the order of `FIELDS`."""
+
+def coarse_monotonic_now() -> int:
+    """`time.monotonic_ns()`, at most a few milliseconds behind: about 5 ns from C."""
