@@ -9,6 +9,7 @@ A refusal is final. It frees the buffer and is repeated for every further frame 
 import enum
 
 import cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_CLEAR
 from cpython.unicode cimport PyUnicode_DecodeUTF8
@@ -32,6 +33,9 @@ class Verdict(enum.IntEnum):
     BAD_UTF8 = V_BAD_UTF8
     TOO_LARGE = V_TOO_LARGE
     TOO_MANY_FRAGMENTS = V_TOO_MANY_FRAGMENTS
+
+
+cdef tuple VERDICTS = tuple(Verdict)
 
 
 # Fragments take no memory of their own, so this bounds patience, not memory: a peer that sends empty fragments
@@ -121,9 +125,11 @@ cdef uint64_t utf8_advance(uint64_t state, const uint8_t* p, Py_ssize_t n) noexc
         if state == UTF8_ACCEPT:
             p = skip_ascii(p, end)
         stop = p + BLOCK if end - p > BLOCK else end
+        # The mask is applied to the old state: a shift instruction does that by itself.
         while p < stop:
-            state = (rows[p[0]] >> state) & STATE_MASK
+            state = rows[p[0]] >> (state & STATE_MASK)
             p += 1
+        state &= STATE_MASK
         if state == UTF8_REJECT:
             break
     return state
@@ -146,8 +152,13 @@ cdef class Utf8Validator:
     cpdef void reset(self) noexcept:
         self.state = UTF8_ACCEPT
 
-    def push(self, const uint8_t[::1] data not None):
-        return self.feed(&data[0], data.shape[0]) if data.shape[0] else self.state != UTF8_REJECT
+    def push(self, data):
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            return self.feed(<const uint8_t*>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
 
 
 @cython.final
@@ -264,6 +275,10 @@ cdef class Assembler:
     def capacity(self):
         return PyBytes_GET_SIZE(self.buffer) if self.buffer != NULL else 0
 
-    def push(self, int opcode, bint fin, const uint8_t[::1] data not None):
-        cdef const char* p = <const char*>&data[0] if data.shape[0] else NULL
-        return Verdict(self.feed(opcode, fin, p, data.shape[0]))
+    def push(self, int opcode, bint fin, data):
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            return VERDICTS[self.feed(opcode, fin, <const char*>view.buf, view.len)]
+        finally:
+            PyBuffer_Release(&view)
