@@ -1,6 +1,7 @@
 """Builds the compiled modules of `fabric_ext`; everything else is in pyproject.toml.
 
-FABRIC_DEBUG=1 switches Cython's bounds and overflow checks on. FABRIC_ONLY=mask,message builds only those modules.
+FABRIC_DEBUG=1 keeps assertions and Cython's run-time checks in, and builds under build/debug (see `make debug`).
+FABRIC_ONLY=mask,message builds only those modules.
 """
 
 import os
@@ -8,37 +9,65 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
+SOURCE = Path("fabric_ext")
 DEBUG = os.environ.get("FABRIC_DEBUG") == "1"
 ONLY = set(filter(None, os.environ.get("FABRIC_ONLY", "").split(",")))
+BUILD = "build/debug" if DEBUG else "build/release"
+JOBS = os.cpu_count() or 1
 
-# Modules that need more than their own .pyx.
-EXTRA_SOURCES = {path.stem[1:]: [str(path)] for path in Path("fabric_ext").glob("_*.c")}
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": DEBUG,
+    "wraparound": DEBUG,
+    "initializedcheck": DEBUG,
+    "cdivision": not DEBUG,
+    "embedsignature": True,
+}
 
 
-def extensions():
-    for path in sorted(Path("fabric_ext").glob("*.pyx")):
-        name = path.stem
-        if ONLY and name not in ONLY:
+def extensions() -> list[Extension]:
+    """One extension for each .pyx, with the hand-written C of the same name (`_mask.c` for `mask.pyx`)."""
+    headers = sorted(map(str, SOURCE.glob("*.h")))
+    found = []
+    for path in sorted(SOURCE.glob("*.pyx")):
+        if ONLY and path.stem not in ONLY:
             continue
-        yield Extension(
-            f"fabric_ext.{name}",
-            [str(path), *EXTRA_SOURCES.get(name, [])],
-            depends=[str(p) for p in Path("fabric_ext").glob("*.[ph]*")],
-            extra_compile_args=["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"],
+        own = path.with_name(f"_{path.stem}.c")
+        found.append(
+            Extension(
+                f"{SOURCE}.{path.stem}",
+                [str(path), *([str(own)] if own.exists() else [])],
+                include_dirs=[str(SOURCE)],
+                depends=headers,
+                define_macros=[] if DEBUG else [("CYTHON_WITHOUT_ASSERTIONS", "1")],
+                extra_compile_args=["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"],
+            )
         )
+    return found
 
 
-setup(
-    ext_modules=cythonize(
-        list(extensions()),
-        compiler_directives={
-            "language_level": 3,
-            "boundscheck": DEBUG,
-            "wraparound": DEBUG,
-            "initializedcheck": DEBUG,
-            "cdivision": not DEBUG,
-            "embedsignature": True,
-        },
+class Build(build_ext):
+    """Runs Cython when compiling, not when only metadata or an sdist is asked for; skips what has not changed."""
+
+    def run(self) -> None:
+        generated = cythonize(
+            self.extensions,
+            build_dir=f"{BUILD}/cython",
+            compiler_directives=DIRECTIVES,
+            force=bool(self.force),
+            nthreads=JOBS if JOBS > 1 else 0,
+        )
+        for extension, ready in zip(self.extensions, generated, strict=True):
+            extension.sources = ready.sources
+        super().run()
+
+
+# The guard matters: cythonize's workers import this file again where processes are spawned.
+if __name__ == "__main__":
+    setup(
+        ext_modules=extensions(),
+        cmdclass={"build_ext": Build},
+        options={"build": {"build_base": BUILD}, "build_ext": {"parallel": JOBS}},
     )
-)

@@ -1,3 +1,5 @@
 """WebSockets for latency-sensitive Python."""
 
-VERSION = __version__ = "0.1.0"
+from fabric._version import VERSION as VERSION
+
+__version__ = VERSION
