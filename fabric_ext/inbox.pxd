@@ -1,0 +1,50 @@
+from fabric_ext.ring cimport Ring
+
+
+cdef enum Progress:              # of one wait
+    WAITING = 0                  # nothing has come
+    WOKEN = 1                    # something came; the task runs now or soon
+    CANCELLED = 2
+
+
+cdef class Inbox:
+    cdef Ring _queue
+    cdef Parked _waiter          # the one wait in progress, or None
+    cdef object _loop
+    cdef object _end             # None while open; then True (ended normally) or the exception that ended it
+    cdef bint may_step           # no task runs on this thread now, so a waiting one may be stepped in place
+
+    cdef int put(self, object item) except -1
+    cdef int finish(self, object error) except -1
+    cdef int wake(self) except -1
+    cdef void note_running_task(self)
+    cdef void taken(self, object item)
+
+
+cdef class Recv:
+    cdef Inbox _inbox
+    cdef Parked _parked          # what the task waits for, once it waits
+    cdef bint _iterating         # the end is StopAsyncIteration rather than None
+    cdef bint _spent             # returned, raised, cancelled or closed
+
+    cdef object _step(self)
+    cdef object _wait(self)
+    cdef void _detach(self) noexcept
+
+
+cdef class Parked:
+    cdef Inbox _inbox
+    cdef Progress _progress
+    cdef public bint _asyncio_future_blocking
+    cdef object _callback
+    cdef object _context
+    cdef object _cancel_message
+
+    cdef int _call(self, bint in_place) except -1
+
+
+cdef class Done:
+    pass
+
+
+cdef Done DONE                   # an awaitable that is already done and returns None

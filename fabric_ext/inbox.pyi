@@ -1,0 +1,24 @@
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, Generic, Self, TypeVar
+
+T = TypeVar("T")
+
+class ConcurrentRecv(RuntimeError):
+    """A second task called `recv()` while another one waits in it."""
+
+class Inbox(Generic[T]):
+    """A queue with at most one waiting receiver."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None: ...
+    def recv(self) -> Awaitable[T | None]:
+        """Return an awaitable for the next item; it gives `None` after a normal end and raises after another one."""
+    def __aiter__(self) -> Self: ...
+    def __anext__(self) -> Awaitable[T]: ...
+    def put_item(self, item: T) -> None:
+        """Queue `item` and resume the waiting receiver, if there is one."""
+    def end(self, error: BaseException | None = None) -> None:
+        """No more items come: receivers get what is queued, then `None` (or `error`, raised)."""
+    @property
+    def queued(self) -> int:
+        """Items received and not yet taken."""

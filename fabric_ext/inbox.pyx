@@ -1,0 +1,302 @@
+"""The receiving end of a connection: a queue, and a `recv()` that is resumed the moment something arrives.
+
+Owns the queue of received items and the one task that may wait for them. Knows nothing of sockets or frames.
+
+How a task is resumed. `await inbox.recv()` yields a `Parked` to the task, which takes it for a future: it calls
+`add_done_callback(task_wakeup, context=...)` and sleeps. `put()` then calls `task_wakeup` right there, inside the
+task's context, where asyncio would have scheduled it for the next turn of the loop: no Future, no handle, no turn.
+That is allowed only while no other task runs on this thread (`may_step`); otherwise it is scheduled as usual.
+`Recv` and `Parked` are two types because asyncio tells coroutines from futures by their class.
+
+Why nothing is lost. An item belongs to the queue until the step in which the task takes it and its `await` returns; a
+cancelled, closed or collected `Recv` never holds one.
+"""
+
+import asyncio
+
+from cpython.exc cimport PyErr_Occurred, PyErr_SetObject
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from cython cimport final, freelist
+
+cdef extern from "Python.h":
+    int PyContext_Enter(object context) except -1
+    int PyContext_Exit(object context) except -1
+    # Declared to fail always: the exception that is set goes on from here.
+    void reraise "(void)PyErr_Occurred"() except *
+
+cdef extern from *:
+    """
+    static void fabric_set_iternext(PyObject *type, iternextfunc next) { ((PyTypeObject *)type)->tp_iternext = next; }
+    """
+    ctypedef PyObject* (*iternextfunc)(PyObject*) noexcept
+    void set_iternext "fabric_set_iternext"(object type, iternextfunc next)
+
+cdef object current_task = asyncio.current_task
+cdef object CancelledError = asyncio.CancelledError
+cdef object EXHAUSTED = iter(())          # raises StopIteration for ever, without making an exception object
+
+
+class ConcurrentRecv(RuntimeError):
+    """A second task called `recv()` while another one waits in it."""
+
+
+cdef class Inbox:
+    """A queue with at most one waiting receiver.
+
+    The part of a connection that receives; usable alone: `Inbox(loop)`, `put_item(x)`, `await recv()`, `end(error)`.
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        self._queue = Ring()
+
+    def __init__(self, loop):
+        self._loop = loop
+
+    def recv(self):
+        """Return an awaitable for the next item; it gives `None` after a normal end and raises after another one."""
+        cdef Recv recv = Recv.__new__(Recv)
+        recv._inbox = self
+        return recv
+
+    def __aiter__(self):
+        return self
+
+    def __anext__(self):
+        cdef Recv recv = Recv.__new__(Recv)
+        recv._inbox = self
+        recv._iterating = True
+        return recv
+
+    def put_item(self, item):
+        """Queue `item` and resume the waiting receiver, if there is one."""
+        self.note_running_task()
+        self.put(item)
+
+    def end(self, error=None):
+        """No more items come: receivers get what is queued, then `None` (or `error`, raised)."""
+        self.note_running_task()
+        self.finish(error)
+
+    @property
+    def queued(self):
+        """Items received and not yet taken."""
+        return self._queue.size
+
+    # What a subclass may refine.
+
+    cdef void taken(self, object item):
+        """`item` left the queue."""
+
+    # What the frame callback calls.
+
+    cdef void note_running_task(self):
+        """Find out whether tasks may be stepped in place: once per read, not once per message."""
+        self.may_step = current_task(self._loop) is None
+
+    cdef int put(self, object item) except -1:
+        self._queue.push(item)
+        if self._waiter is not None:
+            self.wake()
+        return 0
+
+    cdef int finish(self, object error) except -1:
+        if self._end is None:
+            self._end = True if error is None else error
+            if self._waiter is not None:
+                self.wake()
+        return 0
+
+    cdef int wake(self) except -1:
+        cdef Parked waiter = self._waiter
+        if waiter._progress == WAITING:
+            waiter._progress = WOKEN
+            if waiter._callback is not None:
+                waiter._call(self.may_step)
+        return 0
+
+
+@final
+@freelist(64)
+cdef class Recv:
+    """One pending `recv()`: awaitable, and a coroutine for `create_task`, `wait_for`, `shield`, `gather`."""
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self._step()
+
+    def send(self, value):
+        return self._step()
+
+    def throw(self, kind, value=None, traceback=None):
+        self._detach()
+        throw(kind, value, traceback)
+
+    def close(self):
+        self._detach()
+
+    cdef object _step(self):
+        """Return what the task is to wait for; or raise StopIteration with the item, or what ended the inbox."""
+        cdef PyObject* result = recv_iternext(<PyObject*>self)
+        if result == NULL:
+            if PyErr_Occurred() == NULL:
+                raise StopIteration
+            reraise()
+        return take_reference(result)
+
+    cdef object _wait(self):
+        """Become the waiting receiver; the end of the inbox and a misuse raise."""
+        cdef Inbox inbox = self._inbox
+        cdef Parked parked
+        if self._spent:
+            raise RuntimeError("this recv() has already been awaited")
+        if inbox._waiter is not None and inbox._waiter is not self._parked:
+            self._spent = True
+            raise ConcurrentRecv("another task is already waiting in recv() on this connection")
+        if inbox._end is not None:
+            self._detach()
+            if inbox._end is not True:
+                raise inbox._end.with_traceback(None)
+            if self._iterating:
+                raise StopAsyncIteration
+            raise StopIteration
+        parked = Parked.__new__(Parked)
+        parked._inbox = inbox
+        parked._asyncio_future_blocking = True
+        self._parked = inbox._waiter = parked
+        return parked
+
+    cdef void _detach(self) noexcept:
+        self._spent = True
+        if self._parked is not None and self._inbox._waiter is self._parked:
+            self._inbox._waiter = None
+
+
+cdef PyObject* recv_iternext(PyObject* self) noexcept:
+    """The `tp_iternext` of Recv: `Recv.__next__` without the traceback that Cython adds to the StopIteration.
+
+    That traceback, of no use to anyone, costs more than all the rest of a `recv()` that finds an item.
+    """
+    cdef Recv recv = <Recv>self
+    cdef Inbox inbox = recv._inbox
+    cdef object item
+    try:
+        if inbox._queue.size and not recv._spent and (inbox._waiter is None or inbox._waiter is recv._parked):
+            recv._detach()
+            item = inbox._queue.pop()
+            inbox.taken(item)
+            if isinstance(item, (tuple, BaseException)):
+                item = StopIteration(item)             # else PyErr_SetObject would unpack it
+            PyErr_SetObject(StopIteration, item)
+            return NULL
+        item = recv._wait()
+        Py_INCREF(item)                                # the caller's
+        return <PyObject*>item
+    except BaseException as error:
+        PyErr_SetObject(type(error), error)
+        return NULL
+
+
+set_iternext(Recv, recv_iternext)
+
+
+cdef inline object take_reference(PyObject* owned):
+    cdef object result = <object>owned
+    Py_DECREF(result)
+    return result
+
+
+@final
+@freelist(64)
+cdef class Parked:
+    """What a waiting task takes for its future: where `Inbox.wake` finds the task again."""
+
+    def get_loop(self):
+        return self._inbox._loop
+
+    def add_done_callback(self, callback, *, context=None):
+        self._callback = callback
+        self._context = context
+        if self._progress != WAITING:
+            self._call(False)
+
+    def remove_done_callback(self, callback):
+        cdef bint had = self._callback is not None
+        self._callback = self._context = None
+        return int(had)
+
+    def cancel(self, msg=None):
+        if self._progress != WAITING:
+            return False                   # already woken: the task is told by its own flag
+        self._progress = CANCELLED
+        self._cancel_message = msg
+        if self._inbox._waiter is self:
+            self._inbox._waiter = None     # what comes from now on stays in the queue
+        if self._callback is not None:
+            self._call(False)
+        return True
+
+    def cancelled(self):
+        return self._progress == CANCELLED
+
+    def done(self):
+        return self._progress != WAITING
+
+    def result(self):
+        if self._progress == CANCELLED:
+            raise CancelledError() if self._cancel_message is None else CancelledError(self._cancel_message)
+
+    def exception(self):
+        self.result()
+
+    cdef int _call(self, bint in_place) except -1:
+        """Run the task's wakeup in its context, now or in the next turn of the loop."""
+        cdef object callback = self._callback, context = self._context
+        self._callback = self._context = None
+        if in_place and context is not None:
+            try:
+                PyContext_Enter(context)
+            except RuntimeError:
+                pass                       # the context is in use further up this very stack
+            else:
+                try:
+                    callback(self)
+                finally:
+                    PyContext_Exit(context)
+                return 0
+        self._inbox._loop.call_soon(callback, self, context=context)
+        return 0
+
+
+cdef object throw(object kind, object value, object traceback):
+    """Raise as `generator.throw(kind, value, traceback)` does."""
+    if value is None:
+        value = kind if isinstance(kind, BaseException) else kind()
+    elif not isinstance(value, BaseException):
+        value = kind(value)
+    raise value if traceback is None else value.with_traceback(traceback)
+
+
+@final
+cdef class Done:
+    """An awaitable that is already done: what `send()` returns when everything was written at once."""
+
+    def __await__(self):
+        return EXHAUSTED
+
+    def send(self, value):
+        raise StopIteration
+
+    def throw(self, kind, value=None, traceback=None):
+        throw(kind, value, traceback)
+
+    def close(self):
+        pass
+
+
+cdef Done DONE = Done()

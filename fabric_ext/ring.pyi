@@ -1,0 +1,10 @@
+from typing import Any
+
+class Ring:
+    """First-in first-out queue; `len()` is the number of items."""
+
+    def __len__(self) -> int: ...
+    def append(self, item: Any) -> None:
+        """Add `item` at the end."""
+    def popleft(self) -> Any:
+        """Take the oldest item; `IndexError` when there is none."""
