@@ -1,0 +1,179 @@
+"""One URL, taken apart once: `ws://` and `wss://` addresses (RFC 6455 §3, RFC 3986), and those of proxies.
+
+Owns: what a valid URL is, which credentials it carries, and which of them survive a redirect. Never shows a
+password: not in `str`, not in `repr`, not in the message of an error. Never resolves a name.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import re
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Url", "basic_authorization", "redact"]
+
+WEBSOCKET_SCHEMES = ("ws", "wss")
+PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+
+_DEFAULT_PORTS = {"ws": 80, "wss": 443, "http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+
+# What `urlsplit` would silently drop or keep, and what must never reach a request line.
+_FORBIDDEN = re.compile(r"[\x00-\x20\x7f]")
+_HOST_NAME = re.compile(
+    r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.?"
+)
+_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
+
+
+def redact(text: str) -> str:
+    """`text` with everything that may be user name and password replaced by `***`."""
+    return re.sub(r"//.*@", "//***@", text, flags=re.DOTALL)
+
+
+def basic_authorization(username: str, password: str) -> str:
+    """The value of an `Authorization` header for these credentials (RFC 7617).
+
+    Raises:
+        ValueError: the user name holds a colon, which this scheme cannot carry.
+    """
+    if ":" in username:
+        raise ValueError("a user name with a colon cannot be sent with Basic authentication (RFC 7617 §2)")
+    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode("ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """The parts of a URL; `str()` gives it back without credentials.
+
+    Attributes:
+        scheme: in lower case.
+        host: name in ASCII (IDNA) or address, without brackets.
+        port: given, or the scheme's own.
+        resource: path and query, percent-encoded, never empty (the resource name of RFC 6455 §3).
+        username, password: percent-decoded; None when the URL carries none.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    resource: str = "/"
+    username: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, text: str, schemes: Iterable[str] = WEBSOCKET_SCHEMES) -> Url:
+        """Take `text` apart.
+
+        Raises:
+            TypeError: `text` is not a str.
+            ValueError: it is not an absolute URL with a host and one of `schemes`, or has a fragment.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"expected a URL as str, not {type(text).__name__}")
+
+        def invalid(why: str) -> ValueError:
+            return ValueError(f"{redact(text)!r}: {why}")
+
+        if _FORBIDDEN.search(text):
+            raise invalid("a URL has no spaces or control characters")
+        try:
+            parts = urlsplit(text)
+            port = parts.port
+        except ValueError:  # its message may quote a password
+            raise invalid("expected scheme://host:port/path with a port from 1 to 65535") from None
+        if parts.scheme not in schemes:
+            raise invalid(f"expected a URL that starts with {' or '.join(f'{s}://' for s in schemes)}")
+        if "#" in text:
+            raise invalid("a fragment is not allowed (RFC 6455 §3)")
+        if not parts.hostname:
+            raise invalid("there is no host in it")
+        if port == 0:
+            raise invalid("expected a port from 1 to 65535")
+        try:
+            host = _ascii_host(parts)
+        except ValueError:
+            raise invalid("the host is neither a valid name nor an address") from None
+
+        username = password = None
+        if parts.username is not None:
+            username, password = unquote(parts.username), unquote(parts.password or "")
+            try:
+                basic_authorization(username, password)
+            except ValueError as error:
+                raise invalid(str(error)) from None
+        resource = parts.path or "/"
+        if parts.query:
+            resource += f"?{parts.query}"
+        return cls(
+            scheme=parts.scheme,
+            host=host,
+            port=_DEFAULT_PORTS[parts.scheme] if port is None else port,
+            resource=quote(resource, safe=_PRINTABLE),
+            username=username,
+            password=password,
+        )
+
+    @property
+    def is_secure(self) -> bool:
+        return self.scheme in ("wss", "https")
+
+    @property
+    def authority(self) -> str:
+        """Host and, unless it is the scheme's own, port: what the `Host` header says (RFC 6455 §4.1)."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        """Scheme, host and port: credentials given to one origin are not for another (RFC 6454)."""
+        return self.scheme, self.host, self.port
+
+    @property
+    def authorization(self) -> str | None:
+        """The header value that carries this URL's credentials, or None."""
+        if self.username is None:
+            return None
+        return basic_authorization(self.username, self.password or "")
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}{self.resource}"
+
+    def join(self, location: str) -> Url:
+        """The address a redirect leads to (RFC 9110 §10.2.2).
+
+        `http` and `https` are read as `ws` and `wss`. Credentials are kept within the origin and dropped on the
+        way to another; those in `location` are ignored.
+
+        Raises:
+            ValueError: `location` is not such an address, or leads from `wss` to an unencrypted one.
+        """
+        target, _, _fragment = urljoin(str(self), location).partition("#")
+        scheme, colon, rest = target.partition(":")
+        scheme = {"http": "ws", "https": "wss"}.get(scheme.lower(), scheme)
+        found = Url.parse(scheme + colon + rest)
+        if self.is_secure and not found.is_secure:
+            raise ValueError(f"{str(found)!r}: a redirect must not lead from wss:// to ws://")
+        same = found.origin == self.origin
+        return replace(
+            found,
+            username=self.username if same else None,
+            password=self.password if same else None,
+        )
+
+
+def _ascii_host(parts: SplitResult) -> str:
+    host = parts.hostname or ""
+    if ":" in host:
+        ipaddress.IPv6Address(host)
+        return host
+    if not host.isascii():
+        host = host.encode("idna").decode("ascii").lower()
+    if not _HOST_NAME.fullmatch(host) or len(host) > 254:
+        raise ValueError("not a host name (RFC 1123 §2.1)")
+    return host
