@@ -259,8 +259,8 @@ class HeaderBuilders:
 class HeaderMap(HeaderBuilders, CIMultiDict[str]):
     """Headers: a `CIMultiDict` (case-insensitive, several values to a name) that takes only what may be sent.
 
-    `add` keeps what is there, `[name] = value` replaces it, `getall` gives every value. Everything that is put in
-    is checked as `HeaderName` and `HeaderValue` are; the repr shows no credentials.
+    `add` keeps what is there, `[name] = value` replaces it, `getall` gives every value. Everything put in is
+    checked as `HeaderName` and `HeaderValue` are; the repr shows no credentials.
     """
 
     __slots__ = ()
@@ -300,7 +300,7 @@ class HeaderMap(HeaderBuilders, CIMultiDict[str]):
         return parse_items(name, self.getall(name, ()))
 
     def has_token(self, name: str, token: str) -> bool:
-        """Whether the list-valued header `name` holds `token`, in any case, as `Connection` holds `Upgrade`."""
+        """Whether the list-valued header `name` holds `token`, in any case: `Connection: Upgrade`."""
         return token.lower() in (element.lower() for element in self.get_list(name))
 
     def _get_headers(self) -> HeaderMap:
@@ -317,7 +317,7 @@ def _checked(arg: Any, kwargs: Mapping[str, str]) -> list[tuple[str, str]]:
     elif isinstance(arg, Mapping):
         pairs = arg.items()
     elif hasattr(arg, "keys"):
-        pairs = ((name, arg[name]) for name in arg.keys())  # noqa: SIM118: `keys` is all it promises
+        pairs = zip(arg.keys(), map(arg.__getitem__, arg.keys()), strict=True)
     else:
         pairs = arg
     return [(_name(name), _value(value, name)) for name, value in (*pairs, *kwargs.items())]

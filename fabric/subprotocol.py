@@ -1,7 +1,7 @@
 """Subprotocols (RFC 6455 §1.9): lists of names in order of preference, and the choice among them.
 
-Owns: which names are valid, and which one both sides get. Never reads or writes a header line's transport; a list
-comes from header values and goes back to one.
+Owns: which names are valid, and which one both sides get. A list comes from header
+values and goes back to one; requests and responses are somebody else's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SubprotocolList(tuple[str, ...]):
         subprotocols = super().__new__(cls, names)
         seen: set[str] = set()
         for name in subprotocols:
-            if not isinstance(name, str) or not is_token(name) or name in seen:
+            if not isinstance(name, str) or not is_token(name) or name in seen:  # type: ignore[redundant-expr]
                 raise InvalidSubprotocol(name)
             seen.add(name)
         return subprotocols

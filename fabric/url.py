@@ -147,8 +147,8 @@ class Url:
     def join(self, location: str) -> Url:
         """The address a redirect leads to (RFC 9110 §10.2.2).
 
-        `http` and `https` are read as `ws` and `wss`. Credentials are kept within the origin and dropped on the
-        way to another; those in `location` are ignored.
+        `http` and `https` are read as `ws` and `wss`. Credentials are kept within the origin and dropped on
+        the way to another; those in `location` are ignored.
 
         Raises:
             ValueError: `location` is not such an address, or leads from `wss` to an unencrypted one.
