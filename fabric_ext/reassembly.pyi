@@ -26,7 +26,7 @@ class Verdict(enum.IntEnum):
 
 @final
 class Utf8Validator:
-    """Validates UTF-8 (RFC 3629) piece by piece; a failure shows in the piece that holds the first impossible byte.
+    """Validates UTF-8 (RFC 3629) piece by piece; the piece with the first impossible byte shows the failure.
 
     Overlong forms, surrogates and everything above U+10FFFF are impossible at their second byte.
     """
@@ -42,7 +42,7 @@ class Utf8Validator:
 
 @final
 class Assembler:
-    """Joins the data frames of one connection into messages (RFC 6455 §5.4), text as `str`, binary as `bytes`.
+    """Joins the data frames of one connection into messages (RFC 6455 §5.4): text is `str`, binary `bytes`.
 
     A refusal is final: it frees what was held and is repeated until `reset()`; `size`, `fragments` and `kind`
     keep what had been accepted, for the error message.
