@@ -1,0 +1,169 @@
+"""A High Dynamic Range histogram: integer values, bounded relative error, bounded memory."""
+
+from collections.abc import Iterable
+from typing import NamedTuple, final
+
+from typing_extensions import Buffer
+
+class Slot(NamedTuple):
+    """The values `lowest` .. `highest`, which one count stands for, and `total`, the count of all values up to them."""
+
+    lowest: int
+    highest: int
+    count: int
+    total: int
+
+class PercentileStep(NamedTuple):
+    """`total` recorded values lie at or below `value`, at least `percentile` percent of all."""
+
+    value: int
+    percentile: float
+    total: int
+
+@final
+class Histogram:
+    """Counts of integer values between 0 and `highest_trackable`, each exact to `significant_figures` digits.
+
+    lowest_discernible: the smallest difference worth telling apart, in the unit of the values; >= 1.
+    highest_trackable: at least twice that. The layout rounds it up; values above the rounded one are recorded as that
+        and counted in `clamped_high`, negative ones as 0 and counted in `clamped_low`.
+    significant_figures: 1 to 5.
+
+    The defaults suit latencies in nanoseconds: three digits from 1 µs to a day.
+    Raises ValueError for a layout outside these limits or wider than 63 bits.
+    """
+
+    def __init__(
+        self,
+        lowest_discernible: int = 1,
+        highest_trackable: int = 86_400_000_000_000,
+        significant_figures: int = 3,
+    ) -> None: ...
+    @property
+    def lowest_discernible(self) -> int: ...
+    @property
+    def highest_trackable(self) -> int: ...
+    @property
+    def significant_figures(self) -> int: ...
+    @property
+    def max_recordable(self) -> int:
+        """The largest value that is not clamped: `highest_trackable`, rounded up by the layout."""
+
+    @property
+    def count(self) -> int:
+        """How many values are recorded, clamped ones included."""
+
+    @property
+    def clamped_low(self) -> int:
+        """How many of them were negative and count as 0."""
+
+    @property
+    def clamped_high(self) -> int:
+        """How many of them were above `max_recordable` and count as that."""
+
+    @property
+    def unrecorded(self) -> int:
+        """How many values found no memory for their count. They are in no other number."""
+
+    def record(self, value: int) -> None:
+        """Count one value."""
+
+    def record_n(self, value: int, n: int) -> None:
+        """Count `value` n times. Raises ValueError if n is negative, OverflowError past 2^63 values in all."""
+
+    def record_corrected(self, value: int, expected_interval: int, n: int = 1) -> None:
+        """Count `value`, and with it the values that went unmeasured while it was waited for.
+
+        Corrects for coordinated omission: a client that wants to send every `expected_interval` but waits `value` for
+        one answer would also have seen value - interval, value - 2 * interval, … down to the last above 0.
+        (The Java library leaves out the last one when it is below the interval; `hdrhistogram` on PyPI counts it.)
+        An interval <= 0 corrects nothing. Costs one step per slot, however many values that is.
+        """
+
+    def add(self, other: Histogram) -> None:
+        """Add the counts of `other`, which may have another layout: its values then count as their slot's lowest.
+
+        Values beyond this layout are clamped and counted as such. Raises OverflowError past 2^63 values in all.
+        """
+
+    def copy(self) -> Histogram:
+        """A histogram of the same layout and counts."""
+
+    def copy_corrected(self, expected_interval: int) -> Histogram:
+        """A copy in which every recorded value has been corrected for coordinated omission: `record_corrected`.
+
+        For data that was not corrected when recorded; correcting twice counts twice.
+        """
+
+    def reset(self) -> None:
+        """Forget everything recorded. The memory is kept, so that recording again allocates nothing."""
+
+    @property
+    def min(self) -> int:
+        """The lowest value of the first slot in use; 0 while empty."""
+
+    @property
+    def max(self) -> int:
+        """The highest value of the last slot in use; 0 while empty."""
+
+    @property
+    def mean(self) -> float:
+        """The arithmetic mean, each value taken as the middle of its slot; 0.0 while empty."""
+
+    @property
+    def sum(self) -> float:
+        """The sum of all values, each taken as the middle of its slot."""
+
+    @property
+    def stddev(self) -> float:
+        """The standard deviation (of the population), each value taken as the middle of its slot; 0.0 while empty."""
+
+    def value_at_percentile(self, percentile: float) -> int:
+        """The value that `percentile` (0 .. 100) percent of all values do not exceed; 0 while empty.
+
+        It is the highest value of its slot, for percentile 0 the lowest. Raises ValueError outside 0 .. 100.
+        """
+
+    def values_at_percentiles(self, percentiles: Iterable[float]) -> list[int]:
+        """The values at several percentiles (any order), in one pass: see `value_at_percentile`."""
+
+    def count_at(self, value: int) -> int:
+        """How many recorded values share the slot of `value`; 0 for a value outside the layout."""
+
+    def counts_up_to(self, bounds: Iterable[int]) -> list[int]:
+        """For each of the ascending `bounds`, how many recorded values lie at or below it, its own slot included."""
+
+    def recorded(self) -> list[Slot]:
+        """The slots in use, lowest first."""
+
+    def percentile_steps(self, ticks_per_half_distance: int = 5) -> list[PercentileStep]:
+        """Percentiles in steps that shrink on the way to 100.
+
+        There are `ticks_per_half_distance` of them in every halving of the distance to 100 %; the last one is 100.
+        """
+
+    def percentile_distribution(self, scale: float = 1.0, ticks_per_half_distance: int = 5) -> str:
+        """The distribution as `.hgrm` text, which HdrHistogram's plotters read.
+
+        scale: what the values are divided by; 1e6 shows nanoseconds as milliseconds.
+        Clamped and unrecorded values, if any, are told in a last comment line.
+        """
+
+    def encode(self, compressed: bool = True) -> bytes:
+        """The HdrHistogram V2 encoding, by default compressed with zlib. It has no place for the clamped counts."""
+
+    def encode_base64(self) -> str:
+        """The compressed encoding in base64, as HdrHistogram's log files and tools exchange it."""
+
+    @staticmethod
+    def decode(data: str | Buffer) -> Histogram:
+        """The histogram in a V2 encoding: plain or compressed bytes, or base64 of either (str or bytes).
+
+        Safe for data from elsewhere: inflates no further than its own layout can need.
+        Raises ValueError for anything that is not exactly one encoded histogram.
+        """
+
+    def __eq__(self, other: object) -> bool:
+        """Equal layouts and counts. Clamped values count as what they were clamped to."""
+
+    __hash__ = None  # type: ignore[assignment]

@@ -1,0 +1,490 @@
+"""`fabric_ext.histogram` against two oracles: the PyPI package `hdrhistogram`, and a sorted list of the values."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import random
+import struct
+import sys
+import zlib
+from collections.abc import Iterator
+
+import pytest
+from hdrh.histogram import HdrHistogram
+
+from fabric_ext.histogram import Histogram
+
+SEED = random.SystemRandom().randrange(2**32)
+PERCENTILES = (0, 0.001, 1, 10, 25, 50, 75, 90, 95, 99, 99.9, 99.99, 100)
+HOUR_NS = 3_600_000_000_000
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    print(f"seed {SEED}")
+    return random.Random(f"{SEED} {request.node.name}")
+
+
+def layouts(rng: random.Random, n: int) -> Iterator[tuple[int, int, int]]:
+    for _ in range(n):
+        lowest = rng.choice((1, 1, 2, 3, 10, 1000, rng.randrange(1, 5000)))
+        highest = max(2 * lowest, int(10 ** rng.uniform(2, 9)))
+        yield lowest, highest, rng.choice((1, 2, 3, 3))
+
+
+def random_values(rng: random.Random, highest: int, n: int) -> list[int]:
+    """Log-uniform values, some of them repeated, and the edges."""
+    values = [min(highest, int(10 ** rng.uniform(0, math.log10(highest)))) for _ in range(n)]
+    return [*values, *rng.choices(values, k=n // 4), 0, 1, highest]
+
+
+def pair(layout: tuple[int, int, int], values: list[int]) -> tuple[Histogram, HdrHistogram]:
+    ours, theirs = Histogram(*layout), HdrHistogram(*layout)
+    for value in values:
+        ours.record(value)
+        assert theirs.record_value(value)
+    return ours, theirs
+
+
+def assert_same(ours: Histogram, theirs: HdrHistogram) -> None:
+    assert ours.count == theirs.get_total_count()
+    assert (ours.min, ours.max) == (theirs.get_min_value(), theirs.get_max_value())
+    assert ours.mean == pytest.approx(theirs.get_mean_value(), rel=1e-12)
+    assert ours.stddev == pytest.approx(theirs.get_stddev(), rel=1e-9)
+    expected = theirs.get_percentile_to_value_dict(list(PERCENTILES))
+    assert dict(zip(PERCENTILES, ours.values_at_percentiles(PERCENTILES), strict=True)) == expected
+    counts = [
+        (theirs.get_lowest_equivalent_value(slot.value_iterated_to), slot.value_iterated_to,
+         slot.count_added_in_this_iter_step, slot.total_count_to_this_value)
+        for slot in theirs.get_recorded_iterator()
+    ]  # fmt: skip
+    assert [tuple(slot) for slot in ours.recorded()] == counts
+
+
+# ---------------------------------------------------------------------- against hdrhistogram
+
+
+def test_everything_read_equals_hdrhistogram(rng: random.Random) -> None:
+    for layout in layouts(rng, 12):
+        assert_same(*pair(layout, random_values(rng, layout[1], rng.choice((1, 10, 200)))))
+
+
+def test_record_n_equals_hdrhistogram(rng: random.Random) -> None:
+    layout = (1, 1_000_000, 2)
+    ours, theirs = Histogram(*layout), HdrHistogram(*layout)
+    for value in random_values(rng, layout[1], 50):
+        n = rng.randrange(1, 10**9)
+        ours.record_n(value, n)
+        theirs.record_value(value, n)
+    ours.record_n(5, 0)
+    assert_same(ours, theirs)
+
+
+def test_corrected_equals_hdrhistogram(rng: random.Random) -> None:
+    for layout in layouts(rng, 6):
+        ours, theirs = Histogram(*layout), HdrHistogram(*layout)
+        for value in random_values(rng, layout[1], 10):
+            interval = rng.choice((0, -1, value, value + 1, value // rng.randrange(2, 300)))
+            n = rng.randrange(1, 4)
+            ours.record_corrected(value, interval, n)
+            theirs.record_corrected_value(value, interval, n)
+        assert_same(ours, theirs)
+
+
+def test_copy_corrected_corrects_every_slot() -> None:
+    plain = Histogram(1, 1_000_000, 3)
+    expected = Histogram(1, 1_000_000, 3)
+    for value, n in ((10, 100), (7_000, 1), (100_000, 2)):
+        plain.record_n(value, n)
+    for slot in plain.recorded():
+        expected.record_corrected(slot.highest, 1_000, slot.count)
+    plain.record(-1)
+    expected.record(-1)
+    corrected = plain.copy_corrected(1_000)
+    assert corrected.count == 100 + 8 + 2 * 101 + 1  # the slots end at 7,003 and 100,031
+    assert corrected.clamped_low == 1
+    assert plain.count == 104
+    assert corrected == expected
+
+
+def test_correction_costs_no_more_than_the_slots() -> None:
+    histogram = Histogram()
+    histogram.record_corrected(HOUR_NS, 1)  # 3.6e12 omitted values
+    assert histogram.count == HOUR_NS
+    assert histogram.value_at_percentile(50) == pytest.approx(HOUR_NS / 2, rel=1e-3)
+
+
+def test_merge_equals_hdrhistogram(rng: random.Random) -> None:
+    for layout in layouts(rng, 6):
+        ours, theirs = pair(layout, random_values(rng, layout[1], 40))
+        ours_2, theirs_2 = pair(layout, random_values(rng, layout[1], 40))
+        ours.add(ours_2)
+        theirs.add(theirs_2)
+        assert_same(ours, theirs)
+
+
+def test_merge_of_another_layout_equals_hdrhistogram(rng: random.Random) -> None:
+    for layout in layouts(rng, 6):
+        wider = (layout[0] * 3, layout[1] * 4, 2)
+        ours, theirs = pair(wider, random_values(rng, layout[1], 20))
+        ours_2, theirs_2 = pair(layout, random_values(rng, layout[1], 20))
+        ours.add(ours_2)
+        theirs.add(theirs_2)
+        assert_same(ours, theirs)
+
+
+def test_percentile_steps_equal_hdrhistogram(rng: random.Random) -> None:
+    for layout in layouts(rng, 6):
+        ours, theirs = pair(layout, random_values(rng, layout[1], rng.choice((1, 3, 300))))
+        for ticks in (1, 5, 10):
+            expected = [
+                (step.value_iterated_to, step.percentile_level_iterated_to, step.total_count_to_this_value)
+                for step in theirs.get_percentile_iterator(ticks)
+            ]
+            steps = ours.percentile_steps(ticks)
+            assert [(step.value, step.total) for step in steps] == [(v, t) for v, _, t in expected]
+            assert [step.percentile for step in steps] == pytest.approx([p for _, p, _ in expected], rel=1e-12)
+
+
+def test_hgrm_text_equals_hdrhistogram(rng: random.Random) -> None:
+    for layout in (*layouts(rng, 4), (1, 1000, 3)):
+        values = random_values(rng, layout[1], 100) if layout[1] != 1000 else []
+        ours, theirs = pair(layout, values)
+        out = io.BytesIO()
+        theirs.output_percentile_distribution(out, 1.0, 5)
+        assert ours.percentile_distribution() == out.getvalue().decode()
+
+
+def test_hgrm_scale_applies_to_every_value() -> None:
+    histogram = Histogram()
+    for value in (1_000_000, 2_000_000, 4_000_000):
+        histogram.record(value)
+    text = histogram.percentile_distribution(scale=1e6)
+    assert "       4.002 1.000000000000          3\n" in text
+    assert f"StdDeviation   = {histogram.stddev / 1e6:12.3f}]" in text
+    assert "#[Max     =        4.002, TotalCount     =        3.000]" in text
+    assert "Clamped" not in text
+    histogram.record(-7)
+    assert histogram.percentile_distribution().endswith(
+        "#[ClampedLow = 1, ClampedHigh = 0, Unrecorded = 0]\n"
+    )
+
+
+# ---------------------------------------------------------------------- encoding
+
+
+def decode_slowly(plain: bytes) -> tuple[tuple[object, ...], list[int]]:
+    """Header and counts of an uncompressed V2 encoding; counts shorter than 2^55."""
+    header, counts, number, shift = struct.unpack_from(">IIiiqqd", plain), [], 0, 0
+    for byte in plain[40:]:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            signed = (number >> 1) ^ -(number & 1)
+            counts += [signed] if signed > 0 else [0] * (-signed or 1)
+            number = shift = 0
+    return header, counts
+
+
+def test_encoding_holds_the_same_header_and_counts_as_that_of_hdrhistogram(rng: random.Random) -> None:
+    # Not the same bytes: one zero alone is a 0 in the Java and C libraries and here, a run of one in hdrhistogram.
+    for layout in layouts(rng, 8):
+        ours, theirs = pair(layout, random_values(rng, layout[1], rng.choice((1, 20, 500))))
+        plain = ours.encode(compressed=False)
+        assert decode_slowly(plain) == decode_slowly(zlib.decompress(base64.b64decode(theirs.encode())[8:]))
+        assert zlib.decompress(ours.encode()[8:]) == plain
+
+
+def test_encodings_are_read_both_ways(rng: random.Random) -> None:
+    for layout in layouts(rng, 5):
+        ours, theirs = pair(layout, random_values(rng, layout[1], rng.choice((1, 20, 500))))
+        assert_same(ours, HdrHistogram.decode(ours.encode_base64()))
+        assert_same(Histogram.decode(theirs.encode()), theirs)
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 2**31, 2**55 - 1, 2**55, 2**61, 2**62, 2**63 - 1])
+def test_counts_of_every_length_survive(n: int) -> None:
+    histogram = Histogram(1, 1000, 1)
+    histogram.record_n(3, n)
+    assert Histogram.decode(histogram.encode()) == histogram
+    if n <= 2**61:  # above, hdrhistogram loses bits
+        assert HdrHistogram.decode(histogram.encode_base64()).get_count_at_value(3) == n
+
+
+def test_decode_takes_every_form_and_keeps_the_configuration() -> None:
+    histogram = Histogram(7, 12345, 2)
+    histogram.record_n(100, 3)
+    b64 = histogram.encode_base64()
+    assert b64.startswith("HIST")
+    forms = (b64, b64.encode(), histogram.encode(), bytearray(histogram.encode()), histogram.encode(compressed=False))
+    for form in (*forms, base64.b64encode(histogram.encode(compressed=False))):
+        decoded = Histogram.decode(form)
+        assert decoded == histogram
+        assert (decoded.lowest_discernible, decoded.highest_trackable, decoded.significant_figures) == (7, 12345, 2)
+
+
+def test_empty_histogram_survives() -> None:
+    empty = Histogram(1, 1000, 3)
+    assert Histogram.decode(empty.encode()) == empty
+    assert HdrHistogram.decode(empty.encode_base64()).get_total_count() == 0
+    assert Histogram.decode(HdrHistogram(1, 1000, 3).encode()) == empty
+
+
+def test_decode_refuses_damage_with_value_error_only(rng: random.Random) -> None:
+    histogram = Histogram(1, 10**6, 2)
+    for value in random_values(rng, 10**6, 50):
+        histogram.record(value)
+    for encoded in (histogram.encode(), histogram.encode(compressed=False)):
+        for cut in range(len(encoded)):
+            with pytest.raises(ValueError):
+                Histogram.decode(encoded[:cut])
+        with pytest.raises(ValueError):
+            Histogram.decode(encoded + b"\0")
+        for _ in range(2000):
+            damaged = bytearray(encoded)
+            for _ in range(rng.randrange(1, 4)):
+                damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+            try:
+                Histogram.decode(damaged)
+            except (ValueError, OverflowError):  # OverflowError: counts that add up to more than 2^63
+                pass
+    for text in ("", "HIST", "HIST!!!!", "HISTFAAA", "é"):
+        with pytest.raises(ValueError):
+            Histogram.decode(text)
+
+
+def test_decode_takes_the_payload_length_of_the_c_library() -> None:
+    histogram = Histogram(1, 1000, 1)
+    histogram.record(3)
+    plain = histogram.encode(compressed=False)
+    (length,) = struct.unpack_from(">I", plain, 4)
+    assert Histogram.decode(plain[:4] + struct.pack(">I", 40 + length) + plain[8:]) == histogram
+
+
+def v2(counts: bytes, length: int | None = None, offset: int = 0, ratio: float = 1.0, figures: int = 1) -> bytes:
+    length = len(counts) if length is None else length
+    return struct.pack(">IIiiqqd", 0x1C849313, length, offset, figures, 1, 1000, ratio) + counts
+
+
+@pytest.mark.parametrize(
+    ("encoded", "complaint"),
+    [
+        (v2(b"\x02", length=2), "1 bytes of counts"),
+        (v2(b"\x02", offset=1), "index offset 1"),
+        (v2(b"\x02", ratio=0.5), "ratio 0.5"),
+        (v2(b"\x02", figures=6), "significant_figures"),
+        (v2(b"\x02" * 5000), "more counts than"),
+        (v2(b"\xff\x7f\x02"), "more counts than"),
+        (v2(b"\xff" * 9), "more counts than"),  # a run of 2^63 zeros
+        (v2(b"\x02\x80"), "cut short"),
+        (b"\x1c\x84\x93\x02" + v2(b"")[4:], "not a V2"),
+    ],
+)
+def test_decode_says_what_is_wrong(encoded: bytes, complaint: str) -> None:
+    deflated = zlib.compress(encoded)
+    for form in (encoded, struct.pack(">II", 0x1C849314, len(deflated)) + deflated):
+        with pytest.raises(ValueError, match=complaint):
+            Histogram.decode(form)
+
+
+def test_decode_inflates_a_bomb_no_further_than_its_layout() -> None:
+    deflated = zlib.compress(v2(b"", length=10**7) + bytes(10**7))
+    bomb = struct.pack(">II", 0x1C849314, len(deflated)) + deflated
+    with pytest.raises(ValueError, match="more counts than"):
+        Histogram.decode(bomb)
+
+
+# ---------------------------------------------------------------------- against a sorted list
+
+
+@pytest.mark.parametrize("figures", [1, 2, 3, 4, 5])
+def test_relative_error_is_bounded_from_microseconds_to_hours(figures: int, rng: random.Random) -> None:
+    # Bounded from 10^figures units up; below, values are exact.
+    histogram = Histogram(significant_figures=figures)
+    values = sorted(int(10 ** rng.uniform(0, math.log10(HOUR_NS))) for _ in range(2000))
+    for value in values:
+        histogram.record(value)
+    for percentile in PERCENTILES[1:]:
+        exact = values[max(int(percentile / 100 * len(values) + 0.5), 1) - 1]
+        assert exact <= histogram.value_at_percentile(percentile) <= exact * (1 + 10**-figures)
+    assert histogram.mean == pytest.approx(sum(values) / len(values), rel=10**-figures)
+    assert histogram.min <= values[0] and values[-1] <= histogram.max
+
+
+def test_counts_up_to_bounds() -> None:
+    histogram = Histogram()
+    for value in (5, 10, 10, 500, 2**60):
+        histogram.record(value)
+    assert histogram.counts_up_to([0, 4, 5, 9, 10, 499, 500, 2**62]) == [0, 0, 1, 1, 3, 3, 4, 5]
+    assert histogram.count_at(10) == 2
+    assert histogram.count_at(11) == histogram.count_at(-1) == histogram.count_at(2**62) == 0
+    with pytest.raises(ValueError, match="ascend"):
+        histogram.counts_up_to([5, 4])
+    assert Histogram().counts_up_to([1, 2]) == [0, 0]
+
+
+# ---------------------------------------------------------------------- range and memory
+
+
+def test_out_of_range_values_are_clamped_and_counted() -> None:
+    histogram = Histogram(1, 1000, 3)
+    assert histogram.max_recordable == 2047
+    histogram.record(2047)
+    assert histogram.clamped_high == 0
+    histogram.record(2048)
+    histogram.record_n(2**63 - 1, 2)
+    histogram.record_n(-1, 4)
+    histogram.record(-(2**63))
+    assert (histogram.clamped_low, histogram.clamped_high, histogram.count) == (5, 3, 9)
+    assert (histogram.min, histogram.max) == (0, 2047)
+    assert "clamped_low=5, clamped_high=3" in repr(histogram)
+    copied = histogram.copy()
+    assert (copied.clamped_low, copied.clamped_high) == (5, 3)
+    for beyond in (2**63, -(2**63) - 1):
+        with pytest.raises(OverflowError):
+            histogram.record(beyond)
+
+
+def test_correction_beyond_the_range_is_counted_as_clamped() -> None:
+    histogram = Histogram(1, 1000, 3)
+    histogram.record_corrected(10_000, 1_000)
+    assert histogram.count == 10
+    assert histogram.clamped_high == 8  # 10,000 down to 3,000
+    assert [(slot.lowest, slot.count) for slot in histogram.recorded()] == [(1000, 1), (2000, 1), (2047, 8)]
+
+
+def test_merge_into_a_smaller_range_is_counted_as_clamped() -> None:
+    small, large = Histogram(1, 1000, 3), Histogram(1, 10**9, 3)
+    large.record_n(10**8, 3)
+    large.record(5)
+    large.record(-5)
+    small.add(large)
+    assert (small.count, small.clamped_high, small.clamped_low, small.max) == (5, 3, 1, 2047)
+
+
+@pytest.mark.parametrize("layout", [(1, 2**63 - 1, 5), (1, 2**63 - 1, 1), (2**57, 2**63 - 1, 1), (1, 2, 1), (4, 8, 5)])
+def test_extreme_layouts(layout: tuple[int, int, int]) -> None:
+    histogram = Histogram(*layout)
+    for value in (0, 1, layout[1] // 2, layout[1]):
+        histogram.record(value)
+    assert histogram.count == 4 and histogram.clamped_high == 0
+    assert histogram.max >= layout[1] == histogram.highest_trackable
+    for slot in histogram.recorded():
+        assert slot.lowest <= slot.highest <= histogram.max_recordable
+    assert Histogram.decode(histogram.encode()) == histogram
+
+
+@pytest.mark.parametrize(
+    ("layout", "field"),
+    [
+        ((0, 100, 3), "lowest_discernible"),
+        ((-1, 100, 3), "lowest_discernible"),
+        ((10, 19, 3), "highest_trackable"),
+        ((1, 100, 0), "significant_figures"),
+        ((1, 100, 6), "significant_figures"),
+        ((2**60, 2**63 - 1, 3), "63 bits"),
+    ],
+)
+def test_bad_layouts_are_refused_by_name(layout: tuple[int, int, int], field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        Histogram(*layout)
+
+
+def test_memory_follows_what_is_recorded_and_is_bounded(rng: random.Random) -> None:
+    histogram = Histogram()
+    assert sys.getsizeof(histogram) < 256
+    for _ in range(100):
+        histogram.record(rng.randrange(30_000_000, 31_000_000))  # heartbeats over a 30 ms line
+    assert sys.getsizeof(histogram) < 4_000
+    dense = 40 * 1024 * 8  # half-buckets, slots, bytes
+    for magnitude in range(47):
+        for slot in range(1024):
+            histogram.record((1 << magnitude) + (slot << max(magnitude - 10, 0)))
+    full = sys.getsizeof(histogram)
+    assert full < dense
+    for _ in range(10_000):
+        histogram.record(rng.randrange(2**47))
+    histogram.reset()
+    histogram.record(12345)
+    assert sys.getsizeof(histogram) == full
+
+
+def test_counts_do_not_overflow_unseen() -> None:
+    histogram = Histogram()
+    histogram.record_n(1, 2**63 - 2)
+    histogram.record(2)
+    assert histogram.count == 2**63 - 1
+    assert histogram.value_at_percentile(100) == histogram.max == 2
+    with pytest.raises(OverflowError):
+        histogram.record_n(1, 1)
+    with pytest.raises(OverflowError):
+        histogram.record_corrected(10, 1)
+    with pytest.raises(OverflowError):
+        histogram.add(histogram.copy())
+    with pytest.raises(ValueError, match="negative"):
+        histogram.record_n(1, -1)
+    assert histogram.count == 2**63 - 1
+
+
+# ---------------------------------------------------------------------- object
+
+
+def test_empty_histogram_reads_as_zero() -> None:
+    empty = Histogram()
+    assert (empty.count, empty.min, empty.max, empty.mean, empty.stddev, empty.sum) == (0, 0, 0, 0.0, 0.0, 0.0)
+    assert empty.values_at_percentiles((0, 50, 100)) == [0, 0, 0]
+    assert empty.recorded() == empty.percentile_steps() == []
+    assert repr(empty) == "Histogram(count=0, min=0, p50=0, p99=0, max=0)"
+
+
+def test_percentiles_in_any_order_and_only_within_0_and_100() -> None:
+    histogram = Histogram()
+    for value in range(1, 101):
+        histogram.record(value)
+    assert histogram.values_at_percentiles((99, 50, 0, 100, 50)) == [99, 50, 1, 100, 50]
+    for bad in (-0.1, 100.1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="percentile"):
+            histogram.value_at_percentile(bad)
+    with pytest.raises(ValueError, match="ticks"):
+        histogram.percentile_steps(0)
+
+
+def test_reset_starts_over() -> None:
+    histogram = Histogram(1, 1000, 3)
+    for value in (-5, 10, 5000):
+        histogram.record(value)
+    histogram.reset()
+    assert histogram == Histogram(1, 1000, 3)
+    assert (histogram.clamped_low, histogram.clamped_high, histogram.min, histogram.max) == (0, 0, 0, 0)
+    histogram.record(77)
+    assert (histogram.min, histogram.max, histogram.count) == (77, 77, 1)
+
+
+def test_equality_compares_layout_and_counts() -> None:
+    a, b = Histogram(1, 1000, 3), Histogram(1, 1000, 3)
+    a.record(5)
+    assert a != b
+    b.record(6)
+    assert a != b
+    b.record(5)
+    a.record(6)
+    assert a == b
+    assert a != Histogram(1, 1000, 2) and a != 5
+    with pytest.raises(TypeError):
+        hash(a)
+
+
+def test_adding_to_itself_doubles() -> None:
+    histogram = Histogram()
+    for value in (1, 1_000, 1_000_000):
+        histogram.record(value)
+    histogram.add(histogram)
+    assert [slot.count for slot in histogram.recorded()] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("value", [1.5, "1", None])
+def test_only_integers_are_recorded(value: object) -> None:
+    with pytest.raises(TypeError):
+        Histogram().record(value)  # type: ignore[arg-type]
