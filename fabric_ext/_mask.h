@@ -1,10 +1,13 @@
 /* XOR masking of WebSocket payloads, RFC 6455 section 5.3.
  *
- * Owns: the inline code for short payloads and the entry point of the vector kernels for long ones (_mask.c).
- * Never: chooses keys, knows of frames, or calls Python.
+ * Owns: the code for short payloads, the vector loop for long ones, and the choice between its versions (_mask.c).
+ * Never: makes keys, knows of frames, or calls Python.
  *
- * Everywhere: `key` holds the four key bytes in the order they have in memory, so no byte swapping is needed; `dst` and
- * `src` are equal or do not overlap at all; neither has to be aligned.
+ * Everywhere: `key` holds the four key bytes in the order they have in memory, so nothing depends on the byte order;
+ * `dst` and `src` are equal or do not overlap at all; neither has to be aligned.
+ *
+ * One idea serves every length: a payload that is no multiple of the word in use ends with a word that overlaps the one
+ * before. All words that may overlap are read before any is written, so that in place no byte is masked twice.
  */
 #ifndef FABRIC_MASK_H
 #define FABRIC_MASK_H
@@ -13,75 +16,112 @@
 #include <stdint.h>
 #include <string.h>
 
-/* From this many bytes on a vector kernel is worth an indirect call. */
+/* From this many bytes on the vector loop is worth its set-up and an indirect call. */
 #define FABRIC_MASK_LONG 64
 
-#if defined(_MSC_VER)
-#define FABRIC_MASK_HOT static __forceinline
-#else
-#define FABRIC_MASK_HOT static inline __attribute__((always_inline))
-#endif
+#define FABRIC_MASK_INLINE static inline __attribute__((always_inline))
 
-/* Masks n bytes from the first key byte on; n >= FABRIC_MASK_LONG. Picked once, when the module is initialised. */
+/* Masks n >= FABRIC_MASK_LONG bytes. */
 typedef void (*fabric_mask_kernel)(uint8_t *dst, const uint8_t *src, size_t n, uint32_t key);
 
-/* The fastest kernel this processor runs, and its name ("avx512", "avx2", "baseline"). */
-fabric_mask_kernel fabric_mask_pick(const char **name);
+/* The kernel called `name` ("baseline", "avx2"), or NULL where this processor or build lacks it. */
+fabric_mask_kernel fabric_mask_named(const char *name);
 
-/* A kernel by its name, or NULL where this processor cannot run it. For tests and benchmarks. */
-fabric_mask_kernel fabric_mask_by_name(const char *name);
+/* The name of the fastest kernel this processor runs. */
+const char *fabric_mask_fastest(void);
 
-/* The key as it looks to a byte `offset` places into the payload. */
-FABRIC_MASK_HOT uint32_t fabric_mask_rotate(uint32_t key, size_t offset)
+/* The key as it looks from a byte `offset` places into the payload. */
+FABRIC_MASK_INLINE uint32_t fabric_mask_rotate(uint32_t key, size_t offset)
 {
-    unsigned shift = (unsigned)(offset & 3) * 8;
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    return shift ? (key << shift) | (key >> (32 - shift)) : key;
+    const unsigned bits = (unsigned)(offset & 3) * 8;
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    return (key << bits) | (key >> (-bits & 31));
 #else
-    return shift ? (key >> shift) | (key << (32 - shift)) : key;
+    return (key >> bits) | (key << (-bits & 31));
 #endif
 }
 
-FABRIC_MASK_HOT uint64_t fabric_mask_load64(const uint8_t *p)
-{
-    uint64_t word;
-    memcpy(&word, p, sizeof word);
-    return word;
-}
+/* Words of every width that may lie anywhere and alias anything. */
+typedef uint32_t fabric_word4 __attribute__((aligned(1), may_alias));
+typedef uint64_t fabric_word8 __attribute__((aligned(1), may_alias));
+typedef uint32_t fabric_word16 __attribute__((vector_size(16), aligned(1), may_alias));
+typedef uint32_t fabric_word32 __attribute__((vector_size(32), aligned(1), may_alias));
 
-FABRIC_MASK_HOT void fabric_mask_store64(uint8_t *p, uint64_t word)
-{
-    memcpy(p, &word, sizeof word);
-}
+#define FABRIC_KEY4(key) (key)
+#define FABRIC_KEY8(key) ((uint64_t)(key) << 32 | (key))
+#define FABRIC_KEY16(key) ((fabric_word16){(key), (key), (key), (key)})
+#define FABRIC_KEY32(key) ((fabric_word32){(key), (key), (key), (key), (key), (key), (key), (key)})
 
-/* Masks any number of bytes without a call: right for short payloads, merely good for long ones.
- *
- * The last, incomplete word is taken as the full word that ends with the payload. It overlaps the word before it, so it is
- * read before that one is written: in place, bytes must not be masked twice.
- */
-FABRIC_MASK_HOT void fabric_mask_inline(uint8_t *dst, const uint8_t *src, size_t n, uint32_t key)
+/* The word of `width` bytes at place i of src, masked. */
+#define FABRIC_MASKED(width, i, key) (*(const fabric_word##width *)(src + (i)) ^ FABRIC_KEY##width(key))
+#define FABRIC_STORE(width, i, word) (*(fabric_word##width *)(dst + (i)) = (word))
+
+/* Masks n < FABRIC_MASK_LONG bytes, without a loop from 4 bytes on. */
+FABRIC_MASK_INLINE void fabric_mask_short(uint8_t *dst, const uint8_t *src, size_t n, uint32_t key)
 {
-    if (n >= 8) {
-        const uint64_t wide = ((uint64_t)key << 32) | key;
-        const uint32_t turned = fabric_mask_rotate(key, n);
-        const uint64_t tail = fabric_mask_load64(src + n - 8) ^ (((uint64_t)turned << 32) | turned);
-        for (size_t i = 0; i + 8 < n; i += 8)
-            fabric_mask_store64(dst + i, fabric_mask_load64(src + i) ^ wide);
-        fabric_mask_store64(dst + n - 8, tail);
+    const uint32_t turned = fabric_mask_rotate(key, n); /* seen from n - width, for every width */
+    if (n > 32) {
+        const fabric_word16 a = FABRIC_MASKED(16, 0, key), b = FABRIC_MASKED(16, 16, key);
+        const fabric_word16 c = FABRIC_MASKED(16, n - 32, turned), d = FABRIC_MASKED(16, n - 16, turned);
+        FABRIC_STORE(16, 0, a);
+        FABRIC_STORE(16, 16, b);
+        FABRIC_STORE(16, n - 32, c);
+        FABRIC_STORE(16, n - 16, d);
+    } else if (n >= 16) {
+        const fabric_word16 head = FABRIC_MASKED(16, 0, key), tail = FABRIC_MASKED(16, n - 16, turned);
+        FABRIC_STORE(16, 0, head);
+        FABRIC_STORE(16, n - 16, tail);
+    } else if (n >= 8) {
+        const uint64_t head = FABRIC_MASKED(8, 0, key), tail = FABRIC_MASKED(8, n - 8, turned);
+        FABRIC_STORE(8, 0, head);
+        FABRIC_STORE(8, n - 8, tail);
     } else if (n >= 4) {
-        uint32_t head, tail;
-        memcpy(&head, src, 4);
-        memcpy(&tail, src + n - 4, 4);
-        head ^= key;
-        tail ^= fabric_mask_rotate(key, n);
-        memcpy(dst, &head, 4);
-        memcpy(dst + n - 4, &tail, 4);
+        const uint32_t head = FABRIC_MASKED(4, 0, key), tail = FABRIC_MASKED(4, n - 4, turned);
+        FABRIC_STORE(4, 0, head);
+        FABRIC_STORE(4, n - 4, tail);
     } else {
         uint8_t bytes[4];
         memcpy(bytes, &key, 4);
         for (size_t i = 0; i < n; i++)
             dst[i] = src[i] ^ bytes[i];
     }
+}
+
+/* Defines a kernel that works in words of `width` bytes. Its stores are aligned, since one that straddles two cache lines
+ * costs two; `first`, the word before the aligned ones, and `last`, the one after, overlap them and are written at the end. */
+#define FABRIC_MASK_KERNEL(name, width)                                                                                \
+    static void name(uint8_t *dst, const uint8_t *src, size_t n, uint32_t key)                                         \
+    {                                                                                                                  \
+        const fabric_word##width first = FABRIC_MASKED(width, 0, key);                                                 \
+        const fabric_word##width last = FABRIC_MASKED(width, n - width, fabric_mask_rotate(key, n));                   \
+        size_t i = width - ((uintptr_t)dst & (width - 1));                                                             \
+        const uint32_t turned = fabric_mask_rotate(key, i);                                                            \
+        for (; i + 4 * width <= n; i += 4 * width) {                                                                   \
+            const fabric_word##width a = FABRIC_MASKED(width, i, turned);                                              \
+            const fabric_word##width b = FABRIC_MASKED(width, i + width, turned);                                      \
+            const fabric_word##width c = FABRIC_MASKED(width, i + 2 * width, turned);                                  \
+            const fabric_word##width d = FABRIC_MASKED(width, i + 3 * width, turned);                                  \
+            FABRIC_STORE(width, i, a);                                                                                 \
+            FABRIC_STORE(width, i + width, b);                                                                         \
+            FABRIC_STORE(width, i + 2 * width, c);                                                                     \
+            FABRIC_STORE(width, i + 3 * width, d);                                                                     \
+        }                                                                                                              \
+        for (; i + width < n; i += width)                                                                              \
+            FABRIC_STORE(width, i, FABRIC_MASKED(width, i, turned));                                                   \
+        FABRIC_STORE(width, 0, first);                                                                                 \
+        FABRIC_STORE(width, n - width, last);                                                                          \
+    }
+
+/* What every processor has: SSE2 on x86-64, NEON on AArch64, plain words where there are no vectors. */
+__attribute__((unused)) FABRIC_MASK_KERNEL(fabric_mask_baseline, 16)
+
+/* Any length, nothing to link: for callers that do not count nanoseconds. */
+FABRIC_MASK_INLINE void fabric_mask_simple(uint8_t *dst, const uint8_t *src, size_t n, uint32_t key)
+{
+    if (n < FABRIC_MASK_LONG)
+        fabric_mask_short(dst, src, n, key);
+    else
+        fabric_mask_baseline(dst, src, n, key);
 }
 
 #endif

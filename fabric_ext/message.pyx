@@ -23,7 +23,7 @@ from libc.string cimport memcpy
 import msgspec
 
 cdef extern from "_mask.h" nogil:
-    void fabric_mask_inline(uint8_t* dst, const uint8_t* src, size_t n, uint32_t key)
+    void fabric_mask_simple(uint8_t* dst, const uint8_t* src, size_t n, uint32_t key)
 
 cdef enum:
     SHOWN = 32             # most characters or bytes of a payload that a repr shows
@@ -372,7 +372,7 @@ cdef int _check_shape(int opcode, bint fin, uint64_t size) except -1:
 
 cdef bytes _xored(const uint8_t* data, Py_ssize_t size, uint32_t key):
     cdef bytes out = PyBytes_FromStringAndSize(NULL, size)
-    fabric_mask_inline(<uint8_t*>PyBytes_AS_STRING(out), data, size, key)
+    fabric_mask_simple(<uint8_t*>PyBytes_AS_STRING(out), data, size, key)
     return out
 
 
@@ -424,7 +424,7 @@ cdef class Frame:
         out = PyBytes_FromStringAndSize(NULL, head + size)
         memcpy(PyBytes_AS_STRING(out), header, head)
         # A key of zeros changes nothing: the plain copy is the same walk.
-        fabric_mask_inline(<uint8_t*>PyBytes_AS_STRING(out) + head,
+        fabric_mask_simple(<uint8_t*>PyBytes_AS_STRING(out) + head,
                            <const uint8_t*>PyBytes_AS_STRING(self.payload), size, key)
         return out
 
