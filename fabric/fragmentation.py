@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fabric.error import ConnectionLimitExceeded, Error, InvalidFrame, MessageTooLarge, Utf8Error
 from fabric_ext.message import Frame, Message, MessageType
@@ -244,12 +244,12 @@ def _at_least_one(name: str, value: int) -> int:
     return value
 
 
-def _as_message(value: object) -> Message | None:
+def _as_message(value: Any) -> Message | None:
     """`value` as one whole message, or None if it is something else, perhaps an iterable of parts."""
     if isinstance(value, Message):
         return value
     try:
-        return Message(value)  # type: ignore[arg-type]
+        return Message(value)
     except TypeError:
         return None
 
