@@ -23,12 +23,15 @@ __all__ = [
     "HeaderMap",
     "HeaderName",
     "HeaderValue",
+    "HeadersLike",
     "ListItem",
     "is_sensitive",
     "is_token",
     "parse_items",
     "parse_list",
 ]
+
+HeadersLike = Mapping[str, str] | Iterable[tuple[str, str]] | None
 
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"  # RFC 9110 §5.6.2
 _QUOTED = r'"(?:[^"\\]|\\.)*+"'  # RFC 9110 §5.6.4
