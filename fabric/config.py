@@ -1,14 +1,15 @@
 """What can be configured, with units, defaults and limits. A config is checked once, when it is made.
 
 Every config is a frozen dataclass with keyword arguments, and has for each field a builder
-`with_<field>(value)`, which returns a changed copy. Durations are seconds (float) or `timedelta`, and are held as
-float; sizes are bytes. A wrong value raises ValueError, a value of a wrong type TypeError; both name the field,
-the value and what is allowed. The repr shows what differs from the defaults, and no credentials.
+`with_<field>(value)`, which returns a changed copy. Durations are seconds (float) or `timedelta`, held as float;
+sizes are bytes. A wrong value raises ValueError, a value of a wrong type TypeError; both name the field, the
+value and what is allowed. The repr shows what differs from the defaults, and no credentials.
 
 Owns: names, defaults, limits, and what follows from the fields alone. Opens nothing, reads no environment.
 """
 
-# ruff: noqa: RUF009  (`default` only changes the type that checkers see)
+# ruff: noqa: RUF009, TC003
+# `default` only changes the type that checkers see, and the annotations can be resolved at run time.
 
 from __future__ import annotations
 
@@ -69,8 +70,8 @@ MAX_HEADER_SIZE = 16 * 1024
 class ReconnectConfig(Config):
     """When to try again after a connection is lost or refused.
 
-    The n-th delay, from n = 0, is `initial_delay * backoff_multiplier ** n`, at most `max_delay`, less a random
-    part of it.
+    The n-th delay, from n = 0, is `initial_delay * backoff_multiplier ** n`, at most `max_delay`, less a
+    random part of it.
 
     Attributes:
         enabled: False ends the client with its first connection.
@@ -142,8 +143,8 @@ class BackpressureConfig(Config):
     Attributes:
         enabled: False lets senders run up to the limits, and then raises BufferFull.
         max_buffer_size: messages, at most.
-        max_buffer_bytes: bytes, at most; one message may pass it if it is alone. Bounds likewise what has been
-            received and not yet read.
+        max_buffer_bytes: bytes, at most; one message may pass it if it is alone. Bounds likewise what has
+            been received and not yet read.
         backpressure_threshold: part of either limit above which `send` waits.
         recovery_threshold: part below which it goes on; not above `backpressure_threshold`.
         timeout: seconds `send` waits before BackpressureTimeout; None = as long as it takes.
@@ -187,8 +188,8 @@ class CompressionConfig(Config):
         server_max_window_bits: the server's window is 2 ** bits bytes, 9 to 15. Each step less halves its
             memory, per connection, and finds fewer repetitions.
         client_max_window_bits: likewise, the client's.
-        server_no_context_takeover: the server forgets each message when it is sent. Costs most of what is saved
-            on small messages; saves the memory of the window between messages.
+        server_no_context_takeover: the server forgets each message when it is sent. Costs most of what is
+            saved on small messages; saves the memory of the window between messages.
         client_no_context_takeover: likewise, the client.
         mem_level: memory for deflate's own tables, 1 to 9 (2 ** (bits + 9) bytes).
         zstd_dictionary: a trained dictionary, the same on both sides.
@@ -235,8 +236,8 @@ class RateLimitConfig(Config):
 
     Attributes:
         messages_per_second, bytes_per_second, operations_per_second: sustained rates; None = no limit.
-        messages_burst, bytes_burst, operations_burst: what may come at once; None = what one second brings, and
-            at least 1.
+        messages_burst, bytes_burst, operations_burst: what may come at once; None = what one second brings,
+            and at least 1.
         on_exceed: "slow" stops reading until it is allowed, "drop" drops the message, "close" closes (1008).
     """
 
@@ -501,7 +502,7 @@ class ServerConfig(Config):
         required_headers: names a request must have; without them 401 (`Authorization`) or 400.
         headers: more headers of the response. Those of the handshake itself cannot be set.
         origins: allowed values of the `Origin` header (RFC 6455 §10.2): exact strings, compiled patterns that
-            match the whole, and None for requests without one; others are answered 403. None for no list = all.
+            match the whole, and None for requests without one; others get 403. None for no list = all.
         ssl: serves `wss://`.
         reuse_port: several processes may listen on one port (SO_REUSEPORT).
         backlog: connections the system holds until they are accepted.
