@@ -1,13 +1,13 @@
 /* XOR masking of WebSocket payloads, RFC 6455 section 5.3.
  *
- * Owns: the code for short payloads, the vector loop for long ones, and the choice between its versions (_mask.c).
+ * Owns: the code for short payloads, the vector loop for long ones, the choice between its versions (_mask.c).
  * Never: makes keys, knows of frames, or calls Python.
  *
- * Everywhere: `key` holds the four key bytes in the order they have in memory, so nothing depends on the byte order;
- * `dst` and `src` are equal or do not overlap at all; neither has to be aligned.
+ * Everywhere: `key` holds the four key bytes in the order they have in memory; `dst` and `src` are equal or do
+ * not overlap at all; neither has to be aligned.
  *
- * One idea serves every length: a payload that is no multiple of the word in use ends with a word that overlaps the one
- * before. All words that may overlap are read before any is written, so that in place no byte is masked twice.
+ * One idea serves every length: a payload that is no multiple of the word in use ends with a word that overlaps
+ * the one before. What may overlap is read before any of it is written, so in place no byte is masked twice.
  */
 #ifndef FABRIC_MASK_H
 #define FABRIC_MASK_H
@@ -87,29 +87,29 @@ FABRIC_MASK_INLINE void fabric_mask_short(uint8_t *dst, const uint8_t *src, size
     }
 }
 
-/* Defines a kernel that works in words of `width` bytes. Its stores are aligned, since one that straddles two cache lines
- * costs two; `first`, the word before the aligned ones, and `last`, the one after, overlap them and are written at the end. */
-#define FABRIC_MASK_KERNEL(name, width)                                                                                \
-    static void name(uint8_t *dst, const uint8_t *src, size_t n, uint32_t key)                                         \
-    {                                                                                                                  \
-        const fabric_word##width first = FABRIC_MASKED(width, 0, key);                                                 \
-        const fabric_word##width last = FABRIC_MASKED(width, n - width, fabric_mask_rotate(key, n));                   \
-        size_t i = width - ((uintptr_t)dst & (width - 1));                                                             \
-        const uint32_t turned = fabric_mask_rotate(key, i);                                                            \
-        for (; i + 4 * width <= n; i += 4 * width) {                                                                   \
-            const fabric_word##width a = FABRIC_MASKED(width, i, turned);                                              \
-            const fabric_word##width b = FABRIC_MASKED(width, i + width, turned);                                      \
-            const fabric_word##width c = FABRIC_MASKED(width, i + 2 * width, turned);                                  \
-            const fabric_word##width d = FABRIC_MASKED(width, i + 3 * width, turned);                                  \
-            FABRIC_STORE(width, i, a);                                                                                 \
-            FABRIC_STORE(width, i + width, b);                                                                         \
-            FABRIC_STORE(width, i + 2 * width, c);                                                                     \
-            FABRIC_STORE(width, i + 3 * width, d);                                                                     \
-        }                                                                                                              \
-        for (; i + width < n; i += width)                                                                              \
-            FABRIC_STORE(width, i, FABRIC_MASKED(width, i, turned));                                                   \
-        FABRIC_STORE(width, 0, first);                                                                                 \
-        FABRIC_STORE(width, n - width, last);                                                                          \
+/* Defines a kernel that works in words of `width` bytes. Its stores are aligned, since one that straddles two
+ * cache lines costs two; `first` and `last`, the words at the ends, overlap the aligned ones and come after them. */
+#define FABRIC_MASK_KERNEL(name, width)                                                                      \
+    static void name(uint8_t *dst, const uint8_t *src, size_t n, uint32_t key)                               \
+    {                                                                                                        \
+        const fabric_word##width first = FABRIC_MASKED(width, 0, key);                                       \
+        const fabric_word##width last = FABRIC_MASKED(width, n - width, fabric_mask_rotate(key, n));         \
+        size_t i = width - ((uintptr_t)dst & (width - 1));                                                   \
+        const uint32_t turned = fabric_mask_rotate(key, i);                                                  \
+        for (; i + 4 * width <= n; i += 4 * width) {                                                         \
+            const fabric_word##width a = FABRIC_MASKED(width, i, turned);                                    \
+            const fabric_word##width b = FABRIC_MASKED(width, i + width, turned);                            \
+            const fabric_word##width c = FABRIC_MASKED(width, i + 2 * width, turned);                        \
+            const fabric_word##width d = FABRIC_MASKED(width, i + 3 * width, turned);                        \
+            FABRIC_STORE(width, i, a);                                                                       \
+            FABRIC_STORE(width, i + width, b);                                                               \
+            FABRIC_STORE(width, i + 2 * width, c);                                                           \
+            FABRIC_STORE(width, i + 3 * width, d);                                                           \
+        }                                                                                                    \
+        for (; i + width < n; i += width)                                                                    \
+            FABRIC_STORE(width, i, FABRIC_MASKED(width, i, turned));                                         \
+        FABRIC_STORE(width, 0, first);                                                                       \
+        FABRIC_STORE(width, n - width, last);                                                                \
     }
 
 /* What every processor has: SSE2 on x86-64, NEON on AArch64, plain words where there are no vectors. */

@@ -18,13 +18,13 @@ cdef extern from "_mask.h" nogil:
     void fabric_mask_short(uint8_t* dst, const uint8_t* src, size_t n, uint32_t key)
 
 
-# --- masking --------------------------------------------------------------------------------------------------------
+# --- masking ------------------------------------------------------------------------------------------------
 
 cdef fabric_mask_kernel kernel = fabric_mask_named(fabric_mask_fastest())
 
 
 def select_kernel(name=None):
-    """Mask long payloads with the kernel called `name`, None for the fastest; return the name of the one in use.
+    """Mask long payloads with the kernel called `name`, None for the fastest; return the one in use.
 
     For tests and benchmarks. Raises ValueError for a kernel this processor or build does not have.
     """
@@ -62,8 +62,8 @@ cdef int _read_key(object key, Py_ssize_t offset, uint32_t* out) except -1:
 def mask(data, key, Py_ssize_t offset=0) -> bytes:
     """Return `data` masked, or unmasked, which is the same, with the 4 bytes of `key`.
 
-    `offset` is how many bytes of the same payload came before. Raises ValueError for a key of another size or a
-    negative offset, BufferError or TypeError if `data` is not a contiguous bytes-like object.
+    `offset` is how many bytes of the same payload came before. Raises ValueError for a key of another size or
+    a negative offset, BufferError or TypeError if `data` is not a contiguous bytes-like object.
     """
     cdef uint32_t word
     cdef Py_buffer view
@@ -90,7 +90,7 @@ def mask_inplace(buffer, key, Py_ssize_t offset=0) -> None:
         PyBuffer_Release(&view)
 
 
-# --- keys -----------------------------------------------------------------------------------------------------------
+# --- keys ---------------------------------------------------------------------------------------------------
 
 cdef enum:
     POOL = 1024  # keys from one call of os.urandom, so that its cost is spread thin

@@ -38,7 +38,9 @@ cdef Message new_message(int kind, object data)
 cdef bint is_wire_close_code(int code) noexcept nogil
 
 
-cdef inline Py_ssize_t write_header(uint8_t* out, uint8_t first, uint64_t n, bint masked, uint32_t key) noexcept nogil:
+cdef inline Py_ssize_t write_header(
+    uint8_t* out, uint8_t first, uint64_t n, bint masked, uint32_t key
+) noexcept nogil:
     """Write a frame header in its shortest form (RFC 6455 §5.2); return its size, 2..MAX_HEADER bytes.
 
     `first` is the whole first byte (FIN, RSV, opcode); `key` holds the four key bytes as they lie in memory.

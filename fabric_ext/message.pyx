@@ -1,8 +1,8 @@
 """Messages, raw frames and the frame header.
 
-Owns the value types that pass between application and connection, and the wire form of one frame (RFC 6455 §5.2).
-Never reads a socket, keeps no state between frames, and knows nothing of `fabric`: the exception classes that users
-catch are handed in by `bind_errors`; until then subclasses of ValueError with the same constructors serve.
+Owns the value types that pass between application and connection, and the wire form of one frame (RFC 6455
+§5.2). Never reads a socket, keeps no state between frames, and knows nothing of `fabric`: the exception classes
+that users catch are handed in by `bind_errors`; until then subclasses of ValueError serve, constructed alike.
 """
 
 import enum
@@ -14,7 +14,9 @@ cimport cython
 from cpython.buffer cimport (
     PyBUF_SIMPLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
 )
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromObject, PyBytes_FromStringAndSize
+from cpython.bytes cimport (
+    PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromObject, PyBytes_FromStringAndSize,
+)
 from cpython.unicode cimport (
     PyUnicode_AsUTF8AndSize, PyUnicode_AsUTF8String, PyUnicode_DecodeUTF8, PyUnicode_FromObject,
 )
@@ -43,7 +45,7 @@ class MessageType(enum.IntEnum):
 cdef tuple _TYPES = tuple([MessageType(i) if i in (1, 2, 8, 9, 10) else None for i in range(11)])
 
 
-# --- errors ---------------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------
 
 class _JsonError(ValueError):
     def __init__(self, message, *, path=""):
@@ -83,10 +85,10 @@ def bind_errors(*, json_error, utf8_error, invalid_frame, message_too_large):
     message_too_large_class = message_too_large
 
 
-# --- conversions ----------------------------------------------------------------------------------------------------
+# --- conversions --------------------------------------------------------------------------------------------
 
 cdef str _exact_text(object value):
-    """An exact str that has a UTF-8 form. CPython keeps that form, so sending does not encode a second time."""
+    """An exact str that has a UTF-8 form. CPython keeps that form, so sending does not encode again."""
     cdef Py_ssize_t size
     if not isinstance(value, str):
         raise TypeError(f"text must be str, not {type(value).__name__}")
@@ -109,7 +111,11 @@ cdef bytes _exact_bytes(object value):
 
 cdef bytes _control_payload(object value, str what):
     """Control frames carry at most 125 bytes, RFC 6455 §5.5."""
-    cdef bytes payload = PyUnicode_AsUTF8String(_exact_text(value)) if isinstance(value, str) else _exact_bytes(value)
+    cdef bytes payload
+    if isinstance(value, str):
+        payload = PyUnicode_AsUTF8String(_exact_text(value))
+    else:
+        payload = _exact_bytes(value)
     if len(payload) > MAX_CONTROL:
         raise ValueError(f"{what} payload is {len(payload)} bytes, allowed are at most {MAX_CONTROL}")
     return payload
@@ -134,7 +140,7 @@ cdef bytes _close_body(object code, object reason):
     return number.to_bytes(2, "big") + tail
 
 
-# --- messages -------------------------------------------------------------------------------------------------------
+# --- messages -----------------------------------------------------------------------------------------------
 
 _decoder_for = lru_cache(maxsize=CACHED_DECODERS)(msgspec.json.Decoder)
 cdef object _untyped_decode = msgspec.json.Decoder().decode
@@ -172,10 +178,10 @@ def _restore(int kind, data):
 @cython.no_gc
 @cython.freelist(256)
 cdef class Message:
-    """One whole message, immutable: `Message("text")`, `Message(b"binary")`, or one of the named constructors.
+    """One whole message, immutable: `Message("text")`, `Message(b"binary")`, or by a named constructor.
 
-    A str becomes TEXT; bytes, bytearray, memoryview and other buffers become BINARY, copied unless they are bytes.
-    Raises TypeError for anything else, Utf8Error for a str with lone surrogates.
+    A str becomes TEXT; bytes, bytearray, memoryview and other buffers become BINARY, copied unless they are
+    bytes. Raises TypeError for anything else, Utf8Error for a str with lone surrogates.
     """
 
     def __cinit__(self):
@@ -240,8 +246,8 @@ cdef class Message:
     def parse_json(self, type=Any):
         """The payload as JSON, decoded into `type`: a dataclass, msgspec.Struct, TypedDict, list[int] …
 
-        Decoders are kept for the types used last. Raises JsonError, whose `path` tells where in the document a value
-        does not fit ("" when the document itself is not JSON), TypeError for a type msgspec does not support.
+        Decoders are kept for the types used last. Raises JsonError, whose `path` tells where in the document
+        a value does not fit ("" if the document is malformed), TypeError for a type msgspec does not support.
         """
         decode = _untyped_decode if type is Any else _typed_decode(type)
         try:
@@ -315,7 +321,7 @@ cdef class Message:
 
     @property
     def close_reason(self):
-        """The reason of a CLOSE, "" if it carries none; None for other messages. Raises Utf8Error if malformed."""
+        """The reason of a CLOSE, "" if it has none; None for others. Raises Utf8Error if malformed."""
         if self.kind != K_CLOSE:
             return None
         return new_message(K_BINARY, (<bytes>self.data)[2:]).as_text()
@@ -355,7 +361,7 @@ cdef str _shown(object data):
     return repr(data) if len(data) <= SHOWN else repr(data[:SHOWN]) + "…"
 
 
-# --- frames ---------------------------------------------------------------------------------------------------------
+# --- frames -------------------------------------------------------------------------------------------------
 
 cdef int _check_shape(int opcode, bint fin, uint64_t size) except -1:
     """The rules every frame obeys whatever extension is in use."""
@@ -380,12 +386,12 @@ cdef bytes _xored(const uint8_t* data, Py_ssize_t size, uint32_t key):
 cdef class Frame:
     """One raw frame (RFC 6455 §5.2), immutable; `payload` is never masked, `masked` tells how it travels.
 
-    `opcode` is 0 (continuation), 1, 2, 8, 9 or 10. Raises InvalidFrame for a reserved opcode or a control frame that
-    is fragmented or longer than 125 bytes. RSV bits are free: what they mean is up to the extension.
+    `opcode` is 0 (continuation), 1, 2, 8, 9 or 10. Raises InvalidFrame for a reserved opcode or a control frame
+    that is fragmented or longer than 125 bytes. RSV bits are free: what they mean is up to the extension.
     """
 
-    def __init__(self, int opcode, payload=b"", *, bint fin=True, bint rsv1=False, bint rsv2=False, bint rsv3=False,
-                 bint masked=False):
+    def __init__(self, int opcode, payload=b"", *, bint fin=True, bint rsv1=False, bint rsv2=False,
+                 bint rsv3=False, bint masked=False):
         cdef bytes body = _exact_bytes(payload)
         if not 0 <= opcode <= 15:
             raise ValueError(f"opcode is {opcode}, allowed are 0-15")
@@ -406,8 +412,8 @@ cdef class Frame:
     def encode(self, mask=None) -> bytes:
         """The frame as it goes on the wire, masked with the 4 bytes of `mask`.
 
-        Without `mask` a frame that says `masked` takes a fresh random key and others go out plain. Raises ValueError
-        if `mask` is not 4 bytes.
+        Without `mask` a frame that says `masked` takes a fresh random key and others go out plain. Raises
+        ValueError if `mask` is not 4 bytes.
         """
         cdef uint8_t header[MAX_HEADER]
         cdef bint masked = mask is not None or self.masked
@@ -432,9 +438,9 @@ cdef class Frame:
     def parse(buffer, *, max_size=None):
         """Take the first frame of `buffer`: `(Frame, bytes consumed)`, or None if it is not all there yet.
 
-        Faults are raised as soon as the bytes that show them are there, before any payload is copied: InvalidFrame
-        (see the class; also a length not in its shortest form or above 2**63 - 1), MessageTooLarge for a payload
-        above `max_size` bytes.
+        Faults are raised as soon as the bytes that show them are there, before any payload is copied:
+        InvalidFrame (see the class; also a length not in its shortest form or above 2**63 - 1), MessageTooLarge
+        for a payload above `max_size` bytes.
         """
         cdef Py_buffer view
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
@@ -446,13 +452,10 @@ cdef class Frame:
     def __eq__(self, other):
         if not isinstance(other, Frame):
             return NotImplemented
-        return self._state() == (<Frame>other)._state()
+        return _state(self) == _state(<Frame>other)
 
     def __hash__(self):
-        return hash(self._state())
-
-    def _state(self):
-        return (self.opcode, self.payload, self.fin, self.rsv1, self.rsv2, self.rsv3, self.masked)
+        return hash(_state(self))
 
     def __repr__(self):
         flags = [name for name in ("fin", "rsv1", "rsv2", "rsv3", "masked") if getattr(self, name)]
@@ -460,7 +463,11 @@ cdef class Frame:
         return f"<Frame {' '.join([name, *flags])} {_shown(self.payload)}, {len(self.payload)} bytes>"
 
     def __reduce__(self):
-        return _restore_frame, self._state()
+        return _restore_frame, _state(self)
+
+
+cdef tuple _state(Frame frame):
+    return (frame.opcode, frame.payload, frame.fin, frame.rsv1, frame.rsv2, frame.rsv3, frame.masked)
 
 
 def _restore_frame(opcode, payload, fin, rsv1, rsv2, rsv3, masked):
