@@ -22,8 +22,8 @@ cdef extern from *:
         return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
     }
     """
-    # The clock of time.monotonic_ns(), read from a page the kernel refreshes every few milliseconds: about 5 ns a
-    # call, never ahead of time.monotonic_ns(). Good enough for `last_activity_ns`, too coarse for a latency.
+    # The clock of time.monotonic_ns(), as the kernel noted it at its last tick: some 5 ns a call, never ahead,
+    # at most a few milliseconds behind. Good enough for `last_activity_ns`, too coarse for a latency.
     int64_t coarse_monotonic_ns "fabric_coarse_monotonic_ns"() noexcept nogil
 
 
@@ -33,8 +33,8 @@ cdef class Counters:
     cdef public long long bytes_received
     cdef public long long messages_sent
     cdef public long long bytes_sent
-    # time.monotonic_ns() of the latest traffic or connection event. Whoever counts from C stamps it too; once per
-    # read is enough.
+    # time.monotonic_ns() of the latest traffic or connection event. Whoever counts from C stamps it as well;
+    # once per read is enough.
     cdef public long long last_activity_ns
 
     cdef public long long active_connections

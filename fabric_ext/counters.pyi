@@ -2,8 +2,11 @@
 
 from typing import Final
 
+from typing_extensions import disjoint_base
+
 FIELDS: Final[tuple[str, ...]]
 
+@disjoint_base
 class Counters:
     """What one connection, server or pool has done so far. Every attribute may be read and written."""
 

@@ -4,7 +4,7 @@ Owns: the numbers. Never: a lock (the event loop's thread is the only writer), a
 A parent (server, pool) is summed from its parts with `add` when somebody looks, so a message is counted once.
 """
 
-# The counted quantities, in the order in which they are reported. `last_activity_ns` is a time and not among them.
+# The counted quantities, in the order in which they are reported; `last_activity_ns` is a time, not a count.
 FIELDS = (
     "active_connections",
     "total_connections",
@@ -24,7 +24,8 @@ FIELDS = (
 )
 
 
-cdef class Counters:
+cdef @disjoint_base
+class Counters:
     """What one connection, server or pool has done so far. Every attribute may be read and written."""
 
     def add(self, Counters other not None):

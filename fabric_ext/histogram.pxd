@@ -18,9 +18,9 @@ cdef class Histogram:
     cdef uint64_t linear_mask        # the values of bucket 0, where slots have the width of one unit
     cdef int64_t capacity            # the largest value that has a slot; >= highest_trackable
 
-    # Counts live in chunks that are created when a value first falls into them. `directory` has one entry per chunk
-    # of the layout: 0, or 1 + its place in `pool`. Both are owned by this object, NULL until the first record,
-    # and freed in __dealloc__. `pool` moves when it grows: never keep a pointer into it across a record.
+    # Counts live in chunks that are created when a value first falls into them. `directory` has one entry per
+    # chunk of the layout: 0, or 1 + its place in `pool`. Both are owned by this object, NULL until the first
+    # record, freed in __dealloc__. `pool` moves when it grows: never keep a pointer into it across a record.
     cdef int chunk_magnitude         # log2 of the slots in a chunk
     cdef int chunks_used
     cdef int chunks_allocated

@@ -1,16 +1,16 @@
 """A High Dynamic Range histogram: integer values, bounded relative error, bounded memory."""
 
 from collections.abc import Iterable
-from typing import NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 from typing_extensions import Buffer
 
 class Slot(NamedTuple):
-    """The values `lowest` .. `highest`, which one count stands for, and `total`, the count of all values up to them."""
+    """The values `lowest` .. `highest` occurred `samples` times; `total` counts them and all below."""
 
     lowest: int
     highest: int
-    count: int
+    samples: int
     total: int
 
 class PercentileStep(NamedTuple):
@@ -25,20 +25,20 @@ class Histogram:
     """Counts of integer values between 0 and `highest_trackable`, each exact to `significant_figures` digits.
 
     lowest_discernible: the smallest difference worth telling apart, in the unit of the values; >= 1.
-    highest_trackable: at least twice that. The layout rounds it up; values above the rounded one are recorded as that
-        and counted in `clamped_high`, negative ones as 0 and counted in `clamped_low`.
+    highest_trackable: at least twice that. The layout rounds it up; values above the rounded one are recorded
+        as that and counted in `clamped_high`, negative ones as 0 and counted in `clamped_low`.
     significant_figures: 1 to 5.
 
     The defaults suit latencies in nanoseconds: three digits from 1 µs to a day.
     Raises ValueError for a layout outside these limits or wider than 63 bits.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         lowest_discernible: int = 1,
-        highest_trackable: int = 86_400_000_000_000,
+        highest_trackable: int = ...,
         significant_figures: int = 3,
-    ) -> None: ...
+    ) -> Histogram: ...
     @property
     def lowest_discernible(self) -> int: ...
     @property
@@ -69,28 +69,28 @@ class Histogram:
         """Count one value."""
 
     def record_n(self, value: int, n: int) -> None:
-        """Count `value` n times. Raises ValueError if n is negative, OverflowError past 2^63 values in all."""
+        """Count `value` n times. Raises ValueError if n is negative, OverflowError past 2^63 in all."""
 
     def record_corrected(self, value: int, expected_interval: int, n: int = 1) -> None:
         """Count `value`, and with it the values that went unmeasured while it was waited for.
 
-        Corrects for coordinated omission: a client that wants to send every `expected_interval` but waits `value` for
-        one answer would also have seen value - interval, value - 2 * interval, … down to the last above 0.
-        (The Java library leaves out the last one when it is below the interval; `hdrhistogram` on PyPI counts it.)
-        An interval <= 0 corrects nothing. Costs one step per slot, however many values that is.
+        Corrects for coordinated omission: a client that wants to send every `expected_interval` but waits
+        `value` for one answer would also have seen value - interval, value - 2 * interval, … down to the last
+        above 0. (The Java library leaves out the last one if it is below the interval; `hdrhistogram` counts
+        it.) An interval <= 0 corrects nothing. Costs one step per slot, however many values that is.
         """
 
     def add(self, other: Histogram) -> None:
-        """Add the counts of `other`, which may have another layout: its values then count as their slot's lowest.
+        """Add the counts of `other`. If its layout is another, its values count as the lowest of their slots.
 
-        Values beyond this layout are clamped and counted as such. Raises OverflowError past 2^63 values in all.
+        Values beyond this layout are clamped and counted as such. Raises OverflowError past 2^63 in all.
         """
 
     def copy(self) -> Histogram:
         """A histogram of the same layout and counts."""
 
     def copy_corrected(self, expected_interval: int) -> Histogram:
-        """A copy in which every recorded value has been corrected for coordinated omission: `record_corrected`.
+        """A copy with every recorded value corrected for coordinated omission: see `record_corrected`.
 
         For data that was not corrected when recorded; correcting twice counts twice.
         """
@@ -116,7 +116,7 @@ class Histogram:
 
     @property
     def stddev(self) -> float:
-        """The standard deviation (of the population), each value taken as the middle of its slot; 0.0 while empty."""
+        """The population's standard deviation, each value taken as the middle of its slot; 0.0 if empty."""
 
     def value_at_percentile(self, percentile: float) -> int:
         """The value that `percentile` (0 .. 100) percent of all values do not exceed; 0 while empty.
@@ -131,7 +131,7 @@ class Histogram:
         """How many recorded values share the slot of `value`; 0 for a value outside the layout."""
 
     def counts_up_to(self, bounds: Iterable[int]) -> list[int]:
-        """For each of the ascending `bounds`, how many recorded values lie at or below it, its own slot included."""
+        """For each of the ascending `bounds`, how many values lie at or below it, its own slot included."""
 
     def recorded(self) -> list[Slot]:
         """The slots in use, lowest first."""
@@ -139,7 +139,7 @@ class Histogram:
     def percentile_steps(self, ticks_per_half_distance: int = 5) -> list[PercentileStep]:
         """Percentiles in steps that shrink on the way to 100.
 
-        There are `ticks_per_half_distance` of them in every halving of the distance to 100 %; the last one is 100.
+        There are `ticks_per_half_distance` of them in every halving of the distance to 100; 100 is the last.
         """
 
     def percentile_distribution(self, scale: float = 1.0, ticks_per_half_distance: int = 5) -> str:
@@ -150,7 +150,7 @@ class Histogram:
         """
 
     def encode(self, compressed: bool = True) -> bytes:
-        """The HdrHistogram V2 encoding, by default compressed with zlib. It has no place for the clamped counts."""
+        """The HdrHistogram V2 encoding, compressed with zlib or not. It does not tell what was clamped."""
 
     def encode_base64(self) -> str:
         """The compressed encoding in base64, as HdrHistogram's log files and tools exchange it."""
@@ -166,4 +166,4 @@ class Histogram:
     def __eq__(self, other: object) -> bool:
         """Equal layouts and counts. Clamped values count as what they were clamped to."""
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None]  # type: ignore[assignment]

@@ -1,16 +1,16 @@
 """A High Dynamic Range histogram: integer values, bounded relative error, bounded memory.
 
-Owns: the bucket layout of HdrHistogram (Gil Tene, hdrhistogram.org), the counts, the V2 encoding and the `.hgrm` text.
-Never: a unit (callers say what a value means; `fabric` records nanoseconds), a clock, a lock (one thread records).
+Owns: the bucket layout of HdrHistogram (Gil Tene, hdrhistogram.org), the counts, their V2 and `.hgrm` forms.
+Never: a unit (`fabric` records nanoseconds), a clock, a lock (one thread records).
 
-The layout. With `f` significant figures a bucket has 2^m slots, the smallest power of two not below 2 * 10^f. Bucket 0
-covers 0 .. 2^m units in slots of one unit; every further bucket covers twice the range of the one before in slots
-twice as wide, and only its upper half is new. So from 10^f units up a slot is never wider than 10^-f of the values
-in it. A unit is the largest power of two not above `lowest_discernible`.
+The layout. With `f` significant figures a bucket has 2^m slots, the smallest power of two not below 2 * 10^f.
+Bucket 0 covers 0 .. 2^m units in slots of one unit; every further bucket covers twice the range of the one
+before in slots twice as wide, and only its upper half is new. So from 10^f units up no slot is wider than
+10^-f of the values in it. A unit is the largest power of two not above `lowest_discernible`.
 
-Memory. The dense array of the default layout would take 300 KB, most of it zeros for ever. Counts are therefore kept
-in chunks of 1/16 half-bucket, created when a value first falls into one: an unused histogram costs its object, one
-with a few values 2 to 4 KB, and none much more than the dense array.
+Memory. The dense array of the default layout would take 300 KB, most of it zeros for ever. Counts are kept
+in chunks of 1/16 half-bucket, made when a value first falls into one: an unused histogram costs its object,
+one with a few values 2 to 4 KB, and none much more than the dense array.
 """
 
 cimport cython
@@ -28,26 +28,26 @@ import zlib
 
 cdef extern from *:
     """
-    /* Parameters are Py_ssize_t, because Cython converts that by __index__: seconds passed for nanoseconds are a
-       TypeError, where int64_t would take the float and record 0. */
+    /* Parameters are Py_ssize_t, because Cython converts that by __index__: seconds passed for nanoseconds
+       are a TypeError, where int64_t would take the float and record 0. */
     _Static_assert(sizeof(Py_ssize_t) == sizeof(int64_t), "fabric needs a 64-bit platform");
     #define fabric_highest_bit(value) (63 - __builtin_clzll(value))
     """
     int highest_bit "fabric_highest_bit"(uint64_t value) noexcept nogil  # value > 0
 
 
-# V2 encoding, as in HdrHistogram's AbstractHistogram.java. The second nibble of a cookie's last byte held a word size
-# in V1; V2 writers put 1 there and readers ignore it.
+# V2 encoding, as in HdrHistogram's AbstractHistogram.java. The high nibble of a cookie's last byte held a
+# word size in V1; V2 writers put 1 there and readers ignore it.
 cdef uint64_t COOKIE_MASK = 0xFFFFFF0F
 cdef uint64_t V2_COOKIE = 0x1C849303
 cdef uint64_t V2_COMPRESSED_COOKIE = 0x1C849304
 cdef uint64_t V2_COOKIE_NIBBLE = 0x10
-V2_HEADER = struct.Struct(">IIiiqqd")
-V2_COMPRESSED_HEADER = struct.Struct(">II")
-BASE64_PREFIX = b"HIST"  # both cookies in base64
-LONGEST_VARINT = 9
+cdef object V2_HEADER = struct.Struct(">IIiiqqd")
+cdef object V2_COMPRESSED_HEADER = struct.Struct(">II")
+cdef bytes BASE64_PREFIX = b"HIST"  # both cookies in base64
+cdef int LONGEST_VARINT = 9
 
-Slot = collections.namedtuple("Slot", ("lowest", "highest", "count", "total"))
+Slot = collections.namedtuple("Slot", ("lowest", "highest", "samples", "total"))
 PercentileStep = collections.namedtuple("PercentileStep", ("value", "percentile", "total"))
 
 
@@ -56,8 +56,8 @@ cdef class Histogram:
     """Counts of integer values between 0 and `highest_trackable`, each exact to `significant_figures` digits.
 
     lowest_discernible: the smallest difference worth telling apart, in the unit of the values; >= 1.
-    highest_trackable: at least twice that. The layout rounds it up; values above the rounded one are recorded as that
-        and counted in `clamped_high`, negative ones as 0 and counted in `clamped_low`.
+    highest_trackable: at least twice that. The layout rounds it up; values above the rounded one are recorded
+        as that and counted in `clamped_high`, negative ones as 0 and counted in `clamped_low`.
     significant_figures: 1 to 5.
 
     The defaults suit latencies in nanoseconds: three digits from 1 µs to a day.
@@ -104,8 +104,8 @@ cdef class Histogram:
 
     cdef int slot_of(self, int64_t value) noexcept nogil:
         """The slot of a value in 0 .. capacity."""
-        cdef int width_magnitude = highest_bit(<uint64_t>value | self.linear_mask) - self.half_magnitude
-        return ((width_magnitude - self.unit_magnitude) << self.half_magnitude) + <int>(value >> width_magnitude)
+        cdef int width = highest_bit(<uint64_t>value | self.linear_mask) - self.half_magnitude  # its log2
+        return ((width - self.unit_magnitude) << self.half_magnitude) + <int>(value >> width)
 
     cdef int64_t width_of(self, int slot) noexcept nogil:
         return <int64_t>1 << (max((slot >> self.half_magnitude) - 1, 0) + self.unit_magnitude)
@@ -214,7 +214,7 @@ cdef class Histogram:
         self.put(value, 1)
 
     def record_n(self, Py_ssize_t value, Py_ssize_t n):
-        """Count `value` n times. Raises ValueError if n is negative, OverflowError past 2^63 values in all."""
+        """Count `value` n times. Raises ValueError if n is negative, OverflowError past 2^63 in all."""
         self.require_room(n)
         if n:
             self.put(value, n)
@@ -222,12 +222,15 @@ cdef class Histogram:
     def record_corrected(self, Py_ssize_t value, Py_ssize_t expected_interval, Py_ssize_t n=1):
         """Count `value`, and with it the values that went unmeasured while it was waited for.
 
-        Corrects for coordinated omission: a client that wants to send every `expected_interval` but waits `value` for
-        one answer would also have seen value - interval, value - 2 * interval, … down to the last above 0.
-        (The Java library leaves out the last one when it is below the interval; `hdrhistogram` on PyPI counts it.)
-        An interval <= 0 corrects nothing. Costs one step per slot, however many values that is.
+        Corrects for coordinated omission: a client that wants to send every `expected_interval` but waits
+        `value` for one answer would also have seen value - interval, value - 2 * interval, … down to the last
+        above 0. (The Java library leaves out the last one if it is below the interval; `hdrhistogram` counts
+        it.) An interval <= 0 corrects nothing. Costs one step per slot, however many values that is.
         """
-        self.require_room(n * (-(-(<object>value) // expected_interval) if 0 < expected_interval < value else 1))
+        cdef object samples = n
+        if 0 < expected_interval < value:
+            samples *= -(-(<object>value) // expected_interval)  # a Python integer, rounded up
+        self.require_room(samples)
         if n:
             self.put_corrected(value, expected_interval, n)
 
@@ -238,16 +241,19 @@ cdef class Histogram:
             return
         value -= min(value, interval)
         while value > 0:
-            # All omitted values that share this one's slot at once; those above the capacity share none, but a fate.
-            lowest = self.capacity + 1 if value > self.capacity else max(self.lowest_of(self.slot_of(value)), 1)
+            # All omitted values that share this one's slot at once, and so for those above the capacity.
+            if value > self.capacity:
+                lowest = self.capacity + 1
+            else:
+                lowest = max(self.lowest_of(self.slot_of(value)), 1)
             omitted = (value - lowest) // interval + 1
             self.put(value, n * omitted)
             value -= min(value, omitted * interval)
 
     def add(self, Histogram other not None):
-        """Add the counts of `other`, which may have another layout: its values then count as their slot's lowest.
+        """Add the counts of `other`. If its layout is another, its values count as the lowest of their slots.
 
-        Values beyond this layout are clamped and counted as such. Raises OverflowError past 2^63 values in all.
+        Values beyond this layout are clamped and counted as such. Raises OverflowError past 2^63 in all.
         """
         self.require_room(other.count)
         cdef int slot = other.next_recorded(0)
@@ -279,13 +285,13 @@ cdef class Histogram:
         return copied
 
     def copy_corrected(self, Py_ssize_t expected_interval):
-        """A copy in which every recorded value has been corrected for coordinated omission: `record_corrected`.
+        """A copy with every recorded value corrected for coordinated omission: see `record_corrected`.
 
         For data that was not corrected when recorded; correcting twice counts twice.
         """
         cdef Histogram corrected = self.empty_like()
         for slot in self.recorded():
-            corrected.record_corrected(slot.highest, expected_interval, slot.count)
+            corrected.record_corrected(slot.highest, expected_interval, slot.samples)
         corrected.clamped_low += self.clamped_low
         corrected.clamped_high += self.clamped_high
         corrected.unrecorded += self.unrecorded
@@ -336,7 +342,7 @@ cdef class Histogram:
 
     @property
     def stddev(self):
-        """The standard deviation (of the population), each value taken as the middle of its slot; 0.0 while empty."""
+        """The population's standard deviation, each value taken as the middle of its slot; 0.0 if empty."""
         cdef double total = 0, deviation, mean = self.mean
         cdef int slot = self.next_recorded(0)
         while slot >= 0:
@@ -385,7 +391,7 @@ cdef class Histogram:
         return self.count_of(self.slot_of(value)) if 0 <= value <= self.capacity else 0
 
     def counts_up_to(self, bounds):
-        """For each of the ascending `bounds`, how many recorded values lie at or below it, its own slot included."""
+        """For each of the ascending `bounds`, how many values lie at or below it, its own slot included."""
         cdef list counts = []
         cdef int slot = self.next_recorded(0)
         cdef int64_t total = 0
@@ -401,7 +407,7 @@ cdef class Histogram:
         return counts
 
     def recorded(self):
-        """The slots in use, lowest first, as `Slot(lowest, highest, count, total)`; total counts all up to it."""
+        """The slots in use, lowest first, as `Slot(lowest, highest, samples, total)`."""
         cdef list slots = []
         cdef int slot = self.next_recorded(0)
         cdef int64_t total = 0
@@ -414,7 +420,7 @@ cdef class Histogram:
     def percentile_steps(self, int ticks_per_half_distance=5):
         """`PercentileStep(value, percentile, total)` in steps that shrink on the way to 100.
 
-        There are `ticks_per_half_distance` of them in every halving of the distance to 100 %; the last one is 100.
+        There are `ticks_per_half_distance` of them in every halving of the distance to 100; 100 is the last.
         """
         if ticks_per_half_distance < 1:
             raise ValueError(f"ticks_per_half_distance must be at least 1, not {ticks_per_half_distance}")
@@ -438,13 +444,15 @@ cdef class Histogram:
         Clamped and unrecorded values, if any, are told in a last comment line.
         """
         digits = self.significant_figures
-        lines = [f"{'Value':>12} {'Percentile':>14} {'TotalCount':>10} {'1/(1-Percentile)':>14}\n"]
+        lines = ["       Value     Percentile TotalCount 1/(1-Percentile)\n"]
         for value, percentile, total in self.percentile_steps(ticks_per_half_distance):
             line = f"{value / scale:12.{digits}f} {percentile / 100:2.12f} {total:10d}"
             lines.append(line if percentile == 100 else f"{line} {1 / (1 - percentile / 100):14.2f}")
         lines += [
-            f"#[Mean    = {self.mean / scale:12.{digits}f}, StdDeviation   = {self.stddev / scale:12.{digits}f}]",
-            f"#[Max     = {self.max / scale:12.{digits}f}, TotalCount     = {self.count:12.{digits}f}]",
+            f"#[Mean    = {self.mean / scale:12.{digits}f}, "
+            f"StdDeviation   = {self.stddev / scale:12.{digits}f}]",
+            f"#[Max     = {self.max / scale:12.{digits}f}, "
+            f"TotalCount     = {self.count:12.{digits}f}]",
             f"#[Buckets = {(self.slots >> self.half_magnitude) - 1:12d}, "
             f"SubBuckets     = {2 << self.half_magnitude:12d}]",
         ]
@@ -458,7 +466,7 @@ cdef class Histogram:
     # ------------------------------------------------------------------ encoding
 
     def encode(self, bint compressed=True):
-        """The HdrHistogram V2 encoding, by default compressed with zlib. It has no place for the clamped counts."""
+        """The HdrHistogram V2 encoding, compressed with zlib or not. It does not tell what was clamped."""
         counts = bytearray()
         cdef int slot = self.next_recorded(0), end = 0
         while slot >= 0:
@@ -505,14 +513,14 @@ cdef class Histogram:
             _, length = V2_COMPRESSED_HEADER.unpack_from(encoded)
             deflated = encoded[V2_COMPRESSED_HEADER.size:]
             if length != len(deflated):
-                raise ValueError(f"encoded histogram: {len(deflated)} compressed bytes, its header says {length}")
+                raise ValueError(f"encoded histogram: {len(deflated)} bytes, the header says {length}")
             inflater = zlib.decompressobj()
             encoded = inflate(inflater, deflated, V2_HEADER.size)
         if len(encoded) < V2_HEADER.size or cookie_of(encoded) != V2_COOKIE:
             raise ValueError("not a V2 encoded histogram")
         _, length, offset, figures, lowest, highest, ratio = V2_HEADER.unpack_from(encoded)
         if offset != 0 or ratio != 1.0:
-            raise ValueError(f"encoded histogram: index offset {offset} and value ratio {ratio} are not supported")
+            raise ValueError(f"encoded histogram: index offset {offset}, value ratio {ratio}: not supported")
         cdef Histogram decoded = Histogram(lowest, highest, figures)
         if inflater is None:
             counts = encoded[V2_HEADER.size:]
@@ -522,9 +530,9 @@ cdef class Histogram:
                 raise ValueError("encoded histogram: more counts than its layout has slots")
             if not inflater.eof:
                 raise ValueError("encoded histogram: the compressed data is cut short")
-        # HdrHistogram_c counts its header too.
-        if length not in (len(counts), len(counts) + V2_HEADER.size):
-            raise ValueError(f"encoded histogram: {len(counts)} bytes of counts, its header says {length}")
+        # HdrHistogram_c, which writes only the compressed form, counts the header too.
+        if length != len(counts) and (inflater is None or length != len(counts) + V2_HEADER.size):
+            raise ValueError(f"encoded histogram: {len(counts)} bytes of counts, the header says {length}")
         decoded.fill(counts)
         return decoded
 
@@ -543,8 +551,9 @@ cdef class Histogram:
                 continue
             if slot == self.slots:
                 raise ValueError("encoded histogram: more counts than its layout has slots")
+            if number > INT64_MAX - self.count:
+                raise ValueError("encoded histogram: its counts add up to more than 2^63")
             if number > 0:
-                self.require_room(number)
                 self.put(self.lowest_of(slot), number)
             slot += 1
         return 0
@@ -589,7 +598,7 @@ cdef bytes inflate(object inflater, bytes data, Py_ssize_t limit):
 
 
 cdef int append_varint(bytearray out, int64_t number) except -1:
-    """Append `number` in HdrHistogram's ZigZag LEB128: seven bits a byte, low ones first, all eight in the ninth."""
+    """Append `number` in HdrHistogram's ZigZag LEB128: 7 bits a byte, low ones first, all 8 in the ninth."""
     cdef uint64_t rest = (<uint64_t>number << 1) ^ <uint64_t>(number >> 63)
     cdef int length = 1
     while rest > 0x7F and length < 9:
@@ -601,7 +610,7 @@ cdef int append_varint(bytearray out, int64_t number) except -1:
 
 
 cdef int64_t read_varint(const unsigned char* data, Py_ssize_t size, Py_ssize_t* position) except? -1:
-    """The ZigZag LEB128 number at `position`, which moves behind it. Raises ValueError if it is cut short."""
+    """The ZigZag LEB128 number at `position`, which moves behind it. Raises ValueError if cut short."""
     cdef uint64_t number = 0
     cdef int shift = 0
     cdef unsigned char byte

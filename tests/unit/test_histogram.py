@@ -1,20 +1,24 @@
-"""`fabric_ext.histogram` against two oracles: the PyPI package `hdrhistogram`, and a sorted list of the values."""
+"""`fabric_ext.histogram` against two oracles: the PyPI package `hdrhistogram`, and sorted lists of values."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import math
 import random
 import struct
 import sys
 import zlib
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hdrh.histogram import HdrHistogram
 
 from fabric_ext.histogram import Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SEED = random.SystemRandom().randrange(2**32)
 PERCENTILES = (0, 0.001, 1, 10, 25, 50, 75, 90, 95, 99, 99.9, 99.99, 100)
@@ -67,7 +71,7 @@ def assert_same(ours: Histogram, theirs: HdrHistogram) -> None:
 
 
 def test_everything_read_equals_hdrhistogram(rng: random.Random) -> None:
-    for layout in layouts(rng, 12):
+    for layout in layouts(rng, 8):
         assert_same(*pair(layout, random_values(rng, layout[1], rng.choice((1, 10, 200)))))
 
 
@@ -83,7 +87,7 @@ def test_record_n_equals_hdrhistogram(rng: random.Random) -> None:
 
 
 def test_corrected_equals_hdrhistogram(rng: random.Random) -> None:
-    for layout in layouts(rng, 6):
+    for layout in layouts(rng, 4):
         ours, theirs = Histogram(*layout), HdrHistogram(*layout)
         for value in random_values(rng, layout[1], 10):
             interval = rng.choice((0, -1, value, value + 1, value // rng.randrange(2, 300)))
@@ -99,7 +103,7 @@ def test_copy_corrected_corrects_every_slot() -> None:
     for value, n in ((10, 100), (7_000, 1), (100_000, 2)):
         plain.record_n(value, n)
     for slot in plain.recorded():
-        expected.record_corrected(slot.highest, 1_000, slot.count)
+        expected.record_corrected(slot.highest, 1_000, slot.samples)
     plain.record(-1)
     expected.record(-1)
     corrected = plain.copy_corrected(1_000)
@@ -117,7 +121,7 @@ def test_correction_costs_no_more_than_the_slots() -> None:
 
 
 def test_merge_equals_hdrhistogram(rng: random.Random) -> None:
-    for layout in layouts(rng, 6):
+    for layout in layouts(rng, 4):
         ours, theirs = pair(layout, random_values(rng, layout[1], 40))
         ours_2, theirs_2 = pair(layout, random_values(rng, layout[1], 40))
         ours.add(ours_2)
@@ -126,7 +130,7 @@ def test_merge_equals_hdrhistogram(rng: random.Random) -> None:
 
 
 def test_merge_of_another_layout_equals_hdrhistogram(rng: random.Random) -> None:
-    for layout in layouts(rng, 6):
+    for layout in layouts(rng, 4):
         wider = (layout[0] * 3, layout[1] * 4, 2)
         ours, theirs = pair(wider, random_values(rng, layout[1], 20))
         ours_2, theirs_2 = pair(layout, random_values(rng, layout[1], 20))
@@ -136,7 +140,7 @@ def test_merge_of_another_layout_equals_hdrhistogram(rng: random.Random) -> None
 
 
 def test_percentile_steps_equal_hdrhistogram(rng: random.Random) -> None:
-    for layout in layouts(rng, 6):
+    for layout in layouts(rng, 4):
         ours, theirs = pair(layout, random_values(rng, layout[1], rng.choice((1, 3, 300))))
         for ticks in (1, 5, 10):
             expected = [
@@ -145,7 +149,8 @@ def test_percentile_steps_equal_hdrhistogram(rng: random.Random) -> None:
             ]
             steps = ours.percentile_steps(ticks)
             assert [(step.value, step.total) for step in steps] == [(v, t) for v, _, t in expected]
-            assert [step.percentile for step in steps] == pytest.approx([p for _, p, _ in expected], rel=1e-12)
+            levels = [level for _, level, _ in expected]
+            assert [step.percentile for step in steps] == pytest.approx(levels, rel=1e-12)
 
 
 def test_hgrm_text_equals_hdrhistogram(rng: random.Random) -> None:
@@ -189,7 +194,7 @@ def decode_slowly(plain: bytes) -> tuple[tuple[object, ...], list[int]]:
 
 
 def test_encoding_holds_the_same_header_and_counts_as_that_of_hdrhistogram(rng: random.Random) -> None:
-    # Not the same bytes: one zero alone is a 0 in the Java and C libraries and here, a run of one in hdrhistogram.
+    # Not the same bytes: one zero is a 0 for the Java and C libraries and us, a run of one for hdrhistogram.
     for layout in layouts(rng, 8):
         ours, theirs = pair(layout, random_values(rng, layout[1], rng.choice((1, 20, 500))))
         plain = ours.encode(compressed=False)
@@ -218,11 +223,12 @@ def test_decode_takes_every_form_and_keeps_the_configuration() -> None:
     histogram.record_n(100, 3)
     b64 = histogram.encode_base64()
     assert b64.startswith("HIST")
-    forms = (b64, b64.encode(), histogram.encode(), bytearray(histogram.encode()), histogram.encode(compressed=False))
-    for form in (*forms, base64.b64encode(histogram.encode(compressed=False))):
+    plain, compressed = histogram.encode(compressed=False), histogram.encode()
+    for form in (b64, b64.encode(), plain, compressed, bytearray(compressed), base64.b64encode(plain)):
         decoded = Histogram.decode(form)
         assert decoded == histogram
-        assert (decoded.lowest_discernible, decoded.highest_trackable, decoded.significant_figures) == (7, 12345, 2)
+        assert (decoded.lowest_discernible, decoded.highest_trackable) == (7, 12345)
+        assert decoded.significant_figures == 2
 
 
 def test_empty_histogram_survives() -> None:
@@ -246,10 +252,8 @@ def test_decode_refuses_damage_with_value_error_only(rng: random.Random) -> None
             damaged = bytearray(encoded)
             for _ in range(rng.randrange(1, 4)):
                 damaged[rng.randrange(len(damaged))] = rng.randrange(256)
-            try:
+            with contextlib.suppress(ValueError):
                 Histogram.decode(damaged)
-            except (ValueError, OverflowError):  # OverflowError: counts that add up to more than 2^63
-                pass
     for text in ("", "HIST", "HIST!!!!", "HISTFAAA", "é"):
         with pytest.raises(ValueError):
             Histogram.decode(text)
@@ -260,11 +264,12 @@ def test_decode_takes_the_payload_length_of_the_c_library() -> None:
     histogram.record(3)
     plain = histogram.encode(compressed=False)
     (length,) = struct.unpack_from(">I", plain, 4)
-    assert Histogram.decode(plain[:4] + struct.pack(">I", 40 + length) + plain[8:]) == histogram
+    deflated = zlib.compress(plain[:4] + struct.pack(">I", 40 + length) + plain[8:])
+    assert Histogram.decode(struct.pack(">II", 0x1C849314, len(deflated)) + deflated) == histogram
 
 
-def v2(counts: bytes, length: int | None = None, offset: int = 0, ratio: float = 1.0, figures: int = 1) -> bytes:
-    length = len(counts) if length is None else length
+def v2(counts: bytes, length: int = -1, offset: int = 0, ratio: float = 1.0, figures: int = 1) -> bytes:
+    length = len(counts) if length < 0 else length
     return struct.pack(">IIiiqqd", 0x1C849313, length, offset, figures, 1, 1000, ratio) + counts
 
 
@@ -279,6 +284,7 @@ def v2(counts: bytes, length: int | None = None, offset: int = 0, ratio: float =
         (v2(b"\xff\x7f\x02"), "more counts than"),
         (v2(b"\xff" * 9), "more counts than"),  # a run of 2^63 zeros
         (v2(b"\x02\x80"), "cut short"),
+        (v2((b"\xfe" + b"\xff" * 8) * 2), "more than 2\\^63"),
         (b"\x1c\x84\x93\x02" + v2(b"")[4:], "not a V2"),
     ],
 )
@@ -310,7 +316,8 @@ def test_relative_error_is_bounded_from_microseconds_to_hours(figures: int, rng:
         exact = values[max(int(percentile / 100 * len(values) + 0.5), 1) - 1]
         assert exact <= histogram.value_at_percentile(percentile) <= exact * (1 + 10**-figures)
     assert histogram.mean == pytest.approx(sum(values) / len(values), rel=10**-figures)
-    assert histogram.min <= values[0] and values[-1] <= histogram.max
+    assert histogram.min <= values[0]
+    assert histogram.max >= values[-1]
 
 
 def test_counts_up_to_bounds() -> None:
@@ -352,7 +359,7 @@ def test_correction_beyond_the_range_is_counted_as_clamped() -> None:
     histogram.record_corrected(10_000, 1_000)
     assert histogram.count == 10
     assert histogram.clamped_high == 8  # 10,000 down to 3,000
-    assert [(slot.lowest, slot.count) for slot in histogram.recorded()] == [(1000, 1), (2000, 1), (2047, 8)]
+    assert [(slot.lowest, slot.samples) for slot in histogram.recorded()] == [(1000, 1), (2000, 1), (2047, 8)]
 
 
 def test_merge_into_a_smaller_range_is_counted_as_clamped() -> None:
@@ -364,12 +371,14 @@ def test_merge_into_a_smaller_range_is_counted_as_clamped() -> None:
     assert (small.count, small.clamped_high, small.clamped_low, small.max) == (5, 3, 1, 2047)
 
 
-@pytest.mark.parametrize("layout", [(1, 2**63 - 1, 5), (1, 2**63 - 1, 1), (2**57, 2**63 - 1, 1), (1, 2, 1), (4, 8, 5)])
+@pytest.mark.parametrize(
+    "layout", [(1, 2**63 - 1, 5), (1, 2**63 - 1, 1), (2**57, 2**63 - 1, 1), (1, 2, 1), (4, 8, 5)]
+)
 def test_extreme_layouts(layout: tuple[int, int, int]) -> None:
     histogram = Histogram(*layout)
     for value in (0, 1, layout[1] // 2, layout[1]):
         histogram.record(value)
-    assert histogram.count == 4 and histogram.clamped_high == 0
+    assert (histogram.count, histogram.clamped_high) == (4, 0)
     assert histogram.max >= layout[1] == histogram.highest_trackable
     for slot in histogram.recorded():
         assert slot.lowest <= slot.highest <= histogram.max_recordable
@@ -433,7 +442,7 @@ def test_counts_do_not_overflow_unseen() -> None:
 
 def test_empty_histogram_reads_as_zero() -> None:
     empty = Histogram()
-    assert (empty.count, empty.min, empty.max, empty.mean, empty.stddev, empty.sum) == (0, 0, 0, 0.0, 0.0, 0.0)
+    assert (empty.count, empty.min, empty.max, empty.mean, empty.stddev, empty.sum) == (0,) * 6
     assert empty.values_at_percentiles((0, 50, 100)) == [0, 0, 0]
     assert empty.recorded() == empty.percentile_steps() == []
     assert repr(empty) == "Histogram(count=0, min=0, p50=0, p99=0, max=0)"
@@ -471,7 +480,8 @@ def test_equality_compares_layout_and_counts() -> None:
     b.record(5)
     a.record(6)
     assert a == b
-    assert a != Histogram(1, 1000, 2) and a != 5
+    assert a != Histogram(1, 1000, 2)
+    assert a != 5
     with pytest.raises(TypeError):
         hash(a)
 
@@ -481,7 +491,7 @@ def test_adding_to_itself_doubles() -> None:
     for value in (1, 1_000, 1_000_000):
         histogram.record(value)
     histogram.add(histogram)
-    assert [slot.count for slot in histogram.recorded()] == [2, 2, 2]
+    assert [slot.samples for slot in histogram.recorded()] == [2, 2, 2]
 
 
 @pytest.mark.parametrize("value", [1.5, "1", None])
