@@ -1,6 +1,6 @@
 """Builds the compiled modules of `fabric_ext`; everything else is in pyproject.toml.
 
-FABRIC_DEBUG=1 keeps assertions and Cython's run-time checks in, and builds under build/debug (see `make debug`).
+FABRIC_DEBUG=1 keeps assertions and Cython's run-time checks, and builds under build/debug (see `make debug`).
 FABRIC_ONLY=mask,message builds only those modules.
 """
 
@@ -49,7 +49,7 @@ def extensions() -> list[Extension]:
 
 
 class Build(build_ext):
-    """Runs Cython when compiling, not when only metadata or an sdist is asked for; skips what has not changed."""
+    """Runs Cython when compiling, not for metadata or an sdist, and only on what has changed."""
 
     def run(self) -> None:
         generated = cythonize(

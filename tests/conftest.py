@@ -1,0 +1,265 @@
+"""The test rig: async tests on both event loops, each bounded in time, each failed by what it leaves behind.
+
+`async def test_x(...)` runs twice, on uvloop and on plain asyncio; a plain test that drives a loop itself
+asks for the fixture `loop_factory`. When an async test has returned and `stack` is unwound, it fails if a
+task, a socket or another descriptor of its own is still there, if an exception was never retrieved or
+reached the loop's exception handler, or if collecting garbage raises a warning. A test that provokes such a
+report claims it with the fixture `loop_reports`.
+
+Randomness comes from the fixtures `seed` and `rng`; FABRIC_SEED repeats a run. Where a peer that is not from
+PyPI is missing, `require` skips the test, or fails it when CI is set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import gc
+import inspect
+import logging
+import os
+import random
+import socket
+import stat
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+import uvloop
+from hypothesis import settings
+
+import fabric
+
+DEADLINE = 30.0
+"""Seconds for one async test; the marker `deadline` changes it."""
+
+GRACE = 1.0
+"""Seconds in which what a test has closed must be gone."""
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "uvloop": uvloop.new_event_loop,
+    "asyncio": asyncio.SelectorEventLoop,
+}
+
+SEED = int(os.environ.get("FABRIC_SEED") or random.SystemRandom().getrandbits(32))
+IN_CI = bool(os.environ.get("CI") or os.environ.get("FABRIC_CI"))
+
+stack_key = pytest.StashKey[contextlib.AsyncExitStack]()
+reports_key = pytest.StashKey[list[str]]()
+
+
+# What tests ask for.
+
+
+@pytest.fixture(params=list(LOOPS))
+def loop_factory(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Makes a new loop of the kind under test; `parametrize(..., ["uvloop"], indirect=True)` picks one."""
+    return LOOPS[request.param]
+
+
+@pytest.fixture
+def stack(request: pytest.FixtureRequest) -> contextlib.AsyncExitStack:
+    """Closes what an async test entered, on the test's own loop, before anything is checked for leaks."""
+    return request.node.stash.setdefault(stack_key, contextlib.AsyncExitStack())
+
+
+@pytest.fixture
+def loop_reports(request: pytest.FixtureRequest) -> list[str]:
+    """What reached the loop's exception handler; a test that expects a report asserts on it and clears it."""
+    return request.node.stash.setdefault(reports_key, [])
+
+
+@pytest.fixture
+def seed() -> int:
+    """The run's seed, printed so that a failing test shows it."""
+    print(f"FABRIC_SEED={SEED}")
+    return SEED
+
+
+@pytest.fixture
+def rng(seed: int, request: pytest.FixtureRequest) -> random.Random:
+    """A generator of this test's own: the same for the same seed, whatever ran before."""
+    return random.Random(f"{seed} {request.node.nodeid}")
+
+
+@pytest.fixture(scope="session")
+def require() -> Callable[[object, str], None]:
+    """`require(found, reason)` skips the test when `found` is false; in CI nothing goes missing in silence."""
+
+    def check(found: object, reason: str) -> None:
+        if not found:
+            (pytest.fail if IN_CI else pytest.skip)(reason)
+
+    return check
+
+
+# The machinery.
+
+
+def pytest_configure() -> None:
+    # A shared machine stalls now and then; a test that hangs is caught by the deadline of the rig.
+    settings.register_profile("fabric", deadline=None, print_blob=True)
+    settings.load_profile("fabric")
+
+
+def pytest_report_header() -> str:
+    return f"fabric: {fabric.VERSION} from {os.path.dirname(fabric.__file__)}\nFABRIC_SEED={SEED}"
+
+
+def pytest_sessionstart() -> None:
+    # libuv opens a pipe for signals with its first loop and keeps it for all later ones.
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.sleep(0))
+    # What exists by now stays: leave it out of the collections that follow each async test.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
+    if inspect.iscoroutinefunction(obj) and collector.istestfunction(obj, name):
+        pytest.mark.usefixtures("loop_factory")(obj)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    marker = pyfuncitem.get_closest_marker("deadline")
+    run_guarded(
+        functools.partial(pyfuncitem.obj, **arguments),
+        pyfuncitem.funcargs["loop_factory"],
+        deadline=marker.args[0] if marker else DEADLINE,
+        stack=pyfuncitem.stash.get(stack_key, contextlib.AsyncExitStack()),
+        reports=pyfuncitem.stash.setdefault(reports_key, []),
+    )
+    return True
+
+
+def run_guarded(
+    test: Callable[[], Coroutine[Any, Any, None]],
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+    *,
+    deadline: float,
+    stack: contextlib.AsyncExitStack,
+    reports: list[str],
+) -> None:
+    """Run `test` on a new loop within `deadline` seconds and fail it for what it leaves behind."""
+    before = descriptors()
+    with logged_errors(reports):
+        runner = asyncio.Runner(loop_factory=loop_factory)
+        try:
+            runner.run(_bounded(test, deadline, stack, reports))
+        finally:
+            # Recorded, not raised: uvloop's close never returns when its warning of an open handle raises.
+            with warnings.catch_warnings(record=True, action="always") as warned:
+                runner.close()
+        reports.extend(f"warned: {warning.message}" for warning in warned)
+        gc.collect()
+    leaked = sorted(set(descriptors().items()) - set(before.items()))
+    problems = [*reports, *(f"descriptor {number} is still open: {kind}" for number, kind in leaked)]
+    if problems:
+        pytest.fail("the test left behind:\n" + "\n".join(problems), pytrace=False)
+
+
+async def _bounded(
+    test: Callable[[], Coroutine[Any, Any, None]],
+    deadline: float,
+    stack: contextlib.AsyncExitStack,
+    reports: list[str],
+) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: reports.append(describe(context)))
+    before = descriptors()
+    try:
+        async with asyncio.timeout(deadline) as limit, stack:
+            await test()
+    except TimeoutError:
+        if limit.expired():
+            reports.append(f"the test did not end within {deadline:g} s")
+            reports.extend(map(stand, other_tasks()))
+            return
+        raise
+    gc.collect()
+    if not await all_gone(before):
+        reports.extend(f"a task is still running: {stand(task)}" for task in other_tasks())
+        reports.extend(f"a socket is still open: {text}" for text in opened_sockets(before))
+    # One turn more: a future that has just been collected reports its exception to the loop.
+    gc.collect()
+    await asyncio.sleep(0)
+
+
+async def all_gone(before: dict[int, str]) -> bool:
+    """Whether the test's tasks and sockets are gone within GRACE; looks ever less often, to wait cheaply."""
+    end, pause = time.monotonic() + GRACE, 0.0
+    while other_tasks() or opened_sockets(before):
+        if time.monotonic() > end:
+            return False
+        await asyncio.sleep(pause)
+        pause = min(0.05, pause * 2 or 0.0005)
+    return True
+
+
+def other_tasks() -> set[asyncio.Task[Any]]:
+    return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+
+
+def stand(task: asyncio.Task[Any]) -> str:
+    """A task's name and where it stands."""
+    frames = [line for frame in task.get_stack() for line in traceback.format_stack(frame, limit=1)]
+    return f"{task!r}\n{''.join(frames)}".rstrip()
+
+
+def describe(context: dict[str, Any]) -> str:
+    """The report that the loop's exception handler was given, with its traceback."""
+    exception = context.get("exception")
+    lines = traceback.format_exception(exception) if exception is not None else []
+    return f"reported to the loop: {context.get('message')}\n{''.join(lines)}".rstrip()
+
+
+def descriptors() -> dict[int, str]:
+    """Every open descriptor of this process, with what tells it from a later one of the same number."""
+    found = {}
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):  # the one that listed the folder is closed by now
+            status = os.fstat(int(name))
+            kind = "socket" if stat.S_ISSOCK(status.st_mode) else f"mode {stat.S_IFMT(status.st_mode):o}"
+            found[int(name)] = f"{kind} {status.st_dev}:{status.st_ino}"
+    return found
+
+
+def opened_sockets(before: dict[int, str]) -> list[str]:
+    """The sockets that `before` does not know, each with its addresses."""
+    found = []
+    for number, kind in descriptors().items():
+        if kind.startswith("socket") and before.get(number) != kind:
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as copy:
+                peer = "no peer"
+                with contextlib.suppress(OSError):
+                    peer = str(copy.getpeername())
+                found.append(f"descriptor {number}, {copy.getsockname()} to {peer}")
+    return found
+
+
+@contextlib.contextmanager
+def logged_errors(reports: list[str]) -> Iterator[None]:
+    """Add to `reports` what asyncio and picows only log: the exceptions that nobody else sees."""
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            reports.append(f"logged by {record.name}: {self.format(record)}")
+
+    handler = Collect(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("asyncio", "picows", "aiofastnet")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)

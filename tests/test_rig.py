@@ -1,0 +1,134 @@
+"""The rig itself: each kind of leak fails the test that leaked, on both loops, and nothing else does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import fabric
+
+pytest_plugins = ["pytester"]
+
+# The body of a test that leaks, and what the report must say.
+LEAKS = {
+    "task": (
+        "KEPT.append(asyncio.create_task(asyncio.Event().wait(), name='stray'))",
+        "a task is still running: *stray*",
+    ),
+    "transport": (
+        "KEPT.append(await asyncio.get_running_loop().create_server(asyncio.Protocol, '127.0.0.1', 0))",
+        "a socket is still open: descriptor *127.0.0.1*",
+    ),
+    "open_socket": ("KEPT.append(socket.socket())", "a socket is still open: descriptor *"),
+    "dropped_socket": ("socket.socket()", "*unclosed <socket.socket*"),
+    "descriptor": ("KEPT.append(os.pipe())", "descriptor * is still open: mode *"),
+    "never_retrieved": (
+        "asyncio.get_running_loop().create_future().set_exception(OSError('lost'))",
+        "reported to the loop: *exception was never retrieved*",
+    ),
+    "callback": (
+        "asyncio.get_running_loop().call_soon(lambda: 1 / 0); await asyncio.sleep(0)",
+        "reported to the loop: *",
+    ),
+    "never_awaited": ("asyncio.sleep(1)", "*coroutine 'sleep' was never awaited*"),
+    "unraisable": ("Unraisable()", "*ValueError: from __del__*"),
+    "too_slow": ("await asyncio.Event().wait()", "the test did not end within 0.2 s"),
+}
+
+HEAD = """
+import asyncio, os, socket
+import pytest
+
+KEPT = []
+
+class Unraisable:
+    def __del__(self):
+        raise ValueError("from __del__")
+"""
+
+TEST = """
+@pytest.mark.deadline(0.2)
+async def test_{kind}():
+    {body}
+"""
+
+CLEAN = """
+import asyncio
+
+async def test_echo(stack, rng):
+    async def serve(reader, writer):
+        writer.write(await reader.read(100))
+        writer.close()
+
+    server = await stack.enter_async_context(await asyncio.start_server(serve, "127.0.0.1", 0))
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    stack.push_async_callback(writer.wait_closed)
+    stack.callback(writer.close)
+    data = rng.randbytes(10)
+    writer.write(data)
+    assert await reader.read(100) == data
+
+async def test_reports_can_be_claimed(loop_reports):
+    asyncio.get_running_loop().call_soon(lambda: 1 / 0)
+    await asyncio.sleep(0)
+    assert "ZeroDivisionError" in loop_reports.pop()
+
+def test_plain(loop_factory):
+    loop_factory().close()
+"""
+
+
+@pytest.fixture
+def rig(
+    pytester: pytest.Pytester, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> pytest.Pytester:
+    """A project of its own under this very conftest, less patient, and this configuration."""
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(os.path.dirname(fabric.__file__)))
+    conftest = Path(__file__).with_name("conftest.py").read_text()
+    assert "\nGRACE = 1.0\n" in conftest
+    quick = conftest.replace("\nGRACE = 1.0\n", "\nGRACE = 0.1\n")
+    pytester.mkdir("tests").joinpath("conftest.py").write_text(quick)
+    pytester.makefile(".toml", pyproject=request.config.rootpath.joinpath("pyproject.toml").read_text())
+    return pytester
+
+
+def run(rig: pytest.Pytester, tests: str, *arguments: str) -> pytest.RunResult:
+    rig.path.joinpath("tests/test_it.py").write_text(tests)
+    return rig.runpytest_subprocess("-p", "no:cacheprovider", *arguments, timeout=60)
+
+
+def test_each_leak_fails_its_own_test(rig: pytest.Pytester) -> None:
+    tests = [TEST.format(kind=kind, body=body) for kind, (body, _) in LEAKS.items()]
+    result = run(rig, HEAD + "".join(tests))
+    result.assert_outcomes(failed=2 * len(LEAKS))
+    # Failures stand in the order of the tests, so each report is looked for behind its own headline.
+    for kind, (_, report) in LEAKS.items():
+        for loop in ("uvloop", "asyncio"):
+            result.stdout.fnmatch_lines([f"*_ test_{kind}?{loop}? _*", f"*{report}"])
+
+
+def test_clean_tests_pass_on_both_loops(rig: pytest.Pytester) -> None:
+    result = run(rig, CLEAN, "-v")
+    result.assert_outcomes(passed=6)
+    result.stdout.fnmatch_lines(["*test_echo?uvloop? PASSED*", "*test_echo?asyncio? PASSED*"])
+
+
+def test_a_seed_repeats_a_run(rig: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FABRIC_SEED", "42")
+    runs = [run(rig, "def test_draw(rng):\n    assert not rng.random()").stdout for _ in range(2)]
+    drawn = [next(line for line in out.lines if line.startswith("E ")) for out in runs]
+    assert drawn[0] == drawn[1]
+    runs[0].fnmatch_lines(["FABRIC_SEED=42"])
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("", "skipped"), ("1", "failed")])
+def test_a_missing_peer_is_never_silent_in_ci(
+    rig: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, ci: str, outcome: str
+) -> None:
+    monkeypatch.delenv("FABRIC_CI", raising=False)
+    monkeypatch.setenv("CI", ci)
+    result = run(rig, "def test_peer(require):\n    require(None, 'no such browser')")
+    result.assert_outcomes(**{outcome: 1})
+    result.stdout.fnmatch_lines(["*no such browser*"])
