@@ -1,0 +1,152 @@
+"""The bars: what must be true of the figures, evaluated on the medians of one run and printed. Never a test.
+
+Each bar compares figures of the same run, so the speed of the machine cancels out. A bar whose figures are not in the
+run says so instead of passing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+#: figure(workload, case, peer, name) -> median; raises KeyError when it was not measured.
+Figure = Callable[[str, str, str, str], float]
+
+PIPE = "1 × 32 B, depth 64"
+SAME = "same core, 1 × 32 B"
+TWO = "two cores, 1 × 32 B"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """`value` must be at most (or at least) `limit`."""
+
+    workload: str
+    text: str
+    value: Callable[[Figure], float]
+    limit: float
+    at_most: bool = True
+    unit: str = ""
+
+
+def cpu(workload: str, case: str, ours: str, theirs: str, limit: float, figure_name: str = "cpu_ns") -> Bar:
+    """Our cost over theirs, at most `limit`."""
+
+    def value(figure: Figure) -> float:
+        return figure(workload, case, ours, figure_name) / figure(workload, case, theirs, figure_name)
+
+    what = "CPU per message" if figure_name == "cpu_ns" else figure_name
+    return Bar(workload, f"{case}: {what}, {ours} / {theirs}", value, limit)
+
+
+def faster(workload: str, case: str, theirs: str, limit: float) -> Bar:
+    """Our rate over theirs, at least `limit`."""
+
+    def value(figure: Figure) -> float:
+        return figure(workload, case, "fabric", "per_second") / figure(workload, case, theirs, "per_second")
+
+    return Bar(workload, f"{case}: rate, fabric / {theirs}", value, limit, at_most=False)
+
+
+def absolute(workload: str, case: str, peer: str, name: str, limit: float, unit: str, scale: float = 1, at_most: bool = True) -> Bar:
+    """One of our own figures against a fixed limit."""
+    text = f"{case}: {name} of {peer}"
+    return Bar(workload, text, lambda figure: figure(workload, case, peer, name) * scale, limit, at_most, unit)
+
+
+def compressed_extra(figure: Figure) -> float:
+    """KB that an idle connection costs more once it has compressed."""
+    touched = figure("i", "compressed after one message, 1000", "fabric", "bytes_per_connection")
+    return (touched - figure("i", "plain after one message, 1000", "fabric", "bytes_per_connection")) / 1024
+
+
+def broadcast_growth(figure: Figure) -> float:
+    """Cost per peer at 5,000 connections over that at 100."""
+    return figure("e", "5000 × 128 B", "fabric", "cpu_ns") / figure("e", "100 × 128 B", "fabric", "cpu_ns")
+
+
+def smallest_gain(figure: Figure) -> float:
+    """The worst of our compressed rates over the better of `websockets` and aiohttp, over the sizes measured."""
+    gains = []
+    for size in ("150 B", "1.2 KB", "10 KB"):
+        case = f"JSON {size}, depth 16"
+        try:
+            ours = figure("g", case, "fabric", "per_second")
+            theirs = max(figure("g", case, peer, "per_second") for peer in ("websockets", "aiohttp"))
+        except KeyError:
+            continue
+        gains.append(ours / theirs)
+    if not gains:
+        raise KeyError("no compressed case was measured")
+    return min(gains)
+
+
+BARS = (
+    cpu("b", PIPE, "fabric", "picows core", 0.40),
+    cpu("b", PIPE, "fabric", "websockets", 0.12),
+    cpu("b", PIPE, "fabric", "aiohttp", 0.25),
+    absolute("b", PIPE, "fabric", "cpu_ns", 1.0, "µs (aim)", 1e-3),
+    cpu("b", PIPE, "fabric callbacks", "picows core", 0.08),
+    cpu("b", PIPE, "fabric callbacks", "socketify", 0.06),
+    absolute("b", PIPE, "fabric callbacks", "cpu_ns", 0.20, "µs (aim)", 1e-3),
+    cpu("a", SAME, "fabric", "picows core", 1.04, "p50"),
+    cpu("a", SAME, "fabric", "picows core", 1.04),
+    cpu("a", SAME, "fabric", "websockets", 0.70, "p50"),
+    cpu("a", SAME, "fabric", "websockets", 0.70),
+    cpu("a", SAME, "fabric callbacks", "picows core", 1.00, "p50"),
+    cpu("a", SAME, "fabric callbacks", "picows core", 1.00),
+    cpu("a", SAME, "fabric callbacks", "Boost.Beast", 1.00, "p50"),
+    cpu("a", SAME, "fabric callbacks", "Boost.Beast", 1.00),
+    cpu("a", "two cores, 64 × 32 B", "fabric", "picows.websockets", 0.8),
+    cpu("a", "two cores, 64 × 32 B", "fabric", "websockets", 0.5),
+    cpu("d", "pipelined, depth 64, 32 B", "fabric", "aiohttp", 0.33),
+    cpu("d", "pipelined, depth 64, 32 B", "fabric", "picows.websockets", 0.4),
+    faster("e", "1000 × 128 B", "websockets", 3),
+    Bar("e", "cost per peer, 5000 / 100 connections (flat)", broadcast_growth, 1.3),
+    faster("f", "same core, ping-pong 1 × 32 B", "aiohttp", 1.3),
+    faster("f", "pipelined 1 × 32 B, depth 64", "aiohttp", 3),
+    Bar("g", "rate, fabric / better of websockets and aiohttp, worst size", smallest_gain, 3, at_most=False),
+    absolute("g", "JSON 1.2 KB, depth 16", "fabric", "saved", 75, "%", 100, at_most=False),
+    Bar("g", "idle connection that has compressed, more than plain", compressed_extra, 40, unit="KB"),
+    faster("h", "32 at a time", "websockets", 1.3),
+    faster("h", "32 at a time", "picows core", 1),
+    absolute("i", "plain, 1000", "fabric", "bytes_per_connection", 8, "KB", 1 / 1024),
+    absolute("i", "plain, 9000", "fabric", "bytes_per_connection", 8, "KB", 1 / 1024),
+    cpu("i", "plain, 1000", "fabric", "websockets", 0.5, "bytes_per_connection"),
+    absolute("i", "plain, 9000", "fabric", "megabytes", 90, "MB"),
+    absolute("i", "CPU of 9000 idle, default heartbeats", "fabric", "cpu_share", 2, "% of a core", 100),
+    absolute("a", TWO, "fabric", "p50", 100, "µs", 1e-3),
+    absolute("a", TWO, "fabric", "p95", 500, "µs", 1e-3),
+    absolute("b", PIPE, "fabric", "per_second", 100_000, "msg/s", at_most=False),
+)
+
+
+def evaluate(figure: Figure, workloads: str) -> list[dict[str, Any]]:
+    """Every bar of the workloads that ran, with its value and PASS, MISS or "not measured"."""
+    rows = []
+    for bar in BARS:
+        if bar.workload not in workloads:
+            continue
+        row: dict[str, Any] = {"workload": bar.workload, "bar": bar.text, "limit": bar.limit, "unit": bar.unit,
+                               "sense": "at most" if bar.at_most else "at least"}  # fmt: skip
+        try:
+            value = bar.value(figure)
+        except (KeyError, TypeError, ZeroDivisionError):
+            row |= {"value": None, "verdict": "not measured"}
+        else:
+            met = value <= bar.limit if bar.at_most else value >= bar.limit
+            row |= {"value": value, "verdict": "PASS" if met else "MISS"}
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The bars as text."""
+    lines = []
+    for row in rows:
+        sign = "≤" if row["sense"] == "at most" else "≥"
+        value = "—" if row["value"] is None else f"{row['value']:,.3g}" if row["value"] < 1e5 else f"{row['value']:,.0f}"
+        limit = f"{sign} {row['limit']:,g} {row['unit']}".strip()
+        lines.append(f"  {row['verdict']:<13}({row['workload']}) {row['bar']:<78} {value:>10}   {limit}")
+    return "\n".join(lines)

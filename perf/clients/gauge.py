@@ -1,0 +1,94 @@
+"""Measures one client library: wall time, own CPU time, round trips. Every client script is a few lines on top.
+
+The hot loops hold no clock: a short run tells the speed, then as many messages are run as fill the wanted time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import uvloop
+
+Send = Callable[[bytes], Awaitable[Any]]
+Receive = Callable[[], Awaitable[Any]]
+
+
+def arguments() -> argparse.Namespace:
+    """Reads the command line all clients understand."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--depth", type=int, default=64, help="messages in flight; 1 is ping-pong")
+    parser.add_argument("--size", type=int, default=32, help="payload bytes")
+    parser.add_argument("--seconds", type=float, default=1.0)
+    return parser.parse_args()
+
+
+async def pipelined(send: Send, receive: Receive, payload: bytes, depth: int, count: int) -> Any:
+    """Echoes `count` messages with `depth` in flight; returns the last."""
+    for _ in range(depth):
+        await send(payload)
+    for _ in range(count - depth):
+        await receive()
+        await send(payload)
+    last = None
+    for _ in range(depth):
+        last = await receive()
+    return last
+
+
+async def ping_pong(send: Send, receive: Receive, payload: bytes, count: int, times: list[int]) -> Any:
+    """Echoes `count` messages one at a time and notes each round trip in ns; returns the last."""
+    clock = time.perf_counter_ns
+    last = None
+    for _ in range(count):
+        start = clock()
+        await send(payload)
+        last = await receive()
+        times.append(clock() - start)
+    return last
+
+
+async def measure(options: argparse.Namespace, send: Send, receive: Receive, unwrap: Callable[[Any], bytes]) -> None:
+    """Runs the workload through `send` and `receive` and prints one JSON object."""
+    payload = bytes(i % 251 for i in range(options.size))
+    times: list[int] = []
+
+    async def run(count: int) -> float:
+        start = time.perf_counter()
+        if options.depth == 1:
+            last = await ping_pong(send, receive, payload, count, times)
+        else:
+            last = await pipelined(send, receive, payload, options.depth, count)
+        if unwrap(last) != payload:
+            raise SystemExit("the echo differs from what was sent")
+        return time.perf_counter() - start
+
+    trial = max(1000, 8 * options.depth)
+    await run(trial)
+    count = max(trial, int(options.seconds * trial / await run(trial)))
+    times.clear()
+    cpu = time.process_time_ns()
+    seconds = await run(count)
+    cpu = time.process_time_ns() - cpu
+    times.sort()
+    result: dict[str, Any] = {
+        "messages": count,
+        "seconds": seconds,
+        "per_second": count / seconds,
+        "client_cpu_ns": cpu / count,
+    }
+    if times:
+        result["latency"] = {f"p{name}": times[min(len(times) - 1, int(len(times) * q))]
+                             for name, q in (("50", 0.5), ("95", 0.95), ("99", 0.99), ("999", 0.999))}
+    print(json.dumps(result))
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    """Runs `main` on uvloop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())  # type: ignore[arg-type]

@@ -1,0 +1,56 @@
+"""The systems under test: what each is called, how it is started, what it can do."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import tools
+
+SERVERS = tools.HERE / "servers"
+CLIENTS = tools.HERE / "clients"
+
+
+def python(name: str, *flags: str) -> tuple[str, ...]:
+    """The command line of one Python server."""
+    return (sys.executable, str(SERVERS / f"{name}.py"), *flags)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One server. `can` names the server options it understands besides echoing."""
+
+    name: str
+    command: tuple[str, ...]
+    can: frozenset[str]
+    distribution: str = ""  # whose version is reported
+
+
+def _peer(name: str, command: tuple[str, ...], can: str, distribution: str = "") -> Peer:
+    return Peer(name, command, frozenset(can.split()), distribution)
+
+
+SERVER_PEERS = {
+    peer.name: peer
+    for peer in (
+        _peer("fabric", python("fabric_server"), "broadcast tls deflate heartbeat", "websocket-fabric"),
+        _peer("fabric callbacks", python("fabric_server", "--callbacks"), "tls deflate heartbeat", "websocket-fabric"),
+        _peer("picows core", python("picows_server"), "broadcast tls heartbeat", "picows"),
+        _peer("picows.websockets", python("picows_websockets_server"), "broadcast tls deflate heartbeat", "picows"),
+        _peer("websockets", python("websockets_server"), "broadcast tls deflate heartbeat", "websockets"),
+        _peer("aiohttp", python("aiohttp_server"), "tls deflate", "aiohttp"),
+        _peer("socketify", python("socketify_server"), "broadcast", "socketify"),
+        _peer("ws (Node.js)", ("node", str(SERVERS / "ws.js")), "broadcast tls deflate"),
+        _peer("Boost.Beast", (str(tools.SERVER_NATIVE),), "broadcast deflate"),
+    )
+}
+
+CLIENT_PEERS = {
+    name: (sys.executable, str(CLIENTS / f"{script}.py"))
+    for name, script in (
+        ("fabric", "fabric_client"),
+        ("picows.websockets", "picows_websockets_client"),
+        ("websockets", "websockets_client"),
+        ("aiohttp", "aiohttp_client"),
+    )
+}

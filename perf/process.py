@@ -1,0 +1,162 @@
+"""Starts pinned processes, talks to the load generator, reads the kernel's figures about a server."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import tools
+
+
+def environment() -> dict[str, str]:
+    """Ours, plus the source tree on the path where `fabric` is built in place and not installed."""
+    if importlib.util.find_spec("fabric"):
+        return dict(os.environ)
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(tools.HERE.parent), os.environ.get("PYTHONPATH")]))}
+
+
+class Failed(Exception):
+    """A measurement did not come off; the text says why."""
+
+
+def pin(core: int) -> Any:
+    """A `preexec_fn` that binds the child to one core (to all of them where there is only one)."""
+    cores = sorted(os.sched_getaffinity(0))
+    chosen = {cores[core % len(cores)]}
+    return lambda: os.sched_setaffinity(0, chosen)
+
+
+def read_line(stream: IO[str], seconds: float) -> str:
+    """One line, or "" when none comes in time. The stream must be unbuffered or fresh."""
+    ready, _, _ = select.select([stream], [], [], seconds)
+    return stream.readline() if ready else ""
+
+
+class Server:
+    """A server process: pinned, started, its port known. Ends with the `with` block."""
+
+    def __init__(self, command: tuple[str, ...], flags: tuple[str, ...] = (), core: int = 0, wait: float = 20) -> None:
+        self.complaints = tempfile.TemporaryFile("w+")
+        try:
+            self.process = subprocess.Popen(
+                [*command, *flags],
+                stdout=subprocess.PIPE,
+                stderr=self.complaints,
+                text=True,
+                env=environment(),
+                preexec_fn=pin(core),
+            )
+        except OSError as error:
+            raise Failed(f"{command[0]}: {error.strerror}") from None
+        self.pid = self.process.pid
+        assert self.process.stdout is not None
+        line = read_line(self.process.stdout, wait)
+        if not line.strip().isdigit():
+            self.stop()
+            raise Failed(f"the server did not start: {self.last_words()}")
+        self.port = int(line)
+
+    def last_words(self) -> str:
+        """The last line the server wrote to stderr."""
+        self.complaints.seek(0)
+        lines = [line for line in self.complaints.read().strip().splitlines() if not line.startswith("==")]
+        return lines[-1] if lines else "it said nothing"
+
+    def stop(self) -> None:
+        """Terminates the process, by force after 3 s."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(3)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+        self.complaints.close()
+
+    def cpu_seconds(self) -> float:
+        """CPU time used by the whole process so far."""
+        return time.clock_gettime((~self.pid << 3) | 2)  # what clock_getcpuclockid(3) computes on Linux
+
+    def private_bytes(self) -> int:
+        """Memory that only this process holds (smaps_rollup: private clean and dirty)."""
+        text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
+        return 1024 * sum(int(kb) for kb in re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+) kB", text, re.M))
+
+
+def load_command(server: Server, mode: str, arguments: tuple[str, ...]) -> list[str]:
+    """The load generator's command line against `server`."""
+    return [str(tools.LOAD), mode, "--port", str(server.port), "--server-pid", str(server.pid), *arguments]
+
+
+def load(server: Server, mode: str, arguments: tuple[str, ...], core: int = 1, wait: float = 120) -> dict[str, Any]:
+    """Runs the load generator to its end and returns what it measured."""
+    try:
+        done = subprocess.run(
+            load_command(server, mode, arguments), capture_output=True, text=True, timeout=wait, preexec_fn=pin(core)
+        )
+    except subprocess.TimeoutExpired:
+        raise Failed(f"no result after {wait:g} s") from None
+    if done.returncode:
+        raise Failed(f"{done.stderr.strip()} (server: {server.last_words()})")
+    result: dict[str, Any] = json.loads(done.stdout)
+    if result["unanswered"]:
+        raise Failed(f"{result['unanswered']} messages were never answered")
+    if mode == "connect" and result["failures"]:
+        raise Failed(f"{result['failures']} connections failed")
+    return result
+
+
+class Steps:
+    """The load generator in a mode that obeys its stdin: waits for a phase, is told to go on."""
+
+    def __init__(self, server: Server, mode: str, arguments: tuple[str, ...], core: int = 1) -> None:
+        self.server = server
+        self.process = subprocess.Popen(
+            load_command(server, mode, arguments),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=pin(core),
+        )
+
+    def reached(self, phase: str, seconds: float) -> None:
+        """Waits until the generator says `phase`."""
+        assert self.process.stdout is not None and self.process.stderr is not None
+        line = read_line(self.process.stdout, seconds)
+        if f'"phase": "{phase}"' not in line:
+            self.process.kill()
+            raise Failed(f"{self.process.stderr.read().strip()} (server: {self.server.last_words()})")
+
+    def say(self, word: str = "on") -> None:
+        """Tells the generator to go on."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+
+    def end(self) -> None:
+        """Lets the generator finish."""
+        if self.process.poll() is None:
+            try:
+                self.process.communicate("quit\n", timeout=20)
+            except (subprocess.TimeoutExpired, BrokenPipeError):
+                self.process.send_signal(signal.SIGKILL)
+        self.process.wait()

@@ -1,0 +1,39 @@
+"""`fabric`, everything on by default: an async handler, or with --callbacks plain functions and no task."""
+
+import asyncio
+
+import rig
+from fabric import ConnectedClient, Message, ServerConfig, WebSocketServer
+
+arguments = rig.options()
+
+
+async def echo(client: ConnectedClient) -> None:
+    async for message in client:
+        await client.send(message)
+
+
+async def everybody(client: ConnectedClient) -> None:
+    async for message in client:
+        await server.broadcast(message)
+
+
+def on_message(client: ConnectedClient, message: Message) -> None:
+    client.send_nowait(message)
+
+
+options = {} if arguments.idle_heartbeat is None else {"ping_interval": arguments.idle_heartbeat}
+config = ServerConfig("127.0.0.1:0", ssl=rig.tls_context(arguments), **options)
+if arguments.callbacks:
+    server = WebSocketServer(config, on_message=on_message)
+else:
+    server = WebSocketServer(config, handler=everybody if arguments.broadcast else echo)
+
+
+async def main() -> None:
+    await server.start()
+    rig.announce(server.port)
+    await asyncio.Future()
+
+
+rig.run(main)

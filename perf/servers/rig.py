@@ -1,0 +1,47 @@
+"""What every Python peer shares: its options, the event loop, the TLS context, and telling its port.
+
+The first line a server prints is its port. It then serves until it is terminated. The loop is uvloop for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import resource
+import ssl
+from collections.abc import Awaitable, Callable
+
+import uvloop
+
+
+def options() -> argparse.Namespace:
+    """Reads the command line all servers understand."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--broadcast", action="store_true", help="send every message to everybody instead of echoing it")
+    parser.add_argument("--callbacks", action="store_true", help="plain callbacks instead of an async handler")
+    parser.add_argument("--deflate", action="store_true", help="switch permessage-deflate on where it is off by default")
+    parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"), help="serve wss")
+    parser.add_argument("--idle-heartbeat", type=float, default=None, metavar="SECONDS", help="ping interval")
+    return parser.parse_args()
+
+
+def tls_context(arguments: argparse.Namespace) -> ssl.SSLContext | None:
+    """The server's context, or None for plain TCP."""
+    if arguments.tls is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*arguments.tls)
+    return context
+
+
+def announce(port: int) -> None:
+    """Tells the suite where to connect."""
+    print(port, flush=True)
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    """Runs `main` on uvloop with as many file descriptors as allowed."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())  # type: ignore[arg-type]

@@ -1,0 +1,237 @@
+"""The performance suite: measures `fabric` and its peers in turns and says where it stands.
+
+    python perf/suite.py                        everything, under 20 minutes
+    python perf/suite.py --quick                the figures that matter most, under 2 minutes
+    python perf/suite.py -w ab -p fabric,picows\\ core -r 5
+
+For every case the peers take turns (A B C A B C …), each time in a fresh process, the server bound to core 0 and the
+load to core 1. What is reported is the median of the rounds with its quartiles, and the ratio to `fabric`. Results go
+to perf/results/ as JSON; `pictures.py` draws them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import bars
+import machine
+import tools
+from process import Failed
+from workloads import WORKLOADS, Case, Effort
+
+FULL = Effort(seconds=0.7, warmup=0.2, rounds=3)
+QUICK = Effort(seconds=0.4, warmup=0.15, rounds=2, quick=True)
+RESULTS = tools.HERE / "results"
+
+#: Figure -> (heading, divisor, format): what the table on the terminal shows, in this order.
+COLUMNS = {
+    "cpu_ns": ("CPU µs/msg", 1e3, "{:,.2f}"),
+    "per_second": ("per second", 1, "{:,.0f}"),
+    "p50": ("p50 µs", 1e3, "{:,.1f}"),
+    "p99": ("p99 µs", 1e3, "{:,.1f}"),
+    "p999": ("p99.9 µs", 1e3, "{:,.1f}"),
+    "megabytes_per_second": ("MB/s", 1, "{:,.1f}"),
+    "saved": ("saved %", 0.01, "{:.1f}"),
+    "bytes_per_connection": ("KB/conn", 1024, "{:,.2f}"),
+    "megabytes": ("MB", 1, "{:,.1f}"),
+    "cpu_share": ("CPU %", 0.01, "{:.2f}"),
+    "instructions": ("instr/msg", 1, "{:,.0f}"),
+    "capacity": ("capacity/s", 1, "{:,.0f}"),
+    "p50 at 50%": ("p50@50%", 1e3, "{:,.1f}"),
+    "p99 at 50%": ("p99@50%", 1e3, "{:,.1f}"),
+    "p50 at 90%": ("p50@90%", 1e3, "{:,.1f}"),
+    "p99 at 90%": ("p99@90%", 1e3, "{:,.1f}"),
+}
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Median and quartiles of every figure over the rounds; curves are kept from the run in the middle."""
+    names = [name for name, value in runs[0].items() if isinstance(value, int | float)]
+    found: dict[str, Any] = {"median": {}, "quartiles": {}}
+    for name in names:
+        values = sorted(run[name] for run in runs if run.get(name) is not None)
+        if not values:
+            continue
+        found["median"][name] = statistics.median(values)
+        if len(values) > 1:
+            quarters = statistics.quantiles(values, n=4, method="inclusive")
+            found["quartiles"][name] = [quarters[0], quarters[2]]
+    if "percentiles" in runs[0]:
+        middle = sorted(runs, key=lambda run: run["p50"])[len(runs) // 2]
+        found["percentiles"] = middle["percentiles"]
+    found["runs"] = [{name: run.get(name) for name in names} for run in runs]
+    return found
+
+
+def measure(case: Case, peers: list[str], effort: Effort) -> dict[str, Any]:
+    """All rounds of one case. A peer that fails is left out of later rounds, with its reason."""
+    runs: dict[str, list[dict[str, Any]]] = {peer: [] for peer in peers}
+    failed: dict[str, str] = {}
+    for _ in range(case.rounds or effort.rounds):
+        for peer in peers:
+            if peer in failed:
+                continue
+            try:
+                runs[peer].append(case.measure(peer, effort))
+            except Failed as error:
+                failed[peer] = str(error)
+    results = {peer: summary(done) for peer, done in runs.items() if done}
+    return {
+        "workload": case.workload,
+        "case": case.name,
+        "facts": case.facts,
+        "peers": results,
+        "failed": failed,
+        "ratios": ratios(results),
+    }
+
+
+def ratios(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Every peer's medians divided by those of `fabric`."""
+    ours = results.get("fabric", {}).get("median", {})
+    return {
+        peer: {name: value / ours[name] for name, value in result["median"].items() if ours.get(name)}
+        for peer, result in results.items()
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints one case as a table."""
+    print(f"\n({result['workload']}) {result['case']}")
+    peers = result["peers"]
+    columns = [name for name in COLUMNS if any(name in peer["median"] for peer in peers.values())]
+    if peers:
+        print(" " * 20 + "".join(f"{COLUMNS[name][0]:>13}" for name in columns) + f"{'× fabric':>11}")
+    for peer, found in peers.items():
+        cells = []
+        for name in columns:
+            _, divisor, layout = COLUMNS[name]
+            value = found["median"].get(name)
+            cells.append(f"{'' if value is None else layout.format(value / divisor):>13}")
+        ratio = result["ratios"][peer].get(columns[0]) if columns else None
+        print(f"  {peer:<18}" + "".join(cells) + (f"{ratio:>11.2f}" if ratio else ""))
+    for peer, reason in result["failed"].items():
+        print(f"  {peer:<18} not measured: {reason[:120]}")
+    sys.stdout.flush()
+
+
+def run_micro(quick: bool) -> dict[str, Any]:
+    """Runs every perf/micro_*.py with pyperf and collects their means (ns per operation)."""
+    found: dict[str, Any] = {}
+    for script in sorted(tools.HERE.glob("micro_*.py")):
+        out = tools.BUILD / f"{script.stem}.json"
+        out.unlink(missing_ok=True)
+        command = [sys.executable, str(script), "-o", str(out), "--quiet"]
+        command += ["-p", "3", "-n", "3", "-w", "1", "--min-time", "0.02" if quick else "0.05"]
+        print(f"\n{script.name}", flush=True)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120 if quick else 400, cwd=tools.HERE)
+        except subprocess.TimeoutExpired:
+            print("  took too long")
+            continue
+        if done.returncode or not out.exists():
+            print("  failed: " + (done.stderr.strip().splitlines() or ["no result"])[-1])
+            continue
+        import pyperf  # only here: the suite's other parts need no packages
+
+        means = {bench.get_name(): bench.mean() * 1e9 for bench in pyperf.BenchmarkSuite.load(str(out)).get_benchmarks()}
+        for name, mean in means.items():
+            print(f"  {name:<60}{mean:>14,.1f} ns")
+        found[script.stem] = means
+    return found
+
+
+def arguments() -> argparse.Namespace:
+    """Reads the command line."""
+    letters = "".join(WORKLOADS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-q", "--quick", action="store_true", help="few cases, few peers, short runs")
+    parser.add_argument("-w", "--workloads", default=letters, help=f"letters out of {letters} (n: instructions)")
+    parser.add_argument("-c", "--case", default="", help="only cases whose name contains this")
+    parser.add_argument("-p", "--peers", default="", help="comma-separated; default: all that a case has")
+    parser.add_argument("-r", "--rounds", type=int, help="rounds per case")
+    parser.add_argument("-s", "--seconds", type=float, help="measured seconds per run")
+    parser.add_argument("-m", "--micro", action=argparse.BooleanOptionalAction, default=None,
+                        help="the pyperf micro-benchmarks too (default: in a full run)")  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, help="result file (default: perf/results/TIME.json)")
+    parser.add_argument("-n", "--no-output", action="store_true", help="write no file")
+    chosen = parser.parse_args()
+    unknown = set(chosen.workloads) - set(letters)
+    if unknown:
+        parser.error(f"unknown workloads: {''.join(sorted(unknown))}")
+    return chosen
+
+
+def main() -> int:
+    chosen = arguments()
+    base = QUICK if chosen.quick else FULL
+    effort = Effort(chosen.seconds or base.seconds, base.warmup, chosen.rounds or base.rounds, base.quick)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    began = time.time()
+    missing = tools.prepare()
+    for what, why in missing.items():
+        print(f"missing: {what}: {why}")
+    if os.getloadavg()[0] > 0.5:
+        print(f"note: load average {os.getloadavg()[0]:.1f}; trust CPU per message and ratios, not rates")
+
+    results = []
+    wanted = [name.strip() for name in chosen.peers.split(",") if name.strip()]
+    for letter, (title, cases) in WORKLOADS.items():
+        if letter not in chosen.workloads:
+            continue
+        print(f"\n=== ({letter}) {title}")
+        for case in cases(chosen.quick):
+            if chosen.case not in case.name:
+                continue
+            peers = [peer for peer in case.peers if not wanted or peer in wanted]
+            result = measure(case, peers, effort)
+            results.append(result)
+            show(result)
+
+    everything = set(chosen.workloads) == set(WORKLOADS) and not chosen.quick
+    micro = run_micro(chosen.quick) if (everything if chosen.micro is None else chosen.micro) else {}
+
+    by_name = {(r["workload"], r["case"]): r["peers"] for r in results}
+
+    def figure(workload: str, case: str, peer: str, name: str) -> float:
+        value: float = by_name[workload, case][peer]["median"][name]
+        return value
+
+    rows = bars.evaluate(figure, chosen.workloads)
+    if rows:
+        print("\n=== bars\n" + bars.table(rows))
+    print(f"\n{time.time() - began:.0f} s")
+
+    if not chosen.no_output:
+        RESULTS.mkdir(exist_ok=True)
+        name = "quick" if chosen.quick else "full"
+        path = chosen.output or RESULTS / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(began))}-{name}.json"
+        document = {
+            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
+            "took_seconds": round(time.time() - began, 1),
+            **machine.commit(),
+            "machine": machine.machine(),
+            "versions": machine.versions(),
+            "effort": {"seconds": effort.seconds, "warmup": effort.warmup, "rounds": effort.rounds},
+            "missing": missing,
+            "bars": rows,
+            "results": results,
+            "micro": micro,
+        }
+        path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Builds what the suite runs besides Python: the load generator, the native peers, Node's modules, a certificate.
+
+Everything lands in perf/build and is rebuilt only when its source is newer. What cannot be built is reported as
+missing, with the reason; the suite goes on without it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+BUILD = HERE / "build"
+
+LOAD = BUILD / "load"
+SERVER_RAW = BUILD / "server_raw"
+SERVER_NATIVE = BUILD / "server_native"
+CERTIFICATE = BUILD / "certificate.pem"
+KEY = BUILD / "key.pem"
+
+#: Sizes of the JSON messages of the compression workload: name -> bytes wanted.
+JSON_SIZES = {"150 B": 150, "1.2 KB": 1200, "10 KB": 10_000}
+
+
+class Missing(Exception):
+    """A tool or a peer is not to be had here; the text says why."""
+
+
+def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end; raises `Missing` with the last line it complained."""
+    if shutil.which(command[0]) is None:
+        raise Missing(f"{command[0]} is not installed")
+    done = subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    if done.returncode:
+        complaint = (done.stderr or done.stdout).strip().splitlines()
+        raise Missing(f"{command[0]} failed: {complaint[-1] if complaint else done.returncode}")
+    return done  # type: ignore[no-any-return]
+
+
+def stale(target: Path, source: Path) -> bool:
+    """True when `target` must be (re)built from `source`."""
+    return not target.exists() or target.stat().st_mtime < source.stat().st_mtime
+
+
+def build_load() -> None:
+    """Compiles the load generator, with TLS and deflate if their headers are there."""
+    source = HERE / "load.c"
+    if not stale(LOAD, source):
+        return
+    base = ["cc", "-O2", "-std=gnu11", "-o", str(LOAD), str(source)]
+    tls = ["-DWITH_TLS", "-lssl", "-lcrypto"]
+    deflate = ["-DWITH_DEFLATE", "-lz"]
+    complaint = None
+    for extra in (tls + deflate, deflate, tls, []):
+        try:
+            run(base + extra)
+        except Missing as error:
+            complaint = complaint or error
+        else:
+            if complaint:
+                print(f"load generator built with {extra or 'neither TLS nor deflate'}: {complaint}", file=sys.stderr)
+            return
+    raise complaint or Missing("no C compiler")
+
+
+def build_native() -> None:
+    """Compiles the two native servers: the raw one always, Boost.Beast where its headers are."""
+    if stale(SERVER_RAW, HERE / "server_raw.c"):
+        run(["cc", "-O2", "-std=gnu11", "-o", str(SERVER_RAW), str(HERE / "server_raw.c")])
+    if stale(SERVER_NATIVE, HERE / "server_native.cpp"):
+        run(["c++", "-O2", "-DNDEBUG", "-std=c++17", "-o", str(SERVER_NATIVE), str(HERE / "server_native.cpp"), "-pthread"])
+
+
+def install_node_modules() -> None:
+    """Fetches `ws` and `bufferutil` with npm."""
+    if not (HERE / "node_modules" / "ws").exists():
+        run(["npm", "install", "--no-package-lock", "--no-audit", "--no-fund"], cwd=HERE)
+
+
+def make_certificate() -> None:
+    """Signs a P-256 certificate for localhost with itself."""
+    if not CERTIFICATE.exists():
+        run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "3650",
+             "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+             "-keyout", str(KEY), "-out", str(CERTIFICATE)])  # fmt: skip
+
+
+def json_file(size: str) -> Path:
+    """Where the messages of one entry of `JSON_SIZES` lie, one a line."""
+    return BUILD / f"json-{JSON_SIZES[size]}.jsonl"
+
+
+def make_json() -> None:
+    """Writes order-book updates as a market feed sends them: same keys, changing figures, a few symbols.
+
+    The load generator repeats the file; 512 KB of it keep its last round out of deflate's window of 32 KB.
+    """
+    for name, size in JSON_SIZES.items():
+        path = json_file(name)
+        if path.exists():
+            continue
+        chance = random.Random(size)
+        lines = []
+        for sequence in range(max(60, 512 * 1024 // size)):
+            symbol = chance.choice(["BTC-USD", "ETH-USD", "SOL-USD", "EUR-USD"])
+            message = {"type": "update", "symbol": symbol, "sequence": 81_000_000 + sequence * 3}
+            message["time"] = f"2026-03-02T14:{chance.randrange(60):02}:{chance.randrange(60):02}.{chance.randrange(10**6):06}Z"
+            changes: list[object] = []
+            message["changes"] = changes
+            while len(json.dumps(message, separators=(",", ":"))) < size - 20:
+                price = 64_000 + chance.gauss(0, 40)
+                changes.append({"side": chance.choice(["buy", "sell"]), "price": f"{price:.2f}", "size": f"{chance.expovariate(2):.4f}"})
+            lines.append(json.dumps(message, separators=(",", ":")))
+        path.write_text("\n".join(lines) + "\n")
+
+
+def prepare() -> dict[str, str]:
+    """Builds everything; returns what is missing and why. Only the load generator is indispensable."""
+    BUILD.mkdir(exist_ok=True)
+    build_load()
+    make_json()
+    missing = {}
+    for name, step in (("native", build_native), ("node", install_node_modules), ("certificate", make_certificate)):
+        try:
+            step()
+        except Missing as error:
+            missing[name] = str(error)
+    return missing

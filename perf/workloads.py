@@ -1,0 +1,375 @@
+"""The workloads (a) to (j): which cases each has, and how one case is measured once for one peer.
+
+A measurement is a flat dict of figures. `Case.measure` starts a fresh server (or client) for every call and ends it.
+Figures that mean the same have the same name everywhere:
+
+    per_second       messages (deliveries, connections) a second, by the wall clock
+    cpu_ns           CPU time of the measured process per message, in ns
+    p50 p95 p99 p999 round trip in ns
+    load_share       CPU share of the load generator: near 1 would mean that it was the bottleneck
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import process
+import tools
+from peers import CLIENT_PEERS, SERVER_PEERS, Peer
+from process import Failed, Server, Steps
+
+Figures = dict[str, Any]
+
+ALL = tuple(SERVER_PEERS)
+PYTHON = tuple(name for name in ALL if name not in ("socketify", "ws (Node.js)", "Boost.Beast"))
+FABRIC = ("fabric", "fabric callbacks")
+CLOSEST = ("fabric", "fabric callbacks", "picows core", "websockets", "aiohttp")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long and how often things are measured."""
+
+    seconds: float
+    warmup: float
+    rounds: int
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of a workload: measured `rounds` times for each peer, interleaved."""
+
+    workload: str
+    name: str
+    peers: tuple[str, ...]
+    measure: Callable[[str, Effort], Figures]
+    rounds: int | None = None  # None: as often as the effort says
+    facts: Figures = field(default_factory=dict)  # what a reader of the JSON needs to know
+
+
+def peer_named(name: str, needs: str = "") -> Peer:
+    """The peer, or `Failed` if it is absent or cannot do what the case needs."""
+    peer = SERVER_PEERS[name]
+    if needs and needs not in peer.can:
+        raise Failed(f"{name} has no {needs} here")
+    if not shutil.which(peer.command[0]):
+        raise Failed(f"{peer.command[0]} is missing")
+    return peer
+
+
+def flags_for(needs: str) -> tuple[str, ...]:
+    """Server options for one need."""
+    return {
+        "": (),
+        "tls": ("--tls", str(tools.CERTIFICATE), str(tools.KEY)),
+        "deflate": ("--deflate",),
+        "broadcast": ("--broadcast",),
+    }[needs]
+
+
+def load_flags(needs: str) -> tuple[str, ...]:
+    """Options of the load generator for one need."""
+    return {"": (), "tls": ("--tls",), "deflate": ("--deflate",), "broadcast": ()}[needs]
+
+
+def figures(result: dict[str, Any]) -> Figures:
+    """The flat figures of one result of the load generator."""
+    latency = result["latency"]
+    found: Figures = {
+        "per_second": result["per_second"],
+        "cpu_ns": result.get("server_cpu_ns"),
+        "server_share": result.get("server_cpu_seconds", 0) / result["seconds"],
+        "load_share": result["load_cpu_share"],
+        "messages": result["messages"],
+    }
+    found |= {key: latency[key] for key in ("p50", "p95", "p99", "p999", "max") if key in latency}
+    if "percentiles" in latency:
+        found["percentiles"] = latency["percentiles"]
+    if result["raw_in"]:
+        found["megabytes_per_second"] = result["raw_in"] / result["seconds"] / 1e6
+        if result["payload_in"] != result["raw_in"]:
+            found["saved"] = 1 - result["payload_in"] / result["raw_in"]
+    return found
+
+
+def served(
+    workload: str,
+    name: str,
+    peers: tuple[str, ...],
+    mode: str,
+    *arguments: object,
+    needs: str = "",
+    same_core: bool = False,
+    rounds: int | None = None,
+) -> Case:
+    """A case of one server and one run of the load generator."""
+
+    def measure(peer_name: str, effort: Effort) -> Figures:
+        peer = peer_named(peer_name, needs)
+        timing = ("--seconds", str(effort.seconds), "--warmup", str(effort.warmup))
+        with Server(peer.command, flags_for(needs)) as server:
+            options = (*timing, *load_flags(needs), *map(str, arguments))
+            return figures(process.load(server, mode, options, core=0 if same_core else 1))
+
+    facts = {"mode": mode, "arguments": [str(a) for a in arguments], "needs": needs, "cores": 1 if same_core else 2}
+    return Case(workload, name, peers, measure, rounds, facts)
+
+
+# ------------------------------------------------------------------ (a) ping-pong, (b) pipelined
+
+
+def ping_pong(quick: bool) -> Iterator[Case]:
+    peers = CLOSEST if quick else ALL
+    yield served("a", "same core, 1 × 32 B", (*peers, "Boost.Beast") if quick else peers, "echo", same_core=True)
+    yield served("a", "two cores, 1 × 32 B", peers, "echo")
+    yield served("a", "two cores, 64 × 32 B", (*peers, "picows.websockets") if quick else peers, "echo", "--connections", 64)
+    if not quick:
+        yield served("a", "same core, 1 × 1 KB", CLOSEST, "echo", "--size", 1024, same_core=True)
+        yield served("a", "same core, 1 × 64 KB", CLOSEST, "echo", "--size", 65536, same_core=True)
+
+
+def pipelined(quick: bool) -> Iterator[Case]:
+    peers = (*CLOSEST, "socketify") if quick else ALL
+    yield served("b", "1 × 32 B, depth 64", peers, "echo", "--depth", 64)
+    if not quick:
+        yield served("b", "8 × 32 B, depth 64", peers, "echo", "--depth", 64, "--connections", 8)
+        yield served("b", "1 × 1 KB, depth 64", CLOSEST, "echo", "--depth", 64, "--size", 1024)
+        yield served("b", "1 × 64 KB, depth 64", CLOSEST, "echo", "--depth", 64, "--size", 65536)
+
+
+# ------------------------------------------------------------------ (c) open loop
+
+
+def open_loop(quick: bool) -> Iterator[Case]:
+    shares = (0.5, 0.9) if quick else (0.1, 0.5, 0.75, 0.9)
+
+    def measure(peer_name: str, effort: Effort) -> Figures:
+        connections = ("--connections", "16")
+        timing = ("--seconds", str(effort.seconds), "--warmup", str(effort.warmup))
+        with Server(peer_named(peer_name).command) as server:
+            capacity = process.load(server, "echo", (*connections, "--depth", "4", *timing))["per_second"]
+            found: Figures = {"capacity": capacity}
+            for share in shares:
+                result = process.load(server, "open", (*connections, "--rate", f"{share * capacity:.0f}", *timing))
+                name = f"{share:.0%}"
+                found |= {f"{key} at {name}": result["latency"][key] for key in ("p50", "p99", "p999")}
+                found[f"achieved at {name}"] = result["per_second"]
+                found[f"cpu_ns at {name}"] = result["server_cpu_ns"]
+                found[f"uncorrected p99 at {name}"] = result["uncorrected"]["p99"]
+        return found
+
+    peers = ("fabric", "websockets") if quick else PYTHON
+    facts = {"shares of capacity": shares, "capacity": "closed loop, 16 connections, depth 4, 32 B"}
+    yield Case("c", "16 × 32 B", peers, measure, 1, facts)
+
+
+# ------------------------------------------------------------------ (d) the client side
+
+
+def client_side(quick: bool) -> Iterator[Case]:
+    def case(name: str, depth: int, same_core: bool) -> Case:
+        def measure(peer_name: str, effort: Effort) -> Figures:
+            command = [*CLIENT_PEERS[peer_name], "--depth", str(depth), "--seconds", str(effort.seconds)]
+            with Server((str(tools.SERVER_RAW),), core=1) as server:
+                pin = process.pin(1 if same_core else 0)
+                done = subprocess.run(
+                    [*command, "--port", str(server.port)],
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                    env=process.environment(),
+                    preexec_fn=pin,
+                )
+            if done.returncode:
+                raise Failed((done.stderr.strip().splitlines() or ["no output"])[-1])
+            result = json.loads(done.stdout)
+            found = {"per_second": result["per_second"], "cpu_ns": result["client_cpu_ns"]}
+            return found | result.get("latency", {})
+
+        facts = {"measured": "the client's CPU time", "server": "server_raw.c", "depth": depth}
+        return Case("d", name, tuple(CLIENT_PEERS), measure, None, facts)
+
+    yield case("pipelined, depth 64, 32 B", 64, False)
+    yield case("same core, ping-pong, 32 B", 1, True)
+
+
+# ------------------------------------------------------------------ (e) broadcast, (f) TLS, (g) compression
+
+
+def broadcast(quick: bool) -> Iterator[Case]:
+    able = tuple(name for name in ALL if "broadcast" in SERVER_PEERS[name].can)
+    for connections in (1000,) if quick else (100, 1000, 5000):
+        peers = ("fabric", "websockets") if quick else able
+        if connections == 5000:
+            peers = ("fabric", "websockets", "picows core", "ws (Node.js)")
+        arguments = ("--connections", connections, "--size", 128)
+        yield served("e", f"{connections} × 128 B", peers, "broadcast", *arguments, needs="broadcast", rounds=2)
+
+
+def tls(quick: bool) -> Iterator[Case]:
+    able = tuple(name for name in ALL if "tls" in SERVER_PEERS[name].can)
+    peers = ("fabric", "aiohttp") if quick else able
+    yield served("f", "same core, ping-pong 1 × 32 B", peers, "echo", needs="tls", same_core=True, rounds=2)
+    yield served("f", "pipelined 1 × 32 B, depth 64", peers, "echo", "--depth", 64, needs="tls", rounds=2)
+
+
+def compression(quick: bool) -> Iterator[Case]:
+    able = ("fabric", "picows.websockets", "websockets", "aiohttp", "ws (Node.js)")
+    peers = ("fabric", "websockets", "aiohttp") if quick else able
+    for size in ("1.2 KB",) if quick else tools.JSON_SIZES:
+        arguments = ("--depth", 16, "--messages", tools.json_file(size))
+        yield served("g", f"JSON {size}, depth 16", peers, "echo", *arguments, needs="deflate", rounds=2)
+
+
+# ------------------------------------------------------------------ (h) connections a second
+
+
+def connections(quick: bool) -> Iterator[Case]:
+    peers = ("fabric", "picows core", "websockets") if quick else ALL
+    yield served("h", "32 at a time", peers, "connect", "--depth", 32)
+
+
+# ------------------------------------------------------------------ (i) idle connections
+
+
+def idle_memory(name: str, peers: tuple[str, ...], count: int, needs: str = "", touch: bool = False) -> Case:
+    """Private memory per idle connection; with `touch` after each has exchanged one message."""
+
+    def measure(peer_name: str, effort: Effort) -> Figures:
+        peer = peer_named(peer_name, needs)
+        flags = load_flags(needs)
+        content = ("--messages", str(tools.json_file("1.2 KB"))) if touch else ()
+        with Server(peer.command, flags_for(needs)) as server:
+            warm = ("--connections", "20", "--seconds", "0.1", "--warmup", "0.1", *flags, *content)
+            process.load(server, "echo", warm)
+            time.sleep(0.3)
+            before = server.private_bytes()
+            steps = Steps(server, "idle", ("--connections", str(count), *flags, *content))
+            try:
+                steps.reached("ready", 150)
+                if touch:
+                    steps.say("touch")
+                    steps.reached("touched", 60)
+                time.sleep(0.7)
+                grown = server.private_bytes() - before
+            finally:
+                steps.end()
+        return {"bytes_per_connection": grown / count, "megabytes": grown / 1e6}
+
+    return Case("i", name, peers, measure, 1, {"connections": count, "needs": needs, "touched": touch})
+
+
+def idle_cpu(count: int, seconds: float) -> Case:
+    """CPU share of a server with `count` idle connections and default heartbeats, over one whole interval."""
+
+    def measure(peer_name: str, effort: Effort) -> Figures:
+        with Server(peer_named(peer_name).command) as server:
+            steps = Steps(server, "idle", ("--connections", str(count)))
+            try:
+                steps.reached("ready", 150)
+                time.sleep(1)
+                cpu, wall = server.cpu_seconds(), time.monotonic()
+                time.sleep(seconds)
+                share = (server.cpu_seconds() - cpu) / (time.monotonic() - wall)
+            finally:
+                steps.end()
+        return {"cpu_share": share}
+
+    return Case("i", f"CPU of {count} idle, default heartbeats", ("fabric", "websockets"), measure, 1, {"seconds": seconds})
+
+
+def idle(quick: bool) -> Iterator[Case]:
+    if quick:
+        yield idle_memory("plain, 1000", ("fabric", "fabric callbacks", "websockets"), 1000)
+        return
+    yield idle_memory("plain, 1000", (*PYTHON, "ws (Node.js)", "Boost.Beast"), 1000)
+    yield idle_memory("plain, 9000", ("fabric", "fabric callbacks", "picows core", "websockets"), 9000)
+    yield idle_memory("TLS, 1000", PYTHON, 1000, "tls")
+    yield idle_memory("TLS, 9000", ("fabric",), 9000, "tls")
+    yield idle_memory("plain after one message, 1000", ("fabric", "websockets"), 1000, touch=True)
+    able = ("fabric", "picows.websockets", "websockets", "aiohttp")
+    yield idle_memory("compressed after one message, 1000", able, 1000, "deflate", touch=True)
+    yield idle_memory("compressed after one message, 9000", ("fabric",), 9000, "deflate", touch=True)
+    yield idle_cpu(9000, 31)
+
+
+# ------------------------------------------------------------------ (j) growth
+
+
+def growth(quick: bool) -> Iterator[Case]:
+    if quick:
+        return
+    for count in (8, 64, 512, 4096):
+        arguments = ("--connections", count, "--depth", 8)
+        yield served("j", f"{count} connections × depth 8, 32 B", FABRIC, "echo", *arguments, rounds=1)
+    for size in (32, 256, 4096, 65536, 1 << 20):
+        yield served("j", f"{size} B, depth 16", FABRIC, "echo", "--depth", 16, "--size", size, rounds=1)
+
+
+# ------------------------------------------------------------------ instructions, by callgrind
+
+
+def instructions(quick: bool) -> Iterator[Case]:
+    """User-space instructions per echoed message: exact where time is noisy. Not a workload of its own."""
+
+    def case(name: str, depth: int, size: int, peers: tuple[str, ...]) -> Case:
+        def measure(peer_name: str, effort: Effort) -> Figures:
+            count = 4000 if depth == 1 else 20000
+            return {"instructions": count_instructions(peer_named(peer_name), count, depth, size)}
+
+        return Case("n", name, peers, measure, 1, {"depth": depth, "tool": "callgrind"})
+
+    yield case("pipelined 1 × 32 B, depth 64", 64, 32, FABRIC if quick else (*FABRIC, "picows core"))
+    if not quick:
+        yield case("ping-pong 1 × 32 B", 1, 32, (*FABRIC, "picows core"))
+
+
+def count_instructions(peer: Peer, count: int, depth: int, size: int) -> float:
+    """Runs `peer` under callgrind and returns instructions per message, start-up and handshake excluded."""
+    for tool in ("valgrind", "callgrind_control"):
+        if not shutil.which(tool):
+            raise Failed(f"{tool} is not installed")
+    out = tools.BUILD / f"callgrind.{os.getpid()}.out"
+    valgrind = ("valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={out}")
+    try:
+        with Server((*valgrind, *peer.command), core=0, wait=60) as server:
+            steps = Steps(server, "echo", ("--count", str(count), "--depth", str(depth), "--size", str(size)))
+            try:
+                for phase, switch in (("warm", "on"), ("counted", "off")):
+                    steps.reached(phase, 120)
+                    subprocess.run(["callgrind_control", "-i", switch, str(server.pid)], capture_output=True, timeout=60)
+                    if switch == "on":
+                        steps.say()
+            finally:
+                steps.end()
+        totals = [line for line in out.read_text().splitlines() if line.startswith(("totals:", "summary:"))]
+        return int(totals[-1].split()[1]) / count
+    except (OSError, IndexError, subprocess.TimeoutExpired) as error:
+        raise Failed(f"callgrind: {error}") from None
+    finally:
+        for left in tools.BUILD.glob(f"{out.name}*"):
+            left.unlink()
+
+
+#: Letter -> what it is, and its cases.
+WORKLOADS: dict[str, tuple[str, Callable[[bool], Iterator[Case]]]] = {
+    "a": ("ping-pong", ping_pong),
+    "b": ("pipelined", pipelined),
+    "c": ("open loop at fixed rates", open_loop),
+    "d": ("the client side", client_side),
+    "e": ("broadcast", broadcast),
+    "f": ("TLS", tls),
+    "g": ("compression", compression),
+    "h": ("connections per second", connections),
+    "i": ("idle connections", idle),
+    "j": ("growth", growth),
+    "n": ("instructions per message", instructions),
+}
