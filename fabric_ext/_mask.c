@@ -1,7 +1,7 @@
 /* The kernels that need more than every processor has, and the choice among them. See _mask.h.
  *
- * AVX2 already runs at the pace of memcpy, so there is no AVX-512 version: on many processors it would slow the
- * clock for everything else.
+ * AVX2 already runs at the pace of memcpy, so there is no AVX-512 version: on many processors it would slow
+ * the clock for everything else.
  */
 #include "_mask.h"
 

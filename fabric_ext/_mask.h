@@ -1,13 +1,13 @@
 /* XOR masking of WebSocket payloads, RFC 6455 section 5.3.
  *
- * Owns: the code for short payloads, the vector loop for long ones, the choice between its versions (_mask.c).
+ * Owns: the code for short payloads, the vector loop for long ones, the choice of its version (_mask.c).
  * Never: makes keys, knows of frames, or calls Python.
  *
- * Everywhere: `key` holds the four key bytes in the order they have in memory; `dst` and `src` are equal or do
- * not overlap at all; neither has to be aligned.
+ * Everywhere: `key` holds the four key bytes in the order they have in memory; `dst` and `src` are equal or
+ * do not overlap at all; neither has to be aligned.
  *
- * One idea serves every length: a payload that is no multiple of the word in use ends with a word that overlaps
- * the one before. What may overlap is read before any of it is written, so in place no byte is masked twice.
+ * One idea serves every length: a payload that is no multiple of the word in use ends with a word that
+ * overlaps the one before. What may overlap is read before any of it is written, so in place no byte is masked twice.
  */
 #ifndef FABRIC_MASK_H
 #define FABRIC_MASK_H
@@ -88,7 +88,7 @@ FABRIC_MASK_INLINE void fabric_mask_short(uint8_t *dst, const uint8_t *src, size
 }
 
 /* Defines a kernel that works in words of `width` bytes. Its stores are aligned, since one that straddles two
- * cache lines costs two; `first` and `last`, the words at the ends, overlap the aligned ones and come after them. */
+ * cache lines costs two; `first` and `last`, the words at the ends, overlap the aligned ones and follow them. */
 #define FABRIC_MASK_KERNEL(name, width)                                                                      \
     static void name(uint8_t *dst, const uint8_t *src, size_t n, uint32_t key)                               \
     {                                                                                                        \

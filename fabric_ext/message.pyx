@@ -1,7 +1,7 @@
 """Messages, raw frames and the frame header.
 
 Owns the value types that pass between application and connection, and the wire form of one frame (RFC 6455
-§5.2). Never reads a socket, keeps no state between frames, and knows nothing of `fabric`: the exception classes
+§5.2). Never reads a socket, keeps no state between frames, and knows nothing of `fabric`: the exceptions
 that users catch are handed in by `bind_errors`; until then subclasses of ValueError serve, constructed alike.
 """
 
@@ -49,7 +49,7 @@ cdef tuple _TYPES = tuple([MessageType(i) if i in (1, 2, 8, 9, 10) else None for
 
 class _JsonError(ValueError):
     def __init__(self, message, *, path=""):
-        super().__init__(message)
+        super().__init__(f"{message} (at {path})" if path else message)
         self.path = path
 
 
@@ -253,8 +253,9 @@ cdef class Message:
         try:
             return decode(self.data)
         except msgspec.ValidationError as error:
-            path = str(error).rpartition(" - at `")[2].removesuffix("`") if " - at `" in str(error) else "$"
-            raise json_error_class(str(error), path=path) from error
+            # msgspec says "what - at `$.path`", or only what is wrong with the whole.
+            what, _, path = str(error).partition(" - at `$")
+            raise json_error_class(what, path="$" + path.removesuffix("`")) from error
         # A deep nest of brackets is the sender's doing, not ours: the same error as any bad document.
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise json_error_class(str(error)) from error
@@ -386,8 +387,8 @@ cdef bytes _xored(const uint8_t* data, Py_ssize_t size, uint32_t key):
 cdef class Frame:
     """One raw frame (RFC 6455 §5.2), immutable; `payload` is never masked, `masked` tells how it travels.
 
-    `opcode` is 0 (continuation), 1, 2, 8, 9 or 10. Raises InvalidFrame for a reserved opcode or a control frame
-    that is fragmented or longer than 125 bytes. RSV bits are free: what they mean is up to the extension.
+    `opcode` is 0 (continuation), 1, 2, 8, 9 or 10. Raises InvalidFrame for a reserved opcode or a control
+    frame that is fragmented or longer than 125 bytes. RSV bits are free: what they mean is up to the extension.
     """
 
     def __init__(self, int opcode, payload=b"", *, bint fin=True, bint rsv1=False, bint rsv2=False,
@@ -439,8 +440,8 @@ cdef class Frame:
         """Take the first frame of `buffer`: `(Frame, bytes consumed)`, or None if it is not all there yet.
 
         Faults are raised as soon as the bytes that show them are there, before any payload is copied:
-        InvalidFrame (see the class; also a length not in its shortest form or above 2**63 - 1), MessageTooLarge
-        for a payload above `max_size` bytes.
+        InvalidFrame (see the class; also a length not in its shortest form or above 2**63 - 1),
+        MessageTooLarge for a payload above `max_size` bytes.
         """
         cdef Py_buffer view
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
