@@ -1,15 +1,14 @@
 """What can be configured, with units, defaults and limits. A config is checked once, when it is made.
 
-Every config is a frozen dataclass with keyword arguments, and has for each field a builder
-`with_<field>(value)`, which returns a changed copy. Durations are seconds (float) or `timedelta`, held as float;
-sizes are bytes. A wrong value raises ValueError, a value of a wrong type TypeError; both name the field, the
-value and what is allowed. The repr shows what differs from the defaults, and no credentials.
+Every config is a frozen dataclass with keyword arguments. Each field has a builder `with_<field>`, which
+returns a changed copy. Durations are seconds (float) or `timedelta`, and are held as float; sizes are bytes.
+A wrong value raises ValueError, a value of a wrong type TypeError; both name the field, the value and what is
+allowed. The repr shows what differs from the defaults, and no credentials.
 
 Owns: names, defaults, limits, and what follows from the fields alone. Opens nothing, reads no environment.
 """
 
-# ruff: noqa: RUF009, TC003
-# `default` only changes the type that checkers see, and the annotations can be resolved at run time.
+# ruff: noqa: RUF009  (`default` only changes the type that checkers see)
 
 from __future__ import annotations
 
@@ -404,7 +403,7 @@ class ClientConfig(HeaderBuilders, Config):
         self._check_part("compression", _NO_COMPRESSION)
         self._check_part("rate_limit", _NO_RATE_LIMIT)
         self._check_integer("fragment_size", 1, optional=True)
-        self._set("subprotocols", SubprotocolList(self.subprotocols))
+        self._set("subprotocols", SubprotocolList(self._check_several("subprotocols")))
         self._set("headers", _own_headers(self.headers))
         self._check_instance("ssl", tls.SSLContext, optional=True)
         if self.ssl is not None and not secure:
@@ -553,9 +552,10 @@ class ServerConfig(Config):
         self._check_part("global_rate_limit", _NO_RATE_LIMIT)
         self._check_integer("fragment_size", 1, optional=True)
         self._check_choice("slow_peer", ("drop", "close", "wait"))
-        self._set("subprotocols", SubprotocolList(self.subprotocols))
+        self._set("subprotocols", SubprotocolList(self._check_several("subprotocols")))
         self._check_flag("require_subprotocol", "reuse_port")
-        self._check_names()
+        names = self._check_several("required_headers")
+        self._set("required_headers", tuple(str(HeaderName(name)) for name in names))
         self._set("headers", _own_headers(self.headers))
         self._check_origins()
         self._check_instance("ssl", tls.SSLContext, optional=True)
@@ -576,17 +576,10 @@ class ServerConfig(Config):
         if not (port.isascii() and port.isdecimal() and int(port) <= 65535):
             self._reject("bind", "a port from 0 to 65535 after the last colon")
 
-    def _check_names(self) -> None:
-        if isinstance(self.required_headers, str):
-            self._reject("required_headers", "several names, not one str", TypeError)
-        self._set("required_headers", tuple(str(HeaderName(name)) for name in self.required_headers))
-
     def _check_origins(self) -> None:
         if self.origins is None:
             return
-        if isinstance(self.origins, str):
-            self._reject("origins", "several origins, not one str", TypeError)
-        self._set("origins", tuple(self.origins))
+        self._set("origins", self._check_several("origins"))
         for origin in self.origins:
             if not isinstance(origin, (str, re.Pattern, type(None))):
                 self._reject("origins", "a str, a compiled pattern or None each", TypeError)

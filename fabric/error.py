@@ -24,12 +24,13 @@
      ├── InvalidState                        RuntimeError
      └── NotSupported                        NotImplementedError
 
-The second column is the builtin that each class also is, so that `except OSError` and `except ValueError` mean what
-they usually do (ConnectionError and TimeoutError are OSErrors). The third says what the class attributes
-`is_retryable` (the same call may succeed later) and `should_reconnect` (a new connection may help) are true of.
+The second column is the builtin that each class also is, so that `except OSError` and `except ValueError`
+mean what they usually do (ConnectionError and TimeoutError are OSErrors). The third tells where the class
+attributes `is_retryable` (the same call may succeed later) and `should_reconnect` (a new connection may help)
+are true.
 
-All classes can be copied and pickled, and keep their attributes. This module imports nothing of `fabric`, formats
-sentences and decides nothing: which close codes and HTTP statuses are final is the client's table.
+All classes can be copied and pickled, and keep their attributes. This module imports nothing of `fabric`,
+formats sentences and decides nothing: which close codes and HTTP statuses are final is the client's table.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def _quoted(value: object) -> str:
 
 
 class Error(Exception):
-    """Base of every error here. `str(error)` is one sentence that names the thing, the value and the limit."""
+    """Base of every error here. `str(error)` is one sentence: the thing, the value, the limit."""
 
     is_retryable: ClassVar[bool] = False
     should_reconnect: ClassVar[bool] = False

@@ -43,7 +43,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _COOKIE_VALUE = re.compile(r'[!#-+\--:<-\[\]-~]*+|"[!#-+\--:<-\[\]-~]*+"')  # RFC 6265 §4.1.1
 
 _SENSITIVE = re.compile(
-    r"(?:proxy-)?authorization|(?:set-)?cookie2?|.*(?:api-?key|token|secret|passw|session|credential|x-auth).*",
+    r"(?:set-)?cookie2?|x-auth(?:-.*)?|.*(?:authorization|api-?key|token|secret|passw|session|credential).*",
     re.IGNORECASE,
 )
 

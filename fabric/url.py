@@ -75,7 +75,7 @@ class Url:
             ValueError: it is not an absolute URL with a host and one of `schemes`, or has a fragment.
         """
         if not isinstance(text, str):
-            raise TypeError(f"expected a URL as str, not {type(text).__name__}")
+            raise TypeError(f"<{type(text).__name__}>: expected a URL as str")
 
         def invalid(why: str) -> ValueError:
             return ValueError(f"{redact(text)!r}: {why}")

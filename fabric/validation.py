@@ -7,6 +7,7 @@ name.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import MISSING, field, fields, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar, overload
@@ -178,6 +179,13 @@ class Config:
         if not isinstance(value, types) and not (optional and value is None):
             names = [t.__qualname__ for t in types] + (["None"] if optional else [])
             self._reject(name, f"an instance of {' or '.join(names)}", TypeError)
+
+    def _check_several(self, name: str) -> tuple[Any, ...]:
+        """The values of an iterable, which a single str is too, but never is meant to be."""
+        value = getattr(self, name)
+        if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+            self._reject(name, "several, as in a list", TypeError)
+        return tuple(value)
 
     def _check_part(self, name: str, off: Config) -> None:
         """A nested config; None stands for `off`."""
