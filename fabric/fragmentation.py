@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fabric.error import ConnectionLimitExceeded, Error, InvalidFrame, MessageTooLarge, Utf8Error
-from fabric_ext.message import Frame, Message, MessageType
+from fabric.message import Frame, Message, MessageType
 from fabric_ext.reassembly import DEFAULT_MAX_FRAGMENTS, Assembler, Verdict
 
 if TYPE_CHECKING:
