@@ -1,11 +1,11 @@
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
 
-class ConcurrentRecv(RuntimeError):
-    """A second task called `recv()` while another one waits in it."""
+def bind_errors(*, concurrent_recv: Callable[[str], Exception]) -> None:
+    """Set what is raised in a second task that calls `recv()` while another one waits: a class, called with a text."""
 
 class Inbox(Generic[T]):
     """A queue with at most one waiting receiver."""

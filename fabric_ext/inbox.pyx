@@ -37,8 +37,13 @@ cdef object CancelledError = asyncio.CancelledError
 cdef object EXHAUSTED = iter(())          # raises StopIteration for ever, without making an exception object
 
 
-class ConcurrentRecv(RuntimeError):
-    """A second task called `recv()` while another one waits in it."""
+cdef object _concurrent_recv = RuntimeError
+
+
+def bind_errors(*, concurrent_recv):
+    """Set what is raised in a second task that calls `recv()` while another one waits: a class, called with a text."""
+    global _concurrent_recv
+    _concurrent_recv = concurrent_recv
 
 
 cdef class Inbox:
@@ -157,7 +162,7 @@ cdef class Recv:
             raise RuntimeError("this recv() has already been awaited")
         if inbox._waiter is not None and inbox._waiter is not self._parked:
             self._spent = True
-            raise ConcurrentRecv("another task is already waiting in recv() on this connection")
+            raise _concurrent_recv("another task is already waiting in recv() on this connection")
         if inbox._end is not None:
             self._detach()
             if inbox._end is not True:

@@ -1,0 +1,150 @@
+"""One incoming TCP connection until it is a WebSocket: reads the request, lets the server judge it, answers.
+
+Owns the bytes, the deadline and the limits of the opening handshake on the server's side. Who may connect is the
+server's to say (`Acceptor`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fabric.handshake import HEAD_END, Rejection, Request, as_response, check_upgrade, parse_request
+
+if TYPE_CHECKING:
+    import logging
+
+    from fabric.handshake import Response
+    from fabric.headers import HeaderMap
+
+__all__ = ["Acceptance", "Acceptor"]
+
+
+class Acceptor(Protocol):
+    """What an `Acceptance` asks of its server."""
+
+    handshake_timeout: float  # seconds
+    max_header_size: int  # bytes
+    logger: logging.Logger
+    pending: set[Acceptance]
+
+    def process_request(self, request: Request) -> Any:
+        """The answer to plain HTTP, None to go on, or an awaitable of either."""
+
+    def upgrade(self, acceptance: Acceptance, request: Request, headers: HeaderMap, key: str, rest: bytes) -> None:
+        """Take the transport over, or raise Rejection."""
+
+
+class Acceptance(asyncio.Protocol):
+    """The protocol of a transport during its opening handshake."""
+
+    __slots__ = ("_acceptor", "_buffer", "_task", "_timer", "transport")
+
+    def __init__(self, acceptor: Acceptor) -> None:
+        self._acceptor = acceptor
+        self._buffer = b""
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "pause_reading")
+        self.transport = transport  # type: ignore[assignment]
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._acceptor.handshake_timeout, self._timed_out)
+        self._acceptor.pending.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._done()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _done(self) -> asyncio.Transport | None:
+        """This handshake is over: the transport, once, or None."""
+        transport, self.transport = self.transport, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._acceptor.pending.discard(self)
+        return transport
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport is None or self._task is not None:
+            self._buffer += data  # of a client that does not wait for the answer: read no further
+            if self.transport is not None:
+                self.transport.pause_reading()
+            return
+        buffer = self._buffer = (self._buffer + data) if self._buffer else data
+        end = buffer.find(HEAD_END)
+        if end > self._acceptor.max_header_size or (end < 0 and len(buffer) > self._acceptor.max_header_size):
+            limit = self._acceptor.max_header_size
+            self.answer(Rejection(431, f"the request head is over {limit} bytes").response)
+        elif end >= 0:
+            self._buffer = buffer[end + len(HEAD_END) :]
+            self._judge(buffer[:end].lstrip(b"\r\n"))  # RFC 9112 §2.2: empty lines before a request
+
+    def _judge(self, head: bytes) -> None:
+        try:
+            request, headers = parse_request(head)
+            answer = self._acceptor.process_request(request)
+            if inspect.isawaitable(answer):
+                self._task = asyncio.get_running_loop().create_task(self._judge_later(answer, request, headers))
+                return
+            self._decide(answer, request, headers)
+        except Rejection as rejection:
+            self.answer(rejection.response)
+        except Exception as error:
+            self._fail(error)
+
+    async def _judge_later(self, answer: Awaitable[Any], request: Request, headers: HeaderMap) -> None:
+        try:
+            self._decide(await answer, request, headers)
+        except Rejection as rejection:
+            self.answer(rejection.response)
+        except Exception as error:
+            self._fail(error)
+
+    def _decide(self, answer: Any, request: Request, headers: HeaderMap) -> None:
+        if self.transport is None or self.transport.is_closing():
+            return
+        if answer is not None:
+            self.answer(as_response(answer), head_only=request.method == "HEAD")
+            return
+        key = check_upgrade(request, headers)
+        rest, self._buffer = self._buffer, b""
+        self._acceptor.upgrade(self, request, headers, key, rest)
+
+    def take_transport(self) -> asyncio.Transport:
+        """End this handshake and hand its transport over."""
+        transport = self._done()
+        assert transport is not None
+        if self._task is not None:
+            transport.resume_reading()
+        return transport
+
+    def answer(self, response: Response, *, head_only: bool = False) -> None:
+        """Send `response` and close."""
+        transport = self._done()
+        if transport is not None and not transport.is_closing():
+            transport.write(response.encode(with_body=not head_only))
+            if transport.can_write_eof():
+                # Closing with bytes unread would reset the connection, and the answer with it.
+                transport.write_eof()
+                asyncio.get_running_loop().call_later(1, transport.abort)
+            else:
+                transport.close()
+
+    def _fail(self, error: Exception) -> None:
+        self._acceptor.logger.error("the opening handshake failed", exc_info=error)
+        self.answer(Rejection(500, "internal error").response)
+
+    def _timed_out(self) -> None:
+        seconds = self._acceptor.handshake_timeout
+        self.answer(Rejection(408, f"no request within {seconds:g} seconds").response)
+        if self._task is not None:
+            self._task.cancel()
+
+    def eof_received(self) -> bool:
+        return False

@@ -1,0 +1,489 @@
+"""What a client and a server's connection have in common, above the compiled core.
+
+Owns everything that happens once per connection rather than once per message: waiting to send, parts of messages,
+pings, the close handshake, and which exception says what. Never opens a connection; that is `fabric.client` and
+`fabric.server`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from typing import TYPE_CHECKING, Any
+
+from fabric_ext import inbox
+from fabric_ext.connection import Connection, Part
+
+from fabric.backpressure import BackpressureController
+from fabric.error import (
+    BufferFull,
+    CompressionError,
+    ConnectionClosed,
+    InvalidFrame,
+    InvalidState,
+    MessageTooLarge,
+    Utf8Error,
+)
+from fabric.message import Message, MessageType
+
+if TYPE_CHECKING:
+    from fabric_ext.protocol import State
+
+    from fabric.config import BackpressureConfig
+    from fabric.metrics import MetricsCollector
+
+__all__ = ["Peer"]
+
+inbox.bind_errors(concurrent_recv=InvalidState)
+
+MAX_REASON = 123  # bytes of UTF-8 (RFC 6455 §5.5: 125 less the close code)
+MAX_PING = 125  # bytes (RFC 6455 §5.5)
+
+# Close codes that end `recv` and `async for` without an exception (RFC 6455 §7.4.1): done, going away, no code given.
+NORMAL_CLOSURE = frozenset({1000, 1001, 1005})
+
+Sendable = str | bytes | bytearray | memoryview | Message
+
+
+class Peer(Connection):
+    """One end of a WebSocket connection; see `WebSocketClient` and `ConnectedClient`."""
+
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_backpressure_config",
+        "_close_code",
+        "_closed_by",
+        "_closed_waiter",
+        "_id",
+        "_latency",
+        "_local_addr",
+        "_logger",
+        "_metrics",
+        "_parts_lock",
+        "_pings",
+        "_remote_addr",
+        "_subprotocol",
+        "_writable_waiters",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        masking: bool,
+        metrics: MetricsCollector,
+        backpressure: BackpressureConfig,
+        logger: logging.Logger,
+    ) -> None:
+        super().__init__(loop, masking, metrics)
+        self._metrics = metrics
+        self._backpressure_config = backpressure
+        self._logger = logger
+        self._id: uuid.UUID | None = None
+        self._subprotocol: str | None = None
+        self._close_code: int | None = None
+        self._closed_by: str | None = None  # "local" once we have begun to close
+        self._closed_waiter: asyncio.Future[None] | None = None
+        self._latency: float | None = None
+        self._local_addr: Any = None
+        self._remote_addr: Any = None
+        self._parts_lock: asyncio.Lock | None = None
+        self._pings: dict[bytes, tuple[asyncio.Future[float], int]] | None = None
+        self._writable_waiters: list[asyncio.Future[None]] | None = None
+
+    # -- what it is
+
+    @property
+    def id(self) -> uuid.UUID:
+        """Identity of this object, the same over all reconnections."""
+        if self._id is None:
+            self._id = uuid.uuid4()
+        return self._id
+
+    @property
+    def state(self) -> State:
+        """CONNECTING, OPEN, CLOSING, RECONNECTING or CLOSED."""
+        return self._state_now
+
+    @property
+    def is_connected(self) -> bool:
+        """Can messages be exchanged right now?"""
+        return self._is_open
+
+    @property
+    def close_code(self) -> int | None:
+        """How the connection ended (RFC 6455 §7.1.5): the code received, 1005 for none, 1006 for no close frame.
+
+        When this end failed the connection (a message too large, bad UTF-8 ...), the code it gave. None until the end.
+        """
+        return self._close_code
+
+    @property
+    def close_reason(self) -> str | None:
+        """The reason that came with `close_code`; None until the end."""
+        return None if self._close_code is None else self._close_text
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The subprotocol agreed on, or None."""
+        return self._subprotocol
+
+    @property
+    def local_addr(self) -> Any:
+        """Address of this end: `(host, port)`, or longer for IPv6."""
+        return self._address("sockname", self._local_addr)
+
+    @property
+    def remote_addr(self) -> Any:
+        """Address of the other end: `(host, port)`, or longer for IPv6."""
+        return self._address("peername", self._remote_addr)
+
+    def _address(self, name: str, kept: Any) -> Any:
+        transport = self._transport_now
+        return kept if transport is None else transport.get_extra_info(name)
+
+    @property
+    def latency(self) -> float | None:
+        """The latest round trip of a ping, in seconds; None before the first."""
+        return self._latency
+
+    @property
+    def metrics(self) -> MetricsCollector:
+        """The live counters and latencies that this connection adds to."""
+        return self._metrics
+
+    @property
+    def backpressure(self) -> BackpressureController:
+        """What bounds the messages accepted and not yet written."""
+        if self._backpressure is None:
+            self._backpressure = BackpressureController(self._backpressure_config)
+        controller: BackpressureController = self._backpressure
+        return controller
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} {self.state.name} {self.remote_addr}>"
+
+    # -- sending
+
+    def send_text(self, text: str, *, compress: bool | None = None) -> Any:
+        """Send a text message; awaitable like `send`."""
+        if not isinstance(text, str):
+            raise TypeError(f"text must be str, not {type(text).__name__}")
+        return self.send(text, compress=compress)
+
+    def send_binary(self, data: bytes | bytearray | memoryview, *, compress: bool | None = None) -> Any:
+        """Send a binary message; awaitable like `send`."""
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(f"data must be bytes-like, not {type(data).__name__}")
+        return self.send(data, compress=compress)
+
+    def send_json(self, value: Any, *, compress: bool | None = None) -> Any:
+        """Send `value` as JSON in a text message; awaitable like `send`."""
+        return self.send(Message.json(value), compress=compress)
+
+    async def _send_later(self, message: Any, compress: bool | None) -> None:
+        """What `send` returns when the message could not be written at once."""
+        if isinstance(message, (str, bytes, bytearray, memoryview, Message)):
+            await self._send_when_possible(_data_message(message), compress)
+        elif isinstance(message, (Iterable, AsyncIterable)) and not isinstance(message, dict):
+            await self._send_parts(message)
+        else:
+            raise TypeError(f"cannot send {type(message).__name__}: str, bytes-like, Message or an iterable of them")
+
+    async def _send_when_possible(self, message: Message, compress: bool | None) -> None:
+        self._check_sending()
+        size = len(message)
+        if self._waits_for_transport():
+            if not self.backpressure.try_acquire(size):
+                raise BufferFull(self._outbox_size, self._backpressure_config.max_buffer_size)
+        else:
+            await self.backpressure.acquire(size)
+            try:
+                self._check_sending()
+            except BaseException:
+                self.backpressure.release(size)
+                raise
+        self._outbox_push(message, compress)
+        self._flush_outbox()
+
+    def _queue_now(self, message: Any, compress: bool | None) -> None:
+        """What `send_nowait` does when the message could not be written at once."""
+        data = _data_message(message)
+        self._check_sending()
+        if not self.backpressure.try_acquire(len(data)):
+            raise BufferFull(self._outbox_size, self._backpressure_config.max_buffer_size)
+        self._outbox_push(data, compress)
+        self._flush_outbox()
+
+    def _check_sending(self) -> None:
+        """Raise unless a message may be sent now, or later when a transport comes."""
+        if self._is_open or self._waits_for_transport():
+            return
+        raise self._closed_error()
+
+    def _waits_for_transport(self) -> bool:
+        """Is there no transport now, and will there be one?"""
+        return False
+
+    async def _send_parts(self, parts: Iterable[Any] | AsyncIterable[Any]) -> None:
+        """Send the items of `parts` as one message, a frame each."""
+        if self._parts_lock is None:
+            self._parts_lock = asyncio.Lock()
+        async with self._parts_lock:
+            opcode: int | None = None
+            pending: bytes | None = None
+            began = False
+            try:
+                async for part in _iterate(parts):
+                    kind, payload = _part(part)
+                    if opcode is None:
+                        opcode = kind
+                    elif opcode != kind:
+                        raise TypeError("the parts of one message must be all str or all bytes-like")
+                    if pending is not None:
+                        await self._write_part(opcode if not began else 0, pending, final=False, began=began)
+                        began = True
+                    pending = payload
+                if opcode is None or pending is None:
+                    return  # nothing to send: no message
+                await self._write_part(opcode if not began else 0, pending, final=True, began=began)
+                began = False
+            except BaseException:
+                if began and self._is_open:
+                    # Half a message is out and cannot be taken back (RFC 6455 §5.4).
+                    self._begin_closing(1011, b"message abandoned half-way")
+                raise
+            finally:
+                if self._is_fragmenting:
+                    self._set_fragmenting(False)
+
+    async def _write_part(self, opcode: int, payload: bytes, *, final: bool, began: bool) -> None:
+        while self._is_open and (self._is_blocked or (not began and self._outbox_size)):
+            await self._writable()
+        if not self._is_open:
+            raise self._closed_error()
+        self._set_fragmenting(True)
+        self._write_fragment(opcode, payload, final)
+        if final:
+            self._set_fragmenting(False)
+
+    async def _writable(self) -> None:
+        """Wait until nothing waits to be written any more, or the transport is lost."""
+        if self._writable_waiters is None:
+            self._writable_waiters = []
+        waiter = asyncio.get_running_loop().create_future()
+        self._writable_waiters.append(waiter)
+        await waiter
+
+    def _on_writable(self) -> None:
+        waiters, self._writable_waiters = self._writable_waiters, None
+        for waiter in waiters or ():
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # -- receiving
+
+    async def recv_stream(self) -> AsyncIterator[str | bytes]:
+        """Iterate over the next message as it arrives, one item per frame; nothing is yielded after a normal close.
+
+        Text is decoded as it comes, characters split between frames included. `max_message_size` holds for the whole.
+        Raises `ConnectionClosed` when the connection ends inside the message.
+        """
+        begun = False
+        try:
+            while True:
+                if not begun:
+                    self._start_stream()
+                item: Any = await self.recv()
+                if item is None:
+                    if begun:
+                        raise self._closed_error()
+                    return
+                if not isinstance(item, Part):
+                    yield item.payload if item.is_binary else item.as_text()
+                    return
+                begun = not item.final
+                yield item.data
+                if not begun:
+                    return
+        finally:
+            self._stop_stream()
+
+    # -- pings
+
+    async def ping(self, data: str | bytes | None = None) -> float:
+        """Send a ping and wait for its pong; return the round trip in seconds.
+
+        Args:
+            data: at most 125 bytes, by default unique ones.
+
+        Raises:
+            InvalidState: a ping with the same data has not been answered yet.
+            ConnectionClosed: the connection is or was closed.
+        """
+        payload = uuid.uuid4().bytes[:8] if data is None else data.encode() if isinstance(data, str) else bytes(data)
+        if len(payload) > MAX_PING:
+            raise ValueError(f"the data of a ping is {len(payload)} bytes, at most {MAX_PING} are allowed")
+        while self._is_open and self._is_blocked:
+            await self._writable()
+        if not self._is_open:
+            raise self._closed_error()
+        if self._pings is None:
+            self._pings = {}
+        if payload in self._pings:
+            raise InvalidState("a ping with the same data is still unanswered", state=self.state.name)
+        answer = asyncio.get_running_loop().create_future()
+        self._pings[payload] = answer, time.perf_counter_ns()
+        try:
+            self._write_ping(payload)
+            return await answer
+        finally:
+            self._pings.pop(payload, None)
+
+    def _on_pong(self, payload: bytes) -> None:
+        """RFC 6455 §5.5.3: a pong answers its ping, and every one sent before."""
+        if self._pings is None or payload not in self._pings:
+            return
+        now = time.perf_counter_ns()
+        for sent in list(self._pings):
+            answer, at = self._pings.pop(sent)
+            if not answer.done():
+                answer.set_result((now - at) * 1e-9)
+            if sent == payload:
+                self._record_rtt((now - at) * 1e-9)
+                return
+
+    def _record_rtt(self, seconds: float) -> None:
+        self._latency = seconds
+        self._metrics.record_heartbeat_rtt(seconds)
+
+    # -- closing
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection and wait until it is closed.
+
+        What was sent before is delivered first. The close handshake is bounded by `close_timeout`; a cancelled
+        `close` goes on by itself.
+
+        Args:
+            code: 1000 to 1003, 1007 to 1014, or 3000 to 4999.
+            reason: at most 123 bytes of UTF-8.
+        """
+        self._check_close(code, reason)
+        if self._is_open and self._outbox_size:
+            deadline = asyncio.get_running_loop().time() + self._close_timeout
+            try:
+                async with asyncio.timeout_at(deadline):
+                    while self._is_open and self._outbox_size:
+                        await self._writable()
+            except TimeoutError:
+                self._abort()
+        if self._is_open:
+            self._begin_closing(code, reason.encode())
+        await self.wait_closed()
+
+    def _check_close(self, code: int, reason: str) -> None:
+        if not isinstance(code, int) or not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
+            raise ValueError(f"close code is {code!r}, allowed are 1000-1003, 1007-1014 and 3000-4999")
+        if len(reason.encode()) > MAX_REASON:
+            raise ValueError(f"close reason is {len(reason.encode())} bytes, at most {MAX_REASON} are allowed")
+
+    def _begin_closing(self, code: int, reason: bytes) -> None:
+        self._closed_by = "local"
+        self._begin_close(code, reason)
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is closed for good."""
+        if self.state.name == "CLOSED":
+            return
+        if self._closed_waiter is None:
+            self._closed_waiter = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._closed_waiter)
+
+    def _on_lost(self) -> None:
+        self._end(self._take_loss())
+
+    def _take_loss(self) -> ConnectionClosed:
+        """The transport is gone: settle the close code, and fail whatever waited for this transport."""
+        error = self._settle()
+        pings, self._pings = self._pings, None
+        for answer, _ in (pings or {}).values():
+            if not answer.done():
+                answer.set_exception(error)
+        self._on_writable()
+        return error
+
+    def _settle(self) -> ConnectionClosed:
+        code, by = 1006, "transport"
+        failure = self._failure
+        if failure is not None:
+            code, by = self._sent_code, "local"
+        elif self._received_code:
+            code, by = self._received_code, self._closed_by or "remote"
+        else:
+            self._close_text = ""
+        self._close_code = code
+        clean = bool(self._received_code and self._sent_code)
+        error = ConnectionClosed(code, self._close_text, by=by, clean=clean)  # type: ignore[arg-type]
+        error.__cause__ = failure
+        return error
+
+    def _end(self, error: ConnectionClosed) -> None:
+        """The connection is closed for good; `error` is raised from `recv` unless the close was a normal one."""
+        normal = self._failure is None and (error.code in NORMAL_CLOSURE or self._closed_by == "local")
+        self._finish(None if normal else error)
+        if self._closed_waiter is not None and not self._closed_waiter.done():
+            self._closed_waiter.set_result(None)
+
+    def _closed_error(self) -> ConnectionClosed | InvalidState:
+        if self._close_code is not None:
+            return self._settle()
+        if self._sent_code or self._received_code:
+            by = self._closed_by or ("local" if self._failure is not None else "remote")
+            code = self._received_code or self._sent_code
+            return ConnectionClosed(code, self._close_text, by=by)  # type: ignore[arg-type]
+        return InvalidState("not connected", state=self.state.name)
+
+    # -- what went wrong
+
+    def _on_error(self, error: BaseException) -> None:
+        self._logger.error("connection %s: the message callback raised", self.id, exc_info=error)
+
+    def _fault(self, code: int, reason: str) -> Exception:
+        """The exception that explains why this end failed the connection."""
+        if code == 1007:
+            return CompressionError(reason) if "inflate" in reason else Utf8Error(reason)
+        if code == 1009:
+            return MessageTooLarge(None, self._size_limit, reason)
+        return InvalidFrame(reason, code=code)
+
+
+def _data_message(message: Any) -> Message:
+    if not isinstance(message, Message):
+        return Message(message)
+    if not (message.is_text or message.is_binary):
+        raise TypeError(f"cannot send a {message.msg_type.name} message as data; use ping() or close()")
+    return message
+
+
+def _part(part: Any) -> tuple[int, bytes]:
+    if isinstance(part, str):
+        return int(MessageType.TEXT), part.encode()
+    if isinstance(part, (bytes, bytearray, memoryview)):
+        return int(MessageType.BINARY), bytes(part)
+    if isinstance(part, Message) and (part.is_text or part.is_binary):
+        return int(part.msg_type), part.as_bytes()
+    raise TypeError(f"cannot send {type(part).__name__} as part of a message: str, bytes-like or Message")
+
+
+async def _iterate(parts: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+    if isinstance(parts, AsyncIterable):
+        async for part in parts:
+            yield part
+    else:
+        for part in parts:
+            yield part

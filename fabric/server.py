@@ -1,0 +1,540 @@
+"""The server: accepts, judges and keeps WebSocket connections, and runs the application's handler for each.
+
+Owns the listening sockets, the set of connections and the tasks of their handlers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import re
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Self
+
+import aiofastnet
+
+from fabric_ext.connection import SEND_BLOCKED, encode_frame
+
+from fabric.acceptance import Acceptance
+from fabric.compression import accept_offers
+from fabric.config import ServerConfig
+from fabric.error import (
+    BufferFull,
+    ConnectionClosed,
+    Error,
+    InvalidState,
+    Io,
+    NotSupported,
+    SubprotocolNegotiationFailed,
+)
+from fabric.handshake import Rejection, Request
+from fabric.headers import HeaderMap
+from fabric.heartbeat import HeartbeatManager
+from fabric.message import Message
+from fabric.metrics import MetricsCollector
+from fabric.peer import Peer
+from fabric.ratelimit import GlobalRateLimiter, connection_gate
+from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
+from fabric.upgrade import finish_server
+
+if TYPE_CHECKING:
+    import socket
+
+__all__ = ["ConnectedClient", "WebSocketServer"]
+
+logger = logging.getLogger("fabric.server")
+
+DEFAULT_SHUTDOWN_TIMEOUT = 10.0  # seconds
+RETRY_AFTER = "5"  # seconds, told to clients that find the server full or closing
+
+Handler = Callable[["ConnectedClient"], Awaitable[Any]]
+
+
+class ConnectedClient(Peer):
+    """A client's connection, as its server sees it."""
+
+    __slots__ = ("_ip", "_request", "_server", "_task")
+
+    def __init__(self, server: WebSocketServer, request: Request, ip: str | None) -> None:
+        config = server.config
+        super().__init__(
+            server._loop,
+            masking=False,
+            metrics=server.metrics,
+            backpressure=config.backpressure,
+            logger=logger,
+        )
+        self._configure(
+            max_message_size=config.max_message_size,
+            max_fragments=config.max_fragments,
+            queue_limit=config.buffer_size,
+            queue_byte_limit=config.backpressure.max_buffer_bytes,
+            fragment_size=config.fragment_size or 0,
+            close_timeout=config.close_timeout,
+            on_message=server._on_message if server._is_callback else None,
+        )
+        self._server = server
+        self._request = request
+        self._ip = ip
+        self._task: asyncio.Task[Any] | None = None
+
+    @property
+    def id(self) -> uuid.UUID:
+        """Identity of this connection; `server.get_client(id)` finds it while it is open."""
+        known = self._id is not None
+        own = super().id
+        if not known and self in self._server._clients:
+            self._server._by_id[own] = self
+        return own
+
+    @property
+    def request(self) -> Request:
+        """The request that opened this connection: path, query, headers."""
+        return self._request
+
+    @property
+    def _size_limit(self) -> int:
+        return self._server.config.max_message_size
+
+    def _opened(self, request: Any, response: Any) -> None:
+        self._server._connected(self)
+
+    def _handler_done(self, task: asyncio.Task[Any]) -> None:
+        """The handler has returned or raised: close the connection if it has not."""
+        self._server._tasks.discard(task)
+        self._task = None
+        code, reason = 1000, ""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, ConnectionClosed):
+            logger.error("the handler of connection %s raised", self.id, exc_info=error)
+            code, reason = 1011, "internal error"
+        if not self._is_open:
+            return
+        if self._outbox_size:
+            self._server._spawn(self.close(code, reason))
+        else:
+            self._begin_closing(code, reason.encode())
+
+    def _on_lost(self) -> None:
+        self._local_addr, self._remote_addr = self.local_addr, self.remote_addr
+        super()._on_lost()
+        self._server._disconnected(self)
+
+
+class WebSocketServer:
+    """A WebSocket server.
+
+        async def handler(client):
+            async for message in client:
+                await client.send(message)
+
+        async with WebSocketServer.bind("127.0.0.1:8080", handler) as server:
+            await server.serve_forever()
+
+    Args:
+        config: a `ServerConfig`, or the address to bind as "host:port".
+        handler: `async def handler(client)`, one task per connection; the connection is closed when it returns.
+        on_message: instead of `handler`, called with (client, message). A plain function runs right where the
+            message arrives, without a task: the fastest path. A coroutine function handles the messages of one
+            connection in order, in one task.
+        on_connect, on_disconnect: called with the client; plain or coroutine functions.
+        process_request: called with the `Request` before the upgrade. Returns a `Response`, or (status, headers,
+            body), to answer plain HTTP; or None to go on. May be a coroutine function.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig | str,
+        handler: Handler | None = None,
+        *,
+        on_connect: Callable[[ConnectedClient], Any] | None = None,
+        on_message: Callable[[ConnectedClient, Message], Any] | None = None,
+        on_disconnect: Callable[[ConnectedClient], Any] | None = None,
+        process_request: Callable[[Request], Any] | None = None,
+    ) -> None:
+        self.config = ServerConfig(config) if isinstance(config, str) else config
+        if handler is not None and on_message is not None:
+            raise ValueError("give either handler or on_message: each message goes to one of them")
+        for name, function in (("handler", handler), ("on_message", on_message), ("on_connect", on_connect),
+                               ("on_disconnect", on_disconnect), ("process_request", process_request)):
+            if function is not None and not callable(function):
+                raise TypeError(f"{name} must be callable, not {type(function).__name__}")
+        self._is_callback = on_message is not None and not inspect.iscoroutinefunction(on_message)
+        self._handler = handler
+        if on_message is not None and not self._is_callback:
+            self._handler = self._handle_messages
+        self._on_message = on_message
+        self._on_connect = on_connect
+        self._on_disconnect = on_disconnect
+        self._process_request = process_request
+        self._metrics = MetricsCollector()
+        self._heartbeat: HeartbeatManager | None = None
+        self._global_limit = GlobalRateLimiter(self.config.global_rate_limit)
+        self._negotiator = SubprotocolNegotiator(self.config.subprotocols, required=self.config.require_subprotocol)
+        self._clients: set[ConnectedClient] = set()
+        self._by_id: dict[uuid.UUID, ConnectedClient] = {}
+        self._per_ip: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._listener: asyncio.AbstractServer | None = None
+        self._shutting_down = False
+        self._gone: asyncio.Event | None = None
+        # for Acceptance
+        self.pending: set[Acceptance] = set()
+        self.handshake_timeout = self.config.handshake_timeout
+        self.max_header_size = self.config.max_header_size
+        self.logger = logger
+
+    @classmethod
+    def bind(cls, address: str, handler: Handler | None = None, **options: Any) -> Self:
+        """A server for `address`, "host:port"; `options` are fields of `ServerConfig` or arguments of this class."""
+        own = {"on_connect", "on_message", "on_disconnect", "process_request"}
+        config = {name: value for name, value in options.items() if name not in own}
+        rest = {name: value for name, value in options.items() if name in own}
+        return cls(ServerConfig(address, **config), handler, **rest)
+
+    # -- life
+
+    async def start(self) -> None:
+        """Listen; return once connections are accepted.
+
+        Raises:
+            Io: the address is in use, or not ours.
+            InvalidState: the server was started before.
+            NotSupported: a UNIX-domain socket is asked for.
+        """
+        if self._listener is not None or self._shutting_down:
+            raise InvalidState("a server starts once; make a new one", state="started")
+        if self.config.unix_path is not None:
+            raise NotSupported("picows, the transport, cannot serve UNIX-domain sockets; bind to 127.0.0.1 instead")
+        loop = self._loop = asyncio.get_running_loop()
+        if self.config.heartbeat.enabled:
+            self._heartbeat = HeartbeatManager(self.config.heartbeat, loop)
+        options: dict[str, Any] = {"backlog": self.config.backlog, "reuse_port": self.config.reuse_port or None}
+        try:
+            if self.config.ssl is None:
+                self._listener = await loop.create_server(
+                    lambda: Acceptance(self), self.config.host, self.config.port, **options
+                )
+            else:
+                self._listener = await aiofastnet.create_server(
+                    loop,
+                    lambda: Acceptance(self),
+                    self.config.host,
+                    self.config.port,
+                    ssl=self.config.ssl,
+                    ssl_handshake_timeout=self.config.handshake_timeout,
+                    **options,
+                )
+        except OSError as error:
+            raise Io(f"cannot listen on {self.config.bind}: {error.strerror or error}", errno=error.errno) from error
+        self._gone = asyncio.Event()
+        logger.info("listening on %s", ", ".join(f"{s.getsockname()[0]}:{s.getsockname()[1]}" for s in self.sockets))
+
+    async def serve_forever(self) -> None:
+        """Serve until cancelled or shut down; starts the server when that has not been done."""
+        if self._listener is None:
+            await self.start()
+        assert self._gone is not None
+        try:
+            await self._gone.wait()
+        except asyncio.CancelledError:
+            await self.shutdown()
+            raise
+
+    async def __aenter__(self) -> Self:
+        if self._listener is None:
+            await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.shutdown()
+
+    async def shutdown(self, timeout: float = DEFAULT_SHUTDOWN_TIMEOUT) -> None:
+        """Stop: refuse what comes (503), deliver what was sent, close each connection with 1001, then abort.
+
+        Args:
+            timeout: seconds until what is still open is aborted and handlers that still run are cancelled.
+        """
+        if self._listener is None or self._gone is None:
+            self._shutting_down = True
+            return
+        if self._shutting_down:
+            await self._gone.wait()
+            return
+        self._shutting_down = True
+        self._listener.close()
+        for acceptance in list(self.pending):
+            acceptance.answer(_unavailable("the server is shutting down").response)
+        for client in list(self._clients):
+            if client._outbox_size:
+                self._spawn(client.close(1001, "server shutdown"))
+            elif client.is_connected:
+                client._begin_closing(1001, b"server shutdown")
+        try:
+            async with asyncio.timeout(timeout):
+                await self._all_gone()
+        except TimeoutError:
+            logger.warning("shutdown: %d connections aborted after %g seconds", len(self._clients), timeout)
+        finally:
+            await self._abort_rest()
+            self._gone.set()
+        logger.info("stopped")
+
+    async def _all_gone(self) -> None:
+        while self._clients or self._tasks:
+            waiting: list[Awaitable[Any]] = [client.wait_closed() for client in self._clients]
+            waiting += [asyncio.shield(task) for task in self._tasks]
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _abort_rest(self) -> None:
+        for client in list(self._clients):
+            client._abort()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        await asyncio.gather(*(client.wait_closed() for client in list(self._clients)))
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        assert self._listener is not None
+        await self._listener.wait_closed()
+
+    # -- what it is
+
+    @property
+    def is_running(self) -> bool:
+        """Are connections accepted?"""
+        return self._listener is not None and not self._shutting_down
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """The listening sockets."""
+        return tuple(self._listener.sockets) if self._listener is not None else ()  # type: ignore[attr-defined]
+
+    @property
+    def port(self) -> int:
+        """The port listened on: of `config.bind`, or the free one that was found for port 0."""
+        sockets = self.sockets
+        return sockets[0].getsockname()[1] if sockets else self.config.port
+
+    @property
+    def connection_count(self) -> int:
+        """Open connections."""
+        return len(self._clients)
+
+    def clients(self) -> list[ConnectedClient]:
+        """The open connections, as they are now."""
+        return list(self._clients)
+
+    def get_client(self, id: uuid.UUID) -> ConnectedClient | None:
+        """The open connection with this `id`, or None."""
+        return self._by_id.get(id)
+
+    @property
+    def metrics(self) -> MetricsCollector:
+        """Counters and latencies of all connections together."""
+        return self._metrics
+
+    @property
+    def heartbeat(self) -> HeartbeatManager | None:
+        """What finds dead peers; None when `ping_interval` is None or the server has not started."""
+        return self._heartbeat
+
+    @property
+    def backpressure(self) -> dict[uuid.UUID, float]:
+        """How full the outbox of each connection is that has something waiting, 0 to 1, by id."""
+        return {client.id: client.backpressure.level for client in self._clients if client._outbox_size}
+
+    def __repr__(self) -> str:
+        state = "running" if self.is_running else "stopped"
+        return f"<WebSocketServer {self.config.bind} {state}, {self.connection_count} connections>"
+
+    # -- the opening handshake, called by Acceptance
+
+    def process_request(self, request: Request) -> Any:
+        """The application's answer to a plain HTTP request, None, or an awaitable of either."""
+        return None if self._process_request is None else self._process_request(request)
+
+    def upgrade(self, acceptance: Acceptance, request: Request, headers: HeaderMap, key: str, rest: bytes) -> None:
+        """Make a connection of a valid opening handshake, or raise Rejection."""
+        ip = self._check_capacity(acceptance)
+        self._check_origin(headers)
+        self._check_required(headers)
+        answer = list(self.config.headers.items())
+        subprotocol = self._select_subprotocol(headers)
+        if subprotocol is not None:
+            answer.append(("Sec-WebSocket-Protocol", subprotocol))
+        extension, codec = None, None
+        if self.config.compression.enabled and "Sec-WebSocket-Extensions" in headers:
+            extension, codec = accept_offers(headers.getall("Sec-WebSocket-Extensions"), self.config.compression)
+        if extension is not None:
+            answer.append(("Sec-WebSocket-Extensions", extension))
+        client = ConnectedClient(self, request, ip)
+        client._subprotocol = subprotocol
+        gate = connection_gate(self.config.rate_limit, self._global_limit)
+        if gate is not None:
+            limited = self.config.rate_limit if self.config.rate_limit.is_limited else self.config.global_rate_limit
+            client._limit_rate(gate, limited.on_exceed)
+        client._set_codec(codec)
+        link = client._new_link()
+        finish_server(acceptance.take_transport(), link, key, answer, rest, self.config.max_message_size)
+
+    def _check_capacity(self, acceptance: Acceptance) -> str | None:
+        if self._shutting_down:
+            raise _unavailable("the server is shutting down")
+        if len(self._clients) >= self.config.max_connections:
+            raise _unavailable(f"the server has its {self.config.max_connections} connections")
+        if not self.config.max_connections_per_ip:
+            return None
+        assert acceptance.transport is not None
+        ip = str(acceptance.transport.get_extra_info("peername")[0])
+        if self._per_ip[ip] >= self.config.max_connections_per_ip:
+            limit = self.config.max_connections_per_ip
+            raise Rejection(429, f"{limit} connections from one address are the limit", [("Retry-After", RETRY_AFTER)])
+        return ip
+
+    def _check_origin(self, headers: HeaderMap) -> None:
+        """RFC 6455 §10.2: browsers say which site's script connects."""
+        allowed = self.config.origins
+        if allowed is None:
+            return
+        origins = headers.getall("Origin", [])
+        if len(origins) > 1:
+            raise Rejection(403, "more than one Origin header")
+        origin = origins[0] if origins else None
+        for pattern in allowed:
+            if isinstance(pattern, re.Pattern):
+                if origin is not None and pattern.fullmatch(origin):
+                    return
+            elif origin == pattern:
+                return
+        raise Rejection(403, "this origin is not allowed")
+
+    def _check_required(self, headers: HeaderMap) -> None:
+        for name in self.config.required_headers:
+            if name not in headers:
+                if name.lower() == "authorization":
+                    raise Rejection(401, "authorization is required", [("WWW-Authenticate", "Bearer")])
+                raise Rejection(400, f"the {name} header is required")
+
+    def _select_subprotocol(self, headers: HeaderMap) -> str | None:
+        try:
+            offered = SubprotocolList.parse(headers.getall("Sec-WebSocket-Protocol", ()))
+            return self._negotiator.select(offered)
+        except SubprotocolNegotiationFailed as error:
+            raise Rejection(400, str(error)) from None
+        except Error as error:
+            raise Rejection(400, f"malformed Sec-WebSocket-Protocol: {error}") from None
+
+    # -- connections come and go, called by ConnectedClient
+
+    def _connected(self, client: ConnectedClient) -> None:
+        self._clients.add(client)
+        if client._ip is not None:
+            self._per_ip[client._ip] += 1
+        self._metrics.record_connection()
+        if self._heartbeat is not None:
+            self._heartbeat.add(client)
+        if self._on_connect is not None:
+            self._call(self._on_connect, client)
+        if self._handler is not None:
+            coroutine: Any = self._handler(client)
+            task = client._task = self._loop.create_task(coroutine)
+            self._tasks.add(task)
+            task.add_done_callback(client._handler_done)
+
+    def _disconnected(self, client: ConnectedClient) -> None:
+        self._clients.discard(client)
+        if client._id is not None:
+            self._by_id.pop(client._id, None)
+        if client._ip is not None:
+            self._per_ip[client._ip] -= 1
+            if not self._per_ip[client._ip]:
+                del self._per_ip[client._ip]
+        self._metrics.record_disconnection()
+        if self._heartbeat is not None:
+            self._heartbeat.remove(client)
+        if self._on_disconnect is not None:
+            self._call(self._on_disconnect, client)
+
+    def _call(self, function: Callable[[ConnectedClient], Any], client: ConnectedClient) -> None:
+        """Call a plain or a coroutine function of the application."""
+        try:
+            result = function(client)
+        except Exception as error:
+            logger.error("%s raised for connection %s", function, client.id, exc_info=error)
+            return
+        if inspect.isawaitable(result):
+            self._spawn(result)
+
+    def _spawn(self, awaitable: Awaitable[Any]) -> None:
+        """Run something whose end only shutdown() waits for."""
+        task: asyncio.Task[Any] = asyncio.ensure_future(awaitable)  # type: ignore[assignment]
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned_done)
+
+    def _spawned_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a callback raised", exc_info=task.exception())
+
+    async def _handle_messages(self, client: ConnectedClient) -> None:
+        assert self._on_message is not None
+        async for message in client:
+            await self._on_message(client, message)
+
+    # -- broadcast
+
+    async def broadcast(self, message: str | bytes | bytearray | memoryview | Message) -> int:
+        """Send a message to every connection; return how many it was written to or is kept for.
+
+        The frame is built once. A peer whose socket is full gets the message into its outbox; one whose outbox is
+        full is treated as `config.slow_peer` says, and never delays the others.
+        """
+        data = message if isinstance(message, Message) else Message(message)
+        payload = data.as_bytes()
+        frame = encode_frame(int(data.msg_type), payload)
+        reached = 0
+        waiting = []
+        for client in list(self._clients):
+            if client._codec_now is not None:
+                status = SEND_BLOCKED
+            else:
+                status = client._send_encoded(frame, len(payload))
+            if status == 0:
+                reached += 1
+            elif status == SEND_BLOCKED:
+                try:
+                    client.send_nowait(data)
+                    reached += 1
+                except BufferFull:
+                    self._metrics.slow_peer_drops += 1
+                    if self.config.slow_peer == "wait":
+                        waiting.append(client.send(data))
+                    elif self.config.slow_peer == "close":
+                        client._begin_closing(1008, b"too slow")
+                except (ConnectionClosed, InvalidState):
+                    pass
+        if waiting:
+            results = await asyncio.gather(*waiting, return_exceptions=True)
+            reached += sum(result is None for result in results)
+        return reached
+
+    async def broadcast_text(self, text: str) -> int:
+        """Send a text message to every connection; see `broadcast`."""
+        return await self.broadcast(Message.text(text))
+
+    async def broadcast_binary(self, data: bytes | bytearray | memoryview) -> int:
+        """Send a binary message to every connection; see `broadcast`."""
+        return await self.broadcast(Message.binary(data))
+
+    async def broadcast_json(self, value: Any) -> int:
+        """Send `value` as JSON to every connection; see `broadcast`."""
+        return await self.broadcast(Message.json(value))
+
+
+def _unavailable(why: str) -> Rejection:
+    return Rejection(503, why, [("Retry-After", RETRY_AFTER)])

@@ -1,0 +1,106 @@
+"""Hands a transport to picows once its opening handshake has been checked.
+
+picows would read the HTTP part itself, more strictly than browsers write it (PICOWS: `Connection: keep-alive, Upgrade`)
+and more leniently than it should (no `Host`). So the request, or the response, is read and judged by us, and picows
+is shown a canonical one. Only this module and `fabric_ext.connection` know picows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from picows import WSAutoPingStrategy, WSUpgradeResponse, WSUpgradeResponseWithListener
+from picows.picows import WSProtocol
+
+from fabric.handshake import accept_key
+
+if TYPE_CHECKING:
+    from fabric_ext.connection import Link
+
+__all__ = ["begin_client", "finish_client", "finish_server"]
+
+READ_BUFFER = 2048  # bytes to begin with; picows doubles it as reads fill it
+
+_REQUEST = b"GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n" \
+           b"Sec-WebSocket-Key: %b\r\n\r\n"
+_RESPONSE = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n" \
+            b"Sec-WebSocket-Accept: %b\r\n\r\n"
+
+
+class _Silence:
+    """The logger that picows gets: it would make one for each connection, and tell what ours tells."""
+
+    def isEnabledFor(self, level: int) -> bool:
+        return False
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    debug = info = warning = error = exception = log
+
+
+_SILENCE = _Silence()
+
+
+def _protocol(factory: Any, *, client: bool, host: str | None, resource: str | None, headers: Any,
+              max_size: int) -> Any:
+    return WSProtocol(
+        host, resource, client, factory, _SILENCE,
+        False,  # disconnect_on_exception: Connection handles its own
+        None,  # handshake timeout: ours covers more
+        False, 10, 10, WSAutoPingStrategy.PING_WHEN_IDLE,  # auto ping: ours is one sweep for all
+        False,  # auto pong: ours is bounded
+        max_size, headers, READ_BUFFER,
+    )  # fmt: skip
+
+
+def _feed(protocol: Any, data: bytes) -> None:
+    """Let `protocol` read `data` as if it had come from the transport."""
+    while data:
+        buffer = protocol.get_buffer(-1)
+        size = min(len(buffer), len(data))
+        buffer[:size] = data[:size]
+        protocol.buffer_updated(size)
+        data = data[size:]
+
+
+def finish_server(
+    transport: asyncio.Transport, link: Link, key: str, headers: Iterable[tuple[str, str]], rest: bytes, max_size: int
+) -> None:
+    """Answer 101 with `headers` and connect `link`; `rest` are the bytes that came after the request.
+
+    `max_size` bounds a frame, in bytes.
+    """
+
+    def answer(_request: Any) -> WSUpgradeResponseWithListener:
+        return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(headers), link)
+
+    protocol = _protocol(answer, client=False, host=None, resource=None, headers=None, max_size=max_size)
+    transport.set_protocol(protocol)
+    protocol.connection_made(transport)
+    _feed(protocol, _REQUEST % key.encode("ascii") + rest)
+
+
+def begin_client(
+    transport: asyncio.Transport,
+    link: Link,
+    *,
+    host: str,
+    resource: str,
+    headers: Iterable[tuple[str, str]],
+    max_size: int,
+) -> tuple[Any, str]:
+    """Send the request of the opening handshake; return picows' protocol for `finish_client` and the key it sent."""
+    protocol = _protocol(
+        lambda *_: link, client=True, host=host, resource=resource, headers=list(headers), max_size=max_size
+    )
+    protocol.connection_made(transport)
+    return protocol, protocol.transport.request.headers["Sec-WebSocket-Key"]
+
+
+def finish_client(transport: asyncio.Transport, protocol: Any, key: str, rest: bytes) -> None:
+    """The response was accepted: connect the link of `begin_client`; `rest` are the bytes that came after it."""
+    transport.set_protocol(protocol)
+    _feed(protocol, _RESPONSE % accept_key(key).encode("ascii") + rest)

@@ -1,0 +1,98 @@
+from libc.stdint cimport int64_t, uint8_t
+from picows.picows cimport WSFrame, WSListener, WSTransport
+
+from fabric_ext.bucket cimport RateGate
+from fabric_ext.counters cimport Counters
+from fabric_ext.deflate cimport Codec
+from fabric_ext.message cimport Message
+from fabric_ext.outlet cimport Hub, Outlet
+from fabric_ext.reassembly cimport Assembler
+from fabric_ext.ring cimport Ring
+
+
+cdef class Link(WSListener):
+    cdef Connection _connection  # None once another transport has taken over, or this one is gone
+    cdef Hub _hub
+
+
+cdef class Connection(Outlet):
+    cdef Link _link
+    cdef WSTransport _transport  # None while there is none
+    cdef object _io              # the transport underneath, asyncio's
+    cdef int _state              # protocol.State
+    cdef bint _sendable          # OPEN, nothing waits to be sent before a new message
+    cdef bint _fragmenting       # a message is being sent in parts: other data waits
+    cdef bint _deaf              # failed or closed: frames are read and thrown away until the transport ends
+    cdef public bint _inbound_seen     # something arrived since the heartbeat last looked
+    cdef int _read_pauses        # Pause bits: why the socket is not being read
+
+    # limits and policies, set by _configure
+    cdef Py_ssize_t _queue_limit       # messages received and not taken before reading stops
+    cdef Py_ssize_t _queue_byte_limit
+    cdef Py_ssize_t _queued_bytes
+    cdef Py_ssize_t _max_message_size
+    cdef Py_ssize_t _max_fragments
+    cdef Py_ssize_t _fragment_size     # payload bytes per outbound frame; 0: never split
+    cdef public double _close_timeout
+    cdef object _on_message
+    cdef Counters _counters      # shared with the other connections of the owner
+    cdef RateGate _gate          # None: no inbound rate limit
+    cdef int _gate_action        # GateAction
+    cdef Ring _held              # inbound messages that the rate limit makes wait; None until needed
+
+    # the message being received
+    cdef Assembler _assembler    # None until a fragmented message comes
+    cdef Codec _codec            # None: no compression negotiated
+    cdef bint _inflating         # the message being received is compressed
+    cdef int _stream             # StreamMode
+    cdef int _stream_kind        # opcode of the message being streamed; 0 between messages
+    cdef Py_ssize_t _streamed    # its bytes so far
+    cdef object _stream_decoder
+
+    # messages accepted and not yet written, because the transport is blocked or away
+    cdef Ring _outbox
+    cdef readonly Py_ssize_t _outbox_bytes
+    cdef public object _backpressure   # told of each message that leaves the outbox; None until needed
+    cdef bytes _pong_due         # the newest ping's payload while its pong cannot be written
+
+    # closing
+    cdef public int _sent_code         # of the close frame we sent; 0: none
+    cdef public int _received_code     # of the close frame received; 0: none, 1005: it had no body
+    cdef public str _close_text        # the reason that goes with the code that counts
+    cdef public object _failure        # the exception for which we failed the connection
+    cdef object _timer           # aborts a transport that does not end
+
+    # of this object's life, over all its transports
+    cdef readonly long long messages_received
+    cdef readonly long long bytes_received
+    cdef readonly long long messages_sent
+    cdef readonly long long bytes_sent
+
+    cdef int on_connected(self, Link link, WSTransport transport) except -1
+    cdef int on_frame(self, WSTransport transport, WSFrame frame) except -1
+    cdef int on_disconnected(self, WSTransport transport) except -1
+    cdef int on_blocked(self, bint blocked) except -1
+
+    cdef int _receive(self, WSFrame frame) except -1
+    cdef int _receive_data(self, int opcode, bint fin, const char* p, Py_ssize_t n) except -1
+    cdef Py_ssize_t _room(self) noexcept
+    cdef void _count_received(self, Py_ssize_t n) noexcept
+    cdef int _receive_stream(self, int opcode, bint fin, const char* p, Py_ssize_t n) except -1
+    cdef int _receive_control(self, int opcode, const char* p, Py_ssize_t n) except -1
+    cdef int _receive_close(self, const char* p, Py_ssize_t n) except -1
+    cdef int _admit(self, Message message) except -1
+    cdef int _deliver(self, Message message) except -1
+    cdef int _enqueue(self, object item) except -1
+    cdef int _pause(self, int reason) except -1
+    cdef int _resume(self, int reason) except -1
+    cdef int _refuse(self, int code, str reason) except -1
+
+    cdef bint _write_object(self, object message, object compress) except -1
+    cdef int _write_message(self, int opcode, const char* p, Py_ssize_t n, object owner, object compress) except -1
+    cdef int _write_control(self, int opcode, bytes payload) except -1
+    cdef int _drain_outbox(self) except -1
+    cdef int _move(self, int event) except -1
+    cdef void _update_sendable(self) noexcept
+    cdef int _send_close(self, int code, bytes body) except -1
+    cdef int _end_transport(self) except -1
+    cdef int _watch(self, double seconds) except -1

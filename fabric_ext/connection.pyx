@@ -1,0 +1,798 @@
+"""One WebSocket connection over picows' transport: frames in, messages out, and the other way round.
+
+Owns a connection from the end of its handshake to the loss of its transport, and again with the next transport when
+its owner reconnects. Decides with small integers and close codes; the Python class above it (`fabric.peer.Peer`) turns
+them into exceptions, reconnects, waits. The hooks it overrides are at the end of this file.
+
+Only this module knows picows. Whose fault a thing was does not matter to users, so what picows leaves to us is done
+here: masking keys, message limits, reserved bits, UTF-8, the order of fragments, pongs, and the close handshake.
+"""
+
+import codecs
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_GET_LENGTH
+from cython cimport final, likely, unlikely
+from libc.stdint cimport int64_t, uint8_t
+from picows.picows cimport MemoryBuffer, WSFrame, WSListener, WSTransport
+
+from fabric_ext.bucket cimport RateGate
+from fabric_ext.counters cimport Counters, coarse_monotonic_ns
+from fabric_ext.deflate cimport Codec
+from fabric_ext.inbox cimport DONE
+from fabric_ext.message cimport (K_BINARY, K_CLOSE, K_CONTINUATION, K_PING, K_PONG, K_TEXT, Message, new_message,
+                                 write_header)
+from fabric_ext.outlet cimport Outlet, hub_of
+from fabric_ext.protocol cimport (CLOSE_BEGUN, CLOSED, CLOSING, CONNECTING, ENDED, LOST, OPEN, OPENED, CloseFrame,
+                                  check_data_frame, next_state, read_close)
+from fabric_ext.reassembly cimport (V_BAD_UTF8, V_EXPECTED_CONTINUATION, V_MESSAGE, V_MORE, V_TOO_LARGE,
+                                    V_TOO_MANY_FRAGMENTS, V_UNEXPECTED_CONTINUATION, Assembler)
+from fabric_ext.ring cimport Ring
+
+import time
+
+from fabric_ext.deflate import CorruptData, OutputLimit
+from fabric_ext.protocol import State
+
+cdef extern from "Python.h":
+    object PyUnicode_DecodeUTF8(const char* p, Py_ssize_t n, const char* errors)
+    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
+    int PyUnicode_KIND(object text) noexcept
+
+cdef enum Pause:
+    QUEUE_FULL = 1
+    OVER_RATE = 2
+
+cdef enum GateAction:
+    SLOW = 0
+    DROP = 1
+    CLOSE = 2
+
+cdef enum StreamMode:
+    WHOLE = 0                    # messages are delivered whole
+    PARTS = 1                    # the next message is delivered part by part
+    SKIP = 2                     # the rest of the current message is not wanted any more
+
+cdef enum:
+    MAX_REASON = 123             # bytes: RFC 6455 §5.5, 125 less the code
+
+# What Connection._send_encoded() answers.
+SENT, SEND_NOT_OPEN, SEND_BLOCKED = range(3)
+
+cdef object monotonic_ns = time.monotonic_ns
+
+# picows gives each transport 1 KB to write from; we write for it, except when its parser finds a fault and it sends
+# a close frame. All transports can share one buffer: it is filled and written in one call.
+cdef MemoryBuffer SHARED_WRITE_BUFFER = MemoryBuffer(1024)
+
+
+cdef inline Py_ssize_t weight(Message message):
+    """Bytes that a queued message keeps in memory, give or take its header."""
+    if message.kind == K_TEXT:
+        return PyUnicode_GET_LENGTH(message.data) * PyUnicode_KIND(message.data)
+    return PyBytes_GET_SIZE(message.data)
+
+
+@final
+cdef class Part:
+    """One part of a message that is received as a stream."""
+
+    cdef readonly object data    # str or bytes
+    cdef readonly bint final
+
+
+@final
+cdef class Link(WSListener):
+    """What picows calls: ties one transport to its connection.
+
+    A connection outlives its transports. When it lets one go it severs the link, and whatever that transport still
+    reports reaches nobody. It is a final C class of its own, not the connection itself, because picows would look up
+    `on_ws_frame` by name for every frame of a listener that has a Python subclass.
+    """
+
+    cpdef on_ws_connected(self, WSTransport transport):
+        if self._connection is not None:
+            self._connection.on_connected(self, transport)
+
+    cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
+        cdef Connection connection = self._connection
+        if not self._hub.reading:
+            self._hub.reading = True
+            if connection is not None:
+                connection.note_running_task()
+                connection._counters.last_activity_ns = coarse_monotonic_ns()
+        try:
+            if connection is not None:
+                connection.on_frame(transport, frame)
+        except BaseException:
+            self._hub.reading = False
+            raise
+        if frame.last_in_buffer:
+            self._hub.reading = False
+            if self._hub._dirty:
+                self._hub.flush_all()
+
+    cpdef on_ws_disconnected(self, WSTransport transport):
+        if self._connection is not None:
+            self._connection.on_disconnected(transport)
+
+    cpdef pause_writing(self):
+        if self._connection is not None:
+            self._connection.on_blocked(True)
+
+    cpdef resume_writing(self):
+        if self._connection is not None:
+            self._connection.on_blocked(False)
+
+
+cdef class Connection(Outlet):
+    """The base of `WebSocketClient` and `ConnectedClient`."""
+
+    def __init__(self, loop, bint masking, Counters counters not None):
+        Outlet.__init__(self, loop)
+        self._hub = hub_of(loop)
+        self._masking = masking
+        self._counters = counters
+        self._outbox = Ring()
+        self._close_text = ""
+
+    def _configure(self, *, Py_ssize_t max_message_size, Py_ssize_t max_fragments, Py_ssize_t queue_limit,
+                   Py_ssize_t queue_byte_limit, Py_ssize_t fragment_size, double close_timeout, on_message=None):
+        """Set what stays the same over all transports. Sizes in bytes; `fragment_size` 0 never splits."""
+        self._max_message_size = max_message_size
+        self._max_fragments = max_fragments
+        self._queue_limit = queue_limit
+        self._queue_byte_limit = queue_byte_limit
+        self._fragment_size = fragment_size
+        self._close_timeout = close_timeout
+        self._on_message = on_message
+
+    def _limit_rate(self, RateGate gate, str on_exceed):
+        self._gate = gate
+        self._gate_action = {"slow": SLOW, "drop": DROP, "close": CLOSE}[on_exceed]
+
+    def _new_link(self):
+        """The listener for the next transport; severs the one before."""
+        if self._link is not None:
+            self._link._connection = None
+        cdef Link link = Link.__new__(Link)
+        link._connection = self
+        link._hub = self._hub
+        self._link = link
+        return link
+
+    def _set_codec(self, Codec codec):
+        """Compression as negotiated for the transport that is about to open; None for none."""
+        self._codec = codec
+
+    # ------------------------------------------------------------------ the transport comes and goes
+
+    cdef int on_connected(self, Link link, WSTransport transport) except -1:
+        self._transport = transport
+        self._io = transport.underlying_transport
+        self._write = self._io.write
+        self._io.set_write_buffer_limits(high=0)       # `_blocked` is then: the transport holds something
+        self._fd = -1 if transport.is_secure else transport._socket
+        self._blocked = self._deaf = self._fragmenting = self._inflating = False
+        self._read_pauses = 0
+        self._sent_code = self._received_code = 0
+        self._close_text = ""
+        self._failure = None
+        self._pong_due = None
+        self._stream_kind = 0
+        if self._assembler is not None:
+            self._assembler.reset()
+        transport._write_buffer = SHARED_WRITE_BUFFER
+        self._inbound_seen = True
+        self._move(OPENED)
+        self._opened(transport.request, transport.response)
+        transport.request = transport.response = None  # whoever wants them has kept them
+        return 0
+
+    cdef int on_disconnected(self, WSTransport transport) except -1:
+        if transport.is_close_frame_sent and self._sent_code == 0:
+            # picows' parser found a fault, sent the close frame for it and hung up.
+            self._sent_code = transport.close_handshake.sent.code
+            self._close_text = transport.close_handshake.sent.reason or ""
+            self._failure = self._fault(self._sent_code, self._close_text)
+        self._release_transport()
+        self._on_lost()
+        return 0
+
+    def _release_transport(self):
+        """Let go of the transport; what it still reports is ignored."""
+        if self._link is not None:
+            self._link._connection = None
+            self._link = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._transport = self._io = self._write = None
+        self._fd = -1
+        self._blocked = True
+        self._sendable = False
+        self.drop_output()
+        self._release_held()
+        if self._assembler is not None:
+            self._assembler.reset()
+        self._codec = None
+
+    cdef int _move(self, int event) except -1:
+        cdef int after = next_state(self._state, event)
+        if after < 0:
+            raise RuntimeError(f"fabric: no move from {State(self._state).name} by event {event}")
+        self._state = after
+        self._update_sendable()
+        return 0
+
+    def _lose(self):
+        """The transport is gone, another one will be sought."""
+        self._move(LOST)
+
+    def _finish(self, error=None):
+        """No transport will come any more: receivers get what is queued, then None or `error`."""
+        self._move(ENDED)
+        self.note_running_task()
+        self.finish(error)
+
+    cdef void _update_sendable(self) noexcept:
+        self._sendable = (self._state == OPEN and not self._blocked and not self._fragmenting
+                          and self._outbox.size == 0)
+
+    # ------------------------------------------------------------------ receiving
+
+    cdef int on_frame(self, WSTransport transport, WSFrame frame) except -1:
+        if self._deaf or transport.is_close_frame_sent:        # then picows' parser has lost its place
+            return 0
+        self._inbound_seen = True
+        try:
+            self._receive(frame)
+        except Exception as error:
+            self._on_error(error)
+            self._refuse(1011, "internal error")
+        return 0
+
+    cdef int _receive(self, WSFrame frame) except -1:
+        cdef int opcode = frame.msg_type
+        cdef const char* p = frame.payload_ptr
+        cdef Py_ssize_t n = frame.payload_size
+        cdef bint continuing, first
+        cdef bytes plain
+        if opcode >= K_CLOSE:
+            if frame.rsv1 or frame.rsv2 or frame.rsv3:         # RFC 6455 §5.2
+                return self._refuse(1002, "reserved bits set on a control frame")
+            return self._receive_control(opcode, p, n)
+        continuing = self._stream_kind != 0 or (self._assembler is not None and self._assembler.active())
+        if unlikely(frame.rsv1 or frame.rsv2 or frame.rsv3):
+            if check_data_frame(opcode, frame.rsv1, frame.rsv2, frame.rsv3, self._codec is not None, continuing):
+                return self._refuse(1002, "reserved bits set that no extension has given a meaning")
+        if frame.rsv1:
+            self._inflating = True
+        if not self._inflating:
+            return self._receive_data(opcode, frame.fin, p, n)
+        first = opcode != K_CONTINUATION
+        try:
+            plain = self._codec.decompress(p, n, first, frame.fin, self._room())
+        except OutputLimit as error:
+            self._inflating = False
+            return self._refuse_with(1009, f"message over {self._max_message_size} bytes", error)
+        except CorruptData as error:
+            self._inflating = False
+            return self._refuse_with(1007, "message does not inflate", error)
+        if frame.fin:
+            self._inflating = False
+        return self._receive_data(opcode, frame.fin, PyBytes_AS_STRING(plain), PyBytes_GET_SIZE(plain))
+
+    def _refuse_with(self, int code, str reason, error):
+        self._failure = error
+        self._refuse(code, reason)
+        return 0
+
+    cdef int _receive_data(self, int opcode, bint fin, const char* p, Py_ssize_t n) except -1:
+        cdef Assembler assembler = self._assembler
+        cdef object data
+        cdef int verdict
+        if self._stream != WHOLE and (self._stream_kind or assembler is None or not assembler.active()):
+            return self._receive_stream(opcode, fin, p, n)
+        if likely(fin and opcode != K_CONTINUATION and (assembler is None or not assembler.active())):
+            if opcode == K_TEXT:
+                try:
+                    data = PyUnicode_DecodeUTF8(p, n, NULL)
+                except UnicodeDecodeError:                     # RFC 6455 §8.1
+                    return self._refuse(1007, "text is not UTF-8")
+            else:
+                data = PyBytes_FromStringAndSize(p, n)
+            return self._admit(new_message(opcode, data))
+        if assembler is None:
+            assembler = self._assembler = Assembler(self._max_message_size, self._max_fragments)
+        verdict = assembler.feed(opcode, fin, p, n)
+        if verdict == V_MORE:
+            return 0
+        if verdict == V_MESSAGE:
+            opcode = assembler.kind
+            if self._stream == PARTS:
+                self._stream = WHOLE           # it was half received when the stream was asked for
+            return self._admit(new_message(opcode, assembler.take()))
+        assembler.reset()
+        return self._refuse_verdict(verdict)
+
+    def _refuse_verdict(self, int verdict):
+        """Fail the connection for what the reassembly found (RFC 6455 §5.4, §8.1; our limits)."""
+        if verdict == V_UNEXPECTED_CONTINUATION:
+            self._refuse(1002, "continuation frame without a message to continue")
+        elif verdict == V_EXPECTED_CONTINUATION:
+            self._refuse(1002, "new message inside an unfinished one")
+        elif verdict == V_BAD_UTF8:
+            self._refuse(1007, "text is not UTF-8")
+        elif verdict == V_TOO_LARGE:
+            self._refuse(1009, f"message over {self._max_message_size} bytes")
+        else:
+            self._refuse(1008, f"message in more than {self._max_fragments} fragments")
+        return 0
+
+    cdef Py_ssize_t _room(self) noexcept:
+        """Bytes that the message being received may still grow by."""
+        if self._stream_kind:
+            return self._max_message_size - self._streamed
+        if self._assembler is not None and self._assembler.active():
+            return self._max_message_size - self._assembler.size
+        return self._max_message_size
+
+    cdef int _receive_stream(self, int opcode, bint fin, const char* p, Py_ssize_t n) except -1:
+        """Deliver one frame of a message as a part; its order, size and UTF-8 are checked as for a whole one."""
+        cdef Part part
+        cdef object data
+        if opcode == K_CONTINUATION:
+            if self._stream_kind == 0:
+                return self._refuse_verdict(V_UNEXPECTED_CONTINUATION)
+        elif self._stream_kind:
+            return self._refuse_verdict(V_EXPECTED_CONTINUATION)
+        else:
+            self._stream_kind = opcode
+            self._streamed = 0
+            self._stream_decoder = codecs.getincrementaldecoder("utf-8")() if opcode == K_TEXT else None
+        if n > self._max_message_size - self._streamed:
+            return self._refuse_verdict(V_TOO_LARGE)
+        self._streamed += n
+        data = PyBytes_FromStringAndSize(p, n)
+        if self._stream_decoder is not None:
+            try:
+                data = self._stream_decoder.decode(data, fin)
+            except UnicodeDecodeError:
+                return self._refuse_verdict(V_BAD_UTF8)
+        if fin:
+            self._stream_kind = 0
+            self._count_received(self._streamed)
+        if self._stream == PARTS:
+            part = Part.__new__(Part)
+            part.data = data
+            part.final = fin
+            if fin:
+                self._stream = WHOLE
+            return self._enqueue(part)
+        if fin:
+            self._stream = WHOLE
+        return 0
+
+    cdef void _count_received(self, Py_ssize_t n) noexcept:
+        self.messages_received += 1
+        self.bytes_received += n
+        self._counters.messages_received += 1
+        self._counters.bytes_received += n
+
+    cdef int _admit(self, Message message) except -1:
+        """Pass a message on to the application, if the rate limit lets it."""
+        cdef Py_ssize_t n = weight(message)
+        cdef int64_t wait
+        self._count_received(n)
+        if likely(self._gate is None):
+            return self._deliver(message)
+        if self._held is None or self._held.size == 0:
+            wait = self._gate.admit(n, monotonic_ns())
+            if wait == 0:
+                return self._deliver(message)
+            if self._gate_action == CLOSE or wait < 0:
+                return self._refuse(1008, "rate limit exceeded")
+            if self._gate_action == DROP:
+                self._counters.rate_limit_drops += 1
+                return 0
+            if self._held is None:
+                self._held = Ring()
+            self._pause(OVER_RATE)
+            self._loop.call_later(wait * 1e-9, self._release_held_in_time)
+        self._held.push(message)
+        return 0
+
+    def _release_held_in_time(self):
+        """Deliver what the rate limit held back, as far as it allows now."""
+        cdef Message message
+        cdef int64_t wait
+        self.note_running_task()
+        while self._held is not None and self._held.size:
+            message = self._held.peek()
+            wait = self._gate.admit(weight(message), monotonic_ns())
+            if wait > 0:
+                self._loop.call_later(wait * 1e-9, self._release_held_in_time)
+                return
+            self._held.pop()
+            try:
+                self._deliver(message)
+            except Exception as error:
+                self._on_error(error)
+        self._resume(OVER_RATE)
+
+    def _release_held(self):
+        """The transport is gone: what was received is delivered, limit or not."""
+        while self._held is not None and self._held.size:
+            try:
+                self._deliver(self._held.pop())
+            except Exception as error:
+                self._on_error(error)
+
+    cdef int _deliver(self, Message message) except -1:
+        if self._on_message is not None:
+            self._on_message(self, message)
+            return 0
+        return self._enqueue(message)
+
+    cdef int _enqueue(self, object item) except -1:
+        cdef Py_ssize_t n
+        if type(item) is Message:
+            n = weight(<Message>item)
+        else:
+            n = len((<Part>item).data)
+        self._queued_bytes += n
+        self.put(item)
+        if self._queue.size >= self._queue_limit or self._queued_bytes >= self._queue_byte_limit:
+            self._pause(QUEUE_FULL)
+        return 0
+
+    cdef void taken(self, object item):
+        if type(item) is Message:
+            self._queued_bytes -= weight(<Message>item)
+        else:
+            self._queued_bytes -= len((<Part>item).data)
+        if self._read_pauses & QUEUE_FULL and self._queue.size <= self._queue_limit // 2 \
+                and self._queued_bytes <= self._queue_byte_limit // 2:
+            self._resume(QUEUE_FULL)
+
+    cdef int _pause(self, int reason) except -1:
+        if self._read_pauses == 0 and self._io is not None and self._state == OPEN:
+            self._io.pause_reading()
+        self._read_pauses |= reason
+        return 0
+
+    cdef int _resume(self, int reason) except -1:
+        if self._read_pauses & reason:
+            self._read_pauses &= ~reason
+            if self._read_pauses == 0 and self._io is not None:
+                if self._hub.reading:
+                    # A transport may deliver at once what it holds; not into the read that is being delivered.
+                    self._loop.call_soon(self._resume_now)
+                else:
+                    self._resume_now()
+        return 0
+
+    def _resume_now(self):
+        if self._read_pauses == 0 and self._io is not None and not self._io.is_closing():
+            self._io.resume_reading()
+
+    # ------------------------------------------------------------------ control frames and closing
+
+    cdef int _receive_control(self, int opcode, const char* p, Py_ssize_t n) except -1:
+        if opcode == K_CLOSE:
+            return self._receive_close(p, n)
+        if opcode == K_PONG:
+            self._on_pong(PyBytes_FromStringAndSize(p, n))
+        elif self._state == OPEN:
+            # RFC 6455 §5.5.3: it is enough to answer the most recent ping. So one pong waits at most.
+            self._pong_due = PyBytes_FromStringAndSize(p, n)
+            self._send_pong_due()
+        return 0
+
+    def _send_pong_due(self):
+        if self._pong_due is not None and not self._blocked and self._state == OPEN:
+            payload, self._pong_due = self._pong_due, None
+            self._write_control(K_PONG, payload)
+
+    cdef int _receive_close(self, const char* p, Py_ssize_t n) except -1:
+        cdef CloseFrame close = read_close(<const uint8_t*>p, n)
+        if close.fault:
+            return self._refuse(close.fault, "malformed close frame")
+        self._deaf = True                                      # RFC 6455 §5.5.1: no more data follows
+        self._received_code = close.code
+        if self._failure is None:
+            self._close_text = close.reason
+        if self._sent_code == 0:                               # RFC 6455 §5.5.1: the answer echoes the code
+            self._send_close(close.code, PyBytes_FromStringAndSize(p, min(n, 2)))
+        return self._end_transport()
+
+    cdef int _refuse(self, int code, str reason) except -1:
+        """Fail the connection (RFC 6455 §7.1.7): say why, then hang up."""
+        if self._state != OPEN:
+            if self._state == CLOSING:                         # our close frame is out already
+                self._deaf = True
+                self._end_transport()
+            return 0
+        self._deaf = True
+        fault = self._fault(code, reason)
+        if self._failure is not None:
+            fault.__cause__ = self._failure
+        self._failure = fault
+        self._close_text = reason
+        self._send_close(code, code.to_bytes(2, "big") + reason.encode()[:MAX_REASON])
+        return self._end_transport()
+
+    cdef int _send_close(self, int code, bytes body) except -1:
+        self._sent_code = code
+        self._move(CLOSE_BEGUN)
+        return self._write_control(K_CLOSE, body)
+
+    def _begin_close(self, int code, bytes reason):
+        """Send our close frame and wait for the peer's; the transport is aborted when that takes too long."""
+        self._send_close(code, code.to_bytes(2, "big") + reason if code != 1005 else b"")
+        self._close_text = reason.decode()
+        self._read_pauses = 0                                  # the answer stands behind what was not read yet
+        self._resume_now()
+        self._watch(self._close_timeout)
+
+    cdef int _end_transport(self) except -1:
+        """All that is to be said has been: the server hangs up first (RFC 6455 §7.1.1), the client waits for it."""
+        self.flush()
+        if self._io is None:
+            return 0
+        if self._failure is not None and self._fd >= 0 and self._io.can_write_eof():
+            # Hanging up with bytes unread would reset the connection and could destroy the close frame on its way.
+            self._io.write_eof()
+        elif not self._masking or self._failure is not None:
+            self._io.close()
+        self._read_pauses = 0
+        if not self._io.is_closing():
+            self._resume_now()
+        return self._watch(self._close_timeout)
+
+    cdef int _watch(self, double seconds) except -1:
+        if self._timer is None:
+            self._timer = self._loop.call_later(seconds, self._abort)
+        return 0
+
+    def _abort(self):
+        """Drop the transport now, whatever it still holds."""
+        if self._io is not None:
+            self._io.abort()
+
+    # ------------------------------------------------------------------ sending
+
+    def send(self, message, *, compress=None):
+        """Send a message; see `fabric.peer.Peer.send`."""
+        if self._sendable and self._write_object(message, compress):
+            return DONE
+        return self._send_later(message, compress)
+
+    def send_nowait(self, message, *, compress=None):
+        """Send a message without waiting: `BufferFull` when the outbox is, `InvalidState` when not connected."""
+        if not (self._sendable and self._write_object(message, compress)):
+            self._queue_now(message, compress)
+
+    cdef bint _write_object(self, object message, object compress) except -1:
+        """Write a str, bytes-like or data Message; False when it is something else."""
+        cdef const char* p
+        cdef Py_ssize_t n
+        cdef Py_buffer buffer
+        cdef int opcode = K_BINARY
+        if type(message) is Message:
+            opcode = (<Message>message).kind
+            message = (<Message>message).data
+        elif isinstance(message, str):
+            opcode = K_TEXT
+        elif not isinstance(message, bytes):
+            if not isinstance(message, (bytearray, memoryview)):
+                return False
+            PyObject_GetBuffer(message, &buffer, PyBUF_SIMPLE)
+            try:                                               # no owner: it may change once we have returned
+                self._write_message(K_BINARY, <const char*>buffer.buf, buffer.len, None, compress)
+            finally:
+                PyBuffer_Release(&buffer)
+            return True
+        if opcode == K_TEXT:
+            p = PyUnicode_AsUTF8AndSize(message, &n)
+        elif opcode == K_BINARY:
+            p = PyBytes_AS_STRING(message)
+            n = PyBytes_GET_SIZE(message)
+        else:
+            return False
+        self._write_message(opcode, p, n, message, compress)
+        return True
+
+    cdef int _write_message(self, int opcode, const char* p, Py_ssize_t n, object owner, object compress) except -1:
+        cdef uint8_t first = opcode
+        cdef Py_ssize_t size = n
+        cdef bytes packed
+        self.messages_sent += 1
+        self.bytes_sent += n
+        self._counters.messages_sent += 1
+        self._counters.bytes_sent += n
+        if self._codec is not None and compress is not False and (n >= self._codec.threshold or compress is True):
+            packed = self._codec.compress(p, n)
+            owner = packed
+            p = PyBytes_AS_STRING(packed)
+            size = PyBytes_GET_SIZE(packed)
+            first |= 0x40
+        if self._fragment_size:
+            while size > self._fragment_size:
+                self.write_frame(first, p, self._fragment_size, owner)
+                p += self._fragment_size
+                size -= self._fragment_size
+                first = K_CONTINUATION
+        return self.write_frame(0x80 | first, p, size, owner)
+
+    def _write_fragment(self, int opcode, bytes payload, bint fin):
+        """Send one frame of a message sent in parts; `opcode` 0 continues it."""
+        self.write_frame((0x80 if fin else 0) | opcode, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), payload)
+        self.bytes_sent += len(payload)
+        self._counters.bytes_sent += len(payload)
+        if fin:
+            self.messages_sent += 1
+            self._counters.messages_sent += 1
+
+    cdef int _write_control(self, int opcode, bytes payload) except -1:
+        return self.write_frame(0x80 | opcode, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), None)
+
+    def _write_ping(self, bytes payload not None):
+        """Send a ping now, before whatever waits in the outbox."""
+        self._write_control(K_PING, payload)
+
+    def _send_encoded(self, bytes frame not None, Py_ssize_t n):
+        """Send a frame that `encode_frame` made, one message of `n` payload bytes: SENT, or why not."""
+        if not self._sendable:
+            return SEND_NOT_OPEN if self._state != OPEN else SEND_BLOCKED
+        self.messages_sent += 1
+        self.bytes_sent += n
+        self._counters.messages_sent += 1
+        self._counters.bytes_sent += n
+        self.write_raw(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame), frame)
+        return SENT
+
+    def _outbox_push(self, Message message not None, compress):
+        """Keep a message until the transport takes it."""
+        self._outbox.push(message if compress is None else (message, compress))
+        self._outbox_bytes += weight(message)
+        self._update_sendable()
+
+    def _outbox_pop(self):
+        """The oldest message kept, as (message, compress); `IndexError` when there is none."""
+        item = self._outbox.pop()
+        message, compress = (item, None) if type(item) is Message else item
+        self._outbox_bytes -= weight(message)
+        if self._backpressure is not None:
+            self._backpressure.release(weight(message))
+        self._update_sendable()
+        return message, compress
+
+    cdef int _drain_outbox(self) except -1:
+        while self._outbox.size and not self._blocked and not self._fragmenting and self._state == OPEN:
+            message, compress = self._outbox_pop()
+            self._write_object(message, compress)
+            if self._out_size:
+                self.flush()                                   # to learn whether the kernel still takes them
+        return 0
+
+    cdef int on_blocked(self, bint blocked) except -1:
+        self._blocked = blocked
+        self._update_sendable()
+        if not blocked:
+            self.note_running_task()
+            self._send_pong_due()
+            self._drain_outbox()
+            if not self._blocked:
+                self._on_writable()
+        return 0
+
+    def _set_fragmenting(self, bint fragmenting):
+        """While a message is being sent in parts, other data waits in the outbox."""
+        self._fragmenting = fragmenting
+        if not fragmenting:
+            self._drain_outbox()
+        self._update_sendable()
+
+    # ------------------------------------------------------------------ for Peer: what it may see
+
+    @property
+    def _fault_code(self):
+        """The close code with which we failed the connection, or 0."""
+        return self._sent_code if self._failure is not None else 0
+
+    @property
+    def _state_now(self):
+        return State(self._state)
+
+    @property
+    def _is_open(self):
+        return self._state == OPEN
+
+    @property
+    def _is_blocked(self):
+        return self._blocked
+
+    @property
+    def _is_fragmenting(self):
+        return self._fragmenting
+
+    @property
+    def _is_reading_paused(self):
+        return self._read_pauses != 0
+
+    @property
+    def _outbox_size(self):
+        return self._outbox.size
+
+    @property
+    def _transport_now(self):
+        """asyncio's transport, or None."""
+        return self._io
+
+    @property
+    def _codec_now(self):
+        return self._codec
+
+    def _has_partial_message(self):
+        """Is a message half received?"""
+        return self._stream_kind != 0 or (self._assembler is not None and self._assembler.active())
+
+    def _start_stream(self):
+        """Deliver the next message in parts, unless one is queued already."""
+        if self._queue.size == 0 and self._end is None:
+            self._stream = PARTS
+
+    def _stop_stream(self):
+        """No more parts are wanted: skip what is left of the message."""
+        if self._stream == PARTS:
+            self._stream = SKIP if self._stream_kind else WHOLE
+        for _ in range(self._queue.size):
+            item = self._queue.pop()
+            if type(item) is Part:
+                self.taken(item)
+            else:
+                self._queue.push(item)
+
+    def _flush_outbox(self):
+        """Write what waits in the outbox, as far as the transport takes it."""
+        self._drain_outbox()
+
+    # ------------------------------------------------------------------ hooks, overridden in Python
+
+    def _opened(self, request, response):
+        """The handshake is complete."""
+
+    def _on_lost(self):
+        """The transport is gone: finish, or find another."""
+        self._finish()
+
+    def _on_pong(self, bytes payload):
+        """A pong arrived."""
+
+    def _on_writable(self):
+        """Nothing waits to be written any more."""
+
+    def _on_error(self, error):
+        """The application's callback raised; the connection is failed with 1011."""
+
+    def _fault(self, int code, str reason):
+        """The exception for failing the connection with `code`."""
+        return RuntimeError(f"{code} {reason}")
+
+    def _send_later(self, message, compress):
+        """What send() returns when it could not write at once."""
+        raise RuntimeError("not connected")
+
+    def _queue_now(self, message, compress):
+        """What send_nowait() does when it could not write at once."""
+        raise RuntimeError("not connected")
+
+
+def encode_frame(int opcode, bytes payload not None, bint compressed=False):
+    """One unmasked frame with FIN, for `Connection._send_encoded`."""
+    cdef uint8_t header[14]
+    cdef Py_ssize_t size = write_header(header, 0x80 | opcode | (0x40 if compressed else 0), len(payload), False, 0)
+    return PyBytes_FromStringAndSize(<char*>header, size) + payload

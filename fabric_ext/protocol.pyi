@@ -1,0 +1,30 @@
+from enum import IntEnum
+
+class State(IntEnum):
+    CONNECTING = 0
+    OPEN = 1
+    CLOSING = 2
+    RECONNECTING = 3
+    CLOSED = 4
+
+class Event(IntEnum):
+    OPENED = 0
+    CLOSE_BEGUN = 1
+    LOST = 2
+    ENDED = 3
+
+class CloseFrame:
+    """What the body of a close frame says: `code`, `reason`; `fault` is 0 or the code to fail the connection with."""
+
+    @property
+    def code(self) -> int: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def fault(self) -> int: ...
+
+def move(state: int, event: int) -> State:
+    """The state after `event`; `ValueError` where the table has no such move."""
+
+def parse_close(body: bytes) -> CloseFrame:
+    """Read the body of a close frame; see `CloseFrame`."""
