@@ -121,7 +121,7 @@ REFUSED: list[tuple[type[Config], str, list[object], list[object]]] = [
     (ReconnectConfig, "backoff_multiplier", [0.99, math.inf, math.nan], ["2", None, True]),
     (ReconnectConfig, "jitter", [-0.1, 1.1, math.nan], [None, False]),
     (ReconnectConfig, "stable_after", [-1], [None]),
-    (HeartbeatConfig, "ping_interval", [0, -1], [None, "30"]),
+    (HeartbeatConfig, "ping_interval", [0, -1, math.inf, math.nan], [None, "30"]),
     (HeartbeatConfig, "ping_timeout", [0, -1], [None]),
     (BackpressureConfig, "max_buffer_size", [0], [1.0, None]),
     (BackpressureConfig, "max_buffer_bytes", [0], [None]),

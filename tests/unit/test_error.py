@@ -15,7 +15,7 @@ from fabric import error
 from fabric.error import Error
 
 # One of each class: error, its attributes, what its sentence must tell.
-SAMPLES: dict[str, tuple[Any, dict[str, object], list[str]]] = {
+SAMPLES: dict[str, tuple[Any, Any, Any]] = {
     type(sample).__name__: (sample, attributes, words)
     for sample, attributes, words in [
         (error.ConnectionFailed("refused by h:1", url="ws://h:1/"), {"url": "ws://h:1/"}, ["refused by h:1"]),

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -99,7 +100,7 @@ def test_names_have_no_case_and_several_values() -> None:
 
 
 def _put(how: str, headers: HeaderMap, name: str, value: str) -> object:
-    return {
+    ways: dict[str, Callable[[], object]] = {
         "add": lambda: headers.add(name, value),
         "set": lambda: headers.__setitem__(name, value),
         "setdefault": lambda: headers.setdefault(name, value),
@@ -110,7 +111,8 @@ def _put(how: str, headers: HeaderMap, name: str, value: str) -> object:
         "mapping": lambda: HeaderMap({name: value}),
         "keywords": lambda: HeaderMap(**{name: value}),
         "builder": lambda: headers.with_header(name, value),
-    }[how]()
+    }
+    return ways[how]()
 
 
 WAYS_IN = [
