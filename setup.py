@@ -42,7 +42,11 @@ def extensions() -> list[Extension]:
                 include_dirs=[str(SOURCE)],
                 depends=headers,
                 define_macros=[] if DEBUG else [("CYTHON_WITHOUT_ASSERTIONS", "1")],
-                extra_compile_args=["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"],
+                # Cython writes helpers that a module may not use.
+                extra_compile_args=[
+                    *(["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"]),
+                    "-Wno-unused-function",
+                ],
             )
         )
     return found

@@ -88,7 +88,7 @@ def rng(seed: int, request: pytest.FixtureRequest) -> random.Random:
 
 @pytest.fixture(scope="session")
 def require() -> Callable[[object, str], None]:
-    """`require(found, reason)` skips the test when `found` is false; in CI nothing goes missing in silence."""
+    """`require(found, reason)` skips the test when `found` is false; in CI nothing is silently missing."""
 
     def check(found: object, reason: str) -> None:
         if not found:

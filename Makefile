@@ -1,0 +1,114 @@
+# A developer's day. Each target first makes what it needs, and nothing is made twice.
+#
+#   make test                     the whole suite       ARGS='tests/unit -k mask' narrows it
+#   PYTHON=python3.12 make test   the same on another interpreter, in an environment of its own
+#
+# Only Python 3.11 or newer, a C compiler and make must be there; `.ci/setup` installs the browsers and other peers.
+
+ifdef PYTHON
+VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+else
+PYTHON := python3
+VENV := .venv
+endif
+
+EXTRAS ?= dev
+FUZZ_SECONDS ?= 600
+SOAK_SECONDS ?= 1800
+
+BIN := $(VENV)/bin
+ENV := $(VENV)/.made
+BUILT := $(VENV)/.built
+DEBUG := $(VENV)/.debug
+BENCH := $(VENV)/.bench
+NODE := tests/interop/node/node_modules/.made
+COMPILED := setup.py $(wildcard fabric_ext/*.pyx fabric_ext/*.pxd fabric_ext/*.h fabric_ext/_*.c)
+PACKAGED := pyproject.toml MANIFEST.in README.md $(COMPILED) $(wildcard fabric/*.py fabric_ext/*.py fabric_ext/*.pyi)
+
+.PHONY: demo test debug lint types bench bench-quick docs wheel conformance soak fuzz env build clean distclean
+
+demo: $(BUILT)
+	$(BIN)/python -m fabric demo
+
+test: $(BUILT) $(NODE)
+	$(BIN)/python -m pytest $(ARGS)
+
+# Checks, assertions and debug allocators on. PYTHONSAFEPATH keeps this folder, with its release build, off the path.
+debug: $(DEBUG) $(NODE)
+	PYTHONPATH=$(CURDIR)/build/debug/lib PYTHONSAFEPATH=1 PYTHONDEVMODE=1 PYTHONASYNCIODEBUG=1 \
+		$(BIN)/python -m pytest $(ARGS)
+
+lint: $(ENV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(BUILT)
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest fabric_ext --mypy-config-file pyproject.toml --allowlist .ci/stubtest.txt
+
+bench: $(BUILT) $(BENCH)
+	$(BIN)/python perf/suite.py $(ARGS)
+
+bench-quick: $(BUILT) $(BENCH)
+	$(BIN)/python perf/suite.py --quick $(ARGS)
+
+docs: $(BUILT)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+wheel: dist/.made
+
+conformance: $(BUILT)
+	$(BIN)/python -m pytest -m autobahn tests/conformance/autobahn $(ARGS)
+
+soak: $(BUILT)
+	FABRIC_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -m soak $(ARGS)
+
+fuzz: $(BUILT)
+	FABRIC_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/fuzz $(ARGS)
+
+env: $(ENV)
+
+build: $(BUILT)
+
+# An editable install without extensions: compiling is the next step's business, with its own messages.
+$(ENV): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], \
+		sep="\n")' | $(BIN)/python -m pip install -q -r /dev/stdin
+	FABRIC_ONLY=none $(BIN)/python -m pip install -q --no-build-isolation -e '.[$(EXTRAS)]'
+	touch $@
+
+$(BUILT): $(ENV) $(COMPILED)
+	$(BIN)/python setup.py -q build_ext --inplace
+	touch $@
+
+$(DEBUG): $(ENV) $(PACKAGED)
+	FABRIC_DEBUG=1 $(BIN)/python setup.py -q build --build-lib build/debug/lib
+	touch $@
+
+$(BENCH): $(ENV) perf/requirements.txt
+	$(BIN)/python -m pip install -q -r perf/requirements.txt
+	touch $@
+
+# Node's `ws`, a peer; where there is no npm, the tests that need it say so.
+$(NODE): tests/interop/node/package.json
+	if command -v npm >/dev/null; then \
+		npm install --prefix $(<D) --no-package-lock --no-audit --no-fund --silent && touch $@; \
+	fi
+
+dist/.made: $(ENV) $(PACKAGED)
+	rm -rf dist wheelhouse
+	$(BIN)/python -m build
+	if [ "$$(uname)" = Linux ]; then PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair -w wheelhouse dist/*.whl; \
+		else mkdir wheelhouse && cp dist/*.whl wheelhouse; fi
+	touch $@
+
+clean:
+	rm -rf build dist wheelhouse *.egg-info docs/_build reports .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f fabric_ext/*.so fabric_ext/*.html .venv*/.built .venv*/.debug
+	rm -rf perf/build
+	find fabric fabric_ext tests examples perf docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv .venv-* .autobahn tests/interop/node/node_modules perf/node_modules

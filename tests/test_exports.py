@@ -1,0 +1,81 @@
+"""The public names are those of the contract, and each module can be imported first."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import fabric
+import fabric_ext
+
+CONTRACT = set(
+    """
+    WebSocketClient WebSocketServer ConnectedClient Message MessageType Frame ClientConfig ServerConfig
+    ReconnectConfig HeartbeatConfig BackpressureConfig CompressionConfig RateLimitConfig PoolConfig
+    ConnectionPool PooledClient PoolStats ServerPoolStats CleanupStats ReconnectState
+    BackpressureController HeartbeatManager Compressor Decompressor Fragmenter Reassembler ConnectionId
+    SubprotocolList SubprotocolNegotiator HeaderMap HeaderName HeaderValue RateLimiter GlobalRateLimiter
+    RateLimitType RateLimitStatus MetricsCollector LatencyPercentiles
+
+    Error ConnectionFailed ConnectionClosed ReconnectTimeout InvalidFrame MessageTooLarge Utf8Error
+    BufferFull BackpressureTimeout Timeout RateLimitExceeded ConnectionLimitExceeded HandshakeFailed Tls
+    AuthenticationFailed SubprotocolNegotiationFailed InvalidSubprotocol InvalidHeader CompressionError
+    JsonError NotSupported InvalidState Io
+
+    VERSION DEFAULT_MAX_MESSAGE_SIZE DEFAULT_PING_INTERVAL DEFAULT_PING_TIMEOUT DEFAULT_BUFFER_SIZE
+    DEFAULT_CONNECTION_TIMEOUT
+    """.split()
+)
+
+MODULES = """
+    client server message config reconnect backpressure heartbeat metrics pool compression fragmentation
+    subprotocol headers ratelimit error
+""".split()
+
+EVERY_MODULE = [
+    f"{package.__name__}.{module.name}"
+    for package in (fabric, fabric_ext)
+    for module in pkgutil.iter_modules(package.__path__)
+    if module.name not in {"__main__", "prometheus"}  # the first runs, the second needs an extra
+]
+
+
+def test_all_is_the_contract() -> None:
+    assert set(fabric.__all__) - {"__version__"} == CONTRACT
+    assert len(fabric.__all__) == len(set(fabric.__all__))
+
+
+@pytest.mark.parametrize("name", sorted(CONTRACT))
+def test_every_public_name_is_there(name: str) -> None:
+    assert hasattr(fabric, name)
+
+
+def test_constants_have_the_values_of_the_contract() -> None:
+    assert fabric.__version__ == fabric.VERSION
+    assert fabric.DEFAULT_MAX_MESSAGE_SIZE == 10 * 1024 * 1024
+    assert fabric.DEFAULT_PING_INTERVAL == 30
+    assert fabric.DEFAULT_PING_TIMEOUT == 10
+    assert fabric.DEFAULT_BUFFER_SIZE == 1000
+    assert fabric.DEFAULT_CONNECTION_TIMEOUT == 5
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_module_says_what_it_exports(name: str) -> None:
+    module = importlib.import_module(f"fabric.{name}")
+    missing = [name for name in module.__all__ if not hasattr(module, name)]
+    assert not missing
+
+
+@pytest.mark.parametrize("module", EVERY_MODULE)
+def test_each_module_imports_in_a_fresh_interpreter(module: str) -> None:
+    subprocess.run([sys.executable, "-W", "error", "-c", f"import {module}"], check=True, timeout=60)
+
+
+def test_importing_needs_no_optional_package() -> None:
+    blocked = ("prometheus_client", "prompt_toolkit", "websockets", "aiohttp", "Cython", "setuptools")
+    program = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import fabric"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -1,0 +1,158 @@
+"""Who may import whom: the layers of the architecture, read from the sources."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Lowest first. A module imports only what stands before it, here or in a lower layer; so there are no cycles.
+LAYERS = {
+    "leaves": """
+        fabric_ext.bucket fabric_ext.counters fabric_ext.deflate fabric_ext.histogram fabric_ext.mask
+        fabric_ext.message fabric_ext.protocol fabric_ext.reassembly fabric_ext.ring
+    """,
+    "core": "fabric_ext.inbox fabric_ext.outlet fabric_ext.connection fabric_ext",
+    "vocabulary": """
+        fabric._version fabric.error fabric.url fabric.headers fabric.message fabric.subprotocol
+        fabric.handshake fabric.validation
+    """,
+    "policies": """
+        fabric.config fabric.compression fabric.fragmentation fabric.reconnect fabric.backpressure
+        fabric.heartbeat fabric.ratelimit fabric.metrics fabric.prometheus
+    """,
+    "endpoints": "fabric.peer fabric.upgrade fabric.acceptance fabric.client fabric.server",
+    "top": "fabric.pool fabric fabric.__main__",
+}
+ORDER = [module for row in LAYERS.values() for module in row.split()]
+LAYER = {module: layer for layer, row in LAYERS.items() for module in row.split()}
+
+# What a layer must not know of at run time.
+FORBIDDEN = {
+    "leaves": {"asyncio", "picows", "socket", "uvloop"},
+    "vocabulary": {"asyncio", "picows", "socket", "uvloop"},
+    "policies": {"picows", "socket", "uvloop"},
+}
+EXCEPT = {("fabric.config", "socket")}  # the type of a field
+
+CYTHON_IMPORT = re.compile(
+    r"^\s*(?:from\s+(?P<source>[\w.]+)\s+(?P<kind>c?import)|(?P<plain>c?import)\s+(?P<names>[\w., ]+))"
+)
+
+
+def sources() -> dict[str, list[Path]]:
+    """Every module of both packages, with the files that it is written in."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted([*ROOT.glob("fabric/**/*.py"), *ROOT.glob("fabric_ext/*.p[yx]*")]):
+        if path.suffix in {".py", ".pyx", ".pxd"}:
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            found.setdefault(name, []).append(path)
+    return found
+
+
+def python_imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (("import", alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"a relative import, of {node.module}"
+            yield "import", node.module or ""
+            yield from (("import", f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def cython_imports(text: str) -> Iterator[tuple[str, str]]:
+    for line in re.sub(r'"""[\s\S]*?"""', "", text).splitlines():
+        if match := CYTHON_IMPORT.match(line):
+            if match["source"]:
+                yield match["kind"], match["source"]
+            else:
+                yield from (
+                    (match["plain"], name.split()[0]) for name in match["names"].split(",") if name.strip()
+                )
+
+
+def imports(path: Path) -> set[tuple[str, str]]:
+    """All imports in a file: ("import" or "cimport", module)."""
+    text = path.read_text()
+    return set(python_imports(ast.parse(text)) if path.suffix == ".py" else cython_imports(text))
+
+
+def runtime_imports(path: Path) -> set[str]:
+    """The same without those for type checkers."""
+    if path.suffix != ".py":
+        return {name for _, name in imports(path)}
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    return {name for _, name in python_imports(tree)}
+
+
+SOURCES = sources()
+
+
+def test_every_module_has_its_place() -> None:
+    assert set(SOURCES) - set(ORDER) == set(), "give each module a place in LAYERS"
+    assert len(ORDER) == len(set(ORDER))
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_point_downward(module: str) -> None:
+    if module not in LAYER:
+        pytest.fail("give the module a place in LAYERS")
+    allowed = set(ORDER[: ORDER.index(module)]) | {module}
+    for path in SOURCES[module]:
+        ours = {name for _, name in imports(path) if name in SOURCES}
+        assert ours <= allowed, f"{path.name} imports upward"
+
+
+def test_endpoints_do_not_know_each_other() -> None:
+    for module, other in [("fabric.client", "fabric.server"), ("fabric.server", "fabric.client")]:
+        for path in SOURCES.get(module, []):
+            assert other not in {name for _, name in imports(path)}
+
+
+@pytest.mark.parametrize("module", [module for module in SOURCES if LAYER.get(module) in FORBIDDEN])
+def test_what_a_layer_does_not_know_of(module: str) -> None:
+    for path in SOURCES[module]:
+        packages = {name.partition(".")[0] for name in runtime_imports(path)}
+        known = packages & FORBIDDEN[LAYER[module]]
+        assert {(module, package) for package in known} <= EXCEPT, path.name
+
+
+def test_only_the_connection_cimports_picows() -> None:
+    found = {
+        module
+        for module, paths in SOURCES.items()
+        for path in paths
+        if any(kind == "cimport" and name.partition(".")[0] == "picows" for kind, name in imports(path))
+    }
+    assert found <= {"fabric_ext.connection"}
+
+
+@pytest.mark.parametrize("module", [m for m in SOURCES if LAYER.get(m) in {"vocabulary", "policies"}])
+def test_policies_do_not_sleep(module: str) -> None:
+    for path in SOURCES[module]:
+        called = {
+            node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call)
+        }
+        assert "sleep" not in called
+
+
+def test_the_reader_sees_imports() -> None:
+    """The checks above hold nothing if their reader is blind."""
+    assert set(cython_imports("from a.b cimport (x,\n  y)\ncimport c, d\n  import e\n'x' # import f")) == {
+        ("cimport", "a.b"),
+        ("cimport", "c"),
+        ("cimport", "d"),
+        ("import", "e"),
+    }
+    tree = ast.parse("from a import b\ndef f():\n    import c.d")
+    assert set(python_imports(tree)) == {("import", "a"), ("import", "a.b"), ("import", "c.d")}

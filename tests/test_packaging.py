@@ -1,0 +1,79 @@
+"""What is shipped: one version, types and layouts of all compiled modules, the right transport."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import fabric
+import fabric_ext
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+COMPILED = sorted(path.stem for path in ROOT.glob("fabric_ext/*.pyx"))
+
+
+def test_the_version_stands_in_one_place() -> None:
+    assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "fabric._version.VERSION"}
+    written = re.compile(rf"""=\s*["']{re.escape(fabric.VERSION)}["']""")
+    places = [*ROOT.glob("fabric*/**/*.py*"), ROOT / "setup.py", ROOT / "pyproject.toml"]
+    found = [path.name for path in places if path.suffix != ".pyc" and written.search(path.read_text())]
+    assert found == ["_version.py"]
+
+
+def test_the_installed_version_is_the_source_version() -> None:
+    try:
+        installed = importlib.metadata.version("websocket-fabric")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("fabric runs from its source tree, without being installed")
+    assert installed == fabric.VERSION
+
+
+def test_the_changelog_knows_the_version() -> None:
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] in {"Unreleased", fabric.VERSION}
+
+
+@pytest.mark.parametrize("module", COMPILED)
+@pytest.mark.parametrize("suffix", [".pyi", ".pxd"])
+def test_each_compiled_module_has_types_and_layout(module: str, suffix: str) -> None:
+    assert (ROOT / "fabric_ext" / module).with_suffix(suffix).exists()
+
+
+@pytest.mark.parametrize("package", [fabric, fabric_ext])
+def test_the_packages_are_typed(package: object) -> None:
+    assert Path(str(package.__file__)).with_name("py.typed").exists()  # type: ignore[attr-defined]
+    name = package.__name__  # type: ignore[attr-defined]
+    assert "py.typed" in PROJECT["tool"]["setuptools"]["package-data"][name]
+
+
+def test_picows_is_pinned_to_one_minor_everywhere() -> None:
+    pinned = f"picows~={fabric_ext.PICOWS_MINOR}."
+    for requirements in (PROJECT["build-system"]["requires"], PROJECT["project"]["dependencies"]):
+        assert any(line.startswith(pinned) for line in requirements)
+
+
+@pytest.mark.parametrize("found", ["2.4.0", "2.2.9", "3.0", "2.30.1"])
+def test_another_picows_is_refused_in_one_sentence(found: str) -> None:
+    program = f"import picows; picows.__version__ = {found!r}; import fabric_ext.counters"
+    run = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 1
+    minor = fabric_ext.PICOWS_MINOR
+    assert run.stderr.splitlines()[-1] == (
+        f"ImportError: fabric was compiled against picows {minor} and cannot run on picows {found}; "
+        f"install it with: pip install 'picows~={minor}.1'"
+    )
+
+
+def test_the_command_exists() -> None:
+    module, _, function = PROJECT["project"]["scripts"]["fabric"].partition(":")
+    program = f"import sys, {module} as m; sys.exit(not callable(m.{function}))"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
