@@ -22,7 +22,7 @@ cdef extern from *:
         return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
     }
     """
-    # The clock of time.monotonic_ns(), as the kernel noted it at its last tick: some 5 ns a call, never ahead,
+    # The clock of time.monotonic_ns(), as the kernel noted it at its last tick: about 5 ns, never ahead,
     # at most a few milliseconds behind. Good enough for `last_activity_ns`, too coarse for a latency.
     int64_t coarse_monotonic_ns "fabric_coarse_monotonic_ns"() noexcept nogil
 

@@ -32,6 +32,39 @@ class Counters:
     last_activity_ns: int
     """`time.monotonic_ns()` of the latest traffic, at most some milliseconds early; 0 before the first."""
 
+    def record_connection(self) -> None:
+        """Count a connection that was opened."""
+
+    def record_disconnection(self) -> None:
+        """Count a connection that is no longer open."""
+
+    def record_reconnection(self) -> None:
+        """Count a connection that replaced a lost one; `record_connection` counts it as opened."""
+
+    def record_message_sent(self, size: int) -> None:
+        """Count one message of `size` payload bytes."""
+
+    def record_message_received(self, size: int) -> None:
+        """Count one message of `size` payload bytes."""
+
+    def record_send_error(self) -> None:
+        """Count a message that could not be sent."""
+
+    def record_receive_error(self) -> None:
+        """Count a message or frame that could not be received."""
+
+    def record_rate_limit_drop(self, messages: int = 1) -> None:
+        """Count messages dropped because the connection was over its rate limit."""
+
+    def record_slow_peer_drop(self, messages: int = 1) -> None:
+        """Count broadcast messages not delivered because the peer did not read fast enough."""
+
+    def record_compression(self, bytes_in: int, bytes_out: int) -> None:
+        """Count one message, or several, compressed from `bytes_in` to `bytes_out`."""
+
+    def record_decompression(self, bytes_in: int, bytes_out: int) -> None:
+        """Count one message, or several, decompressed from `bytes_in` to `bytes_out`."""
+
     def add(self, other: Counters) -> None:
         """Add `other` to these numbers, field by field; `last_activity_ns` becomes the later of the two."""
 

@@ -24,9 +24,61 @@ FIELDS = (
 )
 
 
-cdef @disjoint_base
-class Counters:
+cdef class Counters:
     """What one connection, server or pool has done so far. Every attribute may be read and written."""
+
+    def record_connection(self):
+        """Count a connection that was opened."""
+        self.total_connections += 1
+        self.active_connections += 1
+        self.last_activity_ns = coarse_monotonic_ns()
+
+    def record_disconnection(self):
+        """Count a connection that is no longer open."""
+        self.active_connections -= 1
+        self.last_activity_ns = coarse_monotonic_ns()
+
+    def record_reconnection(self):
+        """Count a connection that replaced a lost one; `record_connection` counts it as opened."""
+        self.reconnections += 1
+
+    def record_message_sent(self, long long size):
+        """Count one message of `size` payload bytes."""
+        self.messages_sent += 1
+        self.bytes_sent += size
+        self.last_activity_ns = coarse_monotonic_ns()
+
+    def record_message_received(self, long long size):
+        """Count one message of `size` payload bytes."""
+        self.messages_received += 1
+        self.bytes_received += size
+        self.last_activity_ns = coarse_monotonic_ns()
+
+    def record_send_error(self):
+        """Count a message that could not be sent."""
+        self.send_errors += 1
+
+    def record_receive_error(self):
+        """Count a message or frame that could not be received."""
+        self.receive_errors += 1
+
+    def record_rate_limit_drop(self, long long messages=1):
+        """Count messages dropped because the connection was over its rate limit."""
+        self.rate_limit_drops += messages
+
+    def record_slow_peer_drop(self, long long messages=1):
+        """Count broadcast messages not delivered because the peer did not read fast enough."""
+        self.slow_peer_drops += messages
+
+    def record_compression(self, long long bytes_in, long long bytes_out):
+        """Count one message, or several, compressed from `bytes_in` to `bytes_out`."""
+        self.compression_bytes_in += bytes_in
+        self.compression_bytes_out += bytes_out
+
+    def record_decompression(self, long long bytes_in, long long bytes_out):
+        """Count one message, or several, decompressed from `bytes_in` to `bytes_out`."""
+        self.decompression_bytes_in += bytes_in
+        self.decompression_bytes_out += bytes_out
 
     def add(self, Counters other not None):
         """Add `other` to these numbers, field by field; `last_activity_ns` becomes the later of the two."""

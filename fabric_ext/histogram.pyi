@@ -65,11 +65,14 @@ class Histogram:
     def unrecorded(self) -> int:
         """How many values found no memory for their count. They are in no other number."""
 
-    def record(self, value: int) -> None:
+    def record(self, value: int, /) -> None:
         """Count one value."""
 
     def record_n(self, value: int, n: int) -> None:
         """Count `value` n times. Raises ValueError if n is negative, OverflowError past 2^63 in all."""
+
+    def record_scaled(self, value: float, scale: float, /) -> None:
+        """Count `value * scale`, rounded. Raises ValueError unless that is finite; clamps as `record`."""
 
     def record_corrected(self, value: int, expected_interval: int, n: int = 1) -> None:
         """Count `value`, and with it the values that went unmeasured while it was waited for.

@@ -36,7 +36,7 @@ def test_starts_at_zero_and_names_what_the_contract_names() -> None:
 
 
 def test_fields_are_exactly_the_public_integers() -> None:
-    public = {name for name in vars(Counters) if not name.startswith("_")}
+    public = {name for name in vars(Counters) if not name.startswith(("_", "record_"))}
     assert public - {"add", "reset", "as_dict"} == {*FIELDS, "last_activity_ns"}
 
 
@@ -59,6 +59,52 @@ def test_reset_keeps_open_connections() -> None:
     counters.reset()
     assert counters.as_dict() == dict.fromkeys(FIELDS, 0) | {"active_connections": 1}
     assert counters.last_activity_ns == 9
+
+
+@pytest.mark.parametrize(
+    ("record", "arguments", "counted"),
+    [
+        ("record_connection", (), {"active_connections": 1, "total_connections": 1}),
+        ("record_disconnection", (), {"active_connections": -1}),
+        ("record_reconnection", (), {"reconnections": 1}),
+        ("record_message_sent", (7,), {"messages_sent": 1, "bytes_sent": 7}),
+        ("record_message_received", (7,), {"messages_received": 1, "bytes_received": 7}),
+        ("record_send_error", (), {"send_errors": 1}),
+        ("record_receive_error", (), {"receive_errors": 1}),
+        ("record_rate_limit_drop", (), {"rate_limit_drops": 1}),
+        ("record_rate_limit_drop", (3,), {"rate_limit_drops": 3}),
+        ("record_slow_peer_drop", (), {"slow_peer_drops": 1}),
+        ("record_slow_peer_drop", (3,), {"slow_peer_drops": 3}),
+        ("record_compression", (9, 4), {"compression_bytes_in": 9, "compression_bytes_out": 4}),
+        ("record_decompression", (4, 9), {"decompression_bytes_in": 4, "decompression_bytes_out": 9}),
+    ],
+)
+def test_each_record_method_counts_its_own(
+    record: str, arguments: tuple[int, ...], counted: dict[str, int]
+) -> None:
+    counters = Counters()
+    getattr(counters, record)(*arguments)
+    assert {name: value for name, value in counters.as_dict().items() if value} == counted
+    getattr(counters, record)(*arguments)
+    assert {name: value for name, value in counters.as_dict().items() if value} == {
+        name: 2 * value for name, value in counted.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("record", "arguments"),
+    [
+        ("record_connection", ()),
+        ("record_disconnection", ()),
+        ("record_message_sent", (1,)),
+        ("record_message_received", (1,)),
+    ],
+)
+def test_traffic_is_activity(record: str, arguments: tuple[int, ...]) -> None:
+    counters = Counters()
+    before = coarse_monotonic_now()
+    getattr(counters, record)(*arguments)
+    assert before <= counters.last_activity_ns <= coarse_monotonic_now()
 
 
 def test_holds_64_bits_and_refuses_more() -> None:

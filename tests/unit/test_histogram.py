@@ -494,6 +494,20 @@ def test_adding_to_itself_doubles() -> None:
     assert [slot.samples for slot in histogram.recorded()] == [2, 2, 2]
 
 
+def test_scaled_values_are_rounded_clamped_and_finite() -> None:
+    histogram = Histogram()
+    for seconds in (1.4e-9, 1.6e-9, 2.0):
+        histogram.record_scaled(seconds, 1e9)
+    assert [slot.lowest for slot in histogram.recorded()] == [1, 2, 1_999_634_432]
+    for value in (-1e300, -1.0, 1e300, 2.0**63):
+        histogram.record_scaled(value, 1.0)
+    assert (histogram.count, histogram.clamped_low, histogram.clamped_high) == (7, 2, 2)
+    for value in (math.nan, math.inf, -math.inf, 1e300):
+        with pytest.raises(ValueError, match="finite"):
+            histogram.record_scaled(value, 1e9)
+    assert histogram.count == 7
+
+
 @pytest.mark.parametrize("value", [1.5, "1", None])
 def test_only_integers_are_recorded(value: object) -> None:
     with pytest.raises(TypeError):
