@@ -149,10 +149,10 @@ cdef object _json_encode = msgspec.json.Encoder().encode
 
 cdef object _typed_decode(object type):
     try:
-        hash(type)
-    except TypeError:  # such as Annotated with a dict in it: usable, but not a key
-        return msgspec.json.Decoder(type).decode
-    return _decoder_for(type).decode
+        return _decoder_for(type).decode
+    except TypeError:  # unsupported, or usable but not a key, such as Annotated with a dict in it
+        pass
+    return msgspec.json.Decoder(type).decode
 
 
 cdef Message new_message(int kind, object data):
