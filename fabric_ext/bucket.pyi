@@ -1,0 +1,97 @@
+from fractions import Fraction
+from typing import Final, final
+
+NEVER: Final[int]
+"""What a wait is when no waiting helps: more is asked for than the burst holds. It is -1."""
+
+@final
+class TokenBucket:
+    """A bucket of `burst` tokens that refills at `rate_per_second`; it starts full.
+
+    Exact: a bucket of 3/s has admitted burst + 3t tokens after t seconds of demand, whatever t is. The rate
+    may be an int, a float (taken as the decimal it prints as) or a Fraction; denominators up to 10**9 are
+    exact, others are rounded to the nearest such fraction. Rates from 1e-9 to 1e18 a second, bursts up to
+    2**63-1.
+
+    `now` is a monotonic clock's nanoseconds (time.monotonic_ns). Of negative `n`, none is ever admitted.
+
+    Raises:
+        TypeError: rate_per_second is not a number, or burst not an int.
+        ValueError: either is out of its range.
+    """
+
+    def __new__(cls, rate_per_second: float | Fraction, burst: int) -> TokenBucket: ...
+    @property
+    def rate(self) -> Fraction:
+        """Tokens per second, as used."""
+
+    @property
+    def burst(self) -> int:
+        """Tokens the bucket holds at most."""
+
+    def take(self, n: int, now: int) -> bool:
+        """Take `n` tokens if all are there, else none. More than `burst` are never there."""
+
+    def wait_ns(self, n: int, now: int) -> int:
+        """Nanoseconds until `take(n)` succeeds if nobody else takes: exact; 0 = now, NEVER if n > burst."""
+
+    def reserve(self, n: int, now: int) -> int:
+        """Take `n` tokens even from the future; return how many nanoseconds to wait before acting on it.
+
+        Those who reserve are served in the order in which they asked. NEVER (and nothing taken) if n > burst,
+        or if the wait would be above 146 years.
+        """
+
+    def give_back(self, n: int) -> None:
+        """Return `n` tokens that were taken or reserved and not used; above `burst` they are lost."""
+
+    def available(self, now: int) -> int:
+        """Whole tokens that could be taken at `now`; 0 in debt."""
+
+    def reset(self) -> None:
+        """Fill the bucket."""
+
+@final
+class RateGate:
+    """The limits of one connection: up to three buckets, asked together.
+
+    A message takes one token of `messages` and its size of `bytes`; if either refuses, none is taken from.
+    `operations` is for whatever the application counts. `shared` is another gate that must agree as well,
+    such as a server's global limit. Whatever is None does not limit.
+    """
+
+    def __new__(
+        cls,
+        messages: TokenBucket | None = None,
+        bytes_: TokenBucket | None = None,
+        operations: TokenBucket | None = None,
+        shared: RateGate | None = None,
+    ) -> RateGate: ...
+    @property
+    def messages(self) -> TokenBucket | None: ...
+    @property
+    def bytes(self) -> TokenBucket | None: ...
+    @property
+    def operations(self) -> TokenBucket | None: ...
+    @property
+    def shared(self) -> RateGate | None: ...
+    def wait_ns(self, size: int, now: int) -> int:
+        """Nanoseconds until a message of `size` bytes would pass; 0 = now, NEVER if it exceeds a burst."""
+
+    def admit(self, size: int, now: int) -> int:
+        """Let one message of `size` bytes pass: 0, its tokens are taken; else wait_ns(), and none are."""
+
+    def reserve(self, size: int, now: int) -> int:
+        """Take one message's tokens even from the future; return nanoseconds to wait before acting on it.
+
+        NEVER, and nothing taken, as TokenBucket.reserve.
+        """
+
+    def operations_wait_ns(self, n: int, now: int) -> int:
+        """As wait_ns, for `n` operations."""
+
+    def admit_operations(self, n: int, now: int) -> int:
+        """As admit, for `n` operations."""
+
+    def give_back(self, size: int) -> None:
+        """Return the tokens of one admitted or reserved message of `size` bytes that was not used."""

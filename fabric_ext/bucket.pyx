@@ -1,0 +1,208 @@
+# cython: auto_pickle=False
+# A copy would make every token exist twice.
+"""Token buckets that never drift: integers only, and the time is an argument.
+
+Owns: how many tokens there are at a given nanosecond, and how long until there are enough. Never reads a
+clock, never sleeps, never raises after construction, knows nothing of messages beyond a count and a size.
+
+The arithmetic. A rate is a fraction: p tokens in q nanoseconds. Time is counted in ticks of 1/p nanosecond,
+so a nanosecond is p ticks, a token takes q ticks to grow, and both are whole numbers: nothing is ever
+rounded. A bucket is one number, the tick at which it will be full again. Taking n tokens moves that tick
+n*q later; it is allowed if the bucket would then still be full within burst*q ticks from now. Time passes
+without any work, and no division is done unless somebody has to wait. (This is the virtual scheduling form
+of the Generic Cell Rate Algorithm, ITU-T I.371 annex A.) Ticks need 128 bits: 63 bits of nanoseconds times
+a rate.
+
+A clock that goes back is harmless: the bucket then looks emptier than it is, never fuller.
+"""
+
+cimport cython
+
+from fractions import Fraction
+
+NEVER = WAIT_NEVER
+
+# Bounds that keep every sum of ticks within 127 bits: now * p < 2**125, burst * q < 2**123, and a reservation
+# adds at most 2**62 * p < 2**124.
+cdef object MAX_RATE = 10**18               # tokens per second
+cdef object MAX_RATE_DENOMINATOR = 10**9    # so q < 2**60
+cdef object MAX_TICKS_PER_NS = 2**62
+cdef object MAX_BURST = 2**63 - 1
+cdef int64_t LONGEST_WAIT = 2**62           # ns, 146 years
+cdef int128 LONG_AGO = -(<int128> 1 << 126)
+
+
+cdef object exact_rate(rate):
+    """`rate` as a fraction of tokens per second: a float is the decimal it prints as, so 0.1 is 1/10."""
+    if isinstance(rate, bool) or not isinstance(rate, (int, float, Fraction)):
+        raise TypeError(f"rate_per_second must be an int, float or Fraction, not {type(rate).__name__}")
+    if not 0 < rate <= MAX_RATE:    # NaN ends here too
+        raise ValueError(f"rate_per_second must be above 0 and at most {MAX_RATE}, not {rate!r}")
+    exact = Fraction(repr(rate)) if isinstance(rate, float) else Fraction(rate)
+    limit = min(MAX_RATE_DENOMINATOR, MAX_TICKS_PER_NS // (int(exact) + 2))
+    exact = exact.limit_denominator(limit)
+    if not exact:
+        raise ValueError(f"rate_per_second must be at least 1e-9, not {rate!r}")
+    return exact
+
+
+@cython.final
+@cython.no_gc
+cdef class TokenBucket:
+    """A bucket of `burst` tokens that refills at `rate_per_second`. It starts full."""
+
+    def __cinit__(self, rate_per_second, burst):
+        exact = exact_rate(rate_per_second)
+        if isinstance(burst, bool) or not isinstance(burst, int):
+            raise TypeError(f"burst must be an int, not {type(burst).__name__}")
+        if not 0 < burst <= MAX_BURST:
+            raise ValueError(f"burst must be from 1 to {MAX_BURST}, not {burst}")
+        per_ns = exact / 10**9
+        self.ticks_per_ns = per_ns.numerator
+        self.ticks_per_token = per_ns.denominator
+        self.burst = burst
+        self.capacity = <int128> self.burst * self.ticks_per_token
+        self.full_at = LONG_AGO
+
+    @property
+    def rate(self):
+        return Fraction(self.ticks_per_ns, self.ticks_per_token) * 10**9
+
+    cdef int128 missing(self, int64_t n, int64_t now) noexcept:
+        """Ticks from `now` until `n` tokens are there (not above 0: they are). Needs 0 <= n <= burst."""
+        cdef int128 ticks = <int128> now * self.ticks_per_ns
+        cdef int128 full_at = self.full_at if self.full_at > ticks else ticks
+        return full_at + <int128> n * self.ticks_per_token - ticks - self.capacity
+
+    cdef void spend(self, int64_t n, int64_t now) noexcept:
+        """Move the moment of being full; may go into debt."""
+        cdef int128 ticks = <int128> now * self.ticks_per_ns
+        if self.full_at < ticks:
+            self.full_at = ticks
+        self.full_at += <int128> n * self.ticks_per_token
+
+    @cython.cdivision(True)
+    cdef int64_t whole_ns(self, int128 ticks) noexcept:
+        """Ticks to nanoseconds, rounded up: after that many, and not one fewer, the tokens are there."""
+        cdef int128 ns = (ticks + self.ticks_per_ns - 1) / self.ticks_per_ns
+        return LONGEST_WAIT if ns > LONGEST_WAIT else <int64_t> ns
+
+    cpdef bint take(self, int64_t n, int64_t now) noexcept:
+        if n < 0 or n > self.burst or self.missing(n, now) > 0:
+            return False
+        self.spend(n, now)
+        return True
+
+    cpdef int64_t wait_ns(self, int64_t n, int64_t now) noexcept:
+        if n < 0 or n > self.burst:
+            return WAIT_NEVER
+        cdef int128 missing = self.missing(n, now)
+        return 0 if missing <= 0 else self.whole_ns(missing)
+
+    cpdef int64_t reserve(self, int64_t n, int64_t now) noexcept:
+        cdef int64_t wait = self.wait_ns(n, now)
+        if wait == LONGEST_WAIT:
+            return WAIT_NEVER
+        if wait != WAIT_NEVER:
+            self.spend(n, now)
+        return wait
+
+    cpdef void give_back(self, int64_t n) noexcept:
+        if n <= 0:
+            return
+        if n > self.burst:
+            n = self.burst
+        self.full_at -= <int128> n * self.ticks_per_token
+        if self.full_at < LONG_AGO:
+            self.full_at = LONG_AGO
+
+    @cython.cdivision(True)
+    cpdef int64_t available(self, int64_t now) noexcept:
+        cdef int128 missing = self.missing(0, now)  # 0 or less, unless in debt
+        return 0 if missing > 0 else <int64_t> (-missing / self.ticks_per_token)
+
+    cpdef void reset(self) noexcept:
+        self.full_at = LONG_AGO
+
+    def __repr__(self):
+        return f"TokenBucket({self.rate}/s, burst={self.burst})"
+
+
+cdef inline int64_t longer(int64_t a, int64_t b) noexcept:
+    """The longer of two waits, where WAIT_NEVER is the longest."""
+    if a == WAIT_NEVER or b == WAIT_NEVER:
+        return WAIT_NEVER
+    return a if a > b else b
+
+
+@cython.final
+@cython.no_gc   # it points at buckets and at an older gate only, so it is never part of a cycle
+cdef class RateGate:
+    """Up to three buckets, and those of `shared`: a message passes all of them or takes from none."""
+
+    def __cinit__(self, TokenBucket messages=None, TokenBucket bytes_=None, TokenBucket operations=None,
+                  RateGate shared=None):
+        self.messages = messages
+        self.bytes = bytes_
+        self.operations = operations
+        self.shared = shared
+
+    cpdef int64_t wait_ns(self, int64_t size, int64_t now) noexcept:
+        cdef int64_t wait = 0
+        if self.messages is not None:
+            wait = self.messages.wait_ns(1, now)
+        if self.bytes is not None:
+            wait = longer(wait, self.bytes.wait_ns(size, now))
+        if self.shared is not None:
+            wait = longer(wait, self.shared.wait_ns(size, now))
+        return wait
+
+    cpdef int64_t admit(self, int64_t size, int64_t now) noexcept:
+        cdef int64_t wait = self.wait_ns(size, now)
+        if wait == 0:
+            self.spend(size, now)
+        return wait
+
+    cpdef int64_t reserve(self, int64_t size, int64_t now) noexcept:
+        cdef int64_t wait = self.wait_ns(size, now)
+        if wait == LONGEST_WAIT:
+            return WAIT_NEVER
+        if wait != WAIT_NEVER:
+            self.spend(size, now)
+        return wait
+
+    cpdef int64_t operations_wait_ns(self, int64_t n, int64_t now) noexcept:
+        cdef int64_t wait = 0
+        if self.operations is not None:
+            wait = self.operations.wait_ns(n, now)
+        if self.shared is not None:
+            wait = longer(wait, self.shared.operations_wait_ns(n, now))
+        return wait
+
+    cpdef int64_t admit_operations(self, int64_t n, int64_t now) noexcept:
+        cdef int64_t wait = self.operations_wait_ns(n, now)
+        if wait == 0:
+            self.spend_operations(n, now)
+        return wait
+
+    cpdef void give_back(self, int64_t size) noexcept:
+        if self.messages is not None:
+            self.messages.give_back(1)
+        if self.bytes is not None:
+            self.bytes.give_back(size)
+        if self.shared is not None:
+            self.shared.give_back(size)
+
+    cdef void spend(self, int64_t size, int64_t now) noexcept:
+        if self.messages is not None:
+            self.messages.spend(1, now)
+        if self.bytes is not None:
+            self.bytes.spend(size, now)
+        if self.shared is not None:
+            self.shared.spend(size, now)
+
+    cdef void spend_operations(self, int64_t n, int64_t now) noexcept:
+        if self.operations is not None:
+            self.operations.spend(n, now)
+        if self.shared is not None:
+            self.shared.spend_operations(n, now)

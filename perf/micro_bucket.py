@@ -1,0 +1,67 @@
+"""What one acquire costs, beside the well-known limiters of PyPI; pyperf's options apply.
+
+Every bucket is so large that nothing ever waits: the cost of asking is measured, not the limit. The others if
+they are installed: `pip install aiolimiter limits pyrate-limiter`.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib.util import find_spec
+
+import pyperf
+
+from fabric_ext.bucket import RateGate, TokenBucket
+
+PLENTY = 10**9
+LOOPS = 1000
+
+
+def repeat(call: object, *args: object) -> None:
+    for _ in range(LOOPS):
+        call(*args)  # type: ignore[operator]
+
+
+def repeat_bucket(bucket: TokenBucket) -> None:
+    """As an application would: with the clock read for each acquire."""
+    take, clock = bucket.take, time.monotonic_ns
+    for _ in range(LOOPS):
+        take(1, clock())
+
+
+def main() -> None:
+    runner = pyperf.Runner()
+
+    def bench(name: str, function: object, *args: object) -> None:
+        runner.bench_func(name, function, *args, inner_loops=LOOPS)
+
+    bench("time.monotonic_ns, for scale", repeat, time.monotonic_ns)
+    bench("TokenBucket.take, time given", repeat, TokenBucket(PLENTY, PLENTY).take, 1, 0)
+    bench("TokenBucket.take + clock", repeat_bucket, TokenBucket(PLENTY, PLENTY))
+    gate = RateGate(TokenBucket(PLENTY, PLENTY), TokenBucket(PLENTY, PLENTY))
+    bench("RateGate.admit, two buckets", repeat, gate.admit, 64, 10**9)
+
+    if find_spec("limits"):
+        import limits
+
+        limiter = limits.strategies.FixedWindowRateLimiter(limits.storage.MemoryStorage())
+        bench("limits fixed window hit", repeat, limiter.hit, limits.RateLimitItemPerSecond(PLENTY), "x")
+    if find_spec("pyrate_limiter"):
+        import pyrate_limiter
+
+        rate = pyrate_limiter.Rate(10**9, pyrate_limiter.Duration.SECOND)
+        pyrate = pyrate_limiter.Limiter(rate)
+        bench("pyrate-limiter try_acquire", repeat, pyrate.try_acquire, "x")
+    if find_spec("aiolimiter"):
+        import aiolimiter
+
+        async def acquire(limiter: aiolimiter.AsyncLimiter) -> None:
+            for _ in range(LOOPS):
+                await limiter.acquire()
+
+        aio = aiolimiter.AsyncLimiter(PLENTY, 1)
+        runner.bench_async_func("aiolimiter await acquire", acquire, aio, inner_loops=LOOPS)
+
+
+if __name__ == "__main__":
+    main()
