@@ -1,0 +1,187 @@
+"""What a connection, server or pool has done, and how long things took.
+
+Owns the numbers: `MetricsCollector`, on the C integers of `fabric_ext.counters` and the HDR histograms of
+`fabric_ext.histogram`. Never logs, exports (see `fabric.prometheus`) or starts a timer; one thread uses it.
+A server or pool need not count twice: it can sum its connections with `merged` when somebody asks.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from fabric_ext.counters import Counters, coarse_monotonic_now
+from fabric_ext.histogram import Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Self
+
+__all__ = ["LatencyPercentiles", "MetricsCollector"]
+
+_NS_PER_US = 1000
+_NS_PER_S = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyPercentiles:
+    """A distribution of durations in microseconds; all zero while `count` is 0.
+
+    Each figure is exact to the histogram's significant digits (three by default).
+    """
+
+    p50: float
+    p95: float
+    p99: float
+    p999: float
+    min: float
+    max: float
+    mean: float
+    count: int
+
+    @classmethod
+    def of(cls, histogram: Histogram | None) -> Self:
+        """The figures of a histogram of nanoseconds; None stands for an empty one."""
+        if histogram is None:
+            return cls(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
+        p50, p95, p99, p999 = (
+            ns / _NS_PER_US for ns in histogram.values_at_percentiles((50.0, 95.0, 99.0, 99.9))
+        )
+        least, most, mean = (ns / _NS_PER_US for ns in (histogram.min, histogram.max, histogram.mean))
+        return cls(p50, p95, p99, p999, least, most, mean, histogram.count)
+
+
+class MetricsCollector(Counters):
+    """Counters and latency histograms of one connection, server or pool.
+
+    The counters are attributes, incremented by compiled code or by the `record_` methods of `Counters`.
+    Durations are seconds or `timedelta` coming in, microseconds in `LatencyPercentiles`, nanoseconds in the
+    histograms.
+    A histogram takes no memory before its first value, then 2 to 50 KB, the wider the values spread the more.
+
+    Args:
+        significant_figures: digits to which durations are kept, 1 to 5. Each one more costs up to ten times
+            the memory.
+    """
+
+    __slots__ = ("_figures", "_handshake", "_heartbeat_rtt", "_latency")
+
+    def __init__(self, significant_figures: int = 3) -> None:
+        if not 1 <= significant_figures <= 5:
+            raise ValueError(f"significant_figures = {significant_figures!r}: expected 1 to 5")
+        self._figures = significant_figures
+        self._latency: Histogram | None = None
+        self._heartbeat_rtt: Histogram | None = None
+        self._handshake: Histogram | None = None
+        self.last_activity_ns = coarse_monotonic_now()
+
+    # ------------------------------------------------------------------ recording
+
+    def record_latency(self, duration: float | timedelta) -> None:
+        """Add one latency, in seconds, to `latency`. Raises ValueError unless it is finite."""
+        histogram = self._latency
+        if histogram is None:
+            histogram = self.latency
+        histogram.record_scaled(_seconds(duration), _NS_PER_S)
+
+    def record_heartbeat_rtt(self, duration: float | timedelta) -> None:
+        """Add one round trip of ping and pong, in seconds, to `heartbeat_rtt` and to `latency`."""
+        seconds = _seconds(duration)
+        self.heartbeat_rtt.record_scaled(seconds, _NS_PER_S)
+        self.latency.record_scaled(seconds, _NS_PER_S)
+
+    def record_handshake(self, duration: float | timedelta) -> None:
+        """Add the time, in seconds, from the start of a connection attempt until it was open."""
+        self.handshake.record_scaled(_seconds(duration), _NS_PER_S)
+
+    # ------------------------------------------------------------------ reading
+
+    @property
+    def latency(self) -> Histogram:
+        """All latencies in ns: those of `record_latency`, and the round trips of pings."""
+        if self._latency is None:
+            self._latency = Histogram(significant_figures=self._figures)
+        return self._latency
+
+    @property
+    def heartbeat_rtt(self) -> Histogram:
+        """Round trips of pings in ns."""
+        if self._heartbeat_rtt is None:
+            self._heartbeat_rtt = Histogram(significant_figures=self._figures)
+        return self._heartbeat_rtt
+
+    @property
+    def handshake(self) -> Histogram:
+        """How long connections took to open, in ns."""
+        if self._handshake is None:
+            self._handshake = Histogram(significant_figures=self._figures)
+        return self._handshake
+
+    def latency_percentiles(self) -> LatencyPercentiles:
+        """The distribution of `latency`, in microseconds."""
+        return LatencyPercentiles.of(self._latency)
+
+    def heartbeat_percentiles(self) -> LatencyPercentiles:
+        """The distribution of `heartbeat_rtt`, in microseconds."""
+        return LatencyPercentiles.of(self._heartbeat_rtt)
+
+    def handshake_percentiles(self) -> LatencyPercentiles:
+        """The distribution of `handshake`, in microseconds."""
+        return LatencyPercentiles.of(self._handshake)
+
+    def is_idle(self, timeout: float | timedelta, now: float | None = None) -> bool:
+        """Whether nothing was sent, received, opened or closed for `timeout` seconds.
+
+        The clock starts when the collector is made, and is a few milliseconds coarse.
+
+        Args:
+            now: the time of `time.monotonic()`, read if not given.
+        """
+        moment = time.monotonic() if now is None else now
+        return moment - self.last_activity_ns / _NS_PER_S >= _seconds(timeout)
+
+    def snapshot(self) -> dict[str, Any]:
+        """All numbers as of now, in a dict that JSON takes: counters by name, and distributions in µs."""
+        return {
+            **self.as_dict(),
+            "latency_us": asdict(self.latency_percentiles()),
+            "heartbeat_rtt_us": asdict(self.heartbeat_percentiles()),
+            "handshake_us": asdict(self.handshake_percentiles()),
+        }
+
+    # ------------------------------------------------------------------ summing and starting over
+
+    def add(self, other: Counters) -> None:
+        """Add the counters of `other` to these, and its histograms if it has any."""
+        super().add(other)
+        if not isinstance(other, MetricsCollector):
+            return
+        if other._latency is not None:
+            self.latency.add(other._latency)
+        if other._heartbeat_rtt is not None:
+            self.heartbeat_rtt.add(other._heartbeat_rtt)
+        if other._handshake is not None:
+            self.handshake.add(other._handshake)
+
+    @classmethod
+    def merged(cls, parts: Iterable[Counters], significant_figures: int = 3) -> Self:
+        """A new collector with the sum of `parts`, which stay as they are."""
+        total = cls(significant_figures)
+        for index, part in enumerate(parts):
+            if index == 0:
+                total.last_activity_ns = 0  # the parts' own, not the moment of adding up
+            total.add(part)
+        return total
+
+    def reset(self) -> None:
+        """Start over: counters to zero, histograms empty. `active_connections` stays, they are still open."""
+        super().reset()
+        for histogram in (self._latency, self._heartbeat_rtt, self._handshake):
+            if histogram is not None:
+                histogram.reset()  # in place: compiled code may hold it
+
+
+def _seconds(duration: float | timedelta) -> float:
+    return duration.total_seconds() if isinstance(duration, timedelta) else duration

@@ -1,0 +1,203 @@
+"""`fabric.metrics`: recording, percentiles in µs, idleness, snapshots, sums, and starting over."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from datetime import timedelta
+
+import pytest
+
+from fabric.metrics import LatencyPercentiles, MetricsCollector
+from fabric_ext.counters import FIELDS, Counters
+from fabric_ext.histogram import Histogram
+
+EMPTY = LatencyPercentiles(0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def busy(connections: int = 1, latency: float = 0.001) -> MetricsCollector:
+    metrics = MetricsCollector()
+    for _ in range(connections):
+        metrics.record_connection()
+        metrics.record_message_sent(10)
+        metrics.record_message_received(20)
+        metrics.record_latency(latency)
+        metrics.record_heartbeat_rtt(2 * latency)
+        metrics.record_handshake(3 * latency)
+    return metrics
+
+
+# ---------------------------------------------------------------------- latencies
+
+
+def test_percentiles_are_microseconds_to_three_digits() -> None:
+    metrics = MetricsCollector()
+    for microseconds in range(1, 1001):
+        metrics.record_latency(microseconds / 1e6)
+    percentiles = metrics.latency_percentiles()
+    assert percentiles.count == 1000
+    exact = {"p50": 500, "p95": 950, "p99": 990, "p999": 999, "min": 1, "max": 1000, "mean": 500.5}
+    for name, value in exact.items():
+        assert getattr(percentiles, name) == pytest.approx(value, rel=1e-3), name
+
+
+@pytest.mark.parametrize("seconds", [1e-6, 47e-6, 0.0123, 3600.0, 86400.0])
+def test_one_latency_keeps_its_digits_from_a_microsecond_to_a_day(seconds: float) -> None:
+    metrics = MetricsCollector()
+    metrics.record_latency(seconds)
+    assert metrics.latency_percentiles().p50 == pytest.approx(seconds * 1e6, rel=1e-3)
+    assert metrics.latency.clamped_high == 0
+
+
+def test_durations_are_seconds_or_timedelta() -> None:
+    metrics = MetricsCollector()
+    metrics.record_latency(timedelta(milliseconds=5))
+    metrics.record_latency(0.005)
+    metrics.record_latency(0)
+    assert metrics.latency.count_at(5_000_000) == 2
+    assert metrics.latency.count_at(0) == 1
+
+
+def test_impossible_durations_are_refused_or_seen() -> None:
+    metrics = MetricsCollector()
+    for bad in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match="finite"):
+            metrics.record_latency(bad)
+    with pytest.raises(TypeError):
+        metrics.record_latency("1")  # type: ignore[arg-type]
+    assert metrics.latency_percentiles() == EMPTY
+    metrics.record_latency(-1.0)
+    metrics.record_latency(1e12)
+    assert (metrics.latency.clamped_low, metrics.latency.clamped_high) == (1, 1)
+
+
+def test_heartbeats_are_latencies_too_and_handshakes_are_not() -> None:
+    metrics = MetricsCollector()
+    metrics.record_latency(0.001)
+    metrics.record_heartbeat_rtt(0.002)
+    metrics.record_handshake(0.003)
+    assert metrics.latency_percentiles().count == 2
+    assert metrics.latency_percentiles().max == pytest.approx(2000, rel=1e-3)
+    assert metrics.heartbeat_percentiles().count == 1
+    assert metrics.heartbeat_percentiles().p50 == pytest.approx(2000, rel=1e-3)
+    assert metrics.handshake_percentiles().p50 == pytest.approx(3000, rel=1e-3)
+
+
+def test_percentiles_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        EMPTY.p50 = 1.0  # type: ignore[misc]
+
+
+def test_significant_figures_are_chosen_and_checked() -> None:
+    metrics = MetricsCollector(significant_figures=5)
+    metrics.record_latency(0.123456)
+    assert metrics.latency_percentiles().p50 == pytest.approx(123_456, rel=1e-5)
+    for bad in (0, 6):
+        with pytest.raises(ValueError, match="significant_figures"):
+            MetricsCollector(bad)
+
+
+def test_unused_histograms_cost_nothing() -> None:
+    metrics = MetricsCollector()
+    metrics.latency_percentiles()
+    metrics.snapshot()
+    assert metrics._latency is metrics._heartbeat_rtt is metrics._handshake is None
+    assert sys.getsizeof(metrics) < 256
+
+
+# ---------------------------------------------------------------------- idleness
+
+
+def test_idle_after_the_timeout_since_the_last_traffic() -> None:
+    metrics = MetricsCollector()
+    metrics.last_activity_ns = 100_000_000_000
+    assert not metrics.is_idle(30, now=129.9)
+    assert metrics.is_idle(30, now=130.0)
+    assert metrics.is_idle(timedelta(seconds=30), now=130.0)
+    metrics.last_activity_ns = 129_000_000_000
+    assert not metrics.is_idle(30, now=130.0)
+
+
+def test_idleness_counts_from_birth_on_the_monotonic_clock() -> None:
+    metrics = MetricsCollector()
+    assert not metrics.is_idle(60)
+    assert metrics.is_idle(0)
+    assert metrics.is_idle(60, now=time.monotonic() + 61)
+
+
+def test_counting_errors_and_latencies_is_not_activity() -> None:
+    metrics = MetricsCollector()
+    metrics.last_activity_ns = 1
+    metrics.record_send_error()
+    metrics.record_latency(0.1)
+    assert metrics.last_activity_ns == 1
+
+
+# ---------------------------------------------------------------------- snapshot, sum, reset
+
+
+def test_snapshot_has_everything_and_is_json() -> None:
+    snapshot = busy().snapshot()
+    assert set(snapshot) == {*FIELDS, "latency_us", "heartbeat_rtt_us", "handshake_us"}
+    assert snapshot["messages_sent"] == 1
+    assert snapshot["latency_us"]["count"] == 2
+    assert set(snapshot["handshake_us"]) == {"p50", "p95", "p99", "p999", "min", "max", "mean", "count"}
+    assert json.loads(json.dumps(snapshot)) == snapshot
+
+
+def test_snapshot_does_not_change_later() -> None:
+    metrics = busy()
+    before = metrics.snapshot()
+    metrics.record_message_sent(1)
+    metrics.record_latency(1)
+    assert before["messages_sent"] == 1
+    assert before["latency_us"]["count"] == 2
+
+
+def test_merged_sums_counters_and_histograms() -> None:
+    parts = [busy(2, 0.001), busy(3, 0.005), MetricsCollector()]
+    parts[0].last_activity_ns, parts[1].last_activity_ns, parts[2].last_activity_ns = 5, 7, 6
+    before = [part.snapshot() for part in parts]
+    total = MetricsCollector.merged(parts)
+    for name in FIELDS:
+        assert getattr(total, name) == sum(getattr(part, name) for part in parts)
+    assert total.active_connections == 5
+    assert total.latency.count == 10
+    assert total.heartbeat_rtt.count == total.handshake.count == 5
+    assert total.last_activity_ns == 7
+    assert [part.snapshot() for part in parts] == before
+
+
+def test_merged_takes_bare_counters_and_nothing() -> None:
+    counters = Counters()
+    counters.messages_sent = 3
+    assert MetricsCollector.merged([counters]).messages_sent == 3
+    assert MetricsCollector.merged([]).snapshot() == MetricsCollector().snapshot()
+
+
+def test_merging_different_precisions_keeps_the_coarser_values() -> None:
+    fine = MetricsCollector(significant_figures=4)
+    fine.record_latency(0.01)
+    total = MetricsCollector.merged([fine])
+    assert total.latency_percentiles().p50 == pytest.approx(10_000, rel=1e-3)
+
+
+def test_reset_starts_over_but_keeps_open_connections_and_histogram_objects() -> None:
+    metrics = busy(2)
+    latency = metrics.latency
+    metrics.reset()
+    fresh = MetricsCollector().snapshot() | {"active_connections": 2}
+    assert metrics.snapshot() == fresh
+    assert metrics.latency is latency  # compiled code may hold it
+    metrics.record_latency(0.001)
+    assert metrics.latency_percentiles().count == 1
+
+
+def test_histograms_may_be_recorded_directly_in_nanoseconds() -> None:
+    metrics = MetricsCollector()
+    assert isinstance(metrics.latency, Histogram)
+    metrics.latency.record(1_000_000)
+    assert metrics.latency_percentiles().p50 == pytest.approx(1000, rel=1e-3)
