@@ -4,7 +4,8 @@
 
 From C, as a connection masks, and from Python, as each package offers it. Of picows only the vector loop can
 be reached, on aligned data and without the scalar bytes that it begins with. Payloads are in the cache, as
-those of a connection are. The loops in C are `mask_from_c.pyx`, compiled on first use as `micro_histogram.py` does.
+those of a connection are. The loops in C, `mask_from_c.pyx`, are compiled on first use, as for
+`micro_histogram.py`.
 """
 
 from __future__ import annotations
