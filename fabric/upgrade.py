@@ -29,25 +29,11 @@ _RESPONSE = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnecti
             b"Sec-WebSocket-Accept: %b\r\n\r\n"
 
 
-class _Silence:
-    """The logger that picows gets: it would make one for each connection, and tell what ours tells."""
-
-    def isEnabledFor(self, level: int) -> bool:
-        return False
-
-    def log(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    debug = info = warning = error = exception = log
-
-
-_SILENCE = _Silence()
-
-
-def _protocol(factory: Any, *, client: bool, host: str | None, resource: str | None, headers: Any,
+def _protocol(link: Link, factory: Any, *, client: bool, host: str | None, resource: str | None, headers: Any,
               max_size: int) -> Any:
     return WSProtocol(
-        host, resource, client, factory, _SILENCE,
+        host, resource, client, factory,
+        link,  # the logger: see Link
         False,  # disconnect_on_exception: Connection handles its own
         None,  # handshake timeout: ours covers more
         False, 10, 10, WSAutoPingStrategy.PING_WHEN_IDLE,  # auto ping: ours is one sweep for all
@@ -77,7 +63,7 @@ def finish_server(
     def answer(_request: Any) -> WSUpgradeResponseWithListener:
         return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(headers), link)
 
-    protocol = _protocol(answer, client=False, host=None, resource=None, headers=None, max_size=max_size)
+    protocol = _protocol(link, answer, client=False, host=None, resource=None, headers=None, max_size=max_size)
     transport.set_protocol(protocol)
     protocol.connection_made(transport)
     _feed(protocol, _REQUEST % key.encode("ascii") + rest)
@@ -94,7 +80,7 @@ def begin_client(
 ) -> tuple[Any, str]:
     """Send the request of the opening handshake; return picows' protocol for `finish_client` and the key it sent."""
     protocol = _protocol(
-        lambda *_: link, client=True, host=host, resource=resource, headers=list(headers), max_size=max_size
+        link, lambda *_: link, client=True, host=host, resource=resource, headers=list(headers), max_size=max_size
     )
     protocol.connection_made(transport)
     return protocol, protocol.transport.request.headers["Sec-WebSocket-Key"]

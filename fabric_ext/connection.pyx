@@ -8,6 +8,7 @@ Only this module knows picows. Whose fault a thing was does not matter to users,
 here: masking keys, message limits, reserved bits, UTF-8, the order of fragments, pongs, and the close handshake.
 """
 
+import asyncio
 import codecs
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -89,6 +90,10 @@ cdef class Link(WSListener):
     A connection outlives its transports. When it lets one go it severs the link, and whatever that transport still
     reports reaches nobody. It is a final C class of its own, not the connection itself, because picows would look up
     `on_ws_frame` by name for every frame of a listener that has a Python subclass.
+
+    It also stands in for picows' logger and, once connected, for the transport that picows sees. Its parser tells of a
+    fault nobody but the logger, before it acts: then it would send a close frame of its own, ahead of what the frames
+    before the fault have yet to cause, and hang up after 10 ms.
     """
 
     cpdef on_ws_connected(self, WSTransport transport):
@@ -124,6 +129,50 @@ cdef class Link(WSListener):
     cpdef resume_writing(self):
         if self._connection is not None:
             self._connection.on_blocked(False)
+
+    # -- as picows' logger
+
+    def isEnabledFor(self, level):
+        return False
+
+    def log(self, *args):
+        pass
+
+    debug = info = warning = log
+
+    def error(self, text, fault):
+        """The parser found a fault: `fault` is (close code, sentence)."""
+        if self._connection is not None:
+            self._connection.on_fault(fault[0], fault[1])
+
+    def exception(self, text):
+        """The parser failed, for want of memory most likely."""
+        if self._connection is not None:
+            self._connection.on_fault(1011, "frame cannot be read")
+
+    # -- as picows' transport
+
+    def close(self):
+        pass
+
+    abort = close
+
+
+class Drain(asyncio.Protocol):
+    """The protocol of a transport whose connection has been failed: throws away what still comes.
+
+    Hanging up with bytes unread would reset the connection and could destroy our close frame on its way.
+    """
+
+    def __init__(self, link, transport):
+        self._link = link
+        self._transport = transport
+
+    def data_received(self, data):
+        pass
+
+    def connection_lost(self, error):
+        self._link.on_ws_disconnected(self._transport)
 
 
 cdef class Connection(Outlet):
@@ -184,6 +233,7 @@ cdef class Connection(Outlet):
         if self._assembler is not None:
             self._assembler.reset()
         transport._write_buffer = SHARED_WRITE_BUFFER
+        transport.underlying_transport = link
         self._inbound_seen = True
         self._move(OPENED)
         self._opened(transport.request, transport.response)
@@ -191,11 +241,6 @@ cdef class Connection(Outlet):
         return 0
 
     cdef int on_disconnected(self, WSTransport transport) except -1:
-        if transport.is_close_frame_sent and self._sent_code == 0:
-            # picows' parser found a fault, sent the close frame for it and hung up.
-            self._sent_code = transport.close_handshake.sent.code
-            self._close_text = transport.close_handshake.sent.reason or ""
-            self._failure = self._fault(self._sent_code, self._close_text)
         self._release_transport()
         self._on_lost()
         return 0
@@ -243,7 +288,7 @@ cdef class Connection(Outlet):
     # ------------------------------------------------------------------ receiving
 
     cdef int on_frame(self, WSTransport transport, WSFrame frame) except -1:
-        if self._deaf or transport.is_close_frame_sent:        # then picows' parser has lost its place
+        if self._deaf:
             return 0
         self._inbound_seen = True
         try:
@@ -252,6 +297,17 @@ cdef class Connection(Outlet):
             self._on_error(error)
             self._refuse(1011, "internal error")
         return 0
+
+    cdef int on_fault(self, int code, str reason) except -1:
+        """picows cannot read on. The frame before the fault may be delivered after this call, so fail a moment later."""
+        self._transport.is_close_frame_sent = True             # keeps picows from sending its own
+        self._io.pause_reading()
+        self._loop.call_soon(self._refuse_fault, self._link, code, reason)
+        return 0
+
+    def _refuse_fault(self, link, int code, str reason):
+        if self._link is link:
+            self._refuse(code, reason)
 
     cdef int _receive(self, WSFrame frame) except -1:
         cdef int opcode = frame.msg_type
@@ -511,9 +567,9 @@ cdef class Connection(Outlet):
     cdef int _refuse(self, int code, str reason) except -1:
         """Fail the connection (RFC 6455 §7.1.7): say why, then hang up."""
         if self._state != OPEN:
-            if self._state == CLOSING:                         # our close frame is out already
+            if self._state == CLOSING and not self._deaf:      # our close frame is out already
                 self._deaf = True
-                self._end_transport()
+                self._io.abort()
             return 0
         self._deaf = True
         fault = self._fault(code, reason)
@@ -540,16 +596,18 @@ cdef class Connection(Outlet):
     cdef int _end_transport(self) except -1:
         """All that is to be said has been: the server hangs up first (RFC 6455 §7.1.1), the client waits for it."""
         self.flush()
-        if self._io is None:
+        if self._io is None or self._io.is_closing():
             return 0
-        if self._failure is not None and self._fd >= 0 and self._io.can_write_eof():
-            # Hanging up with bytes unread would reset the connection and could destroy the close frame on its way.
-            self._io.write_eof()
-        elif not self._masking or self._failure is not None:
+        if self._failure is not None:
+            self._io.set_protocol(Drain(self._link, self._transport))
+            if self._fd >= 0 and self._io.can_write_eof():
+                self._io.write_eof()
+            else:
+                self._io.close()
+        elif not self._masking:
             self._io.close()
         self._read_pauses = 0
-        if not self._io.is_closing():
-            self._resume_now()
+        self._resume_now()
         return self._watch(self._close_timeout)
 
     cdef int _watch(self, double seconds) except -1:
