@@ -1,7 +1,7 @@
-"""The bars: what must be true of the figures, evaluated on the medians of one run and printed. Never a test.
+"""The bars: what must be true of the figures, evaluated on the medians of one run and printed.
 
-Each bar compares figures of the same run, so the speed of the machine cancels out. A bar whose figures are not in the
-run says so instead of passing.
+Each bar compares figures of the same run, so the speed of the machine cancels out. A bar whose figures are
+not in the run says so instead of passing.
 """
 
 from __future__ import annotations
@@ -49,10 +49,22 @@ def faster(workload: str, case: str, theirs: str, limit: float) -> Bar:
     return Bar(workload, f"{case}: rate, fabric / {theirs}", value, limit, at_most=False)
 
 
-def absolute(workload: str, case: str, peer: str, name: str, limit: float, unit: str, scale: float = 1, at_most: bool = True) -> Bar:
-    """One of our own figures against a fixed limit."""
-    text = f"{case}: {name} of {peer}"
-    return Bar(workload, text, lambda figure: figure(workload, case, peer, name) * scale, limit, at_most, unit)
+def absolute(
+    workload: str,
+    case: str,
+    peer: str,
+    name: str,
+    limit: float,
+    unit: str,
+    scale: float = 1,
+    at_most: bool = True,
+) -> Bar:
+    """One of our own figures, in `unit`, against a fixed limit."""
+
+    def value(figure: Figure) -> float:
+        return figure(workload, case, peer, name) * scale
+
+    return Bar(workload, f"{case}: {name} of {peer}", value, limit, at_most, unit)
 
 
 def compressed_extra(figure: Figure) -> float:
@@ -67,7 +79,7 @@ def broadcast_growth(figure: Figure) -> float:
 
 
 def smallest_gain(figure: Figure) -> float:
-    """The worst of our compressed rates over the better of `websockets` and aiohttp, over the sizes measured."""
+    """The worst, over the sizes measured, of our rate over the better of `websockets` and aiohttp."""
     gains = []
     for size in ("150 B", "1.2 KB", "10 KB"):
         case = f"JSON {size}, depth 16"
@@ -128,8 +140,13 @@ def evaluate(figure: Figure, workloads: str) -> list[dict[str, Any]]:
     for bar in BARS:
         if bar.workload not in workloads:
             continue
-        row: dict[str, Any] = {"workload": bar.workload, "bar": bar.text, "limit": bar.limit, "unit": bar.unit,
-                               "sense": "at most" if bar.at_most else "at least"}  # fmt: skip
+        row: dict[str, Any] = {
+            "workload": bar.workload,
+            "bar": bar.text,
+            "limit": bar.limit,
+            "unit": bar.unit,
+            "sense": "at most" if bar.at_most else "at least",
+        }
         try:
             value = bar.value(figure)
         except (KeyError, TypeError, ZeroDivisionError):
@@ -146,7 +163,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         sign = "≤" if row["sense"] == "at most" else "≥"
-        value = "—" if row["value"] is None else f"{row['value']:,.3g}" if row["value"] < 1e5 else f"{row['value']:,.0f}"
+        value = "—" if row["value"] is None else f"{row['value']:,.{0 if row['value'] >= 1000 else 3}f}"
         limit = f"{sign} {row['limit']:,g} {row['unit']}".strip()
         lines.append(f"  {row['verdict']:<13}({row['workload']}) {row['bar']:<78} {value:>10}   {limit}")
     return "\n".join(lines)

@@ -948,6 +948,7 @@ static void open_loop(void) {
 static void broadcast(void) {
     open_all();
     run.missing = allocate(window, sizeof *run.missing);
+    run_for(0.1); /* a handler that notes its connection may start only after the upgrade was answered */
     run.sending = true;
     for (int k = 0; k < opt.depth; k++) {
         run.missing[all[0].sent & (window - 1)] = (uint32_t)opt.connections;
@@ -1009,8 +1010,8 @@ static void idle(void) {
 
 static void report(void) {
     double wall = (double)(run.to - run.from) / 1e9, cpu = (double)(run.cpu_to - run.cpu_from);
-    printf("{\"mode\": \"%s\", \"connections\": %d, \"depth\": %d, \"size\": %zu, \"rate_wanted\": %.0f,\n", opt.mode_name,
-           opt.connections, opt.depth, opt.size, opt.rate);
+    printf("{\"mode\": \"%s\", \"connections\": %d, \"depth\": %d, \"size\": %zu, \"rate_wanted\": %.0f, \"deflate\": %s,\n",
+           opt.mode_name, opt.connections, opt.depth, opt.size, opt.rate, opt.deflate ? "true" : "false");
     printf(" \"seconds\": %.6f, \"messages\": %llu, \"per_second\": %.1f, \"failures\": %llu,\n", wall,
            (unsigned long long)run.messages, (double)run.messages / wall, (unsigned long long)run.failures);
     printf(" \"unanswered\": %llu,\n", (unsigned long long)run.outstanding);

@@ -12,14 +12,27 @@ from typing import Any
 
 import tools
 
-DISTRIBUTIONS = ("websocket-fabric", "picows", "aiofastnet", "uvloop", "websockets", "aiohttp", "socketify", "Cython",
-                 "isal", "zlib-ng", "pyperf")  # fmt: skip
+DISTRIBUTIONS = (
+    "websocket-fabric",
+    "picows",
+    "aiofastnet",
+    "uvloop",
+    "websockets",
+    "aiohttp",
+    "socketify",
+    "Cython",
+    "isal",
+    "zlib-ng",
+    "pyperf",
+)
 
 
 def output(*command: str) -> str | None:
     """First line a command prints, or None."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=tools.HERE)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=20, cwd=tools.HERE, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     lines = (done.stdout or done.stderr).strip().splitlines()
@@ -44,8 +57,11 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Versions of the interpreter, the peers and what they stand on."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "compiler": output("cc", "--version"),
-                                    "node": output("node", "--version")}  # fmt: skip
+    found: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "compiler": output("cc", "--version"),
+        "node": output("node", "--version"),
+    }
     for name in DISTRIBUTIONS:
         try:
             found[name] = importlib.metadata.version(name)
@@ -64,5 +80,5 @@ def versions() -> dict[str, str | None]:
 
 def commit() -> dict[str, Any]:
     """The commit measured, and whether the tree differed from it."""
-    dirty = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, cwd=tools.HERE)
-    return {"commit": output("git", "rev-parse", "HEAD"), "dirty": bool(dirty.stdout.strip())}
+    changed = output("git", "status", "--porcelain", "--untracked-files=no")
+    return {"commit": output("git", "rev-parse", "HEAD"), "dirty": bool(changed)}

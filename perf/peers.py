@@ -33,11 +33,11 @@ def _peer(name: str, command: tuple[str, ...], can: str, distribution: str = "")
 SERVER_PEERS = {
     peer.name: peer
     for peer in (
-        _peer("fabric", python("fabric_server"), "broadcast tls deflate heartbeat", "websocket-fabric"),
-        _peer("fabric callbacks", python("fabric_server", "--callbacks"), "tls deflate heartbeat", "websocket-fabric"),
-        _peer("picows core", python("picows_server"), "broadcast tls heartbeat", "picows"),
-        _peer("picows.websockets", python("picows_websockets_server"), "broadcast tls deflate heartbeat", "picows"),
-        _peer("websockets", python("websockets_server"), "broadcast tls deflate heartbeat", "websockets"),
+        _peer("fabric", python("fabric_server"), "broadcast tls deflate", "websocket-fabric"),
+        _peer("fabric callbacks", python("fabric_server", "--callbacks"), "tls deflate", "websocket-fabric"),
+        _peer("picows core", python("picows_server"), "broadcast tls", "picows"),
+        _peer("picows.websockets", python("picows_websockets_server"), "broadcast tls deflate", "picows"),
+        _peer("websockets", python("websockets_server"), "broadcast tls deflate", "websockets"),
         _peer("aiohttp", python("aiohttp_server"), "tls deflate", "aiohttp"),
         _peer("socketify", python("socketify_server"), "broadcast", "socketify"),
         _peer("ws (Node.js)", ("node", str(SERVERS / "ws.js")), "broadcast tls deflate"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -11,9 +12,10 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import tools
 
@@ -22,18 +24,25 @@ def environment() -> dict[str, str]:
     """Ours, plus the source tree on the path where `fabric` is built in place and not installed."""
     if importlib.util.find_spec("fabric"):
         return dict(os.environ)
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(tools.HERE.parent), os.environ.get("PYTHONPATH")]))}
+    path = [str(tools.HERE.parent), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
 class Failed(Exception):
     """A measurement did not come off; the text says why."""
 
 
-def pin(core: int) -> Any:
-    """A `preexec_fn` that binds the child to one core (to all of them where there is only one)."""
-    cores = sorted(os.sched_getaffinity(0))
-    chosen = {cores[core % len(cores)]}
-    return lambda: os.sched_setaffinity(0, chosen)
+CORES = sorted(os.sched_getaffinity(0))
+
+
+@contextlib.contextmanager
+def pinned(core: int) -> Iterator[None]:
+    """Processes started in this block are bound to one core (all to the same where there is only one)."""
+    os.sched_setaffinity(0, {CORES[core % len(CORES)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, CORES)
 
 
 def read_line(stream: IO[str], seconds: float) -> str:
@@ -45,17 +54,19 @@ def read_line(stream: IO[str], seconds: float) -> str:
 class Server:
     """A server process: pinned, started, its port known. Ends with the `with` block."""
 
-    def __init__(self, command: tuple[str, ...], flags: tuple[str, ...] = (), core: int = 0, wait: float = 20) -> None:
-        self.complaints = tempfile.TemporaryFile("w+")
+    def __init__(
+        self, command: tuple[str, ...], flags: tuple[str, ...] = (), core: int = 0, wait: float = 20
+    ) -> None:
+        self.complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed by __exit__
         try:
-            self.process = subprocess.Popen(
-                [*command, *flags],
-                stdout=subprocess.PIPE,
-                stderr=self.complaints,
-                text=True,
-                env=environment(),
-                preexec_fn=pin(core),
-            )
+            with pinned(core):
+                self.process = subprocess.Popen(
+                    [*command, *flags],
+                    stdout=subprocess.PIPE,
+                    stderr=self.complaints,
+                    text=True,
+                    env=environment(),
+                )
         except OSError as error:
             raise Failed(f"{command[0]}: {error.strerror}") from None
         self.pid = self.process.pid
@@ -84,10 +95,12 @@ class Server:
         if self.process.stdout:
             self.process.stdout.close()
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
         self.complaints.close()
 
@@ -106,12 +119,14 @@ def load_command(server: Server, mode: str, arguments: tuple[str, ...]) -> list[
     return [str(tools.LOAD), mode, "--port", str(server.port), "--server-pid", str(server.pid), *arguments]
 
 
-def load(server: Server, mode: str, arguments: tuple[str, ...], core: int = 1, wait: float = 120) -> dict[str, Any]:
+def load(
+    server: Server, mode: str, arguments: tuple[str, ...], core: int = 1, wait: float = 120
+) -> dict[str, Any]:
     """Runs the load generator to its end and returns what it measured."""
     try:
-        done = subprocess.run(
-            load_command(server, mode, arguments), capture_output=True, text=True, timeout=wait, preexec_fn=pin(core)
-        )
+        with pinned(core):
+            command = load_command(server, mode, arguments)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=wait, check=False)
     except subprocess.TimeoutExpired:
         raise Failed(f"no result after {wait:g} s") from None
     if done.returncode:
@@ -129,18 +144,19 @@ class Steps:
 
     def __init__(self, server: Server, mode: str, arguments: tuple[str, ...], core: int = 1) -> None:
         self.server = server
-        self.process = subprocess.Popen(
-            load_command(server, mode, arguments),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=pin(core),
-        )
+        with pinned(core):
+            self.process = subprocess.Popen(
+                load_command(server, mode, arguments),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
 
     def reached(self, phase: str, seconds: float) -> None:
         """Waits until the generator says `phase`."""
-        assert self.process.stdout is not None and self.process.stderr is not None
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
         line = read_line(self.process.stdout, seconds)
         if f'"phase": "{phase}"' not in line:
             self.process.kill()

@@ -4,9 +4,9 @@
     python perf/suite.py --quick                the figures that matter most, under 2 minutes
     python perf/suite.py -w ab -p fabric,picows\\ core -r 5
 
-For every case the peers take turns (A B C A B C …), each time in a fresh process, the server bound to core 0 and the
-load to core 1. What is reported is the median of the rounds with its quartiles, and the ratio to `fabric`. Results go
-to perf/results/ as JSON; `pictures.py` draws them.
+For every case the peers take turns (A B C A B C …), each time in a fresh process, the server bound to core 0
+and the load to core 1. What is reported is the median of the rounds with its quartiles, and the ratio to
+`fabric`. Results go to perf/results/ as JSON; `pictures.py` draws them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 import bars
 import machine
+import process
 import tools
 from process import Failed
 from workloads import WORKLOADS, Case, Effort
@@ -134,16 +135,25 @@ def run_micro(quick: bool) -> dict[str, Any]:
         command += ["-p", "3", "-n", "3", "-w", "1", "--min-time", "0.02" if quick else "0.05"]
         print(f"\n{script.name}", flush=True)
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120 if quick else 400, cwd=tools.HERE)
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=300,
+                cwd=tools.HERE,
+                env=process.environment(),
+                check=False,
+            )
         except subprocess.TimeoutExpired:
             print("  took too long")
             continue
         if done.returncode or not out.exists():
             print("  failed: " + (done.stderr.strip().splitlines() or ["no result"])[-1])
             continue
-        import pyperf  # only here: the suite's other parts need no packages
+        import pyperf  # type: ignore[import-untyped]  # only here: the rest of the suite needs no packages
 
-        means = {bench.get_name(): bench.mean() * 1e9 for bench in pyperf.BenchmarkSuite.load(str(out)).get_benchmarks()}
+        benchmarks = pyperf.BenchmarkSuite.load(str(out)).get_benchmarks()
+        means = {bench.get_name(): bench.mean() * 1e9 for bench in benchmarks}
         for name, mean in means.items():
             print(f"  {name:<60}{mean:>14,.1f} ns")
         found[script.stem] = means
@@ -153,9 +163,10 @@ def run_micro(quick: bool) -> dict[str, Any]:
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
     letters = "".join(WORKLOADS)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("-q", "--quick", action="store_true", help="few cases, few peers, short runs")
-    parser.add_argument("-w", "--workloads", default=letters, help=f"letters out of {letters} (n: instructions)")
+    parser.add_argument("-w", "--workloads", default=letters, help=f"out of {letters} (n: instructions)")
     parser.add_argument("-c", "--case", default="", help="only cases whose name contains this")
     parser.add_argument("-p", "--peers", default="", help="comma-separated; default: all that a case has")
     parser.add_argument("-r", "--rounds", type=int, help="rounds per case")

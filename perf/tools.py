@@ -1,7 +1,7 @@
-"""Builds what the suite runs besides Python: the load generator, the native peers, Node's modules, a certificate.
+"""Builds what the suite runs besides Python: load generator, native peers, Node's modules, a certificate.
 
-Everything lands in perf/build and is rebuilt only when its source is newer. What cannot be built is reported as
-missing, with the reason; the suite goes on without it.
+Everything lands in perf/build and is rebuilt only when its source is newer. What cannot be built is reported
+as missing, with the reason; the suite goes on without it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class Missing(Exception):
     """A tool or a peer is not to be had here; the text says why."""
 
 
-def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end; raises `Missing` with the last line it complained."""
     if shutil.which(command[0]) is None:
         raise Missing(f"{command[0]} is not installed")
-    done = subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
     if done.returncode:
         complaint = (done.stderr or done.stdout).strip().splitlines()
         raise Missing(f"{command[0]} failed: {complaint[-1] if complaint else done.returncode}")
-    return done  # type: ignore[no-any-return]
+    return done
 
 
 def stale(target: Path, source: Path) -> bool:
@@ -62,7 +62,9 @@ def build_load() -> None:
             complaint = complaint or error
         else:
             if complaint:
-                print(f"load generator built with {extra or 'neither TLS nor deflate'}: {complaint}", file=sys.stderr)
+                print(
+                    f"load generator built with {' '.join(extra) or 'neither'}: {complaint}", file=sys.stderr
+                )
             return
     raise complaint or Missing("no C compiler")
 
@@ -72,7 +74,18 @@ def build_native() -> None:
     if stale(SERVER_RAW, HERE / "server_raw.c"):
         run(["cc", "-O2", "-std=gnu11", "-o", str(SERVER_RAW), str(HERE / "server_raw.c")])
     if stale(SERVER_NATIVE, HERE / "server_native.cpp"):
-        run(["c++", "-O2", "-DNDEBUG", "-std=c++17", "-o", str(SERVER_NATIVE), str(HERE / "server_native.cpp"), "-pthread"])
+        run(
+            [
+                "c++",
+                "-O2",
+                "-DNDEBUG",
+                "-std=c++17",
+                "-o",
+                str(SERVER_NATIVE),
+                str(HERE / "server_native.cpp"),
+                "-pthread",
+            ]
+        )
 
 
 def install_node_modules() -> None:
@@ -84,9 +97,9 @@ def install_node_modules() -> None:
 def make_certificate() -> None:
     """Signs a P-256 certificate for localhost with itself."""
     if not CERTIFICATE.exists():
-        run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "3650",
-             "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
-             "-keyout", str(KEY), "-out", str(CERTIFICATE)])  # fmt: skip
+        request = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650"
+        subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+        run([*request.split(), *subject, "-keyout", str(KEY), "-out", str(CERTIFICATE)])
 
 
 def json_file(size: str) -> Path:
@@ -107,13 +120,22 @@ def make_json() -> None:
         lines = []
         for sequence in range(max(60, 512 * 1024 // size)):
             symbol = chance.choice(["BTC-USD", "ETH-USD", "SOL-USD", "EUR-USD"])
-            message = {"type": "update", "symbol": symbol, "sequence": 81_000_000 + sequence * 3}
-            message["time"] = f"2026-03-02T14:{chance.randrange(60):02}:{chance.randrange(60):02}.{chance.randrange(10**6):06}Z"
-            changes: list[object] = []
-            message["changes"] = changes
+            clock = f"14:{chance.randrange(60):02}:{chance.randrange(60):02}.{chance.randrange(10**6):06}"
+            changes: list[dict[str, str]] = []
+            message = {
+                "type": "update",
+                "symbol": symbol,
+                "sequence": 81_000_000 + sequence * 3,
+                "time": f"2026-03-02T{clock}Z",
+                "changes": changes,
+            }
             while len(json.dumps(message, separators=(",", ":"))) < size - 20:
-                price = 64_000 + chance.gauss(0, 40)
-                changes.append({"side": chance.choice(["buy", "sell"]), "price": f"{price:.2f}", "size": f"{chance.expovariate(2):.4f}"})
+                side, price, amount = (
+                    chance.choice(["buy", "sell"]),
+                    chance.gauss(64_000, 40),
+                    chance.expovariate(2),
+                )
+                changes.append({"side": side, "price": f"{price:.2f}", "size": f"{amount:.4f}"})
             lines.append(json.dumps(message, separators=(",", ":")))
         path.write_text("\n".join(lines) + "\n")
 
@@ -124,7 +146,8 @@ def prepare() -> dict[str, str]:
     build_load()
     make_json()
     missing = {}
-    for name, step in (("native", build_native), ("node", install_node_modules), ("certificate", make_certificate)):
+    steps = {"native": build_native, "node": install_node_modules, "certificate": make_certificate}
+    for name, step in steps.items():
         try:
             step()
         except Missing as error:

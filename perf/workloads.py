@@ -1,7 +1,7 @@
 """The workloads (a) to (j): which cases each has, and how one case is measured once for one peer.
 
-A measurement is a flat dict of figures. `Case.measure` starts a fresh server (or client) for every call and ends it.
-Figures that mean the same have the same name everywhere:
+A measurement is a flat dict of figures. `Case.measure` starts a fresh server (or client) for every call and
+ends it. Figures that mean the same have the same name everywhere:
 
     per_second       messages (deliveries, connections) a second, by the wall clock
     cpu_ns           CPU time of the measured process per message, in ns
@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import process
@@ -95,7 +96,7 @@ def figures(result: dict[str, Any]) -> Figures:
         found["percentiles"] = latency["percentiles"]
     if result["raw_in"]:
         found["megabytes_per_second"] = result["raw_in"] / result["seconds"] / 1e6
-        if result["payload_in"] != result["raw_in"]:
+        if result["deflate"]:
             found["saved"] = 1 - result["payload_in"] / result["raw_in"]
     return found
 
@@ -119,7 +120,8 @@ def served(
             options = (*timing, *load_flags(needs), *map(str, arguments))
             return figures(process.load(server, mode, options, core=0 if same_core else 1))
 
-    facts = {"mode": mode, "arguments": [str(a) for a in arguments], "needs": needs, "cores": 1 if same_core else 2}
+    shown = [a.name if isinstance(a, Path) else str(a) for a in arguments]
+    facts = {"mode": mode, "arguments": shown, "needs": needs, "cores": 1 if same_core else 2}
     return Case(workload, name, peers, measure, rounds, facts)
 
 
@@ -128,9 +130,11 @@ def served(
 
 def ping_pong(quick: bool) -> Iterator[Case]:
     peers = CLOSEST if quick else ALL
-    yield served("a", "same core, 1 × 32 B", (*peers, "Boost.Beast") if quick else peers, "echo", same_core=True)
+    native = (*CLOSEST, "Boost.Beast") if quick else ALL
+    python = (*CLOSEST, "picows.websockets") if quick else ALL
+    yield served("a", "same core, 1 × 32 B", native, "echo", same_core=True)
     yield served("a", "two cores, 1 × 32 B", peers, "echo")
-    yield served("a", "two cores, 64 × 32 B", (*peers, "picows.websockets") if quick else peers, "echo", "--connections", 64)
+    yield served("a", "two cores, 64 × 32 B", python, "echo", "--connections", 64)
     if not quick:
         yield served("a", "same core, 1 × 1 KB", CLOSEST, "echo", "--size", 1024, same_core=True)
         yield served("a", "same core, 1 × 64 KB", CLOSEST, "echo", "--size", 65536, same_core=True)
@@ -158,7 +162,9 @@ def open_loop(quick: bool) -> Iterator[Case]:
             capacity = process.load(server, "echo", (*connections, "--depth", "4", *timing))["per_second"]
             found: Figures = {"capacity": capacity}
             for share in shares:
-                result = process.load(server, "open", (*connections, "--rate", f"{share * capacity:.0f}", *timing))
+                result = process.load(
+                    server, "open", (*connections, "--rate", f"{share * capacity:.0f}", *timing)
+                )
                 name = f"{share:.0%}"
                 found |= {f"{key} at {name}": result["latency"][key] for key in ("p50", "p99", "p999")}
                 found[f"achieved at {name}"] = result["per_second"]
@@ -178,21 +184,21 @@ def client_side(quick: bool) -> Iterator[Case]:
     def case(name: str, depth: int, same_core: bool) -> Case:
         def measure(peer_name: str, effort: Effort) -> Figures:
             command = [*CLIENT_PEERS[peer_name], "--depth", str(depth), "--seconds", str(effort.seconds)]
-            with Server((str(tools.SERVER_RAW),), core=1) as server:
-                pin = process.pin(1 if same_core else 0)
+            with Server((str(tools.SERVER_RAW),), core=1) as server, process.pinned(1 if same_core else 0):
                 done = subprocess.run(
                     [*command, "--port", str(server.port)],
                     capture_output=True,
                     text=True,
                     timeout=60,
                     env=process.environment(),
-                    preexec_fn=pin,
+                    check=False,
                 )
             if done.returncode:
                 raise Failed((done.stderr.strip().splitlines() or ["no output"])[-1])
             result = json.loads(done.stdout)
-            found = {"per_second": result["per_second"], "cpu_ns": result["client_cpu_ns"]}
-            return found | result.get("latency", {})
+            found: Figures = {"per_second": result["per_second"], "cpu_ns": result["client_cpu_ns"]}
+            found |= result.get("latency", {})
+            return found
 
         facts = {"measured": "the client's CPU time", "server": "server_raw.c", "depth": depth}
         return Case("d", name, tuple(CLIENT_PEERS), measure, None, facts)
@@ -211,7 +217,9 @@ def broadcast(quick: bool) -> Iterator[Case]:
         if connections == 5000:
             peers = ("fabric", "websockets", "picows core", "ws (Node.js)")
         arguments = ("--connections", connections, "--size", 128)
-        yield served("e", f"{connections} × 128 B", peers, "broadcast", *arguments, needs="broadcast", rounds=2)
+        yield served(
+            "e", f"{connections} × 128 B", peers, "broadcast", *arguments, needs="broadcast", rounds=2
+        )
 
 
 def tls(quick: bool) -> Iterator[Case]:
@@ -283,7 +291,8 @@ def idle_cpu(count: int, seconds: float) -> Case:
                 steps.end()
         return {"cpu_share": share}
 
-    return Case("i", f"CPU of {count} idle, default heartbeats", ("fabric", "websockets"), measure, 1, {"seconds": seconds})
+    name = f"CPU of {count} idle, default heartbeats"
+    return Case("i", name, ("fabric", "websockets"), measure, 1, {"seconds": seconds})
 
 
 def idle(quick: bool) -> Iterator[Case]:
@@ -345,14 +354,15 @@ def count_instructions(peer: Peer, count: int, depth: int, size: int) -> float:
             try:
                 for phase, switch in (("warm", "on"), ("counted", "off")):
                     steps.reached(phase, 120)
-                    subprocess.run(["callgrind_control", "-i", switch, str(server.pid)], capture_output=True, timeout=60)
+                    command = ["callgrind_control", "-i", switch, str(server.pid)]
+                    subprocess.run(command, capture_output=True, timeout=60, check=True)
                     if switch == "on":
                         steps.say()
             finally:
                 steps.end()
         totals = [line for line in out.read_text().splitlines() if line.startswith(("totals:", "summary:"))]
         return int(totals[-1].split()[1]) / count
-    except (OSError, IndexError, subprocess.TimeoutExpired) as error:
+    except (OSError, IndexError, subprocess.SubprocessError) as error:
         raise Failed(f"callgrind: {error}") from None
     finally:
         for left in tools.BUILD.glob(f"{out.name}*"):

@@ -7,7 +7,8 @@ options = gauge.arguments()
 
 
 async def main() -> None:
-    async with ClientSession() as session, session.ws_connect(f"http://127.0.0.1:{options.port}/") as connection:
+    url = f"http://127.0.0.1:{options.port}/"
+    async with ClientSession() as session, session.ws_connect(url) as connection:
         await gauge.measure(options, connection.send_bytes, connection.receive, lambda message: message.data)
 
 

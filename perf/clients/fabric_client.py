@@ -1,6 +1,7 @@
 """`fabric`'s client, everything on by default."""
 
 import gauge
+
 from fabric import WebSocketClient
 
 options = gauge.arguments()

@@ -1,6 +1,6 @@
-"""Measures one client library: wall time, own CPU time, round trips. Every client script is a few lines on top.
+"""Measures one client library: wall time, own CPU time, round trips. A client script is a few lines on top.
 
-The hot loops hold no clock: a short run tells the speed, then as many messages are run as fill the wanted time.
+The hot loops hold no clock: a short run tells the speed, then as many messages are run as fill the time.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ async def ping_pong(send: Send, receive: Receive, payload: bytes, count: int, ti
     return last
 
 
-async def measure(options: argparse.Namespace, send: Send, receive: Receive, unwrap: Callable[[Any], bytes]) -> None:
+async def measure(
+    options: argparse.Namespace, send: Send, receive: Receive, unwrap: Callable[[Any], bytes]
+) -> None:
     """Runs the workload through `send` and `receive` and prints one JSON object."""
     payload = bytes(i % 251 for i in range(options.size))
     times: list[int] = []
@@ -83,8 +85,10 @@ async def measure(options: argparse.Namespace, send: Send, receive: Receive, unw
         "client_cpu_ns": cpu / count,
     }
     if times:
-        result["latency"] = {f"p{name}": times[min(len(times) - 1, int(len(times) * q))]
-                             for name, q in (("50", 0.5), ("95", 0.95), ("99", 0.99), ("999", 0.999))}
+        result["latency"] = {
+            f"p{name}": times[min(len(times) - 1, int(len(times) * q))]
+            for name, q in (("50", 0.5), ("95", 0.95), ("99", 0.99), ("999", 0.999))
+        }
     print(json.dumps(result))
 
 

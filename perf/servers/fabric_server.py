@@ -3,6 +3,7 @@
 import asyncio
 
 import rig
+
 from fabric import ConnectedClient, Message, ServerConfig, WebSocketServer
 
 arguments = rig.options()

@@ -17,9 +17,15 @@ import uvloop
 def options() -> argparse.Namespace:
     """Reads the command line all servers understand."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--broadcast", action="store_true", help="send every message to everybody instead of echoing it")
-    parser.add_argument("--callbacks", action="store_true", help="plain callbacks instead of an async handler")
-    parser.add_argument("--deflate", action="store_true", help="switch permessage-deflate on where it is off by default")
+    parser.add_argument(
+        "--broadcast", action="store_true", help="send every message to everybody instead of echoing it"
+    )
+    parser.add_argument(
+        "--callbacks", action="store_true", help="plain callbacks instead of an async handler"
+    )
+    parser.add_argument(
+        "--deflate", action="store_true", help="switch permessage-deflate on where it is off by default"
+    )
     parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"), help="serve wss")
     parser.add_argument("--idle-heartbeat", type=float, default=None, metavar="SECONDS", help="ping interval")
     return parser.parse_args()
