@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import aiofastnet
 
-from fabric_ext.connection import SEND_BLOCKED, encode_frame
+from fabric_ext.connection import SEND_BLOCKED, SENT, Shared
 
 from fabric.acceptance import Acceptance
-from fabric.compression import accept_offers
+from fabric.compression import HEADER as EXTENSIONS
+from fabric.compression import answer_offers
 from fabric.config import ServerConfig
 from fabric.error import (
     BufferFull,
@@ -367,18 +368,17 @@ class WebSocketServer:
         subprotocol = self._select_subprotocol(headers)
         if subprotocol is not None:
             answer.append(("Sec-WebSocket-Protocol", subprotocol))
-        extension, codec = None, None
-        if self.config.compression.enabled and "Sec-WebSocket-Extensions" in headers:
-            extension, codec = accept_offers(headers.getall("Sec-WebSocket-Extensions"), self.config.compression)
-        if extension is not None:
-            answer.append(("Sec-WebSocket-Extensions", extension))
+        agreement = answer_offers(headers.getall(EXTENSIONS, ()), self.config.compression)
+        if agreement is not None:
+            answer.append((EXTENSIONS, str(agreement)))
         client = ConnectedClient(self, request, ip)
         client._subprotocol = subprotocol
         gate = connection_gate(self.config.rate_limit, self._global_limit)
         if gate is not None:
             limited = self.config.rate_limit if self.config.rate_limit.is_limited else self.config.global_rate_limit
             client._limit_rate(gate, limited.on_exceed)
-        client._set_codec(codec)
+        if agreement is not None:
+            client._set_codec(agreement.codec(self.config.compression, "server"))
         link = client._new_link()
         finish_server(acceptance.take_transport(), link, key, answer, rest, self.config.max_message_size)
 
@@ -495,16 +495,12 @@ class WebSocketServer:
         full is treated as `config.slow_peer` says, and never delays the others.
         """
         data = message if isinstance(message, Message) else Message(message)
-        payload = data.as_bytes()
-        frame = encode_frame(int(data.msg_type), payload)
+        shared = Shared(data)
         reached = 0
         waiting = []
         for client in list(self._clients):
-            if client._codec_now is not None:
-                status = SEND_BLOCKED
-            else:
-                status = client._send_encoded(frame, len(payload))
-            if status == 0:
+            status = client._send_shared(shared)
+            if status == SENT:
                 reached += 1
             elif status == SEND_BLOCKED:
                 try:

@@ -97,3 +97,14 @@ cdef class Connection(Outlet):
     cdef int _send_close(self, int code, bytes body) except -1
     cdef int _end_transport(self) except -1
     cdef int _watch(self, double seconds) except -1
+
+
+cdef class Shared:
+    cdef int opcode
+    cdef bytes payload
+    cdef Py_ssize_t size
+    cdef bytes plain             # the frame without compression
+    cdef dict packed             # Codec.group() -> (compressed payload, its frame)
+
+    cdef bytes packed_for(self, Codec codec)
+    cdef bytes _frame(self, bytes payload, uint8_t rsv)

@@ -58,7 +58,7 @@ cdef enum StreamMode:
 cdef enum:
     MAX_REASON = 123             # bytes: RFC 6455 §5.5, 125 less the code
 
-# What Connection._send_encoded() answers.
+# What Connection._send_shared() answers.
 SENT, SEND_NOT_OPEN, SEND_BLOCKED = range(3)
 
 cdef object monotonic_ns = time.monotonic_ns
@@ -701,14 +701,17 @@ cdef class Connection(Outlet):
         """Send a ping now, before whatever waits in the outbox."""
         self._write_control(K_PING, payload)
 
-    def _send_encoded(self, bytes frame not None, Py_ssize_t n):
-        """Send a frame that `encode_frame` made, one message of `n` payload bytes: SENT, or why not."""
+    def _send_shared(self, Shared shared not None):
+        """Send a message that goes to many: SENT, or why not."""
+        cdef bytes frame = shared.plain
         if not self._sendable:
             return SEND_NOT_OPEN if self._state != OPEN else SEND_BLOCKED
+        if self._codec is not None and shared.size >= self._codec.threshold:
+            frame = shared.packed_for(self._codec)
         self.messages_sent += 1
-        self.bytes_sent += n
+        self.bytes_sent += shared.size
         self._counters.messages_sent += 1
-        self._counters.bytes_sent += n
+        self._counters.bytes_sent += shared.size
         self.write_raw(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame), frame)
         return SENT
 
@@ -849,8 +852,29 @@ cdef class Connection(Outlet):
         raise RuntimeError("not connected")
 
 
-def encode_frame(int opcode, bytes payload not None, bint compressed=False):
-    """One unmasked frame with FIN, for `Connection._send_encoded`."""
-    cdef uint8_t header[14]
-    cdef Py_ssize_t size = write_header(header, 0x80 | opcode | (0x40 if compressed else 0), len(payload), False, 0)
-    return PyBytes_FromStringAndSize(<char*>header, size) + payload
+@final
+cdef class Shared:
+    """A message for many connections of a server: its frame is built once, and compressed once per agreed setting."""
+
+    def __init__(self, Message message not None):
+        self.opcode = message.kind
+        self.payload = message.as_bytes()
+        self.size = len(self.payload)
+        self.plain = self._frame(self.payload, 0)
+        self.packed = {}
+
+    cdef bytes packed_for(self, Codec codec):
+        cdef object group = codec.group()
+        cdef object known = self.packed.get(group)
+        cdef bytes alone, own
+        if known is None:
+            alone = codec.compress_alone(PyBytes_AS_STRING(self.payload), self.size)
+            known = self.packed[group] = alone, self._frame(alone, 0x40)
+        alone = known[0]
+        own = codec.adopt(alone, PyBytes_AS_STRING(self.payload), self.size)
+        return known[1] if own is alone else self._frame(own, 0x40)
+
+    cdef bytes _frame(self, bytes payload, uint8_t rsv):
+        cdef uint8_t header[14]
+        cdef Py_ssize_t size = write_header(header, 0x80 | rsv | self.opcode, len(payload), False, 0)
+        return PyBytes_FromStringAndSize(<char*>header, size) + payload
