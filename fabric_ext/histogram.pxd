@@ -34,7 +34,7 @@ cdef class Histogram:
     cdef readonly int64_t clamped_high
     cdef readonly int64_t unrecorded
 
-    # About 2 ns. Allocates only the first time a value falls into a new range; never fails: see `unrecorded`.
+    # A few ns. Allocates only the first time a value falls into a new range; never fails: see `unrecorded`.
     cpdef void record(self, Py_ssize_t value) noexcept nogil
 
     cdef int slot_of(self, int64_t value) noexcept nogil

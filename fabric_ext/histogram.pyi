@@ -65,7 +65,7 @@ class Histogram:
     def unrecorded(self) -> int:
         """How many values found no memory for their count. They are in no other number."""
 
-    def record(self, value: int, /) -> None:
+    def record(self, value: int) -> None:
         """Count one value."""
 
     def record_n(self, value: int, n: int) -> None:

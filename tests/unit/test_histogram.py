@@ -420,6 +420,22 @@ def test_memory_follows_what_is_recorded_and_is_bounded(rng: random.Random) -> N
     assert sys.getsizeof(histogram) == full
 
 
+def test_values_that_find_no_memory_are_counted() -> None:
+    testcapi = pytest.importorskip("_testcapi")
+    histogram = Histogram()
+    record = histogram.record
+    testcapi.set_nomemory(0)
+    try:
+        record(5)
+    finally:
+        testcapi.remove_mem_hooks()
+    assert (histogram.count, histogram.unrecorded) == (0, 1)
+    record(5)
+    assert (histogram.count, histogram.unrecorded) == (1, 1)
+    assert "Unrecorded = 1" in histogram.percentile_distribution()
+    assert histogram.copy().unrecorded == 1
+
+
 def test_counts_do_not_overflow_unseen() -> None:
     histogram = Histogram()
     histogram.record_n(1, 2**63 - 2)
