@@ -15,6 +15,7 @@ endif
 EXTRAS ?= dev
 FUZZ_SECONDS ?= 600
 SOAK_SECONDS ?= 1800
+LONG := -o faulthandler_timeout=0
 
 BIN := $(VENV)/bin
 ENV := $(VENV)/.made
@@ -58,13 +59,13 @@ docs: $(BUILT)
 wheel: dist/.made
 
 conformance: $(BUILT)
-	$(BIN)/python -m pytest -m autobahn tests/conformance/autobahn $(ARGS)
+	$(BIN)/python -m pytest $(LONG) -q -m autobahn tests/conformance/autobahn $(ARGS)
 
 soak: $(BUILT)
-	FABRIC_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -m soak $(ARGS)
+	FABRIC_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest $(LONG) -m soak $(ARGS)
 
 fuzz: $(BUILT)
-	FABRIC_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/fuzz $(ARGS)
+	FABRIC_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest $(LONG) tests/fuzz $(ARGS)
 
 env: $(ENV)
 
