@@ -20,7 +20,7 @@ LAYERS = {
     "core": "fabric_ext.inbox fabric_ext.outlet fabric_ext.connection fabric_ext",
     "vocabulary": """
         fabric._version fabric.error fabric.url fabric.headers fabric.message fabric.subprotocol
-        fabric.handshake fabric.validation
+        fabric.handshake fabric.answer fabric.validation
     """,
     "policies": """
         fabric.config fabric.compression fabric.fragmentation fabric.reconnect fabric.backpressure

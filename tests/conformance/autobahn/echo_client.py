@@ -1,8 +1,7 @@
-"""The client that the Autobahn suite tests: runs all cases of the fuzzing server at the given URL, echoing."""
+"""The client that the Autobahn suite tests: runs all cases of the fuzzing server at a URL, echoing."""
 
 from __future__ import annotations
 
-import asyncio
 import sys
 
 import uvloop

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import uvloop
 
 from fabric import CompressionConfig, ConnectedClient, ServerConfig, WebSocketServer

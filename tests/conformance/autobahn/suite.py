@@ -2,8 +2,8 @@
 
     python tests/conformance/autobahn/suite.py [server|client] [PATTERN…]     prints what is not OK
 
-The suite (`autobahntestsuite` on PyPI) needs Python 2.7, found as python2.7, as pyenv's, or by PYTHON27. It is
-installed once, into `.autobahn/` at the root of the tree.
+The suite (`autobahntestsuite` on PyPI) needs Python 2.7, found as python2.7, as pyenv's, or by PYTHON27. It
+is installed once, into `.autobahn/` at the root of the tree.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def packages() -> Path:
     if not done.exists():
         # The pip that comes with 2.7 may be too old to find wheels; 20.3 is the last for 2.7.
         bootstrap, install = HOME / "pip", [python27(), "-m", "pip", "install", "-q", "--target"]
+        shutil.rmtree(HOME, ignore_errors=True)  # what an interrupted install left
         subprocess.run([*install, bootstrap, "pip<21"], check=True)
         environment = os.environ | {"PYTHONPATH": str(bootstrap)}
         subprocess.run([*install, place, SUITE], check=True, env=environment)
