@@ -69,7 +69,7 @@ cdef class Connection(Outlet):
     cdef readonly long long bytes_sent
 
     cdef int on_connected(self, Link link, WSTransport transport) except -1
-    cdef int on_frame(self, WSTransport transport, WSFrame frame) except -1
+    cdef int on_frame(self, WSFrame frame) except -1
     cdef int on_fault(self, int code, str reason) except -1
     cdef int on_disconnected(self, WSTransport transport) except -1
     cdef int on_blocked(self, bint blocked) except -1

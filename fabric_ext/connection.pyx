@@ -107,12 +107,8 @@ cdef class Link(WSListener):
             if connection is not None:
                 connection.note_running_task()
                 connection._counters.last_activity_ns = coarse_monotonic_ns()
-        try:
-            if connection is not None:
-                connection.on_frame(transport, frame)
-        except BaseException:
-            self._hub.reading = False
-            raise
+        if connection is not None:
+            connection.on_frame(frame)
         if frame.last_in_buffer:
             self._hub.reading = False
             if self._hub._dirty:
@@ -287,7 +283,7 @@ cdef class Connection(Outlet):
 
     # ------------------------------------------------------------------ receiving
 
-    cdef int on_frame(self, WSTransport transport, WSFrame frame) except -1:
+    cdef int on_frame(self, WSFrame frame) except -1:
         if self._deaf:
             return 0
         self._inbound_seen = True
@@ -296,6 +292,9 @@ cdef class Connection(Outlet):
         except Exception as error:
             self._on_error(error)
             self._refuse(1011, "internal error")
+        except BaseException:                                  # the loop is being torn down
+            self._hub.reading = False
+            raise
         return 0
 
     cdef int on_fault(self, int code, str reason) except -1:
@@ -504,7 +503,7 @@ cdef class Connection(Outlet):
             self._pause(QUEUE_FULL)
         return 0
 
-    cdef void taken(self, object item):
+    cdef int taken(self, object item) except -1:
         if type(item) is Message:
             self._queued_bytes -= weight(<Message>item)
         else:
@@ -512,6 +511,7 @@ cdef class Connection(Outlet):
         if self._read_pauses & QUEUE_FULL and self._queue.size <= self._queue_limit // 2 \
                 and self._queued_bytes <= self._queue_byte_limit // 2:
             self._resume(QUEUE_FULL)
+        return 0
 
     cdef int _pause(self, int reason) except -1:
         if self._read_pauses == 0 and self._io is not None and self._state == OPEN:

@@ -17,8 +17,8 @@ cdef class Inbox:
     cdef int put(self, object item) except -1
     cdef int finish(self, object error) except -1
     cdef int wake(self) except -1
-    cdef void note_running_task(self)
-    cdef void taken(self, object item)
+    cdef int note_running_task(self) except -1
+    cdef int taken(self, object item) except -1
 
 
 cdef class Recv:

@@ -14,14 +14,15 @@ cancelled, closed or collected `Recv` never holds one.
 
 import asyncio
 
-from cpython.exc cimport PyErr_Occurred, PyErr_SetObject
+from cpython.exc cimport PyErr_Clear, PyErr_Occurred, PyErr_SetObject
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cython cimport final, freelist
 
 cdef extern from "Python.h":
-    int PyContext_Enter(object context) except -1
-    int PyContext_Exit(object context) except -1
+    int PyContext_Enter(object context) noexcept
+    int PyContext_Exit(object context) noexcept
+    PyObject* PyObject_CallOneArg(object function, object argument) noexcept
     # Declared to fail always: the exception that is set goes on from here.
     void reraise "(void)PyErr_Occurred"() except *
 
@@ -90,14 +91,16 @@ cdef class Inbox:
 
     # What a subclass may refine.
 
-    cdef void taken(self, object item):
+    cdef int taken(self, object item) except -1:
         """`item` left the queue."""
+        return 0
 
     # What the frame callback calls.
 
-    cdef void note_running_task(self):
+    cdef int note_running_task(self) except -1:
         """Find out whether tasks may be stepped in place: once per read, not once per message."""
         self.may_step = current_task(self._loop) is None
+        return 0
 
     cdef int put(self, object item) except -1:
         self._queue.push(item)
@@ -185,26 +188,32 @@ cdef class Recv:
 cdef PyObject* recv_iternext(PyObject* self) noexcept:
     """The `tp_iternext` of Recv: `Recv.__next__` without the traceback that Cython adds to the StopIteration.
 
-    That traceback, of no use to anyone, costs more than all the rest of a `recv()` that finds an item.
+    That traceback, of no use to anyone, costs more than all the rest of a `recv()` that finds an item. So nothing on
+    the common path raises in Cython's sense, and there is no `try` on it.
     """
     cdef Recv recv = <Recv>self
     cdef Inbox inbox = recv._inbox
     cdef object item
+    if inbox._queue.size and not recv._spent and (inbox._waiter is None or inbox._waiter is recv._parked):
+        recv._detach()
+        item = inbox._queue.pop()
+        inbox.taken(item)
+        if isinstance(item, (tuple, BaseException)):
+            item = StopIteration(item)                 # else PyErr_SetObject would unpack it
+        PyErr_SetObject(StopIteration, item)
+        return NULL
+    return recv_wait(recv)
+
+
+cdef PyObject* recv_wait(Recv recv) noexcept:
+    cdef object parked
     try:
-        if inbox._queue.size and not recv._spent and (inbox._waiter is None or inbox._waiter is recv._parked):
-            recv._detach()
-            item = inbox._queue.pop()
-            inbox.taken(item)
-            if isinstance(item, (tuple, BaseException)):
-                item = StopIteration(item)             # else PyErr_SetObject would unpack it
-            PyErr_SetObject(StopIteration, item)
-            return NULL
-        item = recv._wait()
-        Py_INCREF(item)                                # the caller's
-        return <PyObject*>item
+        parked = recv._wait()
     except BaseException as error:
         PyErr_SetObject(type(error), error)
         return NULL
+    Py_INCREF(parked)                                  # the caller's
+    return <PyObject*>parked
 
 
 set_iternext(Recv, recv_iternext)
@@ -263,17 +272,16 @@ cdef class Parked:
         """Run the task's wakeup in its context, now or in the next turn of the loop."""
         cdef object callback = self._callback, context = self._context
         self._callback = self._context = None
+        cdef PyObject* result
         if in_place and context is not None:
-            try:
-                PyContext_Enter(context)
-            except RuntimeError:
-                pass                       # the context is in use further up this very stack
-            else:
-                try:
-                    callback(self)
-                finally:
-                    PyContext_Exit(context)
+            if PyContext_Enter(context) == 0:
+                result = PyObject_CallOneArg(callback, self)
+                PyContext_Exit(context)
+                if result == NULL:
+                    reraise()                          # KeyboardInterrupt or SystemExit: a task keeps all others
+                take_reference(result)
                 return 0
+            PyErr_Clear()                              # the context is in use further up this very stack
         self._inbox._loop.call_soon(callback, self, context=context)
         return 0
 
