@@ -1,3 +1,4 @@
+from cython cimport final
 from libc.stdint cimport int64_t, uint8_t
 from picows.picows cimport WSFrame, WSListener, WSTransport
 
@@ -69,26 +70,35 @@ cdef class Connection(Outlet):
     cdef readonly long long bytes_sent
 
     cdef int on_connected(self, Link link, WSTransport transport) except -1
+    @final
     cdef int on_frame(self, WSFrame frame) except -1
     cdef int on_fault(self, int code, str reason) except -1
     cdef int on_disconnected(self, WSTransport transport) except -1
     cdef int on_blocked(self, bint blocked) except -1
 
+    @final
     cdef int _receive(self, WSFrame frame) except -1
+    @final
     cdef int _receive_data(self, int opcode, bint fin, const char* p, Py_ssize_t n) except -1
     cdef Py_ssize_t _room(self) noexcept
+    @final
     cdef void _count_received(self, Py_ssize_t n) noexcept
     cdef int _receive_stream(self, int opcode, bint fin, const char* p, Py_ssize_t n) except -1
     cdef int _receive_control(self, int opcode, const char* p, Py_ssize_t n) except -1
     cdef int _receive_close(self, const char* p, Py_ssize_t n) except -1
+    @final
     cdef int _admit(self, Message message) except -1
+    @final
     cdef int _deliver(self, Message message) except -1
+    @final
     cdef int _enqueue(self, object item) except -1
     cdef int _pause(self, int reason) except -1
     cdef int _resume(self, int reason) except -1
     cdef int _refuse(self, int code, str reason) except -1
 
+    @final
     cdef bint _write_object(self, object message, object compress) except -1
+    @final
     cdef int _write_message(self, int opcode, const char* p, Py_ssize_t n, object owner, object compress) except -1
     cdef int _write_control(self, int opcode, bytes payload) except -1
     cdef int _drain_outbox(self) except -1

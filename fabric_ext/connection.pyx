@@ -1,3 +1,4 @@
+# cython: binding=False
 """One WebSocket connection over picows' transport: frames in, messages out, and the other way round.
 
 Owns a connection from the end of its handshake to the loss of its transport, and again with the next transport when
