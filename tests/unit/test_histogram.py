@@ -9,6 +9,7 @@ import math
 import random
 import struct
 import sys
+import tracemalloc
 import zlib
 from typing import TYPE_CHECKING
 
@@ -39,9 +40,10 @@ def layouts(rng: random.Random, n: int) -> Iterator[tuple[int, int, int]]:
 
 
 def random_values(rng: random.Random, highest: int, n: int) -> list[int]:
-    """Log-uniform values, some of them repeated, and the edges."""
+    """Log-uniform values, some of them repeated, and every other time the edges."""
     values = [min(highest, int(10 ** rng.uniform(0, math.log10(highest)))) for _ in range(n)]
-    return [*values, *rng.choices(values, k=n // 4), 0, 1, highest]
+    edges = rng.choice(((), (0, 1, highest)))
+    return [*values, *rng.choices(values, k=n // 4), *edges]
 
 
 def pair(layout: tuple[int, int, int], values: list[int]) -> tuple[Histogram, HdrHistogram]:
@@ -202,6 +204,14 @@ def test_encoding_holds_the_same_header_and_counts_as_that_of_hdrhistogram(rng: 
         assert zlib.decompress(ours.encode()[8:]) == plain
 
 
+def test_zeros_are_encoded_as_by_the_java_library() -> None:
+    histogram = Histogram(1, 1000, 1)
+    for value in (3, 5, 8):
+        histogram.record(value)
+    #                         3 zeros, 1, a zero, 1, 2 zeros, 1; numbers doubled, negative ones odd
+    assert histogram.encode(compressed=False)[40:] == bytes([5, 2, 0, 2, 3, 2])
+
+
 def test_encodings_are_read_both_ways(rng: random.Random) -> None:
     for layout in layouts(rng, 5):
         ours, theirs = pair(layout, random_values(rng, layout[1], rng.choice((1, 20, 500))))
@@ -298,8 +308,13 @@ def test_decode_says_what_is_wrong(encoded: bytes, complaint: str) -> None:
 def test_decode_inflates_a_bomb_no_further_than_its_layout() -> None:
     deflated = zlib.compress(v2(b"", length=10**7) + bytes(10**7))
     bomb = struct.pack(">II", 0x1C849314, len(deflated)) + deflated
-    with pytest.raises(ValueError, match="more counts than"):
-        Histogram.decode(bomb)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="more counts than"):
+            Histogram.decode(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 500_000
+    finally:
+        tracemalloc.stop()
 
 
 # ---------------------------------------------------------------------- against a sorted list
@@ -352,6 +367,13 @@ def test_out_of_range_values_are_clamped_and_counted() -> None:
     for beyond in (2**63, -(2**63) - 1):
         with pytest.raises(OverflowError):
             histogram.record(beyond)
+
+
+@pytest.mark.parametrize(("highest", "recordable"), [(2046, 2047), (2047, 2047), (2048, 4095), (4096, 8191)])
+def test_the_highest_trackable_value_is_recordable(highest: int, recordable: int) -> None:
+    histogram = Histogram(1, highest, 3)
+    histogram.record(highest)
+    assert (histogram.max_recordable, histogram.clamped_high) == (recordable, 0)
 
 
 def test_correction_beyond_the_range_is_counted_as_clamped() -> None:
@@ -500,6 +522,16 @@ def test_equality_compares_layout_and_counts() -> None:
     assert a != 5
     with pytest.raises(TypeError):
         hash(a)
+
+
+def test_merged_extremes_are_those_of_both() -> None:
+    low, high = Histogram(), Histogram()
+    low.record(3)
+    high.record(1000)
+    for a, b in ((low, high), (high, low)):
+        total = a.copy()
+        total.add(b)
+        assert (total.min, total.max) == (3, 1000)
 
 
 def test_adding_to_itself_doubles() -> None:
