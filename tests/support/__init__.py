@@ -1,0 +1,1 @@
+"""What several test files share: peers that speak raw frames, and transports that are not there."""
