@@ -159,7 +159,7 @@ static void print_histogram(const char *name, const histogram *h) {
     printf("}");
 }
 
-static histogram latency, uncorrected; /* uncorrected: open loop only, counted from the actual send */
+static histogram latency, from_send; /* from_send: open loop only, from the actual send; tells if we were late */
 
 /* ---------------------------------------------------------------- the ring of frames
  * All connections send the same ring over and over; each holds only a position in it. With compression the ring is one
@@ -750,7 +750,7 @@ static int64_t own_cpu_ns(void) { return clock_ns(CLOCK_PROCESS_CPUTIME_ID); }
 
 static void start_window(void) {
     memset(&latency, 0, sizeof latency);
-    memset(&uncorrected, 0, sizeof uncorrected);
+    memset(&from_send, 0, sizeof from_send);
     run.messages = run.failures = 0;
     run.wire_in = wire_in, run.wire_out = wire_out, run.payload_in = payload_in, run.raw_in = raw_in;
     run.measuring = true;
@@ -809,7 +809,7 @@ static void on_message(connection *c, int64_t now) {
         /* By due time: every message that was due in the window counts, whenever it came back. */
         if (run.from && c->due[i] >= run.from && (run.measuring || c->due[i] < run.to)) {
             record(&latency, now - c->due[i]);
-            record(&uncorrected, now - c->actual[i]);
+            record(&from_send, now - c->actual[i]);
             run.messages++;
         }
         break;
@@ -1022,7 +1022,7 @@ static void report(void) {
         printf(" \"server_cpu_seconds\": %.6f, \"server_cpu_ns\": %.2f,\n", cpu / 1e9, cpu / (double)run.messages);
     printf(" \"load_cpu_share\": %.3f", (double)(run.own_to - run.own_from) / 1e9 / wall);
     print_histogram("latency", &latency);
-    if (opt.mode == OPEN) print_histogram("uncorrected", &uncorrected);
+    if (opt.mode == OPEN) print_histogram("from_send", &from_send);
     printf("}\n");
 }
 

@@ -174,7 +174,7 @@ def lines(
     title: str, subtitle: str, series: dict[str, Points], across: Axis, up: Axis, dots: bool = True
 ) -> str:
     """Lines with their names at their ends."""
-    left, right, top, height = 74, 160, 82, 300
+    left, right, top, height = 74, 160, 90, 300
     width = WIDTH - left - right
     parts = []
     for value, name in up.ticks:
@@ -187,7 +187,7 @@ def lines(
             text(x, top + height + 20, name, "soft", "middle"),
         ]
     parts.append(text(left + width / 2, top + height + 42, across.label, "soft", "middle"))
-    parts.append(text(left - 50, top - 10, up.label, "soft"))
+    parts.append(text(24, top - 12, up.label, "soft"))
     ends: list[tuple[float, int, str]] = []
     for i, (name, points) in enumerate(series.items()):
         placed = [(left + width * across.place(x), top + height * (1 - up.place(y))) for x, y in points]
@@ -252,8 +252,8 @@ def draw_bars(results: Results) -> Iterable[tuple[str, str]]:
          "b", pipe, "cpu_ns", 1e-3, "µs", "", False),
         ("pipelined-rate", "Messages per second on one connection, echo of 32 B, 64 in flight",
          "b", pipe, "per_second", 1, "/s", "", True),
-        ("ping-pong", "Round trip of 32 B, both ends on one core: median, and mark at the 99th percentile",
-         "a", "same core, 1 × 32 B", "p50", 1e-3, "µs", "p99", False),
+        ("ping-pong", "Round trip of 32 B, both ends on one core (mark: 95th percentile)",
+         "a", "same core, 1 × 32 B", "p50", 1e-3, "µs", "p95", False),
         ("ping-pong-64", "Server CPU time per message, 64 connections in ping-pong, 32 B",
          "a", "two cores, 64 × 32 B", "cpu_ns", 1e-3, "µs", "", False),
         ("client-cpu", "Client CPU time per message, 32 B, 64 in flight",
@@ -301,7 +301,7 @@ def draw_lines(results: Results) -> Iterable[tuple[str, str]]:
     for count in sizes:
         for name, peer in results.peers("e", f"{count} × 128 B").items():
             spread[name] = [*spread.get(name, ()), (count, peer["median"]["per_second"])]
-    spread = {name: points for name, points in spread.items() if len(points) > 1}
+    spread = {name: points for name, points in spread.items() if len(points) == len(sizes)}
     if spread:
         across = logarithmic("connections", [float(count) for count in sizes])
         up = linear_from_zero("deliveries per second", [y for points in spread.values() for _, y in points])

@@ -2,7 +2,7 @@
 
 import gauge
 
-from fabric import WebSocketClient
+from fabric.client import WebSocketClient
 
 options = gauge.arguments()
 

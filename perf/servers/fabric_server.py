@@ -4,7 +4,9 @@ import asyncio
 
 import rig
 
-from fabric import ConnectedClient, Message, ServerConfig, WebSocketServer
+from fabric.config import ServerConfig
+from fabric.message import Message
+from fabric.server import ConnectedClient, WebSocketServer
 
 arguments = rig.options()
 
