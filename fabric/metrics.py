@@ -59,7 +59,7 @@ class MetricsCollector(Counters):
     The counters are attributes, incremented by compiled code or by the `record_` methods of `Counters`.
     Durations are seconds or `timedelta` coming in, microseconds in `LatencyPercentiles`, nanoseconds in the
     histograms.
-    A histogram takes no memory before its first value, then 2 to 100 KB, the wider the values spread the more.
+    A histogram takes no memory before its first value, then 2 to 100 KB, more the wider its values spread.
 
     Args:
         significant_figures: digits to which durations are kept, 1 to 5. Each one more costs up to ten times
