@@ -20,17 +20,21 @@ LAYERS = {
     "core": "fabric_ext.inbox fabric_ext.outlet fabric_ext.connection fabric_ext",
     "vocabulary": """
         fabric._version fabric.error fabric.url fabric.headers fabric.message fabric.subprotocol
-        fabric.handshake fabric.answer fabric.validation
+        fabric.handshake fabric.validation
     """,
     "policies": """
         fabric.config fabric.compression fabric.fragmentation fabric.reconnect fabric.backpressure
         fabric.heartbeat fabric.ratelimit fabric.metrics fabric.prometheus
     """,
-    "endpoints": "fabric.peer fabric.upgrade fabric.acceptance fabric.client fabric.server",
-    "top": "fabric.pool fabric fabric.__main__",
+    "endpoints": """
+        fabric.peer fabric.upgrade fabric.answer fabric.dialing fabric.opening fabric.acceptance
+        fabric.client fabric.server
+    """,
+    "top": "fabric.pool fabric fabric.cli fabric.__main__",
 }
 ORDER = [module for row in LAYERS.values() for module in row.split()]
 LAYER = {module: layer for layer, row in LAYERS.items() for module in row.split()}
+PACKAGES = ("fabric.cli",)  # each stands as a whole where its name stands
 
 # What a layer must not know of at run time.
 FORBIDDEN = {
@@ -43,6 +47,11 @@ EXCEPT = {("fabric.config", "socket")}  # the type of a field
 CYTHON_IMPORT = re.compile(
     r"^\s*(?:from\s+(?P<source>[\w.]+)\s+(?P<kind>c?import)|(?P<plain>c?import)\s+(?P<names>[\w., ]+))"
 )
+
+
+def place(module: str) -> str:
+    """The name under which a module stands in LAYERS."""
+    return next((p for p in PACKAGES if module.startswith(f"{p}.")), module)
 
 
 def sources() -> dict[str, list[Path]]:
@@ -97,18 +106,18 @@ SOURCES = sources()
 
 
 def test_every_module_has_its_place() -> None:
-    assert set(SOURCES) - set(ORDER) == set(), "give each module a place in LAYERS"
+    assert set(map(place, SOURCES)) - set(ORDER) == set(), "give each module a place in LAYERS"
     assert len(ORDER) == len(set(ORDER))
 
 
 @pytest.mark.parametrize("module", SOURCES)
 def test_imports_point_downward(module: str) -> None:
-    if module not in LAYER:
+    if place(module) not in LAYER:
         pytest.fail("give the module a place in LAYERS")
-    allowed = set(ORDER[: ORDER.index(module)]) | {module}
+    allowed = ORDER[: ORDER.index(place(module)) + 1]
     for path in SOURCES[module]:
-        ours = {name for _, name in imports(path) if name in SOURCES}
-        assert ours <= allowed, f"{path.name} imports upward"
+        ours = {place(name) for _, name in imports(path) if name in SOURCES}
+        assert ours <= set(allowed), f"{path.name} imports upward"
 
 
 def test_endpoints_do_not_know_each_other() -> None:
