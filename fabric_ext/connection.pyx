@@ -290,12 +290,14 @@ cdef class Connection(Outlet):
         self._inbound_seen = True
         try:
             self._receive(frame)
-        except Exception as error:
+        except BaseException as error:
+            # What is gathered, by whichever connection, leaves even if this here fails once more.
+            self._hub.reading = False
+            self._hub.begin_turn()
+            if not isinstance(error, Exception):               # the loop is being torn down
+                raise
             self._on_error(error)
             self._refuse(1011, "internal error")
-        except BaseException:                                  # the loop is being torn down
-            self._hub.reading = False
-            raise
         return 0
 
     cdef int on_fault(self, int code, str reason) except -1:

@@ -68,6 +68,7 @@ cdef class Hub:
         self.loop = loop
         self._call_soon = loop.call_soon
         self._dirty = []
+        self.turn = 1                          # an outlet begins with 0: it has not written in any turn yet
         self._spare = <char*>malloc(SPARE_SIZE)
         if self._spare == NULL:
             raise MemoryError("cannot allocate the write buffer of an event loop")
@@ -82,7 +83,10 @@ cdef class Hub:
             dirty, self._dirty = self._dirty, []
             for outlet in dirty:
                 outlet._is_dirty = False
-                outlet.flush()
+                try:
+                    outlet.flush()
+                except Exception as error:     # the fault of one connection is not to hold up the others
+                    self.loop.call_exception_handler({"message": f"{outlet!r} cannot write", "exception": error})
         return 0
 
     cdef int begin_turn(self) except -1:
