@@ -14,6 +14,7 @@ from fabric_ext.ring cimport Ring
 cdef class Link(WSListener):
     cdef Connection _connection  # None once another transport has taken over, or this one is gone
     cdef Hub _hub
+    cdef public object transport # asyncio's, under picows'; set before picows takes it over
 
 
 cdef class Connection(Outlet):

@@ -216,7 +216,7 @@ cdef class Connection(Outlet):
 
     cdef int on_connected(self, Link link, WSTransport transport) except -1:
         self._transport = transport
-        self._io = transport.underlying_transport
+        self._io = link.transport
         self._write = self._io.write
         self._io.set_write_buffer_limits(high=0)       # `_blocked` is then: the transport holds something
         self._fd = -1 if transport.is_secure else transport._socket
