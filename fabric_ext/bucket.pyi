@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Final, final
 
@@ -34,6 +35,9 @@ class TokenBucket:
 
     def wait_ns(self, n: int, now: int) -> int:
         """Nanoseconds until `take(n)` succeeds if nobody else takes: exact; 0 = now, NEVER if n > burst."""
+
+    def queue_ns(self, ahead: int, n: int, now: int) -> int:
+        """Nanoseconds until `n` tokens are there for somebody behind others who wait for `ahead` in all."""
 
     def reserve(self, n: int, now: int) -> int:
         """Take `n` tokens even from the future; return how many nanoseconds to wait before acting on it.
@@ -95,3 +99,60 @@ class RateGate:
 
     def give_back(self, size: int) -> None:
         """Return the tokens of one admitted or reserved message of `size` bytes that was not used."""
+
+@final
+class RateLimitStatus:
+    """What a rate limit answers; true where it allows.
+
+    Attributes:
+        allowed: go ahead: `try_acquire` has taken the tokens, `check` would find them.
+        remaining: whole tokens that are left; None = not limited.
+        retry_after: seconds until it will be allowed, those who wait in front included; 0 = now, infinite
+            if more is asked for than the burst, which no waiting brings.
+    """
+
+    def __init__(self, allowed: bool, remaining: int | None, retry_after: float) -> None: ...
+    @property
+    def allowed(self) -> bool: ...
+    @property
+    def remaining(self) -> int | None: ...
+    @property
+    def retry_after(self) -> float: ...
+    def __bool__(self) -> bool: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+class Limiter:
+    """The part of `fabric.ratelimit.RateLimiter` that does not wait: three buckets and a clock.
+
+    Args:
+        messages, bytes_, operations: buckets; None = not limited.
+        clock: returns nanoseconds; None = time.monotonic_ns.
+    """
+
+    def __init__(
+        self,
+        messages: TokenBucket | None = None,
+        bytes_: TokenBucket | None = None,
+        operations: TokenBucket | None = None,
+        clock: Callable[[], int] | None = None,
+    ) -> None: ...
+    @property
+    def messages(self) -> TokenBucket | None: ...
+    @property
+    def bytes(self) -> TokenBucket | None: ...
+    @property
+    def operations(self) -> TokenBucket | None: ...
+    def try_acquire(self, type: int, n: int = 1) -> RateLimitStatus:  # noqa: A002
+        """Take `n` tokens of `type` if they are there and nobody waits for others; never waits itself.
+
+        Raises:
+            ValueError: there is no such type, or `n` is below 1.
+        """
+
+    def check(self, type: int, n: int = 1) -> RateLimitStatus:  # noqa: A002
+        """What `try_acquire` would answer, except that `remaining` is before it; takes nothing."""
+
+    def _bucket(self, type: int) -> TokenBucket | None: ...  # noqa: A002
+    def _now(self) -> int: ...
+    def _wait_in_line(self, type: int, n: int) -> None: ...  # noqa: A002

@@ -18,6 +18,8 @@ A clock that goes back is harmless: the bucket then looks emptier than it is, ne
 
 cimport cython
 
+import math
+import time
 from fractions import Fraction
 
 NEVER = WAIT_NEVER
@@ -97,6 +99,13 @@ cdef class TokenBucket:
         if n < 0 or n > self.burst:
             return WAIT_NEVER
         cdef int128 missing = self.missing(n, now)
+        return 0 if missing <= 0 else self.whole_ns(missing)
+
+    cpdef int64_t queue_ns(self, int64_t ahead, int64_t n, int64_t now) noexcept:
+        if n < 0 or n > self.burst:
+            return WAIT_NEVER
+        # While somebody waits the bucket is never full, so the tokens of all add up, beyond the burst too.
+        cdef int128 missing = self.missing(n, now) + <int128> ahead * self.ticks_per_token
         return 0 if missing <= 0 else self.whole_ns(missing)
 
     cpdef int64_t reserve(self, int64_t n, int64_t now) noexcept:
@@ -206,3 +215,110 @@ cdef class RateGate:
             self.operations.spend(n, now)
         if self.shared is not None:
             self.shared.spend_operations(n, now)
+
+
+cdef object KINDS = ("MESSAGES", "BYTES", "OPERATIONS")
+cdef object python_clock = time.monotonic_ns
+
+
+@cython.final
+@cython.freelist(16)
+@cython.no_gc
+cdef class RateLimitStatus:
+    """What a rate limit answers."""
+
+    def __init__(self, bint allowed, remaining, double retry_after):
+        self.allowed = allowed
+        self._remaining = -1 if remaining is None else remaining
+        self.retry_after = retry_after
+
+    @property
+    def remaining(self):
+        return None if self._remaining < 0 else self._remaining
+
+    def __bool__(self):
+        return self.allowed
+
+    def __eq__(self, other):
+        if not isinstance(other, RateLimitStatus):
+            return NotImplemented
+        return self._key() == (<RateLimitStatus> other)._key()
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def _key(self):
+        return self.allowed, self._remaining, self.retry_after
+
+    def __repr__(self):
+        return (f"RateLimitStatus(allowed={bool(self.allowed)}, remaining={self.remaining}, "
+                f"retry_after={self.retry_after!r})")
+
+
+cdef inline RateLimitStatus new_status(bint allowed, int64_t remaining, double retry_after):
+    cdef RateLimitStatus status = RateLimitStatus.__new__(RateLimitStatus)
+    status.allowed = allowed
+    status._remaining = remaining
+    status.retry_after = retry_after
+    return status
+
+
+cdef class Limiter:
+    """The part of `fabric.ratelimit.RateLimiter` that does not wait."""
+
+    def __init__(self, TokenBucket messages=None, TokenBucket bytes_=None, TokenBucket operations=None, clock=None):
+        self.messages = messages
+        self.bytes = bytes_
+        self.operations = operations
+        self._clock = None if clock is python_clock else clock
+
+    cdef TokenBucket bucket_of(self, int kind):
+        if kind == 0:
+            return self.messages
+        if kind == 1:
+            return self.bytes
+        if kind == 2:
+            return self.operations
+        raise ValueError(f"type must be one of {', '.join(KINDS)}, not {kind}")
+
+    cdef int64_t now(self) except? -1:
+        return monotonic_ns() if self._clock is None else self._clock()
+
+    def try_acquire(self, int type, int64_t n=1):
+        cdef TokenBucket bucket = self.bucket_of(type)
+        if n < 1:
+            raise ValueError(f"n must be at least 1, not {n}")
+        if bucket is None:
+            return new_status(True, -1, 0.0)
+        cdef int64_t now = self.now()
+        if self._ahead[type] == 0 and bucket.take(n, now):
+            return new_status(True, bucket.available(now), 0.0)
+        return self._refused(bucket, type, n, now)
+
+    def check(self, int type, int64_t n=1):
+        cdef TokenBucket bucket = self.bucket_of(type)
+        if n < 1:
+            raise ValueError(f"n must be at least 1, not {n}")
+        if bucket is None:
+            return new_status(True, -1, 0.0)
+        cdef int64_t now = self.now()
+        if self._ahead[type] == 0 and bucket.wait_ns(n, now) == 0:
+            return new_status(True, bucket.available(now), 0.0)
+        return self._refused(bucket, type, n, now)
+
+    cdef RateLimitStatus _refused(self, TokenBucket bucket, int type, int64_t n, int64_t now):
+        """Not now: tokens are missing, or others wait for theirs."""
+        cdef int64_t wait = bucket.queue_ns(self._ahead[type], n, now)
+        return new_status(False, bucket.available(now), math.inf if wait == WAIT_NEVER else wait / 1e9)
+
+    def _bucket(self, int type):
+        """The bucket of one kind, or None."""
+        return self.bucket_of(type)
+
+    def _now(self):
+        """Nanoseconds."""
+        return self.now()
+
+    def _wait_in_line(self, int type, int64_t n):
+        """`n` more tokens are waited for; less, if `n` is negative."""
+        self._ahead[type] += n

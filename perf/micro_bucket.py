@@ -11,6 +11,8 @@ from importlib.util import find_spec
 
 import pyperf
 
+from fabric.config import RateLimitConfig
+from fabric.ratelimit import RateLimiter, RateLimitType
 from fabric_ext.bucket import RateGate, TokenBucket
 
 PLENTY = 10**9
@@ -29,6 +31,11 @@ def repeat_bucket(bucket: TokenBucket) -> None:
         take(1, clock())
 
 
+async def acquire_ours(limiter: RateLimiter) -> None:
+    for _ in range(LOOPS):
+        await limiter.acquire(RateLimitType.MESSAGES)
+
+
 def main() -> None:
     runner = pyperf.Runner()
 
@@ -41,11 +48,15 @@ def main() -> None:
     gate = RateGate(TokenBucket(PLENTY, PLENTY), TokenBucket(PLENTY, PLENTY))
     bench("RateGate.admit, two buckets", repeat, gate.admit, 64, 10**9)
 
+    limiter = RateLimiter(RateLimitConfig().with_messages(PLENTY, PLENTY))
+    bench("RateLimiter.try_acquire, clock included", repeat, limiter.try_acquire, RateLimitType.MESSAGES)
+    runner.bench_async_func("await RateLimiter.acquire", acquire_ours, limiter, inner_loops=LOOPS)
+
     if find_spec("limits"):
         import limits
 
-        limiter = limits.strategies.FixedWindowRateLimiter(limits.storage.MemoryStorage())
-        bench("limits fixed window hit", repeat, limiter.hit, limits.RateLimitItemPerSecond(PLENTY), "x")
+        window = limits.strategies.FixedWindowRateLimiter(limits.storage.MemoryStorage())
+        bench("limits fixed window hit", repeat, window.hit, limits.RateLimitItemPerSecond(PLENTY), "x")
     if find_spec("pyrate_limiter"):
         import pyrate_limiter
 
