@@ -1,7 +1,7 @@
 """The compiled core of `fabric`: leaves that need no event loop, and the connection above them.
 
-picows' class layout is part of our binary, so another minor of picows than the one compiled against must not be
-loaded: it is refused here, by a sentence, before any compiled module is.
+picows' class layout is part of our binary, so another minor of picows than the one compiled against must not
+be loaded: it is refused here, by a sentence, before any compiled module is.
 """
 
 PICOWS_MINOR = "2.3"
@@ -9,7 +9,8 @@ PICOWS_MINOR = "2.3"
 
 
 def _check_picows() -> None:
-    from picows import __version__ as found  # importlib.metadata would double the time that `import fabric` takes
+    # From picows, which is imported anyway: importlib.metadata would double the time of `import fabric`.
+    from picows import __version__ as found
 
     if found.split(".")[:2] != PICOWS_MINOR.split("."):
         raise ImportError(
