@@ -1,6 +1,6 @@
-from typing import final
+from typing import Self, final
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 class OutputLimit(ValueError):
     """A message decompresses to more than it may. On the wire: close code 1009."""
@@ -14,6 +14,7 @@ class OutputLimit(ValueError):
 class CorruptData(ValueError):
     """What a peer sent is not what the agreed extension produces. On the wire: close code 1007."""
 
+@disjoint_base
 class Codec:
     """Both directions of one connection's compression, as the two ends agreed.
 
@@ -101,8 +102,8 @@ class DeflateCodec(Codec):
         ValueError: a number is out of its range.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         own_window_bits: int = 15,
         peer_window_bits: int = 15,
@@ -111,7 +112,7 @@ class DeflateCodec(Codec):
         level: int | None = None,
         mem_level: int = 5,
         threshold: int = 0,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def own_memory(self) -> int:
         """Bytes that the encoder holds now."""
@@ -138,8 +139,8 @@ class ZstdCodec(Codec):
 
     dictionary: bytes | None
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         own_window_bits: int = 15,
         peer_window_bits: int = 15,
@@ -148,4 +149,4 @@ class ZstdCodec(Codec):
         level: int | None = None,
         dictionary: bytes | None = None,
         threshold: int = 0,
-    ) -> None: ...
+    ) -> Self: ...

@@ -66,10 +66,8 @@ cdef class Codec:
     """Base of the two algorithms: limits, counters, and what must not happen after an error."""
 
     def __cinit__(self):
-        self.own_takeover = self.peer_takeover = True
-
-    def __init__(self):
-        raise TypeError("use DeflateCodec or ZstdCodec")
+        if type(self) is Codec:
+            raise TypeError("use DeflateCodec or ZstdCodec")
 
     cdef bytes compress(self, const char* p, Py_ssize_t n):
         cdef bytes payload = self.pack(p, n) if self.own_takeover else self.pack_alone(p, n)
@@ -249,8 +247,8 @@ cdef bytes resized(PyObject* out, Py_ssize_t n):
 cdef class DeflateCodec(Codec):
     """permessage-deflate (RFC 7692) as agreed for one connection."""
 
-    def __init__(self, *, int own_window_bits=15, int peer_window_bits=15, bint own_takeover=True,
-                 bint peer_takeover=True, level=None, int mem_level=5, Py_ssize_t threshold=0):
+    def __cinit__(self, *, int own_window_bits=15, int peer_window_bits=15, bint own_takeover=True,
+                  bint peer_takeover=True, level=None, int mem_level=5, Py_ssize_t threshold=0):
         self.own_window_bits = check("own_window_bits", own_window_bits, 8, 15)
         self.peer_window_bits = check("peer_window_bits", peer_window_bits, 8, 15)
         self.own_takeover = own_takeover
@@ -373,8 +371,8 @@ def _load_dictionary(bytes content):
 cdef class ZstdCodec(Codec):
     """permessage-zstd: a zstd stream (RFC 8878) whose blocks end where messages end."""
 
-    def __init__(self, *, int own_window_bits=15, int peer_window_bits=15, bint own_takeover=True,
-                 bint peer_takeover=True, level=None, bytes dictionary=None, Py_ssize_t threshold=0):
+    def __cinit__(self, *, int own_window_bits=15, int peer_window_bits=15, bint own_takeover=True,
+                  bint peer_takeover=True, level=None, bytes dictionary=None, Py_ssize_t threshold=0):
         _zstd()
         self.own_window_bits = check("own_window_bits", own_window_bits, 10, 27)
         self.peer_window_bits = check("peer_window_bits", peer_window_bits, 10, 27)
