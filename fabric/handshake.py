@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from multidict import CIMultiDict
 
@@ -32,6 +32,7 @@ _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.6.2
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110 §5.5
 _TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+")
 _VERSION = re.compile(rb"HTTP/(\d)\.(\d)")
+_AUTHORITY = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^/?]*")  # of a target in absolute form, RFC 9112 §3.2.2
 
 
 class Rejection(Exception):
@@ -67,14 +68,21 @@ class Request:
         return self._line[1].decode("latin-1")
 
     @property
+    def _path_and_query(self) -> tuple[str, str]:
+        target = self.target
+        authority = _AUTHORITY.match(target)  # not by urlsplit, which takes `//path` for a host
+        path, _, query = target[authority.end() if authority else 0 :].partition("?")
+        return path, query
+
+    @property
     def path(self) -> str:
         """The path, percent-decoded, without the query."""
-        return unquote(urlsplit(self.target).path)
+        return unquote(self._path_and_query[0])
 
     @property
     def query(self) -> dict[str, str]:
         """The parameters of the query; the last one wins where a name stands twice."""
-        return dict(parse_qsl(urlsplit(self.target).query, keep_blank_values=True))
+        return dict(parse_qsl(self._path_and_query[1], keep_blank_values=True))
 
     @property
     def headers(self) -> HeaderMap:
@@ -82,7 +90,7 @@ class Request:
         return _parse_headers(self._head)
 
     def __repr__(self) -> str:
-        return f"<Request {self.method} {urlsplit(self.target).path}>"  # a query may hold a token
+        return f"<Request {self.method} {self._path_and_query[0]}>"  # a query may hold a token
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
@@ -189,7 +197,7 @@ def parse_request(head: bytes) -> tuple[Request, HeaderMap]:
         raise Rejection(505, "HTTP/1.1 is spoken here")
     if version.group(2) != b"0" and len(headers.getall("Host", ())) != 1:  # RFC 9112 §3.2
         raise Rejection(400, "exactly one Host header is required")
-    if "Transfer-Encoding" in headers or headers.get("Content-Length", "0").strip("0"):
+    if "Transfer-Encoding" in headers or any(n.strip("0") for n in headers.getall("Content-Length", ())):
         raise Rejection(400, "a request with a body is not accepted")
     return Request(head), headers
 
@@ -270,9 +278,10 @@ def check_response(status: int, headers: HeaderMap, key: str) -> None:
         raise failed("the Sec-WebSocket-Accept of the answer does not belong to our key")
 
 
-def refusal(status: int, headers: HeaderMap, body: bytes) -> HandshakeFailed:
-    """The error for an answer other than 101."""
-    text = f"the server answered {status} {Response(status).reason}" if 100 <= status <= 599 else f"status {status}"
+def refusal(status: int, headers: HeaderMap, body: bytes, who: str = "the server") -> HandshakeFailed:
+    """The error for an answer of `who`, a server or a proxy, that is a refusal."""
+    phrase = f" {Response(status).reason}" if 100 <= status <= 599 else ""
+    text = f"{who} answered {status}{phrase}"
     if status in (401, 403, 407):
         challenge = headers.get("Proxy-Authenticate" if status == 407 else "WWW-Authenticate", "")
         return AuthenticationFailed(text, status=status, headers=headers, body=body, challenge=challenge)

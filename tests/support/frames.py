@@ -1,4 +1,4 @@
-"""A frame codec of the tests' own, so that a mistake in fabric's is not judged by itself. Writes invalid frames too."""
+"""A frame codec of the tests' own: a mistake in fabric's does not judge itself. Writes invalid frames too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fabric_ext.inbox: an item reaches its receiver at once, once, and is never lost, whatever becomes of the task.
+"""fabric_ext.inbox: an item reaches its receiver at once, once, and is never lost, whoever is cancelled.
 
 `loop.call_soon(inbox.put_item, x)` stands for the frame callback: code that runs in the loop, in no task.
 """

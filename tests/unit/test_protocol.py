@@ -1,0 +1,100 @@
+"""fabric_ext.protocol: the table of states, and what a close frame's body may say (RFC 6455 §7.4, §8.1)."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fabric_ext.protocol import Event, State, move, parse_close
+
+MOVES = {
+    (State.CONNECTING, Event.OPENED): State.OPEN,
+    (State.CONNECTING, Event.LOST): State.RECONNECTING,  # the first attempt of a client that keeps trying
+    (State.CONNECTING, Event.ENDED): State.CLOSED,
+    (State.OPEN, Event.CLOSE_BEGUN): State.CLOSING,
+    (State.OPEN, Event.LOST): State.RECONNECTING,
+    (State.OPEN, Event.ENDED): State.CLOSED,
+    (State.CLOSING, Event.CLOSE_BEGUN): State.CLOSING,  # both sides begin at once
+    (State.CLOSING, Event.LOST): State.RECONNECTING,
+    (State.CLOSING, Event.ENDED): State.CLOSED,
+    (State.RECONNECTING, Event.OPENED): State.OPEN,
+    (State.RECONNECTING, Event.LOST): State.RECONNECTING,  # an attempt failed
+    (State.RECONNECTING, Event.ENDED): State.CLOSED,
+    (State.CLOSED, Event.ENDED): State.CLOSED,
+}
+
+
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)))
+def test_each_entry_of_the_table(state: State, event: Event) -> None:
+    if (state, event) in MOVES:
+        assert move(state, event) is MOVES[state, event]
+    else:
+        with pytest.raises(ValueError, match=f"no move from {state.name} by {event.name}"):
+            move(state, event)
+
+
+def test_nothing_leads_out_of_closed() -> None:
+    assert {after for (before, _), after in MOVES.items() if before is State.CLOSED} == {State.CLOSED}
+
+
+def close_body(code: int, reason: bytes = b"") -> bytes:
+    return code.to_bytes(2, "big") + reason
+
+
+def seen(body: bytes) -> tuple[int, str, int]:
+    close = parse_close(body)
+    return close.code, close.reason, close.fault
+
+
+def test_no_body_is_1005() -> None:
+    assert seen(b"") == (1005, "", 0)
+
+
+@pytest.mark.parametrize("byte", [b"\0", b"\x03", b"\xff"])
+def test_one_byte_is_no_code(byte: bytes) -> None:
+    assert parse_close(byte).fault == 1002
+
+
+def may_be_sent(code: int) -> bool:
+    """RFC 6455 §7.4.2, and IANA's registry: 1012 to 1014 were added to it."""
+    return code in (1000, 1001, 1002, 1003, *range(1007, 1015)) or 3000 <= code < 5000
+
+
+def test_every_code() -> None:
+    for code in range(65536):
+        expected = (code, "", 0) if may_be_sent(code) else 1002
+        found = seen(close_body(code))
+        assert found == expected or found[2] == expected, code
+
+
+@pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65535])
+def test_codes_that_must_not_be_sent(code: int) -> None:
+    assert parse_close(close_body(code, b"reason")).fault == 1002
+
+
+@pytest.mark.parametrize("reason", ["", "bye", "é", "日本語", "💥", "x" * 123, "é" * 61])
+def test_reasons(reason: str) -> None:
+    assert seen(close_body(1000, reason.encode())) == (1000, reason, 0)
+
+
+@pytest.mark.parametrize(
+    "reason", [b"\xff", b"\xc3", b"ok\xc3(", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\xaf"]
+)
+def test_a_reason_that_is_not_utf8(reason: bytes) -> None:
+    assert parse_close(close_body(1000, reason)).fault == 1007
+
+
+def test_a_bad_code_counts_before_a_bad_reason() -> None:
+    assert parse_close(close_body(1005, b"\xff")).fault == 1002
+
+
+@given(st.binary(max_size=125))
+def test_any_body(body: bytes) -> None:
+    code, reason, fault = seen(body)
+    if fault == 0 and body:
+        assert close_body(code, reason.encode()) == body
+        assert may_be_sent(code)
+    assert fault in (0, 1002, 1007)
