@@ -737,7 +737,7 @@ static void turn(int timeout) {
 /* ---------------------------------------------------------------- the run */
 
 static struct {
-    bool sending, measuring;
+    bool opening, sending, measuring;
     uint64_t messages, wire_in, wire_out, payload_in, raw_in, budget;
     int64_t from, to, cpu_from, cpu_to, own_from, own_to;
     uint64_t failures, outstanding;
@@ -777,6 +777,7 @@ static void on_up(connection *c) {
 static void on_down(connection *c) {
     static int in_a_row;
     if (opt.mode != CONNECT) {
+        if (run.opening && !refused) fail("connection %d was lost before it was open", c->index);
         if (run.sending) fail("connection %d was lost", c->index);
         return;
     }
@@ -836,13 +837,15 @@ static void on_message(connection *c, int64_t now) {
 
 static void open_all(void) {
     int dialled = 0, most = 64;
-    int64_t deadline = now_ns() + 120000000000LL;
+    int64_t deadline = now_ns() + 30000000000LL + opt.connections * 10000000LL;
+    run.opening = true;
     while (opened < opt.connections) {
         while (dialled < opt.connections && dialled - opened < most) dial(&all[dialled++]);
         turn(1000);
         if (refused) fail("%d connections refused after %d", refused, opened);
         if (now_ns() > deadline) fail("only %d of %d connections opened in time", opened, opt.connections);
     }
+    run.opening = false;
 }
 
 static void drain(double seconds) {

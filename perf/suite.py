@@ -121,6 +121,10 @@ def show(result: dict[str, Any]) -> None:
             cells.append(f"{'' if value is None else layout.format(value / divisor):>13}")
         ratio = result["ratios"][peer].get(columns[0]) if columns else None
         print(f"  {peer:<18}" + "".join(cells) + (f"{ratio:>11.2f}" if ratio else ""))
+    for peer, found in peers.items():
+        share = found["median"].get("load_share", 0)
+        if share > 0.9:
+            print(f"  note: the load generator was {share:.0%} busy against {peer}")
     for peer, reason in result["failed"].items():
         print(f"  {peer:<18} not measured: {reason[:120]}")
     sys.stdout.flush()
