@@ -182,16 +182,16 @@ class CompressionConfig(Config):
     Attributes:
         enabled: False neither offers nor accepts it.
         algorithm: "deflate"; or "zstd", negotiated as an extension that only `fabric` knows.
-        level: effort, 0 to 9 for deflate and 1 to 22 for zstd; None = the implementation's own choice.
+        level: effort, 1 to 9 for deflate and 1 to 22 for zstd; None = 3 for both.
         threshold: bytes below which a message goes out plain.
-        server_max_window_bits: the server's window is 2 ** bits bytes, 9 to 15. Each step less halves its
+        server_max_window_bits: the server's window is 2 ** bits bytes, 8 to 15. Each step less halves its
             memory, per connection, and finds fewer repetitions.
         client_max_window_bits: likewise, the client's.
         server_no_context_takeover: the server forgets each message when it is sent. Costs most of what is
             saved on small messages; saves the memory of the window between messages.
         client_no_context_takeover: likewise, the client.
-        mem_level: memory for deflate's own tables, 1 to 9 (2 ** (bits + 9) bytes).
-        zstd_dictionary: a trained dictionary, the same on both sides.
+        mem_level: memory for deflate's own tables, 1 to 9: 2 ** (mem_level + 7) bytes.
+        zstd_dictionary: a trained dictionary of 8 bytes or more, the same on both sides.
     """
 
     enabled: bool = True
@@ -208,14 +208,15 @@ class CompressionConfig(Config):
     def __post_init__(self) -> None:
         self._check_flag("enabled", "server_no_context_takeover", "client_no_context_takeover")
         self._check_choice("algorithm", ("deflate", "zstd"))
-        low, high = (0, 9) if self.algorithm == "deflate" else (1, 22)
+        low, high = (1, 9) if self.algorithm == "deflate" else (1, 22)
         self._check_integer("level", low, high, optional=True, note=f"for {self.algorithm}")
         self._check_integer("threshold", 0)
-        # RFC 7692 §7.1.2 has 8 to 15, but no implementation can compress with a raw window of 8 bits.
-        self._check_integer("server_max_window_bits", 9, 15)
-        self._check_integer("client_max_window_bits", 9, 15)
+        self._check_integer("server_max_window_bits", 8, 15)
+        self._check_integer("client_max_window_bits", 8, 15)
         self._check_integer("mem_level", 1, 9)
         self._check_instance("zstd_dictionary", bytes, optional=True)
+        if self.zstd_dictionary is not None and len(self.zstd_dictionary) < 8:
+            self._reject("zstd_dictionary", "at least 8 bytes")
 
     with_enabled = Builder[bool]()
     with_algorithm = Builder[Literal["deflate", "zstd"]]()

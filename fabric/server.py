@@ -20,12 +20,13 @@ from fabric_ext.connection import SEND_BLOCKED, SENT, Shared
 
 from fabric.acceptance import Acceptance
 from fabric.compression import HEADER as EXTENSIONS
-from fabric.compression import answer_offers
+from fabric.compression import Agreement, answer_offers
 from fabric.config import ServerConfig
 from fabric.error import (
     BufferFull,
     ConnectionClosed,
     Error,
+    InvalidHeader,
     InvalidState,
     Io,
     SubprotocolNegotiationFailed,
@@ -371,7 +372,7 @@ class WebSocketServer:
         subprotocol = self._select_subprotocol(headers)
         if subprotocol is not None:
             answer.append(("Sec-WebSocket-Protocol", subprotocol))
-        agreement = answer_offers(headers.getall(EXTENSIONS, ()), self.config.compression)
+        agreement = self._agree_on_compression(headers)
         if agreement is not None:
             answer.append((EXTENSIONS, str(agreement)))
         client = ConnectedClient(self, request, ip)
@@ -431,6 +432,12 @@ class WebSocketServer:
             raise Rejection(400, str(error)) from None
         except Error as error:
             raise Rejection(400, f"malformed Sec-WebSocket-Protocol: {error}") from None
+
+    def _agree_on_compression(self, headers: HeaderMap) -> Agreement | None:
+        try:
+            return answer_offers(headers.getall(EXTENSIONS, ()), self.config.compression)
+        except InvalidHeader as error:
+            raise Rejection(400, str(error)) from None
 
     # -- connections come and go, called by ConnectedClient
 

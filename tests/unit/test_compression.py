@@ -254,7 +254,7 @@ def test_any_two_of_us_agree(client: CompressionConfig, server: CompressionConfi
 
 
 def test_zstd_uses_a_dictionary_only_if_both_have_it() -> None:
-    for theirs, expected in ((DICTIONARY, DICTIONARY), (b"other", None), (None, None)):
+    for theirs, expected in ((DICTIONARY, DICTIONARY), (b"another one", None), (None, None)):
         config = ZSTD.with_zstd_dictionary(theirs)
         answer = answer_offers([str(make_offer(ZSTD))], config)
         assert answer is not None
