@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["Acceptance", "Acceptor"]
 
 
+_EMPTY_LINES = b"\r\n"  # before a request, RFC 9112 §2.2
+
+
 class Acceptor(Protocol):
     """What an `Acceptance` asks of its server."""
 
@@ -71,19 +74,20 @@ class Acceptance(asyncio.Protocol):
         return transport
 
     def data_received(self, data: bytes) -> None:
-        if self.transport is None or self._task is not None:
+        if self.transport is None:
+            return  # answered: what still comes is thrown away
+        if self._task is not None:
             self._buffer += data  # of a client that does not wait for the answer: read no further
-            if self.transport is not None:
-                self.transport.pause_reading()
+            self.transport.pause_reading()
             return
-        buffer = self._buffer = (self._buffer + data) if self._buffer else data
+        buffer = self._buffer = (self._buffer + data if self._buffer else data).lstrip(_EMPTY_LINES)
         end = buffer.find(HEAD_END)
         if end > self._acceptor.max_header_size or (end < 0 and len(buffer) > self._acceptor.max_header_size):
             limit = self._acceptor.max_header_size
             self.answer(Rejection(431, f"the request head is over {limit} bytes").response)
         elif end >= 0:
             self._buffer = buffer[end + len(HEAD_END) :]
-            self._judge(buffer[:end].lstrip(b"\r\n"))  # RFC 9112 §2.2: empty lines before a request
+            self._judge(buffer[:end])
 
     def _judge(self, head: bytes) -> None:
         try:
@@ -127,6 +131,7 @@ class Acceptance(asyncio.Protocol):
     def answer(self, response: Response, *, head_only: bool = False) -> None:
         """Send `response` and close."""
         transport = self._done()
+        self._buffer = b""
         if transport is not None and not transport.is_closing():
             transport.write(response.encode(with_body=not head_only))
             if transport.can_write_eof():

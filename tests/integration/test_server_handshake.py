@@ -1,0 +1,509 @@
+"""The opening handshake as the server sees it, byte by byte: what is upgraded, what is answered, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import socket
+import time
+import tracemalloc
+from typing import Any
+
+import pytest
+
+from fabric.handshake import Request, Response
+from support.frames import TEXT, encode
+from support.raw_peer import ACCEPT, Answer, RawPeer, request
+from support.serving import Held, echo, serve, until
+
+Stack = contextlib.AsyncExitStack
+
+
+async def ask(port: int, data: bytes) -> Answer:
+    """Send `data` on a new connection; the answer, after which the server must have hung up."""
+    async with await RawPeer.connect(port) as peer:
+        peer.send(data)
+        return await peer.read_answer()
+
+
+# --- what is upgraded --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        request(),
+        request(Connection="keep-alive, Upgrade"),  # Firefox; PICOWS: only exactly `upgrade` would do
+        request("Connection: keep-alive"),
+        request("Connection: keep-alive", "connection: UPGRADE", "UPGRADE:WebSocket", Connection=None, Upgrade=None),
+        request("Sec-WebSocket-Protocol: a", "Sec-WebSocket-Protocol: b, c", "Sec-WebSocket-Extensions: x; y=1"),
+        request("Cookie: " + "c" * 8000),
+        b"\r\n" + request(),
+        b"\r\n\r\n\r\n" + request(),  # RFC 9112 §2.2
+        request(line="GET /?q HTTP/1.1"),
+        request(line="GET http://localhost/ HTTP/1.1"),
+    ],
+    ids=lambda data: "",
+)  # fmt: skip
+async def test_it_is_upgraded(stack: Stack, data: bytes) -> None:
+    server = await serve(stack, echo)
+    async with await RawPeer.connect(server.port) as peer:
+        peer.send(data)
+        answer = await peer.read_answer()
+        assert (answer.version, answer.status) == ("HTTP/1.1", 101)
+        assert answer.headers["upgrade"].lower() == "websocket"
+        assert answer.headers["connection"].lower() == "upgrade"
+        assert answer.headers["sec-websocket-accept"] == ACCEPT
+        assert (
+            not {"sec-websocket-protocol", "sec-websocket-extensions", "content-length"}
+            & answer.headers.keys()
+        )
+        peer.send_text("hello")
+        assert await peer.payload() == b"hello"
+
+
+async def test_a_request_that_comes_byte_by_byte(stack: Stack) -> None:
+    server = await serve(stack, echo)
+    async with await RawPeer.connect(server.port) as peer:
+        peer.writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in request() + encode(TEXT, "hello"):
+            peer.send(bytes([byte]))
+            await asyncio.sleep(0)
+        assert (await peer.read_answer()).status == 101
+        assert await peer.payload() == b"hello"
+
+
+@pytest.mark.parametrize("size", [1, 100, 5_000, 100_000])
+@pytest.mark.parametrize("judge", ["at once", "later"])
+async def test_frames_right_behind_the_request(stack: Stack, size: int, judge: str) -> None:
+    async def later(_: Request) -> None:
+        await asyncio.sleep(0.02)
+
+    server = await serve(stack, echo, process_request=later if judge == "later" else None)
+    messages = ["x" * size, "y", "z" * size]
+    rest = b"".join(encode(TEXT, message) for message in messages)
+    async with await RawPeer.open(server.port, rest=rest) as peer:
+        assert [(await peer.payload()).decode() for _ in messages] == messages
+        peer.send_text("later")
+        assert await peer.payload() == b"later"
+
+
+async def test_what_the_handler_learns_of_the_request(stack: Stack) -> None:
+    held = Held()
+    server = await serve(stack, held)
+    async with await RawPeer.open(
+        server.port, "X-Thing: one", "x-thing: two", line="GET /a%20b?c=d HTTP/1.1"
+    ):
+        client = await held.next()
+        assert client.request.path == "/a b"
+        assert client.request.query == {"c": "d"}
+        assert client.request.headers.getall("X-Thing") == ["one", "two"]
+        assert client.request.headers["Host"] == "localhost"
+
+
+async def test_response_headers_of_the_config(stack: Stack) -> None:
+    server = await serve(
+        stack, echo, headers=[("X-Served-By", "fabric"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")]
+    )
+    async with await RawPeer.open(server.port) as peer:
+        assert peer.answer is not None
+        assert ("x-served-by", "fabric") in peer.answer.fields
+        assert [value for name, value in peer.answer.fields if name == "set-cookie"] == ["a=1", "b=2"]
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        (["chat"], "chat"),
+        (["x, chat"], "chat"),
+        (["x", "superchat, chat"], "superchat"),
+        (["x"], None),
+        ([], None),
+    ],
+)
+async def test_subprotocols(stack: Stack, offered: list[str], chosen: str | None) -> None:
+    held = Held()
+    server = await serve(stack, held, subprotocols=["chat", "superchat"])
+    async with await RawPeer.open(
+        server.port, *(f"Sec-WebSocket-Protocol: {line}" for line in offered)
+    ) as peer:
+        assert peer.answer is not None
+        assert peer.answer.headers.get("sec-websocket-protocol") == chosen
+        assert (await held.next()).subprotocol == chosen
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [(["chat"], 101), (["x"], 400), ([], 400), (["bad name"], 400), (['"'], 400), (["chat, chat"], 400)],
+)
+async def test_a_required_subprotocol(stack: Stack, lines: list[str], status: int) -> None:
+    server = await serve(stack, echo, subprotocols=["chat"], require_subprotocol=True)
+    async with await RawPeer.connect(server.port) as peer:
+        peer.send(request(*(f"Sec-WebSocket-Protocol: {line}" for line in lines)))
+        assert (await peer.read_answer()).status == status
+
+
+# --- what is not -------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "HTTP/1.0": (request(line="GET / HTTP/1.0"), 400),
+    "HEAD": (request(line="HEAD / HTTP/1.1"), 400),
+    "POST": (request(line="POST / HTTP/1.1"), 405),
+    "HTTP/2": (request(line="GET / HTTP/2.0"), 505),
+    "no Host": (request(Host=None), 400),
+    "two Hosts": (request("Host: other"), 400),
+    "no Upgrade": (request(Upgrade=None), 426),
+    "no Connection": (request(Connection=None), 426),
+    "Connection: close": (request(Connection="close"), 426),
+    "no version": (request(Sec_WebSocket_Version=None), 426),
+    "version 7": (request(Sec_WebSocket_Version="7"), 426),
+    "version 8": (request(Sec_WebSocket_Version="8"), 426),
+    "version 12": (request(Sec_WebSocket_Version="12"), 426),
+    "no key": (request(Sec_WebSocket_Key=None), 400),
+    "short key": (request(Sec_WebSocket_Key="c2hvcnQ="), 400),
+    "key that is not base64": (request(Sec_WebSocket_Key="?" * 24), 400),
+    "two keys": (request("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="), 400),
+    "a body": (request("Content-Length: 3") + b"abc", 400),
+    "chunks": (request("Transfer-Encoding: chunked") + b"0\r\n\r\n", 400),
+    "not HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+    "only line feeds in a header": (request("X: a\nY: b"), 400),
+    "a folded header": (request("X: a", " b"), 400),
+    "many headers": (request(*(f"X-{number}: y" for number in range(200))), 431),
+    "a long header": (request("X: " + "y" * 20_000), 431),
+    "a long line": (request(line=f"GET /{'x' * 20_000} HTTP/1.1"), 431),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+async def test_it_is_refused(stack: Stack, case: str) -> None:
+    data, status = REFUSED[case]
+    server = await serve(stack, echo)
+    answer = await ask(server.port, data)
+    assert answer.status == status
+    assert "close" in answer.headers["connection"]
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert int(answer.headers["content-length"]) == len(answer.body) > 5
+    if status == 426:
+        assert answer.headers["upgrade"] == "websocket"
+        assert answer.headers["sec-websocket-version"] == "13"
+        assert "upgrade" in answer.headers["connection"].lower()
+    assert server.connection_count == 0
+    assert not server.pending
+
+
+async def test_a_megabyte_of_headers_costs_no_memory(stack: Stack) -> None:
+    server = await serve(stack, echo)
+    async with await RawPeer.connect(server.port) as peer:
+        await asyncio.sleep(0)
+        tracemalloc.start()
+        try:
+            block = b"X: " + b"y" * 65_000
+            with contextlib.suppress(ConnectionError):
+                peer.send(b"GET / HTTP/1.1\r\n")
+                for _ in range(64):
+                    peer.send(block)
+                    await peer.writer.drain()
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert (await peer.read_answer()).status == 431
+    assert most < 1_000_000, f"{most} bytes held of a request that was refused"
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"GET", request()[:-2], request()[:40]], ids=["nothing", "3", "almost", "40"]
+)
+async def test_half_a_request_and_then_nothing(stack: Stack, data: bytes) -> None:
+    server = await serve(stack, echo, handshake_timeout=0.1)
+    begun = time.monotonic()
+    answer = await ask(server.port, data)
+    assert answer.status == 408
+    assert 0.05 < time.monotonic() - begun < 2
+    assert not server.pending
+
+
+async def test_a_request_that_trickles_does_not_move_the_deadline(stack: Stack) -> None:
+    server = await serve(stack, echo, handshake_timeout=0.2)
+    async with await RawPeer.connect(server.port) as peer:
+        begun = time.monotonic()
+        answer = asyncio.ensure_future(peer.read_answer())
+        for byte in request():
+            if answer.done():
+                break
+            peer.send(bytes([byte]))
+            await asyncio.sleep(0.01)
+        assert (await answer).status == 408
+        assert time.monotonic() - begun < 1
+
+
+async def test_a_client_that_leaves_before_it_is_answered(stack: Stack) -> None:
+    server = await serve(stack, echo)
+    for data in (b"", b"GET / HT", request()[:-2]):
+        async with await RawPeer.connect(server.port) as peer:
+            peer.send(data)
+        async with await RawPeer.connect(server.port) as peer:
+            peer.send(data)
+            await asyncio.sleep(0.01)
+            peer.reset()
+    await until(lambda: not server.pending)
+
+
+# --- process_request ---------------------------------------------------------------------------------------
+
+
+def judges(answer: Any) -> dict[str, Any]:
+    """The same answer by a plain and by a coroutine function."""
+
+    def plain(_: Request) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def coroutine(request: Request) -> Any:
+        await asyncio.sleep(0)
+        return plain(request)
+
+    return {"plain": plain, "coroutine": coroutine}
+
+
+@pytest.mark.parametrize("kind", ["plain", "coroutine"])
+async def test_process_request_answers_plain_http(stack: Stack, kind: str) -> None:
+    server = await serve(stack, echo, process_request=judges(Response(200, {"X": "y"}, "fine\n"))[kind])
+    for line in ("GET /health HTTP/1.1", "GET /health HTTP/1.0"):
+        answer = await ask(server.port, f"{line}\r\nHost: x\r\n\r\n".encode())
+        assert (answer.status, answer.body, answer.headers["x"]) == (200, b"fine\n", "y")
+        assert answer.headers["connection"] == "close"
+    head = await ask(server.port, b"HEAD /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (head.status, head.body, head.headers["content-length"]) == (200, b"", "5")
+    assert (await ask(server.port, request())).status == 200  # an upgrade too is answered so
+
+
+@pytest.mark.parametrize("kind", ["plain", "coroutine"])
+async def test_process_request_returns_a_tuple(stack: Stack, kind: str) -> None:
+    server = await serve(
+        stack, echo, process_request=judges((401, {"WWW-Authenticate": "Basic"}, b"no"))[kind]
+    )
+    answer = await ask(server.port, request())
+    assert (answer.status, answer.body, answer.headers["www-authenticate"]) == (401, b"no", "Basic")
+
+
+@pytest.mark.parametrize("kind", ["plain", "coroutine"])
+@pytest.mark.parametrize("wrong", [LookupError("secret"), "text", 404], ids=["raises", "str", "int"])
+async def test_a_process_request_that_fails(
+    stack: Stack, kind: str, wrong: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await serve(stack, echo, process_request=judges(wrong)[kind])
+    with caplog.at_level(logging.ERROR, "fabric.server"):
+        answer = await ask(server.port, request())
+    assert answer.status == 500
+    assert b"secret" not in answer.body  # PICOWS: would be the body
+    assert [record.exc_info is not None for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("kind", ["plain", "coroutine"])
+async def test_a_process_request_that_lets_pass(stack: Stack, kind: str) -> None:
+    server = await serve(stack, echo, process_request=judges(None)[kind])
+    async with await RawPeer.open(server.port) as peer:
+        peer.send_text("x")
+        assert await peer.payload() == b"x"
+    assert (await ask(server.port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")).status == 426
+
+
+async def test_a_process_request_that_takes_too_long(stack: Stack) -> None:
+    cancelled = asyncio.Event()
+
+    async def endless(_: Request) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    server = await serve(stack, echo, process_request=endless, handshake_timeout=0.1)
+    assert (await ask(server.port, request())).status == 408
+    await cancelled.wait()
+
+
+async def test_a_client_that_leaves_while_its_request_is_judged(stack: Stack) -> None:
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def endless(_: Request) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    server = await serve(stack, echo, process_request=endless)
+    async with await RawPeer.connect(server.port) as peer:
+        peer.send(request())
+        await begun.wait()
+        peer.reset()
+        await cancelled.wait()
+    assert not server.pending
+
+
+async def test_a_client_that_floods_while_its_request_is_judged(stack: Stack) -> None:
+    go = asyncio.Event()
+
+    async def slow(_: Request) -> None:
+        await go.wait()
+
+    server = await serve(stack, echo, process_request=slow)
+    async with await RawPeer.connect(server.port) as peer:
+        tracemalloc.start()
+        try:
+            block = encode(TEXT, "x" * 60_000)
+            peer.send(request())
+            sent = 0
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    while sent < 500:
+                        peer.send(block)
+                        sent += 1
+                        await peer.writer.drain()
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert sent < 500, "the server has read it all"
+        assert most < 2_000_000
+        go.set()
+        assert (await peer.read_answer()).status == 101
+        for _ in range(sent):
+            assert await peer.payload() == b"x" * 60_000
+
+
+# --- who may come ------------------------------------------------------------------------------------------
+
+ORIGINS = ["https://a.example", re.compile(r"https://[a-z]+\.b\.example"), None]
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        ([], 101),
+        (["Origin: https://a.example"], 101),
+        (["Origin: https://x.b.example"], 101),
+        (["Origin: https://x.b.example.evil"], 403),
+        (["Origin: https://b.example"], 403),
+        (["Origin: http://a.example"], 403),
+        (["Origin: https://a.example:444"], 403),
+        (["Origin: https://A.example"], 403),
+        (["Origin: null"], 403),
+        (["Origin: "], 403),
+        (["Origin: https://a.example", "Origin: https://evil"], 403),
+    ],
+)
+async def test_origins(stack: Stack, lines: list[str], status: int) -> None:
+    server = await serve(stack, echo, origins=ORIGINS)
+    async with await RawPeer.connect(server.port) as peer:
+        peer.send(request(*lines))
+        assert (await peer.read_answer()).status == status
+
+
+async def test_an_origin_is_asked_for(stack: Stack) -> None:
+    server = await serve(stack, echo, origins=["https://a.example"])
+    assert (await ask(server.port, request())).status == 403
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        ([], 401),
+        (["X-Api-Key: k"], 401),
+        (["Authorization: Bearer t"], 400),
+        (["authorization: Bearer t", "x-api-key: k"], 101),
+    ],
+)
+async def test_required_headers(stack: Stack, lines: list[str], status: int) -> None:
+    server = await serve(stack, echo, required_headers=["Authorization", "X-API-Key"])
+    async with await RawPeer.connect(server.port) as peer:
+        peer.send(request(*lines))
+        answer = await peer.read_answer()
+        assert answer.status == status
+        assert ("www-authenticate" in answer.headers) == (status == 401)
+
+
+async def test_max_connections(stack: Stack) -> None:
+    held = Held()
+    server = await serve(stack, held, max_connections=2)
+    async with await RawPeer.open(server.port) as first, await RawPeer.open(server.port):
+        for _ in range(3):
+            answer = await ask(server.port, request())
+            assert answer.status == 503
+            assert int(answer.headers["retry-after"]) > 0
+        client = await held.next()
+        first.send_close()
+        await first.close_seen()
+        await client.wait_closed()
+        async with await RawPeer.open(server.port):
+            assert server.connection_count == 2
+
+
+async def test_max_connections_while_requests_are_judged(stack: Stack) -> None:
+    """The limit holds at the moment of the upgrade, however many were let in before."""
+    go = asyncio.Event()
+
+    async def wait(_: Request) -> None:
+        await go.wait()
+
+    server = await serve(stack, Held(), max_connections=2, process_request=wait)
+    peers = [await stack.enter_async_context(await RawPeer.connect(server.port)) for _ in range(5)]
+    for peer in peers:
+        peer.send(request())
+    await until(lambda: len(server.pending) == 5)
+    go.set()
+    assert sorted([(await peer.read_answer()).status for peer in peers]) == [101, 101, 503, 503, 503]
+
+
+async def test_max_connections_per_ip(stack: Stack) -> None:
+    held = Held()
+    server = await serve(stack, held, max_connections_per_ip=1)
+    async with await RawPeer.open(server.port) as peer:
+        client = await held.next()
+        answer = await ask(server.port, request())
+        assert answer.status == 429
+        assert "retry-after" in answer.headers
+        peer.reset()
+        await client.wait_closed()
+    async with await RawPeer.open(server.port):
+        pass
+
+
+# --- shutting down -----------------------------------------------------------------------------------------
+
+
+async def test_stragglers_are_told(stack: Stack) -> None:
+    server = await serve(stack, echo)
+    async with await RawPeer.connect(server.port) as peer:
+        peer.send(request()[:-2])
+        await until(lambda: server.pending)
+        port = server.port
+        stopping = asyncio.create_task(server.shutdown())
+        answer = await peer.read_answer()
+        assert answer.status == 503
+        assert "retry-after" in answer.headers
+        await stopping
+    with pytest.raises(ConnectionRefusedError):
+        await RawPeer.connect(port)
+
+
+async def test_a_straggler_whose_request_is_being_judged(stack: Stack) -> None:
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def endless(_: Request) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    server = await serve(stack, echo, process_request=endless)
+    async with await RawPeer.connect(server.port) as peer:
+        peer.send(request())
+        await begun.wait()
+        stopping = asyncio.create_task(server.shutdown(timeout=1))
+        assert (await peer.read_answer()).status == 503
+        await stopping
+        await cancelled.wait()
