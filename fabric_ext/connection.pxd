@@ -88,7 +88,7 @@ cdef class Connection(Outlet):
     cdef int _receive_control(self, int opcode, const char* p, Py_ssize_t n) except -1
     cdef int _receive_close(self, const char* p, Py_ssize_t n) except -1
     @final
-    cdef int _admit(self, Message message) except -1
+    cdef int _admit(self, Message message, Py_ssize_t n) except -1
     @final
     cdef int _deliver(self, Message message) except -1
     @final

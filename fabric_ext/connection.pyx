@@ -361,7 +361,7 @@ cdef class Connection(Outlet):
                     return self._refuse(1007, "text is not UTF-8")
             else:
                 data = PyBytes_FromStringAndSize(p, n)
-            return self._admit(new_message(opcode, data))
+            return self._admit(new_message(opcode, data), n)
         if assembler is None:
             assembler = self._assembler = Assembler(self._max_message_size, self._max_fragments)
         verdict = assembler.feed(opcode, fin, p, n)
@@ -371,7 +371,8 @@ cdef class Connection(Outlet):
             opcode = assembler.kind
             if self._stream == PARTS:
                 self._stream = WHOLE           # it was half received when the stream was asked for
-            return self._admit(new_message(opcode, assembler.take()))
+            n = assembler.size
+            return self._admit(new_message(opcode, assembler.take()), n)
         assembler.reset()
         return self._refuse_verdict(verdict)
 
@@ -439,9 +440,8 @@ cdef class Connection(Outlet):
         self._counters.messages_received += 1
         self._counters.bytes_received += n
 
-    cdef int _admit(self, Message message) except -1:
-        """Pass a message on to the application, if the rate limit lets it."""
-        cdef Py_ssize_t n = weight(message)
+    cdef int _admit(self, Message message, Py_ssize_t n) except -1:
+        """Pass a message of `n` payload bytes on to the application, if the rate limit lets it."""
         cdef int64_t wait
         self._count_received(n)
         if likely(self._gate is None):
@@ -469,11 +469,14 @@ cdef class Connection(Outlet):
         self.note_running_task()
         while self._held is not None and self._held.size:
             message = self._held.peek()
-            wait = self._gate.admit(weight(message), monotonic_ns())
+            wait = self._gate.admit(len(message), monotonic_ns())
             if wait > 0:
                 self._loop.call_later(wait * 1e-9, self._release_held_in_time)
                 return
             self._held.pop()
+            if wait < 0:                                       # larger than the burst: no wait helps
+                self._refuse(1008, "rate limit exceeded")
+                continue
             try:
                 self._deliver(message)
             except Exception as error:
@@ -721,16 +724,16 @@ cdef class Connection(Outlet):
     def _outbox_push(self, Message message not None, compress):
         """Keep a message until the transport takes it."""
         self._outbox.push(message if compress is None else (message, compress))
-        self._outbox_bytes += weight(message)
+        self._outbox_bytes += len(message)
         self._update_sendable()
 
     def _outbox_pop(self):
         """The oldest message kept, as (message, compress); `IndexError` when there is none."""
         item = self._outbox.pop()
         message, compress = (item, None) if type(item) is Message else item
-        self._outbox_bytes -= weight(message)
+        self._outbox_bytes -= len(message)
         if self._backpressure is not None:
-            self._backpressure.release(weight(message))
+            self._backpressure.release(len(message))
         self._update_sendable()
         return message, compress
 

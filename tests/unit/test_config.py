@@ -324,7 +324,7 @@ def test_the_repr_shows_no_secret() -> None:
     )
     assert "hunter2" not in repr(config)
     assert "wss://***@h/" in repr(config)
-    assert "<7 bytes>" in repr(config)
+    assert "<14 bytes>" in repr(config)
     for change in (config.with_url, config.with_proxy):
         with pytest.raises(ValueError, match=r"\*\*\*") as caught:
             change("ftp://user:hunter2@h")
