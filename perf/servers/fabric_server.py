@@ -25,8 +25,7 @@ def on_message(client: ConnectedClient, message: Message) -> None:
     client.send_nowait(message)
 
 
-options = {} if arguments.idle_heartbeat is None else {"ping_interval": arguments.idle_heartbeat}
-config = ServerConfig("127.0.0.1:0", ssl=rig.tls_context(arguments), **options)
+config = ServerConfig("127.0.0.1:0", ssl=rig.tls_context(arguments))
 if arguments.callbacks:
     server = WebSocketServer(config, on_message=on_message)
 else:

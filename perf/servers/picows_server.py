@@ -46,8 +46,6 @@ async def main() -> None:
         "127.0.0.1",
         0,
         ssl=rig.tls_context(arguments),
-        enable_auto_ping=arguments.idle_heartbeat is not None,
-        auto_ping_idle_timeout=arguments.idle_heartbeat or 20,
     )
     rig.announce(server.sockets[0].getsockname()[1])
     await asyncio.Future()

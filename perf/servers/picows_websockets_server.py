@@ -25,8 +25,7 @@ async def everybody(connection: ServerConnection) -> None:
 
 async def main() -> None:
     handler = everybody if arguments.broadcast else echo
-    options = {} if arguments.idle_heartbeat is None else {"ping_interval": arguments.idle_heartbeat}
-    async with serve(handler, "127.0.0.1", 0, ssl=rig.tls_context(arguments), **options) as server:
+    async with serve(handler, "127.0.0.1", 0, ssl=rig.tls_context(arguments)) as server:
         rig.announce(server.sockets[0].getsockname()[1])
         await asyncio.Future()
 

@@ -27,7 +27,6 @@ def options() -> argparse.Namespace:
         "--deflate", action="store_true", help="switch permessage-deflate on where it is off by default"
     )
     parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"), help="serve wss")
-    parser.add_argument("--idle-heartbeat", type=float, default=None, metavar="SECONDS", help="ping interval")
     return parser.parse_args()
 
 
