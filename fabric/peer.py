@@ -19,7 +19,6 @@ from fabric_ext.connection import Connection, Part
 
 from fabric.backpressure import BackpressureController
 from fabric.error import (
-    BufferFull,
     CompressionError,
     ConnectionClosed,
     InvalidFrame,
@@ -67,6 +66,7 @@ class Peer(Connection):
         "_pings",
         "_remote_addr",
         "_subprotocol",
+        "_undelivered",
         "_writable_waiters",
     )
 
@@ -93,6 +93,7 @@ class Peer(Connection):
         self._remote_addr: Any = None
         self._parts_lock: asyncio.Lock | None = None
         self._pings: dict[bytes, tuple[asyncio.Future[float], int]] | None = None
+        self._undelivered: tuple[Message, ...] = ()
         self._writable_waiters: list[asyncio.Future[None]] | None = None
 
     # -- what it is
@@ -152,6 +153,11 @@ class Peer(Connection):
         return self._latency
 
     @property
+    def undelivered(self) -> tuple[Message, ...]:
+        """After the end: the messages that were accepted and never written, oldest first."""
+        return self._undelivered
+
+    @property
     def metrics(self) -> MetricsCollector:
         """The live counters and latencies that this connection adds to."""
         return self._metrics
@@ -199,7 +205,7 @@ class Peer(Connection):
         size = len(message)
         if self._waits_for_transport():
             if not self.backpressure.try_acquire(size):
-                raise BufferFull(self._outbox_size, self._backpressure_config.max_buffer_size)
+                raise self.backpressure.full_error()
         else:
             await self.backpressure.acquire(size)
             try:
@@ -215,7 +221,7 @@ class Peer(Connection):
         data = _data_message(message)
         self._check_sending()
         if not self.backpressure.try_acquire(len(data)):
-            raise BufferFull(self._outbox_size, self._backpressure_config.max_buffer_size)
+            raise self.backpressure.full_error()
         self._outbox_push(data, compress)
         self._flush_outbox()
 
@@ -236,7 +242,7 @@ class Peer(Connection):
         async with self._parts_lock:
             opcode: int | None = None
             pending: bytes | None = None
-            began = False
+            carrier: Any = None  # the transport that the first part went out by
             try:
                 async for part in _iterate(parts):
                     kind, payload = _part(part)
@@ -245,15 +251,14 @@ class Peer(Connection):
                     elif opcode != kind:
                         raise TypeError("the parts of one message must be all str or all bytes-like")
                     if pending is not None:
-                        await self._write_part(opcode if not began else 0, pending, final=False, began=began)
-                        began = True
+                        carrier = await self._write_part(opcode, pending, carrier, final=False)
                     pending = payload
                 if opcode is None or pending is None:
                     return  # nothing to send: no message
-                await self._write_part(opcode if not began else 0, pending, final=True, began=began)
-                began = False
+                await self._write_part(opcode, pending, carrier, final=True)
+                carrier = None
             except BaseException:
-                if began and self._is_open:
+                if self._is_fragmenting and self._is_open and self._transport_now is carrier:
                     # Half a message is out and cannot be taken back (RFC 6455 §5.4).
                     self._begin_closing(1011, b"message abandoned half-way")
                 raise
@@ -261,15 +266,22 @@ class Peer(Connection):
                 if self._is_fragmenting:
                     self._set_fragmenting(False)
 
-    async def _write_part(self, opcode: int, payload: bytes, *, final: bool, began: bool) -> None:
-        while self._is_open and (self._is_blocked or (not began and self._outbox_size)):
-            await self._writable()
-        if not self._is_open:
+    async def _write_part(self, opcode: int, payload: bytes, carrier: Any, *, final: bool) -> Any:
+        """Write one part, the first one if `carrier` is None; return the transport that it went out by."""
+        if carrier is None:
+            while self._waits_for_transport() or (self._is_open and (self._is_blocked or self._outbox_size)):
+                await self._writable()
+        else:
+            while self._transport_now is carrier and self._is_open and self._is_blocked:
+                await self._writable()
+        if not self._is_open or (carrier is not None and carrier is not self._transport_now):
             raise self._closed_error()
         self._set_fragmenting(True)
-        self._write_fragment(opcode, payload, final)
+        self._write_fragment(opcode if carrier is None else 0, payload, final)
+        carrier = self._transport_now
         if final:
             self._set_fragmenting(False)
+        return carrier
 
     async def _writable(self) -> None:
         """Wait until nothing waits to be written any more, or the transport is lost."""
@@ -405,7 +417,8 @@ class Peer(Connection):
         await asyncio.shield(self._closed_waiter)
 
     def _on_lost(self) -> None:
-        self._end(self._take_loss())
+        closed = self._take_loss()
+        self._end(None if self._is_normal(closed) else closed)
 
     def _take_loss(self) -> ConnectionClosed:
         """The transport is gone: settle the close code, and fail whatever waited for this transport."""
@@ -432,12 +445,23 @@ class Peer(Connection):
         error.__cause__ = failure
         return error
 
-    def _end(self, error: ConnectionClosed) -> None:
-        """The connection is closed for good; `error` is raised from `recv` unless the close was a normal one."""
-        normal = self._failure is None and (error.code in NORMAL_CLOSURE or self._closed_by == "local")
-        self._finish(None if normal else error)
+    def _is_normal(self, closed: ConnectionClosed) -> bool:
+        """Do `recv` and `async for` end without an exception?"""
+        return self._failure is None and (closed.code in NORMAL_CLOSURE or self._closed_by == "local")
+
+    def _end(self, error: Exception | None) -> None:
+        """The connection is closed for good: receivers get what is queued, then `error` if there is one."""
+        if self._backpressure is not None:
+            self._backpressure.abort(self._closed_error)
+        self._undelivered += self._empty_outbox()
+        self._finish(error)
+        self._on_writable()
         if self._closed_waiter is not None and not self._closed_waiter.done():
             self._closed_waiter.set_result(None)
+
+    def _empty_outbox(self) -> tuple[Message, ...]:
+        """Take out what was accepted and not written."""
+        return tuple(self._outbox_pop()[0] for _ in range(self._outbox_size))
 
     def _closed_error(self) -> ConnectionClosed | InvalidState:
         if self._close_code is not None:

@@ -42,6 +42,41 @@ def _protocol(link: Link, factory: Any, *, client: bool, host: str | None, resou
     )  # fmt: skip
 
 
+class _Wire:
+    """What picows sees of a transport while it takes it over.
+
+    It asks the socket for eight things, to tell its logger and to set what both event loops set anyway. On uvloop
+    each answer costs a socket object; on a UNIX-domain socket the first of them fails.
+    """
+
+    __slots__ = ("_fd", "_ssl_object", "get_write_buffer_size", "write")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._fd = transport.get_extra_info("socket").fileno()
+        self._ssl_object = transport.get_extra_info("ssl_object")
+        self.get_write_buffer_size = transport.get_write_buffer_size
+        self.write = transport.write
+
+    def get_extra_info(self, name: str) -> Any:
+        if name == "socket":
+            return self
+        return self._ssl_object if name == "ssl_object" else None
+
+    def fileno(self) -> int:
+        return int(self._fd)
+
+    def setsockopt(self, *args: int) -> None:
+        pass
+
+    def getsockopt(self, *args: int) -> int:
+        return 0
+
+
+def _connect(protocol: Any, link: Link, transport: asyncio.Transport) -> None:
+    link.transport = transport
+    protocol.connection_made(_Wire(transport))
+
+
 def _feed(protocol: Any, data: bytes) -> None:
     """Let `protocol` read `data` as if it had come from the transport."""
     while data:
@@ -65,7 +100,7 @@ def finish_server(
 
     protocol = _protocol(link, answer, client=False, host=None, resource=None, headers=None, max_size=max_size)
     transport.set_protocol(protocol)
-    protocol.connection_made(transport)
+    _connect(protocol, link, transport)
     _feed(protocol, _REQUEST % key.encode("ascii") + rest)
 
 
@@ -77,13 +112,21 @@ def begin_client(
     resource: str,
     headers: Iterable[tuple[str, str]],
     max_size: int,
-) -> tuple[Any, str]:
-    """Send the request of the opening handshake; return picows' protocol for `finish_client` and the key it sent."""
+) -> tuple[Any, str, bytes]:
+    """Send the request of the opening handshake.
+
+    Returns:
+        picows' protocol for `finish_client`, the key that was sent, and the whole head of the request.
+    """
+    fields = list(headers)
     protocol = _protocol(
-        link, lambda *_: link, client=True, host=host, resource=resource, headers=list(headers), max_size=max_size
+        link, lambda *_: link, client=True, host=host, resource=resource, headers=fields, max_size=max_size
     )
-    protocol.connection_made(transport)
-    return protocol, protocol.transport.request.headers["Sec-WebSocket-Key"]
+    _connect(protocol, link, transport)
+    fields.clear()  # they are sent, and the protocol would keep them as long as the connection lives
+    sent = protocol.transport.request.headers
+    lines = (f"GET {resource} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items()))
+    return protocol, sent["Sec-WebSocket-Key"], "\r\n".join(lines).encode()
 
 
 def finish_client(transport: asyncio.Transport, protocol: Any, key: str, rest: bytes) -> None:

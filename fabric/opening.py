@@ -1,0 +1,180 @@
+"""One attempt to connect, on the client's side: from the name lookup to 101, within one deadline.
+
+Owns the request, the judgement of the answer (RFC 6455 §4.1) and redirects. How bytes get to the server is
+`fabric.dialing`'s, when to try again the client's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fabric._version import VERSION
+from fabric.answer import AnswerReader
+from fabric.compression import HEADER as EXTENSIONS
+from fabric.compression import accept_answer, make_offer
+from fabric.dialing import Progress, dial
+from fabric.error import HandshakeFailed, Timeout
+from fabric.handshake import check_response
+from fabric.upgrade import begin_client, finish_client
+
+if TYPE_CHECKING:
+    from fabric_ext.connection import Link
+
+    from fabric.config import ClientConfig
+    from fabric.headers import HeaderMap
+    from fabric.url import Url
+    from fabric_ext.deflate import Codec
+
+__all__ = ["Answer", "open_connection"]
+
+USER_AGENT = f"websocket-fabric/{VERSION}"
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+_SUBPROTOCOL = "Sec-WebSocket-Protocol"
+
+
+class Answer:
+    """What an opening handshake has agreed on, and the heads of its request and response."""
+
+    __slots__ = ("codec", "request", "response", "subprotocol")
+
+    def __init__(self, request: bytes, response: bytes, subprotocol: str | None, codec: Codec | None) -> None:
+        self.request = request
+        self.response = response
+        self.subprotocol = subprotocol
+        self.codec = codec
+
+
+Prepare = Callable[[], "Link"]
+Accepted = Callable[[Answer], None]
+
+
+class ClientHandshake(AnswerReader):
+    """The protocol of a transport from the request to 101; then picows takes over."""
+
+    def __init__(self, address: Url, config: ClientConfig, accepted: Accepted) -> None:
+        super().__init__("the server", str(address))
+        self._address = address
+        self._config = config
+        self._accepted = accepted
+        self._protocol: Any = None  # picows', which waits for its turn
+        self._key = ""
+        self._request = b""
+
+    def ask(self, link: Link) -> None:
+        """Send the request."""
+        headers = self._config.request_headers(self._address)
+        headers.setdefault("User-Agent", USER_AGENT)
+        if self._config.subprotocols:
+            headers[_SUBPROTOCOL] = str(self._config.subprotocols)
+        offer = make_offer(self._config.compression)
+        if offer is not None:
+            headers[EXTENSIONS] = offer
+        self._protocol, self._key, self._request = begin_client(
+            self.transport,
+            link,
+            host=self._address.authority,
+            resource=self._address.resource,
+            headers=headers.items(),
+            max_size=self._config.max_message_size,
+        )
+
+    def _is_success(self, status: int) -> bool:
+        return status == 101
+
+    def _accept(self, status: int, headers: HeaderMap, head: bytes, rest: bytes) -> None:
+        check_response(status, headers, self._key)
+        chosen = headers.getall(_SUBPROTOCOL, [])
+        if len(chosen) > 1:
+            what = "the server chose more than one subprotocol"
+            raise HandshakeFailed(what, status=status, headers=headers)
+        subprotocol = self._config.subprotocols.confirm(chosen[0] if chosen else None)
+        agreement = accept_answer(headers.getall(EXTENSIONS, ()), self._config.compression)
+        codec = None if agreement is None else agreement.codec(self._config.compression, "client")
+        self._accepted(Answer(self._request, head, subprotocol, codec))
+        # In this very step: a frame that comes right behind the head must find its reader.
+        finish_client(self.transport, self._protocol, self._key, rest)
+
+
+async def open_connection(config: ClientConfig, prepare: Prepare, accepted: Accepted) -> None:
+    """Connect, and follow redirects, within `config.connection_timeout`.
+
+    Cancelling it leaves neither socket nor task behind. The connection's `_opened` hook has been called when
+    it returns.
+
+    Args:
+        config: where to and how.
+        prepare: makes the link to connect, anew for each redirect.
+        accepted: called with what was agreed on, just before the link is connected.
+
+    Raises:
+        Timeout: naming the phase that took too long.
+        ConnectionFailed, Tls, HandshakeFailed, AuthenticationFailed, SubprotocolNegotiationFailed, Io,
+        NotSupported: as their names say.
+    """
+    progress = Progress()
+    limit = asyncio.timeout(config.connection_timeout)
+    try:
+        async with limit:
+            await _follow(config, prepare, accepted, progress)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        # A server that said no, and then took its time over the reasons, did not time out.
+        refused = None if progress.reader is None else progress.reader.refusal_so_far()
+        raise refused or Timeout(progress.phase, config.connection_timeout) from None
+
+
+async def _follow(config: ClientConfig, prepare: Prepare, accepted: Accepted, progress: Progress) -> None:
+    address = config.address
+    followed = 0
+    while (redirect := await _attempt(address, config, prepare, accepted, progress)) is not None:
+        if config.sock is not None or not config.max_redirects:
+            raise redirect
+        if followed == config.max_redirects:
+            raise _not_followed(redirect, f"more than {followed} redirects")
+        address = _target(address, redirect)
+        followed += 1
+
+
+def _target(address: Url, redirect: HandshakeFailed) -> Url:
+    """Where `redirect`, the answer of `address`, leads."""
+    location = None if redirect.headers is None else redirect.headers.get("Location")
+    if location is None:
+        raise redirect
+    try:
+        return address.join(location)
+    except ValueError as error:
+        raise _not_followed(redirect, str(error)) from None
+
+
+def _not_followed(redirect: HandshakeFailed, why: str) -> HandshakeFailed:
+    return HandshakeFailed(
+        f"{redirect}: {why}", status=redirect.status, headers=redirect.headers, body=redirect.body
+    )
+
+
+async def _attempt(
+    address: Url, config: ClientConfig, prepare: Prepare, accepted: Accepted, progress: Progress
+) -> HandshakeFailed | None:
+    """Open a connection to `address`, or return the redirect that it answers."""
+    handshake = ClientHandshake(address, config, accepted)
+    progress.reader = None
+    try:
+        await dial(address, config, handshake, progress)
+        progress.phase = f"opening handshake with {address.authority}"
+        progress.reader = handshake
+        handshake.ask(prepare())
+        try:
+            await handshake.wait()
+        except HandshakeFailed as error:
+            if error.status not in REDIRECTS:
+                raise
+            return error
+    except BaseException:
+        handshake.abort()
+        raise
+    return None
