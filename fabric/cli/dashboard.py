@@ -1,0 +1,257 @@
+"""A live page about a server, served by that server itself: `fabric serve --dashboard`.
+
+Owns what the page is told: one sample a second, a little history for those who come later, and pings to a few
+connections, so that there are latencies to show. The page is `dashboard.html`, a single file. Who watches is
+not counted in what is shown.
+
+    dashboard = Dashboard(server)
+    server = WebSocketServer(..., process_request=dashboard.respond)   # and in the handler:
+    if dashboard.owns(client): return await dashboard.feed(client)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import functools
+import hashlib
+import random
+import re
+import time
+import uuid
+from collections import deque
+from importlib.resources import files
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from fabric._version import VERSION
+from fabric.error import Error
+from fabric.handshake import Request, Response
+from fabric.server import ConnectedClient, WebSocketServer
+from fabric_ext.histogram import Histogram
+
+__all__ = ["Dashboard"]
+
+PAGE = "/dashboard"
+FEED = "/dashboard/feed"
+
+INTERVAL = 1.0  # seconds between two samples
+HISTORY = 300  # samples a new page starts with
+PINGED = 32  # connections pinged for each sample
+PING_TIMEOUT = 5.0  # seconds
+
+TIMELINE = (50.0, 95.0, 99.0, 99.9)
+CURVE = (0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99, 100.0)
+# Nanoseconds from 1 µs to 10 s, twelve in each decade.
+BOUNDS = tuple(round(1000 * 10 ** (step / 12)) for step in range(7 * 12 + 1))
+
+
+class Interval:
+    """Tells what was added to a histogram since it was last asked."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, int] = {}
+
+    def take(self, histogram: Histogram) -> Histogram:
+        """The values recorded since the last call, in a histogram of their own."""
+        added, now = Histogram(significant_figures=histogram.significant_figures), {}
+        for slot in histogram.recorded():
+            now[slot.highest] = slot.samples
+            more = slot.samples - self._before.get(slot.highest, 0)
+            if more > 0:
+                added.record_n(slot.highest, more)
+        self._before = now
+        return added
+
+
+class Dashboard:
+    """What the page shows of `server`; `bind` gives it the server, which needs `respond` to be made."""
+
+    def __init__(self) -> None:
+        self._server: WebSocketServer | None = None
+        self._id = uuid.uuid4().hex  # a page that sees another one knows that the server was started anew
+        self._started = time.time()
+        self._page, self._headers = _load_page()
+        self._viewers: set[ConnectedClient] = set()
+        self._gone: dict[str, int] = dict.fromkeys(_TRAFFIC, 0)  # what was sent to those who no longer watch
+        self._seen = 0
+        self._samples: deque[bytes] = deque(maxlen=HISTORY)
+        self._interval = Interval()
+        self._last: tuple[float, dict[str, int]] | None = None
+        self._pings: dict[ConnectedClient, asyncio.Task[None]] = {}
+
+    def bind(self, server: WebSocketServer) -> None:
+        """Show `server` from now on."""
+        self._server = server
+
+    # -- HTTP
+
+    def respond(self, request: Request) -> Response | None:
+        """For `process_request`: the page, or 403 to a feed asked for by another site's script."""
+        headers = request.headers
+        if "Upgrade" in headers:
+            if request.path == FEED and not _is_same_origin(headers.get("Origin"), headers.get("Host")):
+                return Response(403, body="the dashboard is for its own page\n")
+            return None
+        if request.path.rstrip("/") == PAGE:
+            return Response(200, self._headers, self._page)
+        if request.path == "/":
+            return Response(302, {"Location": PAGE}, "see /dashboard\n")
+        return None
+
+    # -- the feed
+
+    def owns(self, client: ConnectedClient) -> bool:
+        """Is this a page that watches?"""
+        return client.request.path == FEED
+
+    async def feed(self, client: ConnectedClient) -> None:
+        """Handle a page until it goes away."""
+        self._viewers.add(client)
+        self._seen += 1
+        try:
+            await client.send_text(self._welcome().decode())
+            async for _ in client:
+                pass  # there is nothing to tell the server
+        finally:
+            self._viewers.discard(client)
+            for name in _TRAFFIC:
+                self._gone[name] += getattr(client, name)
+
+    def _welcome(self) -> bytes:
+        hello = {
+            "id": self._id,
+            "version": VERSION,
+            "started": self._started,
+            "bounds_us": [bound / 1e3 for bound in BOUNDS],
+        }
+        return b'{"hello":%b,"history":[%b]}' % (msgspec.json.encode(hello), b",".join(self._samples))
+
+    async def run(self) -> None:
+        """Take samples and send them until cancelled."""
+        try:
+            while True:
+                sample = msgspec.json.encode(self.sample())
+                self._samples.append(_without_distribution(sample))
+                text = sample.decode()
+                for viewer in list(self._viewers):
+                    with contextlib.suppress(Error):  # a page that does not keep up misses a sample
+                        viewer.send_nowait(text)
+                self._ping_some()
+                await asyncio.sleep(INTERVAL)
+        finally:
+            for task in self._pings.values():
+                task.cancel()
+            await asyncio.gather(*self._pings.values(), return_exceptions=True)
+
+    def _ping_some(self) -> None:
+        assert self._server is not None
+        clients = list(set(self._server.clients()) - self._viewers - self._pings.keys())
+        for client in random.sample(clients, min(PINGED, len(clients))):
+            task = self._pings[client] = asyncio.create_task(_ping(client))
+            task.add_done_callback(functools.partial(self._pinged, client))
+
+    def _pinged(self, client: ConnectedClient, _: asyncio.Task[None]) -> None:
+        del self._pings[client]
+
+    # -- what is told
+
+    def sample(self) -> dict[str, Any]:
+        """All that the page shows, as of now; rates since the last call."""
+        assert self._server is not None
+        metrics = self._server.metrics
+        at, totals = time.monotonic(), metrics.as_dict()
+        for name in _TRAFFIC:
+            totals[name] -= self._gone[name] + sum(getattr(viewer, name) for viewer in self._viewers)
+        totals["total_connections"] -= self._seen
+        clients = [client for client in self._server.clients() if client not in self._viewers]
+        totals["closed"] = totals["total_connections"] - len(clients)
+        before_at, before = self._last or (at - INTERVAL, totals)
+        self._last = at, totals
+        elapsed = max(at - before_at, 1e-3)
+
+        def per_second(name: str) -> float:
+            return float(round(max(totals[name] - before[name], 0) / elapsed, 1))
+
+        latest = self._interval.take(metrics.latency)
+        return {
+            "time": time.time(),
+            "connections": len(clients),
+            "opened": totals["total_connections"],
+            "opened_per_s": per_second("total_connections"),
+            "closed_per_s": per_second("closed"),
+            "messages_in": per_second("messages_received"),
+            "messages_out": per_second("messages_sent"),
+            "bytes_in": per_second("bytes_received"),
+            "bytes_out": per_second("bytes_sent"),
+            "latency_us": [v / 1e3 for v in latest.values_at_percentiles(TIMELINE)] if latest.count else None,
+            **_pressure(clients),
+            "slow_peer_drops": totals["slow_peer_drops"],
+            "rate_limit_drops": totals["rate_limit_drops"],
+            "errors": totals["send_errors"] + totals["receive_errors"],
+            "reconnections": totals["reconnections"],
+            "distribution": _distribution(metrics.latency),
+        }
+
+
+_TRAFFIC = ("messages_sent", "messages_received", "bytes_sent", "bytes_received")
+
+
+def _pressure(clients: list[ConnectedClient]) -> dict[str, Any]:
+    """Backpressure both ways: who does not read from us, and from whom we do not read."""
+    waiting = [client for client in clients if client._outbox_size]
+    return {
+        "waiting_connections": len(waiting),
+        "waiting_messages": sum(client._outbox_size for client in waiting),
+        "fullest_buffer": round(max((client.backpressure.level for client in waiting), default=0.0), 3),
+        "paused_connections": sum(client._is_reading_paused for client in clients),
+    }
+
+
+def _distribution(histogram: Histogram) -> dict[str, Any]:
+    """All latencies since the start: counts between BOUNDS, and the values at the percentiles of CURVE."""
+    counts = histogram.counts_up_to(BOUNDS)
+    steps = [after - before for before, after in zip([0, *counts], [*counts, histogram.count], strict=True)]
+    values = histogram.values_at_percentiles(CURVE) if histogram.count else []
+    return {
+        "count": histogram.count,
+        "bins": {index: count for index, count in enumerate(steps) if count},
+        "curve": [[percentile, value / 1e3] for percentile, value in zip(CURVE, values, strict=False)],
+    }
+
+
+def _without_distribution(sample: bytes) -> bytes:
+    """A sample as history keeps it: of the distribution since the start only the latest is shown."""
+    return sample[: sample.rindex(b',"distribution":')] + b"}"
+
+
+async def _ping(client: ConnectedClient) -> None:
+    with contextlib.suppress(Error, TimeoutError):
+        async with asyncio.timeout(PING_TIMEOUT):
+            await client.ping()  # records its round trip in the server's metrics
+
+
+def _is_same_origin(origin: str | None, host: str | None) -> bool:
+    """Browsers always send an Origin; what sends none is no site's script (RFC 6455 §10.2)."""
+    return origin is None or urlsplit(origin).netloc == host
+
+
+def _load_page() -> tuple[bytes, dict[str, str]]:
+    """The page, and headers that let it run its own script and nothing else."""
+    page = files("fabric.cli").joinpath("dashboard.html").read_bytes()
+    script = re.search(rb"<script>(.*?)</script>", page, re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1]).digest()).decode("ascii")
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:;"
+        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return page, {
+        "Content-Type": "text/html; charset=utf-8",
+        "Content-Security-Policy": policy,
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-store",
+    }
