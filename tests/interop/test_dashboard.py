@@ -1,0 +1,137 @@
+"""The live page in a real browser: it shows what happens, in light and dark, and survives a restart of its server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.chromium import Page, find_chromium
+
+from fabric.cli import dashboard
+from fabric.cli.serve import Service
+from fabric.client import WebSocketClient
+from fabric.config import ServerConfig
+
+pytestmark = [
+    pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True),  # the browser is what is tested
+    pytest.mark.deadline(90),
+]
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard, "INTERVAL", 0.1)
+
+
+@pytest.fixture
+def browser(require: Callable[[object, str], None]) -> str:
+    found = find_chromium()
+    require(found, "Chromium is not installed")
+    return str(found)
+
+
+@contextlib.asynccontextmanager
+async def serving(port: int = 0) -> AsyncIterator[int]:
+    """A server with its page; yields its port."""
+    service = Service(ServerConfig(f"127.0.0.1:{port}"), "echo", dashboard=True)
+    async with service.server as server:
+        feeding = asyncio.create_task(service.run_dashboard())
+        try:
+            yield server.port
+        finally:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+
+
+async def tile(page: Any, name: str) -> str:
+    program = f"[...document.querySelectorAll('.tile')].find((t) => t.innerText.includes('{name}')).innerText"
+    return str(await page.evaluate(program))
+
+
+def tile_says(name: str, text: str) -> str:
+    """The JavaScript condition that a tile shows `text` in a line of its own."""
+    return (
+        f"[...document.querySelectorAll('.tile')].some((t) => {{ const l = t.innerText.split('\\n');"
+        f" return l[0] === '{name}' && l.includes('{text}'); }})"
+    )
+
+
+async def test_it_shows_what_happens(browser: str, tmp_path: Path) -> None:
+    async with (
+        serving() as port,
+        Page.open(browser, tmp_path) as page,
+        contextlib.AsyncExitStack() as clients,
+    ):
+        await page.goto(f"http://127.0.0.1:{port}/")  # leads to the page
+        await page.until("document.body.dataset.state === 'live'")
+        assert await page.evaluate("location.pathname") == "/dashboard"
+        await page.until(tile_says("Connections", "0"))  # who watches does not count
+
+        opened = [
+            await clients.enter_async_context(WebSocketClient.connect(f"ws://127.0.0.1:{port}"))
+            for _ in range(3)
+        ]
+        await page.until(tile_says("Connections", "3"))
+        for client in opened:
+            await client.send("x" * 1000)
+            assert await client.recv() is not None
+        await page.until("known.samples.some((s) => s.messages_in > 0 && s.bytes_out > 0)")
+        await page.until("known.distribution.count >= 10")  # pings were answered
+        assert await tile(page, "Round trip") != "–"
+        assert await page.evaluate("document.querySelectorAll('.bar').length") > 0
+        labels = await page.evaluate("[...document.querySelectorAll('svg')].map((s) => s.ariaLabel)")
+        assert len(labels) == 8
+        assert all(labels), "a chart says nothing to those who cannot see it"
+        assert not page.problems
+
+
+async def test_it_comes_back_after_the_server_restarts(browser: str, tmp_path: Path) -> None:
+    async with Page.open(browser, tmp_path) as page:
+        async with serving() as port:
+            await page.goto(f"http://127.0.0.1:{port}/dashboard")
+            await page.until("document.body.dataset.samples > 3")
+        await page.until("document.body.dataset.state === 'reconnecting'")
+        await page.until("document.getElementById('state').textContent === 'reconnecting'")
+        before = int(await page.evaluate("document.body.dataset.samples"))
+
+        async with serving(port):
+            await page.until("document.body.dataset.state === 'live'")
+            await page.until(f"document.body.dataset.samples > {before + 3}")  # the past is kept
+            await page.until("document.body.dataset.restarts === '1'")
+            await page.until(tile_says("Reconnections", "1 server restarts"))
+            assert await page.evaluate("document.querySelectorAll('.gap').length") > 0
+        # Attempts while nobody listened are reported by the browser itself.
+        assert all("ERR_CONNECTION" in problem for problem in page.problems)
+
+
+async def test_light_and_dark(browser: str, tmp_path: Path) -> None:
+    async with serving() as port, Page.open(browser, tmp_path) as page:
+        lightness = []
+        for scheme in ("light", "dark"):
+            await page.prefer(scheme)
+            await page.goto(f"http://127.0.0.1:{port}/dashboard")
+            await page.until("document.body.dataset.samples > 2")
+            colour = "getComputedStyle(document.body).{}.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0)"
+            paper = await page.evaluate(colour.format("backgroundColor"))
+            ink = await page.evaluate(colour.format("color"))
+            lightness.append((paper, ink))
+        (light_paper, light_ink), (dark_paper, dark_ink) = lightness
+        assert light_paper - light_ink > 500
+        assert dark_ink - dark_paper > 500
+        assert not page.problems
+
+
+async def test_pause_holds_the_picture_and_not_the_feed(browser: str, tmp_path: Path) -> None:
+    async with serving() as port, Page.open(browser, tmp_path) as page:
+        await page.goto(f"http://127.0.0.1:{port}/dashboard")
+        await page.until("document.body.dataset.samples > 2")
+        await page.evaluate("document.getElementById('pause').click()")
+        held = await page.evaluate("shown.length")
+        await page.until(f"document.body.dataset.samples > {held + 3}")
+        assert await page.evaluate("shown.length") == held
+        await page.evaluate("document.getElementById('pause').click()")
+        await page.until(f"shown.length > {held}")
