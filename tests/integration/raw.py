@@ -34,11 +34,15 @@ class Visit:
         self.writer.write("\r\n".join([*lines, "", ""]).encode() + body)
 
     async def accept(self, *more: str, body: bytes = b"") -> dict[str, str]:
-        """Answer the opening handshake."""
+        """Read the request and answer it as a WebSocket server does."""
         headers = await self.request()
+        self.accepted(headers, *more, body=body)
+        return headers
+
+    def accepted(self, headers: dict[str, str], *more: str, body: bytes = b"") -> None:
+        """Answer a request that has been read."""
         accept = accept_key(headers["sec-websocket-key"])
         self.send(SWITCHING, *UPGRADE, f"Sec-WebSocket-Accept: {accept}", *more, body=body)
-        return headers
 
     async def frame(self) -> Frame:
         """Read one frame."""
