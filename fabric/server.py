@@ -293,6 +293,7 @@ class WebSocketServer:
             waiting: list[Awaitable[Any]] = [client.wait_closed() for client in self._clients]
             waiting += [asyncio.shield(task) for task in self._tasks]
             await asyncio.gather(*waiting, return_exceptions=True)
+            await asyncio.sleep(0)  # gather of what is done already does not let its callbacks run
 
     async def _abort_rest(self) -> None:
         for client in list(self._clients):
