@@ -1,3 +1,4 @@
+# cython: binding=False
 """The receiving end of a connection: a queue, and a `recv()` that is resumed the moment something arrives.
 
 Owns the queue of received items and the one task that may wait for them. Knows nothing of sockets or frames.
@@ -29,11 +30,69 @@ cdef extern from "Python.h":
 cdef extern from *:
     """
     static void fabric_set_iternext(PyObject *type, iternextfunc next) { ((PyTypeObject *)type)->tp_iternext = next; }
+
+    /* A StopIteration that only we hold, used again and again: who awaits takes its value and lets it go at once. One
+       that somebody kept, or that has been through Python code, is left to them. */
+    static PyObject *fabric_spare_stop;
+
+    static void fabric_stop_with(PyObject *value) {
+        PyStopIterationObject *stop = (PyStopIterationObject *)fabric_spare_stop;
+        if (stop == NULL || Py_REFCNT(stop) != 1 || stop->traceback != NULL || stop->context != NULL) {
+            PyObject *fresh = PyObject_CallNoArgs(PyExc_StopIteration);
+            if (fresh == NULL)
+                return;
+            Py_XDECREF(fabric_spare_stop);
+            fabric_spare_stop = fresh;
+            stop = (PyStopIterationObject *)fresh;
+        }
+        PyObject *before = stop->value;
+        Py_INCREF(value);
+        stop->value = value;
+        Py_XDECREF(before);
+        Py_INCREF(stop);
+    #if PY_VERSION_HEX >= 0x030C0000
+        PyErr_SetRaisedException((PyObject *)stop);
+    #else
+        Py_INCREF(PyExc_StopIteration);
+        PyErr_Restore(PyExc_StopIteration, (PyObject *)stop, NULL);
+    #endif
+    }
+
+    /* Keep neither the last item alive nor, where Python code caught it, the frames of a traceback. */
+    static void fabric_empty_stop(void) {
+        PyStopIterationObject *stop = (PyStopIterationObject *)fabric_spare_stop;
+        if (stop == NULL)
+            return;
+        if (stop->traceback != NULL || stop->context != NULL) {
+            fabric_spare_stop = NULL;
+            Py_DECREF(stop);
+        } else if (Py_REFCNT(stop) == 1 && stop->value != NULL) {
+            PyObject *before = stop->value;
+            stop->value = NULL;
+            Py_DECREF(before);
+        }
+    }
     """
     ctypedef PyObject* (*iternextfunc)(PyObject*) noexcept
     void set_iternext "fabric_set_iternext"(object type, iternextfunc next)
+    void stop_with "fabric_stop_with"(object value) noexcept       # raises StopIteration(value)
+    void empty_stop "fabric_empty_stop"() noexcept
 
 cdef object current_task = asyncio.current_task
+
+
+class _NoLoop:
+    """Enough of a loop for a future that never calls anybody."""
+
+    def get_debug(self):
+        return False
+
+
+# A finished future. A task's wakeup asks the future it is given for an exception, by name unless it is asyncio's own:
+# so it is given this one, whatever it waited for.
+cdef object FINISHED = asyncio.Future(loop=_NoLoop())
+FINISHED.set_result(None)
+
 cdef object CancelledError = asyncio.CancelledError
 cdef object EXHAUSTED = iter(())          # raises StopIteration for ever, without making an exception object
 
@@ -173,6 +232,7 @@ cdef class Recv:
             if self._iterating:
                 raise StopAsyncIteration
             raise StopIteration
+        empty_stop()
         parked = Parked.__new__(Parked)
         parked._inbox = inbox
         parked._asyncio_future_blocking = True
@@ -198,9 +258,7 @@ cdef PyObject* recv_iternext(PyObject* self) noexcept:
         recv._detach()
         item = inbox._queue.pop()
         inbox.taken(item)
-        if isinstance(item, (tuple, BaseException)):
-            item = StopIteration(item)                 # else PyErr_SetObject would unpack it
-        PyErr_SetObject(StopIteration, item)
+        stop_with(item)
         return NULL
     return recv_wait(recv)
 
@@ -275,7 +333,7 @@ cdef class Parked:
         cdef PyObject* result
         if in_place and context is not None:
             if PyContext_Enter(context) == 0:
-                result = PyObject_CallOneArg(callback, self)
+                result = PyObject_CallOneArg(callback, FINISHED)
                 PyContext_Exit(context)
                 if result == NULL:
                     reraise()                          # KeyboardInterrupt or SystemExit: a task keeps all others
