@@ -111,7 +111,7 @@ class ReconnectState:
 def should_retry(error: BaseException) -> bool:
     """Whether another attempt may help after `error`, which ended a connection or an attempt to make one.
 
-    Final are: a close by this end's `close()`, or with 1000, 1002, 1003, 1007, 1008 or 1010; the HTTP statuses
+    Final are: a close by this end, or with 1000, 1002, 1003, 1007, 1008 or 1010; the HTTP statuses
     401 and 403, and other 4xx except 408, 425 and 429; what TLS refused; what is no network error at all.
     """
     if isinstance(error, ConnectionClosed):
