@@ -25,6 +25,7 @@ cdef class Connection(Outlet):
     cdef bint _sendable          # OPEN, nothing waits to be sent before a new message
     cdef bint _fragmenting       # a message is being sent in parts: other data waits
     cdef bint _deaf              # failed or closed: frames are read and thrown away until the transport ends
+    cdef bint _discarding        # closing, and the queue is full: messages are thrown away
     cdef public bint _inbound_seen     # something arrived since the heartbeat last looked
     cdef int _read_pauses        # Pause bits: why the socket is not being read
 

@@ -220,7 +220,7 @@ cdef class Connection(Outlet):
         self._write = self._io.write
         self._io.set_write_buffer_limits(high=0)       # `_blocked` is then: the transport holds something
         self._fd = -1 if transport.is_secure else transport._socket
-        self._blocked = self._deaf = self._fragmenting = self._inflating = False
+        self._blocked = self._deaf = self._discarding = self._fragmenting = self._inflating = False
         self._read_pauses = 0
         self._sent_code = self._received_code = 0
         self._close_text = ""
@@ -303,6 +303,8 @@ cdef class Connection(Outlet):
     cdef int on_fault(self, int code, str reason) except -1:
         """picows cannot read on. The frame before the fault may be delivered after this call, so fail a moment later."""
         self._transport.is_close_frame_sent = True             # keeps picows from sending its own
+        if self._deaf:                                         # nothing it reads matters any more
+            return 0
         self._io.pause_reading()
         self._loop.call_soon(self._refuse_fault, self._link, code, reason)
         return 0
@@ -457,9 +459,11 @@ cdef class Connection(Outlet):
                 return 0
             if self._held is None:
                 self._held = Ring()
-            self._pause(OVER_RATE)
-            self._loop.call_later(wait * 1e-9, self._release_held_in_time)
-        self._held.push(message)
+            if self._state == OPEN:
+                self._pause(OVER_RATE)
+                self._loop.call_later(wait * 1e-9, self._release_held_in_time)
+        if self._state == OPEN:                                # else reading goes on, up to the peer's close frame
+            self._held.push(message)
         return 0
 
     def _release_held_in_time(self):
@@ -499,6 +503,8 @@ cdef class Connection(Outlet):
 
     cdef int _enqueue(self, object item) except -1:
         cdef Py_ssize_t n
+        if self._discarding:
+            return 0
         if type(item) is Message:
             n = weight(<Message>item)
         else:
@@ -506,7 +512,10 @@ cdef class Connection(Outlet):
         self._queued_bytes += n
         self.put(item)
         if self._queue.size >= self._queue_limit or self._queued_bytes >= self._queue_byte_limit:
-            self._pause(QUEUE_FULL)
+            if self._state == OPEN:
+                self._pause(QUEUE_FULL)
+            else:
+                self._discarding = True                        # reading goes on, up to the peer's close frame
         return 0
 
     cdef int taken(self, object item) except -1:
@@ -547,14 +556,14 @@ cdef class Connection(Outlet):
             return self._receive_close(p, n)
         if opcode == K_PONG:
             self._on_pong(PyBytes_FromStringAndSize(p, n))
-        elif self._state == OPEN:
+        else:
             # RFC 6455 §5.5.3: it is enough to answer the most recent ping. So one pong waits at most.
             self._pong_due = PyBytes_FromStringAndSize(p, n)
             self._send_pong_due()
         return 0
 
     def _send_pong_due(self):
-        if self._pong_due is not None and not self._blocked and self._state == OPEN:
+        if self._pong_due is not None and not self._blocked and not self._deaf:
             payload, self._pong_due = self._pong_due, None
             self._write_control(K_PONG, payload)
 

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+from fabric.error import ConnectionClosed
 from fabric.server import ConnectedClient, WebSocketServer
 
 
@@ -41,6 +42,46 @@ class Held:
 
     def release(self) -> None:
         self._released.set()
+
+
+class Recorder:
+    """A handler that echoes if asked to, and keeps what it got and how that ended.
+
+    Attributes:
+        client: the connection, once there is one.
+        messages: payloads received, str or bytes.
+        error: what `recv` raised, or None after a normal close.
+    """
+
+    def __init__(self, *, echo: bool = False) -> None:
+        self._echo = echo
+        self.client: ConnectedClient = None  # type: ignore[assignment]
+        self.messages: list[Any] = []
+        self.error: ConnectionClosed | None = None
+        self._connected = asyncio.Event()
+        self._ended = asyncio.Event()
+
+    async def __call__(self, client: ConnectedClient) -> None:
+        self.client = client
+        self._connected.set()
+        try:
+            async for message in client:
+                self.messages.append(message.as_text() if message.is_text else message.as_bytes())
+                if self._echo:
+                    await client.send(message)
+        except ConnectionClosed as error:
+            self.error = error
+        finally:
+            self._ended.set()
+
+    async def connected(self) -> ConnectedClient:
+        await self._connected.wait()
+        return self.client
+
+    async def ended(self) -> None:
+        """Wait until the handler is through and its connection closed."""
+        await self._ended.wait()
+        await self.client.wait_closed()
 
 
 async def serve(stack: contextlib.AsyncExitStack, handler: Any = None, **options: Any) -> WebSocketServer:
