@@ -39,7 +39,8 @@ logger = logging.getLogger(__name__)
 
 LOOKS = 16  # at each peer, in one ping_interval
 GROUPS = 16  # timers, at most, in the time between two looks at one peer
-SLICE = 500  # peers done before the loop may see to something else
+SLICE = 500  # peers looked at before the loop may see to something else,
+PING_COST = 25  # of which a ping, with the system call that sends it, counts for so many
 GRACE = 0.05  # seconds between the end of a peer's time and the verdict
 GAP = 0.5  # seconds by which a timer must be late, at least, to mean that the loop or the machine stood still
 RESOLUTION = 0.001  # seconds: what the coarsest loop's clock shows (uvloop)
@@ -240,15 +241,16 @@ class HeartbeatManager:
         """Do what is due at `now`; return when to come next, None = never."""
         if self._wake and now - self._wake > self._gap:
             self._forgive(now)
-        due, visits, slots_left = now + RESOLUTION, self._visits, SLICE
-        while visits and visits[0].due <= due and slots_left:
+        due, visits, left = now + RESOLUTION, self._visits, SLICE
+        while visits and visits[0].due <= due and left > 0:
             slot = visits.popleft()
+            if slot.target is None:
+                left -= 1
+                continue
+            left -= self._look(slot, slot.target, now)
             if slot.target is not None:
-                self._look(slot, slot.target, now)
-                if slot.target is not None:
-                    slot.due = now + self._tick
-                    visits.append(slot)
-            slots_left -= 1
+                slot.due = now + self._tick
+                visits.append(slot)
         while self._deadlines and self._deadlines[0][0] <= due:
             _, slot, ping = self._deadlines.popleft()
             self._time_out(slot, ping, now)
@@ -259,14 +261,16 @@ class HeartbeatManager:
         self._wake = when or 0.0
         return when
 
-    def _look(self, slot: _Slot, target: HeartbeatTarget, now: float) -> None:
-        """The rule for one peer, LOOKS times in an interval."""
+    def _look(self, slot: _Slot, target: HeartbeatTarget, now: float) -> int:
+        """The rule for one peer, LOOKS times in an interval. Returns its part of a SLICE."""
         if target.inbound_seen:
             target.inbound_seen = False
             slot.heard = now
             slot.waiting = False
         elif not slot.waiting and now - slot.heard >= self._quiet:
             self._ping(slot, target, now)
+            return PING_COST
+        return 1
 
     def _ping(self, slot: _Slot, target: HeartbeatTarget, now: float) -> None:
         ping = slot.ping = os.urandom(PAYLOAD_SIZE)
