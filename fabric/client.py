@@ -8,7 +8,6 @@ to replace it, and the end. What a connection does while it is open is `fabric.p
 from __future__ import annotations
 
 import asyncio
-import copy
 import inspect
 import logging
 import time
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from weakref import WeakValueDictionary
 
 from fabric.config import ClientConfig
-from fabric.error import ConnectionClosed, InvalidState, ReconnectTimeout
+from fabric.error import ConnectionClosed, ReconnectTimeout
 from fabric.handshake import Request, Response, parse_response
 from fabric.heartbeat import HeartbeatManager
 from fabric.metrics import MetricsCollector
@@ -26,6 +25,7 @@ from fabric.opening import Answer, open_connection
 from fabric.peer import Peer
 from fabric.ratelimit import connection_gate
 from fabric.reconnect import FINAL_CLOSE_CODES, ReconnectState, retry_after, should_retry
+from fabric_ext.protocol import State
 
 if TYPE_CHECKING:
     from fabric.config import HeartbeatConfig
@@ -74,7 +74,6 @@ class WebSocketClient(Peer):
         "_heartbeat",
         "_interruptible",
         "_keeps_on",
-        "_lost",
         "_on_connect",
         "_on_disconnect",
         "_on_reconnect",
@@ -116,7 +115,6 @@ class WebSocketClient(Peer):
         # A socket that was handed to us serves once.
         self._keeps_on = config.auto_reconnect and config.reconnect.enabled and config.sock is None
         self._answer: Answer | None = None  # of the latest opening handshake
-        self._lost: ConnectionClosed | None = None  # while a replacement is sought: how the last one ended
         self._given_up: ReconnectTimeout | None = None
         self._stopping = False  # close() was called
         self._closer: asyncio.Task[Any] | None = None  # the task that is in close()
@@ -267,12 +265,10 @@ class WebSocketClient(Peer):
         self._local_addr = transport.get_extra_info("sockname")
         self._remote_addr = transport.get_extra_info("peername")
         self._metrics.record_connection()
-        if self._lost is not None:
+        if self._loss is not None:
             self._metrics.record_reconnection()
-        self._lost = None
         self._schedule.connected(self._loop_time())
-        if self._heartbeat is not None:
-            self._heartbeat.add(self)
+        self._begin_heartbeat(self._heartbeat)
         self._flush_outbox()
         if not self._outbox_size:
             self._on_writable()
@@ -285,28 +281,22 @@ class WebSocketClient(Peer):
 
     @property
     def _is_reconnecting(self) -> bool:
-        return self._lost is not None
+        return self.state is State.RECONNECTING
 
     def _waits_for_transport(self) -> bool:
         return self._is_reconnecting
-
-    def _closed_error(self) -> ConnectionClosed | InvalidState:
-        # A copy: what is raised gathers tracebacks.
-        return super()._closed_error() if self._lost is None else copy.copy(self._lost)
 
     def _on_lost(self) -> None:
         closed = self._take_loss()
         self._metrics.record_disconnection()
         self._schedule.disconnected(self._loop_time())
-        if self._heartbeat is not None:
-            self._heartbeat.remove(self)
         if self._stopping or not self._keeps_on or closed.code in FINAL_CLOSE_CODES:
+            self._look_after(closed)
             self._end(None if self._is_normal(closed) else closed)
         else:
             self._lose()
-            self._lost = closed
             self._close_code = self._closed_by = None
-        self._look_after(closed)
+            self._look_after(closed)
 
     def _look_after(self, error: ConnectionClosed | ReconnectTimeout) -> None:
         """Start the task that has the callback called, and a replacement sought if there is to be one."""
@@ -327,7 +317,7 @@ class WebSocketClient(Peer):
 
     async def _replace(self) -> None:
         """Try until there is a connection, or no more reason to try."""
-        failure: Exception | None = self._lost
+        failure: Exception | None = self._loss
         while self._is_reconnecting:
             delay = self._schedule.next_delay(retry_after(failure))
             if delay is None:
@@ -350,13 +340,13 @@ class WebSocketClient(Peer):
         self._undelivered += undelivered
         error = ReconnectTimeout(why, attempts=self._schedule.attempts, undelivered=undelivered, cause=cause)
         self._given_up = error
-        self._end_outage(error)
         self._look_after(error)
+        self._end_outage(error)
 
     def _end_outage(self, error: ReconnectTimeout | None) -> None:
         """There will be no other connection than the one that was lost."""
-        assert self._lost is not None
-        self._close_code, self._lost = self._lost.code, None
+        assert self._loss is not None
+        self._close_code = self._loss.code
         self._end(error)
 
     async def _notify(self, callback: Callable[..., Any] | None, *args: Any) -> None:

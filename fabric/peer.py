@@ -8,6 +8,7 @@ pings, the close handshake, and which exception says what. Never opens a connect
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import time
 import uuid
@@ -27,11 +28,13 @@ from fabric.error import (
     Utf8Error,
 )
 from fabric.message import Message, MessageType
+from fabric.pulse import Pulse
 
 if TYPE_CHECKING:
     from fabric_ext.protocol import State
 
     from fabric.config import BackpressureConfig
+    from fabric.heartbeat import HeartbeatManager
     from fabric.metrics import MetricsCollector
 
 __all__ = ["Peer"]
@@ -61,9 +64,11 @@ class Peer(Connection):
         "_latency",
         "_local_addr",
         "_logger",
+        "_loss",
         "_metrics",
         "_parts_lock",
         "_pings",
+        "_pulse",
         "_remote_addr",
         "_subprotocol",
         "_undelivered",
@@ -89,10 +94,12 @@ class Peer(Connection):
         self._closed_by: str | None = None  # "local" once we have begun to close
         self._closed_waiter: asyncio.Future[None] | None = None
         self._latency: float | None = None
+        self._loss: ConnectionClosed | None = None  # how the latest transport was lost
         self._local_addr: Any = None
         self._remote_addr: Any = None
         self._parts_lock: asyncio.Lock | None = None
         self._pings: dict[bytes, tuple[asyncio.Future[float], int]] | None = None
+        self._pulse: Pulse | None = None  # while the heartbeat watches this connection
         self._undelivered: tuple[Message, ...] = ()
         self._writable_waiters: list[asyncio.Future[None]] | None = None
 
@@ -348,16 +355,20 @@ class Peer(Connection):
             self._pings = {}
         if payload in self._pings:
             raise InvalidState("a ping with the same data is still unanswered", state=self.state.name)
-        answer = asyncio.get_running_loop().create_future()
-        self._pings[payload] = answer, time.perf_counter_ns()
+        answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        unanswered = self._pings  # of this transport
+        unanswered[payload] = answer, time.perf_counter_ns()
         try:
             self._write_ping(payload)
             return await answer
         finally:
-            self._pings.pop(payload, None)
+            unanswered.pop(payload, None)
 
     def _on_pong(self, payload: bytes) -> None:
         """RFC 6455 §5.5.3: a pong answers its ping, and every one sent before."""
+        beat = None if self._pulse is None else self._pulse.pong(payload)
+        if beat is not None:
+            self._record_rtt(beat)
         if self._pings is None or payload not in self._pings:
             return
         now = time.perf_counter_ns()
@@ -372,6 +383,16 @@ class Peer(Connection):
     def _record_rtt(self, seconds: float) -> None:
         self._latency = seconds
         self._metrics.record_heartbeat_rtt(seconds)
+
+    def _begin_heartbeat(self, manager: HeartbeatManager | None) -> None:
+        """Have `manager` find out whether the other end is still there, as long as there is this transport."""
+        if manager is not None:
+            self._pulse = Pulse(self, manager)
+
+    def _fail_silently(self, error: Exception) -> None:
+        """The other end does not hear us: drop the connection because of `error`."""
+        self._failure = error
+        self._abort()
 
     # -- closing
 
@@ -422,7 +443,10 @@ class Peer(Connection):
 
     def _take_loss(self) -> ConnectionClosed:
         """The transport is gone: settle the close code, and fail whatever waited for this transport."""
-        error = self._settle()
+        error = self._loss = self._settle()
+        if self._pulse is not None:
+            self._pulse.stop()
+            self._pulse = None
         pings, self._pings = self._pings, None
         for answer, _ in (pings or {}).values():
             if not answer.done():
@@ -433,7 +457,7 @@ class Peer(Connection):
     def _settle(self) -> ConnectionClosed:
         code, by = 1006, "transport"
         failure = self._failure
-        if failure is not None:
+        if failure is not None and self._sent_code:
             code, by = self._sent_code, "local"
         elif self._received_code:
             code, by = self._received_code, self._closed_by or "remote"
@@ -454,18 +478,20 @@ class Peer(Connection):
         if self._backpressure is not None:
             self._backpressure.abort(self._closed_error)
         self._undelivered += self._empty_outbox()
-        self._finish(error)
         self._on_writable()
         if self._closed_waiter is not None and not self._closed_waiter.done():
             self._closed_waiter.set_result(None)
+        self._finish(error)  # at last: who waits in recv() is resumed right in there
 
     def _empty_outbox(self) -> tuple[Message, ...]:
         """Take out what was accepted and not written."""
         return tuple(self._outbox_pop()[0] for _ in range(self._outbox_size))
 
     def _closed_error(self) -> ConnectionClosed | InvalidState:
-        if self._close_code is not None:
-            return self._settle()
+        if self._loss is not None and (self._transport_now is None or self._is_open):
+            error = copy.copy(self._loss)  # what is raised gathers tracebacks
+            error.__cause__ = self._loss.__cause__
+            return error
         if self._sent_code or self._received_code:
             by = self._closed_by or ("local" if self._failure is not None else "remote")
             code = self._received_code or self._sent_code

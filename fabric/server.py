@@ -447,8 +447,7 @@ class WebSocketServer:
         if client._ip is not None:
             self._per_ip[client._ip] += 1
         self._metrics.record_connection()
-        if self._heartbeat is not None:
-            self._heartbeat.add(client)
+        client._begin_heartbeat(self._heartbeat)
         if self._on_connect is not None:
             self._call(self._on_connect, client)
         if self._handler is not None:
@@ -466,8 +465,6 @@ class WebSocketServer:
             if not self._per_ip[client._ip]:
                 del self._per_ip[client._ip]
         self._metrics.record_disconnection()
-        if self._heartbeat is not None:
-            self._heartbeat.remove(client)
         if self._on_disconnect is not None:
             self._call(self._on_disconnect, client)
 

@@ -27,7 +27,7 @@ LAYERS = {
         fabric.heartbeat fabric.ratelimit fabric.metrics fabric.prometheus
     """,
     "endpoints": """
-        fabric.peer fabric.upgrade fabric.answer fabric.dialing fabric.opening fabric.acceptance
+        fabric.pulse fabric.peer fabric.upgrade fabric.answer fabric.dialing fabric.opening fabric.acceptance
         fabric.client fabric.server
     """,
     "top": "fabric.pool fabric fabric.cli fabric.__main__",

@@ -1,0 +1,99 @@
+"""What the heartbeat sees of a connection, and what it may do to it (`fabric.heartbeat.HeartbeatTarget`).
+
+Owns the look into the kernel that tells a peer that is busy from one that is gone. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+import sys
+import termios
+from typing import TYPE_CHECKING, Any
+
+from fabric.error import Timeout
+
+if TYPE_CHECKING:
+    from fabric.heartbeat import HeartbeatManager
+
+__all__ = ["Pulse"]
+
+# Of struct tcp_info in linux/tcp.h: milliseconds since data were sent, and since an acknowledgement came.
+_TCP_INFO = struct.Struct("=44xI8xI")
+_HAS_TCP_INFO = sys.platform == "linux"
+
+
+class Pulse:
+    """One connection, watched by `manager` until `stop`."""
+
+    __slots__ = ("_manager", "_peer")
+
+    def __init__(self, peer: Any, manager: HeartbeatManager) -> None:
+        self._peer = peer  # a fabric.peer.Peer, which makes its own pulse
+        self._manager = manager
+        manager.add(self)
+
+    def stop(self) -> None:
+        """Watch it no longer."""
+        self._manager.remove(self)
+
+    def pong(self, payload: bytes) -> float | None:
+        """The round trip, in seconds, if `payload` answers the heartbeat's ping."""
+        return self._manager.pong(self, payload)
+
+    # -- for the manager
+
+    @property
+    def inbound_seen(self) -> bool:
+        return bool(self._peer._inbound_seen)
+
+    @inbound_seen.setter
+    def inbound_seen(self, seen: bool) -> None:
+        self._peer._inbound_seen = seen
+
+    @property
+    def is_reading_paused(self) -> bool:
+        return bool(self._peer._is_reading_paused)
+
+    @property
+    def ping_is_queued(self) -> bool:
+        """In the transport's buffer, or in the kernel's, sent but not acknowledged included."""
+        if self._peer._is_blocked:
+            return True
+        sock = self._socket()
+        if sock is None or _silence_of(sock) is None:
+            return False
+        queued = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        return int.from_bytes(queued, sys.byteorder) > 0
+
+    def kernel_alive(self, within: float) -> bool | None:
+        """Did the peer's kernel acknowledge anything in the last `within` seconds? None = unknown."""
+        sock = self._socket()
+        silence = None if sock is None else _silence_of(sock)
+        return None if silence is None else silence <= within
+
+    def _socket(self) -> Any:
+        transport = self._peer._transport_now
+        return None if transport is None else transport.get_extra_info("socket")
+
+    def send_ping(self, payload: bytes) -> None:
+        if self._peer.is_connected:
+            self._peer._write_ping(payload)
+
+    def fail(self, reason: str) -> None:
+        self._peer._logger.info("connection %s: %s", self._peer.id, reason)
+        self._peer._fail_silently(Timeout("heartbeat", self._manager.config.ping_timeout))
+
+
+def _silence_of(sock: Any) -> float | None:
+    """Seconds since the peer's kernel last acknowledged anything; None where the system does not tell."""
+    if not _HAS_TCP_INFO or sock.family == socket.AF_UNIX:
+        return None
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        sent, acknowledged = _TCP_INFO.unpack(info)
+    except (OSError, struct.error):
+        return None
+    # Some that are not Linux have zeros for what they do not know (gVisor).
+    return acknowledged / 1000 if sent or acknowledged else None
