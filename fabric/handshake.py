@@ -28,10 +28,11 @@ HEAD_END = b"\r\n\r\n"
 MAX_HEADERS = 128  # lines
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.6.2
-_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110 §5.5
-_TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+")
-_VERSION = re.compile(rb"HTTP/(\d)\.(\d)")
+_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 §5.6.2
+_VALUE = r"[^\x00-\x08\x0a-\x1f\x7f]*"  # RFC 9110 §5.5
+_HEADERS = re.compile(rf"(?:\r\n{_TOKEN}:{_VALUE})*")  # and no obsolete folding: RFC 9112 §5.2
+_HEADER = re.compile(rf"{_TOKEN}:{_VALUE}")
+_REQUEST_LINE = re.compile(rf"({_TOKEN}) [\x21-\x7e\x80-\xff]+ HTTP/(\d)\.(\d)".encode("latin-1"))
 _AUTHORITY = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^/?]*")  # of a target in absolute form, RFC 9112 §3.2.2
 
 
@@ -157,18 +158,16 @@ def accept_key(key: str) -> str:
 
 
 def _parse_headers(head: bytes) -> HeaderMap:
-    headers = HeaderMap()
-    lines = head.split(b"\r\n")
-    if len(lines) - 1 > MAX_HEADERS:
-        raise InvalidHeader("", f"{len(lines) - 1} header lines, at most {MAX_HEADERS} are allowed")
-    add = CIMultiDict.add
-    for line in lines[1:]:
-        name, colon, value = line.partition(b":")
-        if not colon or not _TOKEN.fullmatch(name):  # also refuses obsolete folding, RFC 9112 §5.2
-            raise InvalidHeader(name.decode("latin-1"), "not a header line")
-        if _BAD_VALUE.search(value):
-            raise InvalidHeader(name.decode("latin-1"), "control character in a header value")
-        add(headers, name.decode("ascii"), value.strip(b" \t").decode("utf-8", "surrogateescape"))
+    text = head.decode("utf-8", "surrogateescape")
+    start, *lines = text.split("\r\n")
+    if len(lines) > MAX_HEADERS:
+        raise InvalidHeader("", f"{len(lines)} header lines, at most {MAX_HEADERS} are allowed")
+    if not _HEADERS.fullmatch(text, len(start)):
+        wrong = next(line for line in lines if not _HEADER.fullmatch(line))
+        raise InvalidHeader(wrong.partition(":")[0], "not a header line, or a control character in its value")
+    pairs = [(name, value.strip(" \t")) for name, _, value in (line.partition(":") for line in lines)]
+    headers = HeaderMap.__new__(HeaderMap)  # they are checked: HeaderMap() would do it again, one by one
+    CIMultiDict.__init__(headers, pairs)
     return headers
 
 
@@ -181,21 +180,19 @@ def parse_request(head: bytes) -> tuple[Request, HeaderMap]:
     Raises:
         Rejection: it is malformed, has a body, or asks for what only a web server does.
     """
-    parts = head.partition(b"\r\n")[0].split(b" ")
-    if len(parts) != 3 or not _TOKEN.fullmatch(parts[0]) or not _TARGET.fullmatch(parts[1]):
+    line = _REQUEST_LINE.fullmatch(head.partition(b"\r\n")[0])
+    if line is None:
         raise Rejection(400, "malformed request line")
-    version = _VERSION.fullmatch(parts[2])
-    if version is None:
-        raise Rejection(400, "malformed request line")
-    if parts[0] not in (b"GET", b"HEAD"):
-        raise Rejection(405, f"method {parts[0].decode()[:20]} is not allowed, use GET", [("Allow", "GET, HEAD")])
+    method, major, minor = line.groups()
+    if method not in (b"GET", b"HEAD"):
+        raise Rejection(405, f"method {method.decode()[:20]} is not allowed, use GET", [("Allow", "GET, HEAD")])
     try:
         headers = _parse_headers(head)
     except InvalidHeader as error:
         raise Rejection(431 if "header lines" in str(error) else 400, str(error)) from None
-    if version.group(1) != b"1":
+    if major != b"1":
         raise Rejection(505, "HTTP/1.1 is spoken here")
-    if version.group(2) != b"0" and len(headers.getall("Host", ())) != 1:  # RFC 9112 §3.2
+    if minor != b"0" and len(headers.getall("Host", ())) != 1:  # RFC 9112 §3.2
         raise Rejection(400, "exactly one Host header is required")
     if "Transfer-Encoding" in headers or any(n.strip("0") for n in headers.getall("Content-Length", ())):
         raise Rejection(400, "a request with a body is not accepted")

@@ -8,7 +8,7 @@ is shown a canonical one. Only this module and `fabric_ext.connection` know pico
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from picows import WSAutoPingStrategy, WSUpgradeResponse, WSUpgradeResponseWithListener
@@ -54,6 +54,10 @@ def _protocol(link: Link, factory: Any, *, client: bool, host: str | None, resou
         False,  # auto pong: ours is bounded
         max_size, headers, READ_BUFFER,
     )  # fmt: skip
+
+
+# An answer without headers of ours: picows writes the key into it, sends it, and it is forgotten.
+_BARE_ANSWER = WSUpgradeResponse.create_101_response()
 
 
 class _Wire:
@@ -102,7 +106,7 @@ def _feed(protocol: Any, data: bytes) -> None:
 
 
 def finish_server(
-    transport: asyncio.Transport, link: Link, key: str, headers: Iterable[tuple[str, str]], rest: bytes, max_size: int
+    transport: asyncio.Transport, link: Link, key: str, headers: Sequence[tuple[str, str]], rest: bytes, max_size: int
 ) -> None:
     """Answer 101 with `headers` and connect `link`; `rest` are the bytes that came after the request.
 
@@ -110,7 +114,8 @@ def finish_server(
     """
 
     def answer(_request: Any) -> WSUpgradeResponseWithListener:
-        return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(headers), link)
+        response = WSUpgradeResponse.create_101_response(headers) if headers else _BARE_ANSWER
+        return WSUpgradeResponseWithListener(response, link)
 
     protocol = _protocol(link, answer, client=False, host=None, resource=None, headers=None, max_size=max_size)
     transport.set_protocol(protocol)
