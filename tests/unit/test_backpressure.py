@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -331,6 +332,20 @@ async def test_no_timeout_after_being_admitted() -> None:
     await task
     await timed_out
     assert buffer.bytes == 1
+
+
+async def test_no_timer_is_left_when_the_wait_is_over() -> None:
+    buffer = controller(timeout=60)
+    await buffer.acquire(900)
+    held = sys.getrefcount(buffer)
+    tasks = await senders(buffer, [1, 1])
+    tasks[1].cancel()
+    buffer.release(900)
+    await settle()
+    assert [task.cancelled() for task in tasks] == [False, True]
+    tasks.clear()
+    await settle()
+    assert sys.getrefcount(buffer) == held  # a timer would refer to it
 
 
 async def test_abort_gives_each_its_own_error() -> None:
