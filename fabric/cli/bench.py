@@ -243,7 +243,8 @@ def live(meter: Meter, seconds: float) -> str:
 def _report(
     screen: Screen, plan: Plan, names: Sequence[str], totals: Sequence[Measurement], ratios: dict[str, Spread]
 ) -> None:
-    screen.say(f"{_describe(plan)}, {format_duration(totals[0].seconds)} each, fabric {VERSION}")
+    screen.say(_describe(plan))
+    screen.say(f"{format_duration(totals[0].seconds)} for each server, fabric {VERSION}")
     for index, (name, total) in enumerate(zip(names, totals, strict=True)):
         letter = f"{NAMES[index]}  " if len(names) > 1 else ""
         screen.say()

@@ -104,9 +104,7 @@ def distribution(
     lines += _marks(axis, histogram, glyphs)
     if beyond := histogram.count - reached[-1]:
         slowest = format_duration(histogram.max * 1e-9)
-        lines.append(
-            f"{'':{GUTTER}}{format_count(beyond)} slower ones are not drawn, the slowest took {slowest}"
-        )
+        lines.append(f"{'':{GUTTER}}{format_count(beyond)} slower ones, up to {slowest}, are not drawn")
     return [line.rstrip() if unicode else line.rstrip().replace("µ", "u") for line in lines]
 
 

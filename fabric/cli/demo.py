@@ -201,6 +201,5 @@ def _report(screen: Screen, alone: Measurement, piped: Measurement) -> None:
     for line in chart.distribution(alone.latency, width=screen.width - 2, unicode=screen.unicode):
         screen.say(line)
     screen.say()
-    screen.say(
-        "Next: `python -m fabric serve --dashboard`, then `python -m fabric bench ws://127.0.0.1:8080`"
-    )
+    screen.say("Next:  python -m fabric serve --dashboard")
+    screen.say("       python -m fabric bench ws://127.0.0.1:8080")
