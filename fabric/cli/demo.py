@@ -48,7 +48,7 @@ class Order:
     symbol: str
     side: str
     price: float
-    quantity: int
+    size: int
 
 
 def configure(commands: Any) -> None:
@@ -133,7 +133,7 @@ async def _show_json(screen: Screen, client: WebSocketClient) -> None:
     assert answer is not None
     _require_same(order, answer.parse_json(Order))
     _step(screen, "JSON", answer.as_text())
-    _step(screen, "", f"decoded as {answer.parse_json(Order)}")
+    _step(screen, "", f"→ {answer.parse_json(Order)}")
 
 
 async def _show_broadcast(screen: Screen, server: WebSocketServer, url: str, clients: int) -> None:

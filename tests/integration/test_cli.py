@@ -88,7 +88,7 @@ def test_demo_shows_the_main_job(demo: subprocess.CompletedProcess[str]) -> None
         r'^text +"Grüße .*🚀" came back in [\d.]+ [µm]s$',
         r"^binary +1\.00 MiB came back, byte for byte, in",
         r'^JSON +\{"symbol":"EURUSD"',
-        r"^ +decoded as Order\(symbol='EURUSD'",
+        r"^ +→ Order\(symbol='EURUSD', side='buy', price=1.0842, size=250000\)$",
         r"^broadcast +one message to 20 clients; all had it after",
         r"^latency +one message in flight: p50 [\d.]+ [µm]s, p99 [\d.]+ [µm]s$",
         r"^throughput +64 in flight: [\d,]+ messages/s",

@@ -115,7 +115,9 @@ async def test_light_and_dark(browser: str, tmp_path: Path) -> None:
             await page.prefer(scheme)
             await page.goto(f"http://127.0.0.1:{port}/dashboard")
             await page.until("document.body.dataset.samples > 2")
-            colour = "getComputedStyle(document.body).{}.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0)"
+            colour = (
+                "getComputedStyle(document.body).{}.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0)"
+            )
             paper = await page.evaluate(colour.format("backgroundColor"))
             ink = await page.evaluate(colour.format("color"))
             lightness.append((paper, ink))
