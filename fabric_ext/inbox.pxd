@@ -12,12 +12,13 @@ cdef class Inbox:
     cdef Parked _waiter          # the one wait in progress, or None
     cdef object _loop
     cdef object _end             # None while open; then True (ended normally) or the exception that ended it
-    cdef bint may_step           # no task runs on this thread now, so a waiting one may be stepped in place
+    cdef bint _knows_tasks       # of this delivery: has `_may_step` been found out?
+    cdef bint _may_step          # no task runs on this thread, so a waiting one may be stepped in place
 
     cdef int put(self, object item) except -1
     cdef int finish(self, object error) except -1
     cdef int wake(self) except -1
-    cdef int note_running_task(self) except -1
+    cdef void begin_delivery(self) noexcept
     cdef int taken(self, object item) except -1
 
 

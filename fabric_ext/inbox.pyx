@@ -6,7 +6,7 @@ Owns the queue of received items and the one task that may wait for them. Knows 
 How a task is resumed. `await inbox.recv()` yields a `Parked` to the task, which takes it for a future: it calls
 `add_done_callback(task_wakeup, context=...)` and sleeps. `put()` then calls `task_wakeup` right there, inside the
 task's context, where asyncio would have scheduled it for the next turn of the loop: no Future, no handle, no turn.
-That is allowed only while no other task runs on this thread (`may_step`); otherwise it is scheduled as usual.
+That is allowed only while no other task runs on this thread (`_may_step`); otherwise it is scheduled as usual.
 `Recv` and `Parked` are two types because asyncio tells coroutines from futures by their class.
 
 Why nothing is lost. An item belongs to the queue until the step in which the task takes it and its `await` returns; a
@@ -135,12 +135,12 @@ cdef class Inbox:
 
     def put_item(self, item):
         """Queue `item` and resume the waiting receiver, if there is one."""
-        self.note_running_task()
+        self.begin_delivery()
         self.put(item)
 
     def end(self, error=None):
         """No more items come: receivers get what is queued, then `None` (or `error`, raised)."""
-        self.note_running_task()
+        self.begin_delivery()
         self.finish(error)
 
     @property
@@ -156,10 +156,9 @@ cdef class Inbox:
 
     # What the frame callback calls.
 
-    cdef int note_running_task(self) except -1:
-        """Find out whether tasks may be stepped in place: once per read, not once per message."""
-        self.may_step = current_task(self._loop) is None
-        return 0
+    cdef void begin_delivery(self) noexcept:
+        """Items come now, maybe several: who runs on this thread is found out when the first of them finds a waiter."""
+        self._knows_tasks = False
 
     cdef int put(self, object item) except -1:
         self._queue.push(item)
@@ -179,7 +178,10 @@ cdef class Inbox:
         if waiter._progress == WAITING:
             waiter._progress = WOKEN
             if waiter._callback is not None:
-                waiter._call(self.may_step)
+                if not self._knows_tasks:
+                    self._knows_tasks = True
+                    self._may_step = current_task(self._loop) is None
+                waiter._call(self._may_step)
         return 0
 
 

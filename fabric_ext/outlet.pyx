@@ -78,15 +78,13 @@ cdef class Hub:
 
     cdef int flush_all(self) except -1:
         cdef Outlet outlet
-        cdef list dirty
         while self._dirty:
-            dirty, self._dirty = self._dirty, []
-            for outlet in dirty:
-                outlet._is_dirty = False
-                try:
-                    outlet.flush()
-                except Exception as error:     # the fault of one connection is not to hold up the others
-                    self.loop.call_exception_handler({"message": f"{outlet!r} cannot write", "exception": error})
+            outlet = self._dirty.pop()
+            outlet._is_dirty = False
+            try:
+                outlet.flush()
+            except Exception as error:         # the fault of one connection is not to hold up the others
+                self.loop.call_exception_handler({"message": f"{outlet!r} cannot write", "exception": error})
         return 0
 
     cdef int begin_turn(self) except -1:
