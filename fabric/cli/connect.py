@@ -112,6 +112,11 @@ class Transcript:
         self._screen = screen
         self._form = form
 
+    @property
+    def is_raw(self) -> bool:
+        """Are payloads written as they are?"""
+        return self._form == "raw"
+
     def message(self, direction: str, message: Message) -> None:
         """A message that was "sent" or "received"."""
         kind = "text" if message.is_text else "binary"
@@ -254,7 +259,7 @@ class Conversation:
                 return
 
     async def _speak(self, linger: float | None, *, stays: bool) -> None:
-        async for line in lines():
+        async for line in lines(editor=not self._transcript.is_raw):
             await self._say(line.decode("utf-8", "replace"))
         if stays:
             await asyncio.Event().wait()

@@ -25,16 +25,19 @@ def stdin_is_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-async def lines(prompt: str = "") -> AsyncIterator[bytes]:
-    """The lines of standard input without their ends, until there are no more; `prompt` is for a terminal."""
-    if stdin_is_terminal() and sys.stdout.isatty():
+async def lines(*, editor: bool = True) -> AsyncIterator[bytes]:
+    """The lines of standard input without their ends, until there are no more.
+
+    Without `editor` a terminal is read as it is; with it, raw bytes cannot be written to standard output.
+    """
+    if editor and stdin_is_terminal() and sys.stdout.isatty():
         try:
             from prompt_toolkit import PromptSession
             from prompt_toolkit.patch_stdout import patch_stdout
         except ImportError:
             pass
         else:
-            session: PromptSession[str] = PromptSession(prompt)
+            session: PromptSession[str] = PromptSession()
             with patch_stdout(raw=True), contextlib.suppress(EOFError):
                 while True:
                     yield (await session.prompt_async()).encode()

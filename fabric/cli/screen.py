@@ -50,18 +50,27 @@ class Screen:
     """
 
     def __init__(self, out: TextIO | None = None, err: TextIO | None = None, *, quiet: bool = False) -> None:
-        self.out = sys.stdout if out is None else out
-        self.err = sys.stderr if err is None else err
+        self._out = out
+        self._err = err
         self.quiet = quiet
         self.unicode = _can_show(self.out)
         self.is_terminal = self.out.isatty()
         self.is_live = self.err.isatty() and os.environ.get("TERM") != "dumb"
-        self._has_colour = (
-            self.is_terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-        )
+        plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+        self._has_colour = self.is_terminal and not plain
         self._err_unicode = _can_show(self.err)
         self._line_is_live = False
         self._last_sparse = time.monotonic()
+
+    @property
+    def out(self) -> TextIO:
+        """Where results go. Not kept: while a line is edited, `sys.stdout` is one that writes above it."""
+        return sys.stdout if self._out is None else self._out
+
+    @property
+    def err(self) -> TextIO:
+        """Where all else goes."""
+        return sys.stderr if self._err is None else self._err
 
     @property
     def width(self) -> int:

@@ -287,6 +287,34 @@ def test_connect_at_a_terminal(server: Server) -> None:
         os.close(ours)
 
 
+def test_connect_with_the_line_editor(server: Server) -> None:
+    """At a terminal for both ways, with the extra `cli`, what arrives is written above the line being edited."""
+    pytest.importorskip("prompt_toolkit")
+    ours, theirs = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            [*FABRIC, "connect", server.url],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={**ENVIRONMENT, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
+            start_new_session=True,
+        )
+        said = b""
+        while b"connected to" not in said:
+            said += os.read(ours, 4096)
+        os.write(ours, b"hello\r")
+        while b"< text, 5 B: hello" not in said:
+            said += os.read(ours, 4096)
+        os.write(ours, b"\x04")  # Ctrl-D
+        while b"closed by this side with 1000" not in said:
+            said += os.read(ours, 4096)
+        assert process.wait(TIMEOUT) == 0
+    finally:
+        os.close(theirs)
+        os.close(ours)
+
+
 def test_connect_is_interrupted_with_130(server: Server) -> None:
     process = subprocess.Popen(
         [*FABRIC, "connect", server.url, "--json"],
