@@ -325,6 +325,8 @@ class Peer(Connection):
                 if not isinstance(item, Part):
                     yield item.payload if item.is_binary else item.as_text()
                     return
+                if item.is_cut_off:
+                    raise self._closed_error()
                 begun = not item.final
                 yield item.data
                 if not begun:
@@ -400,7 +402,7 @@ class Peer(Connection):
         """Close the connection and wait until it is closed.
 
         What was sent before is delivered first. The close handshake is bounded by `close_timeout`; a cancelled
-        `close` goes on by itself.
+        `close` goes on by itself once it has begun.
 
         Args:
             code: 1000 to 1003, 1007 to 1014, or 3000 to 4999.

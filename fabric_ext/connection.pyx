@@ -82,6 +82,14 @@ cdef class Part:
 
     cdef readonly object data    # str or bytes
     cdef readonly bint final
+    cdef readonly bint is_cut_off    # no part: the connection was lost, and the rest of the message with it
+
+
+cdef Part cut_off_part():
+    cdef Part part = Part.__new__(Part)
+    part.data = b""
+    part.final = part.is_cut_off = True
+    return part
 
 
 @final
@@ -106,7 +114,7 @@ cdef class Link(WSListener):
         if not self._hub.reading:
             self._hub.reading = True
             if connection is not None:
-                connection.note_running_task()
+                connection.begin_delivery()
                 connection._counters.last_activity_ns = coarse_monotonic_ns()
         if connection is not None:
             connection.on_frame(frame)
@@ -227,6 +235,8 @@ cdef class Connection(Outlet):
         self._failure = None
         self._pong_due = None
         self._stream_kind = 0
+        if self._stream == SKIP:
+            self._stream = WHOLE
         if self._assembler is not None:
             self._assembler.reset()
         transport._write_buffer = SHARED_WRITE_BUFFER
@@ -238,8 +248,13 @@ cdef class Connection(Outlet):
         return 0
 
     cdef int on_disconnected(self, WSTransport transport) except -1:
+        cdef bint cut_off = self._stream == PARTS and self._stream_kind != 0
         self._release_transport()
         self._on_lost()
+        if cut_off and self._state != CLOSED:                  # whoever waits for its next part must not get another's
+            self._stream = WHOLE
+            self.begin_delivery()
+            self._enqueue(cut_off_part())
         return 0
 
     def _release_transport(self):
@@ -275,7 +290,7 @@ cdef class Connection(Outlet):
     def _finish(self, error=None):
         """No transport will come any more: receivers get what is queued, then None or `error`."""
         self._move(ENDED)
-        self.note_running_task()
+        self.begin_delivery()
         self.finish(error)
 
     cdef void _update_sendable(self) noexcept:
@@ -452,40 +467,48 @@ cdef class Connection(Outlet):
             wait = self._gate.admit(n, monotonic_ns())
             if wait == 0:
                 return self._deliver(message)
-            if self._gate_action == CLOSE or wait < 0:
+            if self._gate_action == CLOSE or wait < 0:         # below 0: larger than the burst, no wait helps
                 return self._refuse(1008, "rate limit exceeded")
             if self._gate_action == DROP:
                 self._counters.rate_limit_drops += 1
                 return 0
-            if self._held is None:
-                self._held = Ring()
             if self._state == OPEN:
+                if self._held is None:
+                    self._held = Ring()
                 self._pause(OVER_RATE)
-                self._loop.call_later(wait * 1e-9, self._release_held_in_time)
+                self._wait_for_rate(self._gate.reserve(n, monotonic_ns()))
         if self._state == OPEN:                                # else reading goes on, up to the peer's close frame
             self._held.push(message)
         return 0
 
-    def _release_held_in_time(self):
-        """Deliver what the rate limit held back, as far as it allows now."""
-        cdef Message message
-        cdef int64_t wait
-        self.note_running_task()
-        while self._held is not None and self._held.size:
-            message = self._held.peek()
-            wait = self._gate.admit(len(message), monotonic_ns())
-            if wait > 0:
-                self._loop.call_later(wait * 1e-9, self._release_held_in_time)
-                return
-            self._held.pop()
-            if wait < 0:                                       # larger than the burst: no wait helps
-                self._refuse(1008, "rate limit exceeded")
-                continue
+    cdef int _wait_for_rate(self, int64_t ns) except -1:
+        self._loop.call_later(ns * 1e-9, self._release_held_in_time, self._link)
+        return 0
+
+    def _release_held_in_time(self, link):
+        """Deliver the oldest message that the rate limit held back, whose turn it is, and what the limit then allows.
+
+        The tokens of the oldest are reserved while it waits: where connections share a limit, none overtakes another.
+        """
+        cdef int64_t wait = 0
+        if link is not self._link:
+            return                                             # of a transport that is gone; all was delivered then
+        self.begin_delivery()
+        while self._held.size and wait == 0:
             try:
-                self._deliver(message)
+                self._deliver(self._held.pop())
             except Exception as error:
                 self._on_error(error)
-        self._resume(OVER_RATE)
+                self._refuse(1011, "internal error")
+            if self._held is not None and self._held.size:
+                wait = self._gate.reserve(len(self._held.peek()), monotonic_ns())
+        if wait < 0:
+            self._held.clear()
+            self._refuse(1008, "rate limit exceeded")
+        elif wait:
+            self._wait_for_rate(wait)
+        else:
+            self._resume(OVER_RATE)
 
     def _release_held(self):
         """The transport is gone: what was received is delivered, limit or not."""
@@ -758,7 +781,7 @@ cdef class Connection(Outlet):
         self._blocked = blocked
         self._update_sendable()
         if not blocked:
-            self.note_running_task()
+            self.begin_delivery()
             self._send_pong_due()
             self._drain_outbox()
             if not self._blocked:
@@ -770,6 +793,8 @@ cdef class Connection(Outlet):
         self._fragmenting = fragmenting
         if not fragmenting:
             self._drain_outbox()
+            if not self._blocked and self._outbox.size == 0:
+                self._on_writable()
         self._update_sendable()
 
     # ------------------------------------------------------------------ for Peer: what it may see

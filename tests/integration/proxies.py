@@ -1,4 +1,4 @@
-"""An HTTP proxy (CONNECT) and a SOCKS5 proxy (RFC 1928, RFC 1929) that really connect, and note what they were asked."""
+"""An HTTP proxy (CONNECT) and a SOCKS5 proxy (RFC 1928, 1929) that connect, and note what they were asked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from integration.raw import RawServer, Visit
 
 
 class Proxy(RawServer):
-    """What the two have in common: `seen` holds (host, port) of each request, `users` the names that were shown."""
+    """What the two have in common: `seen` holds (host, port) of each request, `users` the names shown."""
 
     def __init__(self, *, password: str | None = None, ssl: Any = None) -> None:
         super().__init__(self.serve, ssl=ssl)
@@ -61,7 +61,8 @@ class HttpProxy(Proxy):
             kind, _, value = headers.get("proxy-authorization", "").partition(" ")
             user, _, password = b64decode(value).decode().partition(":")
             if (kind, password) != ("Basic", self.password):
-                visit.send("HTTP/1.1 407 No", 'Proxy-Authenticate: Basic realm="p"', "Content-Length: 4", body=b"who?")
+                challenge = 'Proxy-Authenticate: Basic realm="p"'
+                visit.send("HTTP/1.1 407 No", challenge, "Content-Length: 4", body=b"who?")
                 return
             self.users.append(user)
         visit.send("HTTP/1.1 200 Connection established")

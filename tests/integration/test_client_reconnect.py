@@ -7,10 +7,9 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Self
 
 import pytest
-from integration.raw import RawServer, Visit
 
 from fabric.client import WebSocketClient
 from fabric.config import BackpressureConfig, HeartbeatConfig, ReconnectConfig, ServerConfig
@@ -25,6 +24,7 @@ from fabric.error import (
 )
 from fabric.message import Frame, Message
 from fabric.server import ConnectedClient, WebSocketServer
+from integration.raw import RawServer, Visit
 
 QUICK = ReconnectConfig(initial_delay=0.01, max_delay=0.05, jitter=0)
 
@@ -38,7 +38,7 @@ class Echo:
         self.received: list[str] = []
         self.server: WebSocketServer | None = None
 
-    async def __aenter__(self) -> Echo:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -72,7 +72,7 @@ class Echo:
 
 async def until(condition: Any) -> None:
     """Wait for something that has no event of its own."""
-    while not condition():
+    while not condition():  # noqa: ASYNC110
         await asyncio.sleep(0.001)
 
 
@@ -255,9 +255,11 @@ async def test_half_a_received_message_is_forgotten() -> None:
             visit.writer.write(Frame(opcode=1, payload=b"whole").encode())
             await visit.until_closed()
 
-    async with RawServer(handle) as server:
-        async with WebSocketClient.connect(server.url, reconnect=QUICK, close_timeout=0.1) as client:
-            assert await client.recv() == Message("whole")
+    async with (
+        RawServer(handle) as server,
+        WebSocketClient.connect(server.url, reconnect=QUICK, close_timeout=0.1) as client,
+    ):
+        assert await client.recv() == Message("whole")
 
 
 # Which ends are final.
@@ -294,15 +296,18 @@ async def test_other_codes_do_not(code: int | None) -> None:
     async def handle(visit: Visit) -> None:
         await visit.accept()
         if server.visits == 1:
-            visit.writer.write(Frame(opcode=8, payload=b"" if code is None else code.to_bytes(2, "big")).encode())
+            payload = b"" if code is None else code.to_bytes(2, "big")
+            visit.writer.write(Frame(opcode=8, payload=payload).encode())
         else:
             visit.writer.write(Frame(opcode=1, payload=b"again").encode())
             await visit.until_closed()
 
-    async with RawServer(handle) as server:
-        async with WebSocketClient.connect(server.url, reconnect=QUICK, close_timeout=0.1) as client:
-            assert await client.recv() == Message("again")
-            assert server.visits == 2
+    async with (
+        RawServer(handle) as server,
+        WebSocketClient.connect(server.url, reconnect=QUICK, close_timeout=0.1) as client,
+    ):
+        assert await client.recv() == Message("again")
+        assert server.visits == 2
 
 
 async def test_a_fault_of_the_server_is_final_and_a_message_too_large_is_not() -> None:
@@ -431,9 +436,11 @@ async def test_retry_after_is_honoured() -> None:
                 await visit.until_closed()
 
     moments: list[float] = []
-    async with RawServer(handle) as server:
-        async with WebSocketClient.connect(server.url, reconnect=QUICK, close_timeout=0.1):
-            await until(lambda: server.visits == 3)
+    async with (
+        RawServer(handle) as server,
+        WebSocketClient.connect(server.url, reconnect=QUICK, close_timeout=0.1),
+    ):
+        await until(lambda: server.visits == 3)
     assert moments[2] - moments[1] >= 0.99
 
 
@@ -497,36 +504,35 @@ async def test_close_ends_an_attempt_at_once() -> None:
         assert client.state.name == "CLOSED"
 
 
-async def test_close_may_be_called_in_every_callback() -> None:
+@pytest.mark.parametrize("name", ["on_connect", "on_disconnect", "on_reconnect"])
+async def test_close_may_be_called_in_every_callback(name: str) -> None:
     async def close(client: WebSocketClient, *args: Any) -> None:
         called.append(args)
         await client.close()
 
-    for name in ("on_connect", "on_disconnect", "on_reconnect"):
-        called: list[Any] = []
-        async with Echo() as echo:
-            client = await WebSocketClient.connect(echo.url, reconnect=QUICK, **{name: close})
-            if name != "on_connect":
-                await echo.kill()
-                await until(lambda: client.state.name == "RECONNECTING" or called)
-                await echo.start()
-            await client.wait_closed()
-            assert client.state.name == "CLOSED"
-            assert len(called) == 1
+    called: list[Any] = []
+    async with Echo() as echo:
+        client = await WebSocketClient.connect(echo.url, reconnect=QUICK, **{name: close})
+        if name != "on_connect":
+            await echo.kill()
+            await until(lambda: client.state.name == "RECONNECTING" or called)
+            await echo.start()
+        await client.wait_closed()
+        assert client.state.name == "CLOSED"
+        assert len(called) == 1
 
 
 async def test_callbacks_that_raise_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     def fail(client: WebSocketClient, *args: Any) -> None:
         raise KeyError("mine")
 
-    async with Echo() as echo:
-        async with WebSocketClient.connect(
-            echo.url, reconnect=QUICK, on_disconnect=fail, on_reconnect=fail
-        ) as client:
-            await echo.kill()
-            await echo.start()
-            await until(lambda: client.is_connected and client.metrics.reconnections)
-    assert [record.name for record in caplog.records if record.levelname == "ERROR"] == ["fabric.client"] * 3
+    options = {"on_disconnect": fail, "on_reconnect": fail}
+    async with Echo() as echo, WebSocketClient.connect(echo.url, reconnect=QUICK, **options) as client:
+        await echo.kill()
+        await echo.start()
+        await until(lambda: client.is_connected and client.metrics.reconnections)
+    errors = [record.name for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == ["fabric.client"] * 3
 
 
 async def test_on_reconnect_is_cancelled_by_the_next_loss() -> None:
@@ -593,7 +599,8 @@ async def test_a_server_that_answers_no_ping_is_dropped_and_one_that_does_is_mea
     beat = HeartbeatConfig(ping_interval=0.1, ping_timeout=0.1)
     async with RawServer(handle) as server:
         began = time.monotonic()
-        async with WebSocketClient.connect(server.url, reconnect=QUICK, heartbeat=beat, **log.options) as client:
+        options = {"reconnect": QUICK, "heartbeat": beat} | log.options
+        async with WebSocketClient.connect(server.url, **options) as client:
             await until(lambda: log)
             assert time.monotonic() - began < 2
             assert log[0].code == 1006
@@ -636,3 +643,64 @@ async def test_random_outages_lose_nothing_that_was_accepted_while_away(rng: ran
                     away.clear()
         arrived = [text for text in echo.received if text.startswith("away")]
         assert arrived == away
+
+
+# Streams.
+
+
+async def begin(client: WebSocketClient, parts: AsyncIterator[str | bytes]) -> str | bytes:
+    """The first part, which the server sends when it is asked to: then the stream is waited for already."""
+    first = asyncio.ensure_future(anext(parts))
+    await asyncio.sleep(0)
+    await client.send("go")
+    return await first
+
+
+async def test_a_message_received_in_parts_ends_with_its_connection() -> None:
+    async def handle(visit: Visit) -> None:
+        await visit.accept()
+        await visit.frame()
+        if server.visits == 1:
+            visit.writer.write(Frame(opcode=1, fin=False, payload=b"half").encode())
+            await lose.wait()
+        else:
+            visit.writer.write(Frame(opcode=1, fin=False, payload=b"an").encode())
+            visit.writer.write(Frame(opcode=0, payload=b"other").encode())
+            await visit.until_closed()
+
+    lose = asyncio.Event()
+    async with (
+        RawServer(handle) as server,
+        WebSocketClient.connect(server.url, reconnect=QUICK, close_timeout=0.1) as client,
+    ):
+        parts = client.recv_stream()
+        assert await begin(client, parts) == "half"
+        rest = asyncio.ensure_future(anext(parts))
+        await asyncio.sleep(0)
+        lose.set()
+        with pytest.raises(ConnectionClosed):
+            await rest
+        parts = client.recv_stream()
+        assert [await begin(client, parts), *[part async for part in parts]] == ["an", "other"]
+
+
+async def test_a_stream_that_was_given_up_does_not_swallow_the_next_message() -> None:
+    async def handle(visit: Visit) -> None:
+        await visit.accept()
+        if server.visits == 1:
+            await visit.frame()
+            visit.writer.write(Frame(opcode=2, fin=False, payload=b"half").encode())
+            await lose.wait()
+        else:
+            visit.writer.write(Frame(opcode=2, payload=b"whole").encode())
+            await visit.until_closed()
+
+    lose = asyncio.Event()
+    async with (
+        RawServer(handle) as server,
+        WebSocketClient.connect(server.url, reconnect=QUICK, close_timeout=0.1) as client,
+    ):
+        async with contextlib.aclosing(client.recv_stream()) as parts:
+            assert await begin(client, parts) == b"half"
+        lose.set()
+        assert await client.recv() == Message(b"whole")
