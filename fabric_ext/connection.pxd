@@ -90,6 +90,7 @@ cdef class Connection(Outlet):
     cdef int _receive_close(self, const char* p, Py_ssize_t n) except -1
     @final
     cdef int _admit(self, Message message, Py_ssize_t n) except -1
+    cdef int _wait_for_rate(self, int64_t ns) except -1
     @final
     cdef int _deliver(self, Message message) except -1
     @final
