@@ -357,6 +357,8 @@ cdef class Connection(Outlet):
             return self._refuse_with(1007, "message does not inflate", error)
         if frame.fin:
             self._inflating = False
+        self._counters.decompression_bytes_in += n
+        self._counters.decompression_bytes_out += PyBytes_GET_SIZE(plain)
         return self._receive_data(opcode, frame.fin, PyBytes_AS_STRING(plain), PyBytes_GET_SIZE(plain))
 
     def _refuse_with(self, int code, str reason, error):
@@ -610,6 +612,7 @@ cdef class Connection(Outlet):
                 self._io.abort()
             return 0
         self._deaf = True
+        self._counters.receive_errors += 1
         fault = self._fault(code, reason)
         if self._failure is not None:
             fault.__cause__ = self._failure
@@ -711,6 +714,8 @@ cdef class Connection(Outlet):
         self._counters.bytes_sent += n
         if self._codec is not None and compress is not False and (n >= self._codec.threshold or compress is True):
             packed = self._codec.compress(p, n)
+            self._counters.compression_bytes_in += n
+            self._counters.compression_bytes_out += PyBytes_GET_SIZE(packed)
             owner = packed
             p = PyBytes_AS_STRING(packed)
             size = PyBytes_GET_SIZE(packed)
