@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -43,13 +44,14 @@ class Acceptor(Protocol):
 class Acceptance(asyncio.Protocol):
     """The protocol of a transport during its opening handshake."""
 
-    __slots__ = ("_acceptor", "_buffer", "_task", "_timer", "transport")
+    __slots__ = ("_acceptor", "_buffer", "_task", "_timer", "began", "transport")
 
     def __init__(self, acceptor: Acceptor) -> None:
         self._acceptor = acceptor
         self._buffer = b""
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self.began = time.perf_counter()
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import logging
 import re
+import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -386,6 +387,7 @@ class WebSocketServer:
             client._set_codec(agreement.codec(self.config.compression, "server"))
         link = client._new_link()
         finish_server(acceptance.take_transport(), link, key, answer, rest, self.config.max_message_size)
+        self._metrics.record_handshake(time.perf_counter() - acceptance.began)
 
     def _check_capacity(self, acceptance: Acceptance) -> str | None:
         if self._shutting_down:
