@@ -304,10 +304,11 @@ class WebSocketClient(Peer):
         if previous is not None and previous is not self._closer and previous is not _current_task():
             previous.cancel()
         if self._is_reconnecting or self._on_disconnect is not None:
+            self._interruptible = False
             self._task = asyncio.get_running_loop().create_task(self._see_to(error))
 
     async def _see_to(self, error: ConnectionClosed | ReconnectTimeout) -> None:
-        self._interruptible = False
+        await asyncio.sleep(0)  # let the transport, which has just told of its end, come to it
         await self._notify(self._on_disconnect, error)
         self._interruptible = True
         if self._is_reconnecting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 import time
@@ -20,6 +21,7 @@ from fabric.error import (
     ConnectionFailed,
     HandshakeFailed,
     InvalidHeader,
+    Io,
     SubprotocolNegotiationFailed,
     Timeout,
     Tls,
@@ -263,6 +265,25 @@ async def test_a_refused_connection_and_an_unknown_name_fail_by_name() -> None:
     assert isinstance(info.value.__cause__, ConnectionRefusedError)
     with pytest.raises((ConnectionFailed, Timeout), match=r"name lookup of nothing\.invalid"):
         await WebSocketClient.connect("ws://nothing.invalid/")
+
+
+async def test_a_timeout_names_the_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*args: object) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("fabric.dialing._connect_one", never)
+    with pytest.raises(Timeout, match=r"^TCP connection to 127\.0\.0\.1:9 timed out after 0\.05 s"):
+        await WebSocketClient.connect("ws://127.0.0.1:9/", connection_timeout=0.05)
+
+
+async def test_no_more_descriptors_is_an_error_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*args: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr("fabric.dialing._connect_one", full)
+    with pytest.raises(Io, match="Too many open files") as info:
+        await WebSocketClient.connect("ws://127.0.0.1:9/")
+    assert info.value.errno == errno.EMFILE
 
 
 # Bad answers.

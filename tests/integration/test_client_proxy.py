@@ -1,4 +1,4 @@
-"""Through proxies that really connect: HTTP CONNECT and SOCKS5, with credentials and without, to ws and wss."""
+"""Through proxies that really connect: HTTP CONNECT and SOCKS5, ws and wss, with and without credentials."""
 
 from __future__ import annotations
 

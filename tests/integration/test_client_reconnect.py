@@ -12,7 +12,13 @@ from typing import Any, Self
 import pytest
 
 from fabric.client import WebSocketClient
-from fabric.config import BackpressureConfig, HeartbeatConfig, ReconnectConfig, ServerConfig
+from fabric.config import (
+    BackpressureConfig,
+    HeartbeatConfig,
+    RateLimitConfig,
+    ReconnectConfig,
+    ServerConfig,
+)
 from fabric.error import (
     AuthenticationFailed,
     BufferFull,
@@ -490,6 +496,33 @@ async def test_close_ends_a_search_at_once() -> None:
         assert [type(error) for error in log] == [ConnectionClosed]
 
 
+async def test_a_cancelled_close_leaves_a_client_that_goes_on() -> None:
+    async def handle(visit: Visit) -> None:
+        await visit.accept()
+        if server.visits == 1:
+            await lose.wait()
+            visit.writer.transport.abort()
+        elif server.visits == 2:
+            while (frame := await visit.frame()).opcode != 8:
+                sizes.append(len(frame.payload))
+            visit.writer.write(Frame(opcode=8, payload=frame.payload).encode())
+
+    sizes: list[int] = []
+    lose = asyncio.Event()
+    async with RawServer(handle) as server:
+        async with WebSocketClient.connect(server.url, reconnect=QUICK, compression=None) as client:
+            await client.send(b"x" * 10_000_000)  # more than the kernel takes
+            await client.send(b"kept")
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.close(), 0.02)
+            assert client.is_connected
+            lose.set()
+            await until(lambda: sizes)
+        assert sizes == [4]
+        assert client.close_code == 1000
+        assert client.undelivered == ()
+
+
 async def test_close_ends_an_attempt_at_once() -> None:
     async def handle(visit: Visit) -> None:
         if server.visits == 1:
@@ -577,6 +610,29 @@ async def test_a_socket_of_ones_own_is_not_replaced() -> None:
             await client.recv()
         with pytest.raises((ConnectionClosed, InvalidState)):
             await client.send("x")
+        await client.close()
+
+
+# Rate limits.
+
+
+async def test_what_a_client_receives_can_be_limited() -> None:
+    async def handle(visit: Visit) -> None:
+        await visit.accept(body=b"".join(Frame(opcode=1, payload=b"%d" % n).encode() for n in range(5)))
+        await visit.until_closed()
+
+    async with RawServer(handle) as server:
+        slow = RateLimitConfig(messages_per_second=50, messages_burst=1)
+        began = time.monotonic()
+        async with WebSocketClient.connect(server.url, rate_limit=slow, close_timeout=0.1) as client:
+            assert [(await client.recv()).as_text() for _ in range(5)] == ["0", "1", "2", "3", "4"]
+        assert time.monotonic() - began >= 0.07
+        strict = slow.with_on_exceed("close")
+        client = await WebSocketClient.connect(server.url, rate_limit=strict, close_timeout=0.1)
+        assert await client.recv() == Message("0")
+        with pytest.raises(ConnectionClosed) as info:
+            await client.recv()
+        assert (info.value.code, info.value.by) == (1008, "local")
         await client.close()
 
 
