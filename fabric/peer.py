@@ -310,14 +310,17 @@ class Peer(Connection):
         """Iterate over the next message as it arrives, one item per frame; nothing is yielded after a normal close.
 
         Text is decoded as it comes, characters split between frames included. `max_message_size` holds for the whole.
-        Raises `ConnectionClosed` when the connection ends inside the message.
+        Whoever receives anything else before the end gives the rest of this message up.
+
+        Raises:
+            ConnectionClosed: the connection ended inside the message.
+            InvalidState: the message was given up.
         """
         begun = False
+        number = self._start_stream()
         try:
             while True:
-                if not begun:
-                    self._start_stream()
-                item: Any = await self.recv()
+                item: Any = await self._recv_part()
                 if item is None:
                     if begun:
                         raise self._closed_error()
@@ -327,12 +330,14 @@ class Peer(Connection):
                     return
                 if item.is_cut_off:
                     raise self._closed_error()
-                begun = not item.final
+                begun = True
                 yield item.data
-                if not begun:
+                if item.final:
                     return
+                if not self._is_stream(number):
+                    raise InvalidState("the rest of this message was given up: something else was received")
         finally:
-            self._stop_stream()
+            self._stop_stream(number)
 
     # -- pings
 
@@ -510,7 +515,7 @@ class Peer(Connection):
         if code == 1007:
             return CompressionError(reason) if "inflate" in reason else Utf8Error(reason)
         if code == 1009:
-            return MessageTooLarge(None, self._size_limit, reason)
+            return MessageTooLarge(self._oversize, self._size_limit)
         return InvalidFrame(reason, code=code)
 
 

@@ -48,8 +48,11 @@ cdef class Connection(Outlet):
     cdef Codec _codec            # None: no compression negotiated
     cdef bint _inflating         # the message being received is compressed
     cdef int _stream             # StreamMode
+    cdef bint _streaming         # somebody receives parts, and has not given up
+    cdef int _stream_number      # of the latest stream
     cdef int _stream_kind        # opcode of the message being streamed; 0 between messages
     cdef Py_ssize_t _streamed    # its bytes so far
+    cdef Py_ssize_t _stream_frames
     cdef object _stream_decoder
 
     # messages accepted and not yet written, because the transport is blocked or away
@@ -62,6 +65,7 @@ cdef class Connection(Outlet):
     cdef public int _sent_code         # of the close frame we sent; 0: none
     cdef public int _received_code     # of the close frame received; 0: none, 1005: it had no body
     cdef public str _close_text        # the reason that goes with the code that counts
+    cdef readonly Py_ssize_t _oversize # bytes that the message refused with 1009 has, or has at least
     cdef public object _failure        # the exception for which we failed the connection
     cdef object _timer           # aborts a transport that does not end
 
@@ -86,6 +90,8 @@ cdef class Connection(Outlet):
     @final
     cdef void _count_received(self, Py_ssize_t n) noexcept
     cdef int _receive_stream(self, int opcode, bint fin, const char* p, Py_ssize_t n) except -1
+    cdef void _end_skip(self) noexcept
+    cdef int _give_up_stream(self) except -1
     cdef int _receive_control(self, int opcode, const char* p, Py_ssize_t n) except -1
     cdef int _receive_close(self, const char* p, Py_ssize_t n) except -1
     @final

@@ -11,6 +11,7 @@ here: masking keys, message limits, reserved bits, UTF-8, the order of fragments
 
 import asyncio
 import codecs
+import re
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -22,7 +23,7 @@ from picows.picows cimport MemoryBuffer, WSFrame, WSListener, WSTransport
 from fabric_ext.bucket cimport RateGate
 from fabric_ext.counters cimport Counters, coarse_monotonic_ns
 from fabric_ext.deflate cimport Codec
-from fabric_ext.inbox cimport DONE
+from fabric_ext.inbox cimport DONE, Recv
 from fabric_ext.message cimport (K_BINARY, K_CLOSE, K_CONTINUATION, K_PING, K_PONG, K_TEXT, Message, new_message,
                                  write_header)
 from fabric_ext.outlet cimport Outlet, hub_of
@@ -55,6 +56,7 @@ cdef enum StreamMode:
     WHOLE = 0                    # messages are delivered whole
     PARTS = 1                    # the next message is delivered part by part
     SKIP = 2                     # the rest of the current message is not wanted any more
+    SKIP_THEN_PARTS = 3          # and the one after it is to be delivered part by part
 
 cdef enum:
     MAX_REASON = 123             # bytes: RFC 6455 §5.5, 125 less the code
@@ -235,8 +237,7 @@ cdef class Connection(Outlet):
         self._failure = None
         self._pong_due = None
         self._stream_kind = 0
-        if self._stream == SKIP:
-            self._stream = WHOLE
+        self._end_skip()
         if self._assembler is not None:
             self._assembler.reset()
         transport._write_buffer = SHARED_WRITE_BUFFER
@@ -320,6 +321,9 @@ cdef class Connection(Outlet):
         self._transport.is_close_frame_sent = True             # keeps picows from sending its own
         if self._deaf:                                         # nothing it reads matters any more
             return 0
+        if code == 1009:                                       # picows says "..., 70000 > 65536"
+            self._oversize = int(re.search(r"(\d+) > \d+$", reason)[1])
+            reason = f"message over {self._max_message_size} bytes"
         self._io.pause_reading()
         self._loop.call_soon(self._refuse_fault, self._link, code, reason)
         return 0
@@ -351,6 +355,7 @@ cdef class Connection(Outlet):
             plain = self._codec.decompress(p, n, first, frame.fin, self._room())
         except OutputLimit as error:
             self._inflating = False
+            self._oversize = error.size
             return self._refuse_with(1009, f"message over {self._max_message_size} bytes", error)
         except CorruptData as error:
             self._inflating = False
@@ -392,6 +397,7 @@ cdef class Connection(Outlet):
                 self._stream = WHOLE           # it was half received when the stream was asked for
             n = assembler.size
             return self._admit(new_message(opcode, assembler.take()), n)
+        self._oversize = assembler.size + n
         assembler.reset()
         return self._refuse_verdict(verdict)
 
@@ -428,11 +434,15 @@ cdef class Connection(Outlet):
             return self._refuse_verdict(V_EXPECTED_CONTINUATION)
         else:
             self._stream_kind = opcode
-            self._streamed = 0
+            self._streamed = self._stream_frames = 0
             self._stream_decoder = codecs.getincrementaldecoder("utf-8")() if opcode == K_TEXT else None
         if n > self._max_message_size - self._streamed:
+            self._oversize = self._streamed + n
             return self._refuse_verdict(V_TOO_LARGE)
+        if self._stream_frames >= self._max_fragments:
+            return self._refuse_verdict(V_TOO_MANY_FRAGMENTS)
         self._streamed += n
+        self._stream_frames += 1
         data = PyBytes_FromStringAndSize(p, n)
         if self._stream_decoder is not None:
             try:
@@ -450,8 +460,14 @@ cdef class Connection(Outlet):
                 self._stream = WHOLE
             return self._enqueue(part)
         if fin:
-            self._stream = WHOLE
+            self._end_skip()
         return 0
+
+    cdef void _end_skip(self) noexcept:
+        if self._stream == SKIP:
+            self._stream = WHOLE
+        elif self._stream == SKIP_THEN_PARTS:
+            self._stream = PARTS
 
     cdef void _count_received(self, Py_ssize_t n) noexcept:
         self.messages_received += 1
@@ -846,21 +862,62 @@ cdef class Connection(Outlet):
         """Is a message half received?"""
         return self._stream_kind != 0 or (self._assembler is not None and self._assembler.active())
 
-    def _start_stream(self):
-        """Deliver the next message in parts, unless one is queued already."""
-        if self._queue.size == 0 and self._end is None:
-            self._stream = PARTS
+    def recv(self):
+        """Return an awaitable for the next message; see `fabric.peer.Peer`. Gives up a stream that is not at its end."""
+        cdef Recv recv = Recv.__new__(Recv)
+        recv._inbox = self
+        if unlikely(self._streaming):
+            self._give_up_stream()
+        return recv
 
-    def _stop_stream(self):
-        """No more parts are wanted: skip what is left of the message."""
+    def __anext__(self):
+        cdef Recv recv = Recv.__new__(Recv)
+        recv._inbox = self
+        recv._iterating = True
+        if unlikely(self._streaming):
+            self._give_up_stream()
+        return recv
+
+    def _recv_part(self):
+        """Return an awaitable for the next item of a stream: a Part, or a whole Message that was there before."""
+        cdef Recv recv = Recv.__new__(Recv)
+        recv._inbox = self
+        return recv
+
+    def _start_stream(self):
+        """Deliver the next message in parts, unless one is queued already; return the number of this stream."""
+        self._give_up_stream()
+        if self._queue.size == 0 and self._end is None:
+            self._stream = SKIP_THEN_PARTS if self._stream == SKIP else PARTS
+        self._streaming = True
+        self._stream_number += 1
+        return self._stream_number
+
+    def _is_stream(self, int number):
+        """Is this still the stream that parts are for?"""
+        return self._streaming and number == self._stream_number
+
+    def _stop_stream(self, int number):
+        """No more parts are wanted, if they are those of this stream."""
+        if self._is_stream(number):
+            self._give_up_stream()
+
+    cdef int _give_up_stream(self) except -1:
+        """Skip what is left of the message that is received in parts, if there is one."""
+        if self._waiter is not None:
+            return 0                           # of another task, which is told that it is not alone
+        self._streaming = False
         if self._stream == PARTS:
             self._stream = SKIP if self._stream_kind else WHOLE
+        elif self._stream == SKIP_THEN_PARTS:
+            self._stream = SKIP
         for _ in range(self._queue.size):
             item = self._queue.pop()
             if type(item) is Part:
                 self.taken(item)
             else:
                 self._queue.push(item)
+        return 0
 
     def _flush_outbox(self):
         """Write what waits in the outbox, as far as the transport takes it."""
