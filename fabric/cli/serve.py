@@ -22,6 +22,7 @@ from fabric.cli.units import format_bytes, format_count, format_rate
 from fabric.config import DEFAULT_MAX_MESSAGE_SIZE, ServerConfig
 from fabric.error import Error
 from fabric.handshake import Request, Response
+from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
 
 __all__ = ["configure", "run"]
@@ -123,10 +124,20 @@ class Service:
                 await client.send(message)
         elif self._mode == "broadcast":
             async for message in client:
-                await self.server.broadcast(message)
+                await self._broadcast(message)
         else:
             async for _ in client:
                 pass
+
+    async def _broadcast(self, message: Message) -> None:
+        """To all but the pages that watch, which expect nothing but their feed."""
+        if self._dashboard is None:
+            await self.server.broadcast(message)
+            return
+        for client in self.server.clients():
+            if not self._dashboard.owns(client):
+                with contextlib.suppress(Error):  # as a broadcast does: who is too slow misses it
+                    client.send_nowait(message)
 
     async def run_dashboard(self) -> None:
         """Feed the page, if there is one, until cancelled."""

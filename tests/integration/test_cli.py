@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from fabric.cli.serve import Service
+from fabric.client import WebSocketClient
 from fabric.config import ServerConfig
 from fabric_ext.histogram import Histogram
 
@@ -169,22 +170,18 @@ def test_closing_a_server_tells_its_clients() -> None:
 @pytest.mark.parametrize(("mode", "received"), [("echo", ["hi"]), ("broadcast", ["hi"]), ("discard", [])])
 async def test_serve_modes(mode: str, received: list[str]) -> None:
     service = Service(ServerConfig("127.0.0.1:0"), mode, dashboard=False)
-    async with service.server as running:
-        from fabric.client import WebSocketClient
-
-        async with WebSocketClient.connect(f"ws://127.0.0.1:{running.port}") as client:
-            await client.send("hi")
-            await client.ping()  # answered after what was sent before
-            if received:
-                answer = await client.recv()
-                assert answer is not None
-                assert [answer.as_text()] == received
-            assert client.metrics.messages_received == len(received)
+    await service.server.start()
+    async with service.server, WebSocketClient.connect(f"ws://127.0.0.1:{service.server.port}") as client:
+        await client.send("hi")
+        await client.ping()  # answered after what was sent before
+        if received:
+            answer = await client.recv()
+            assert answer is not None
+            assert [answer.as_text()] == received
+        assert client.metrics.messages_received == len(received)
 
 
 async def test_who_watches_the_dashboard_is_not_counted() -> None:
-    from fabric.client import WebSocketClient
-
     service = Service(ServerConfig("127.0.0.1:0"), "echo", dashboard=True)
     async with service.server as running:
         url = f"ws://127.0.0.1:{running.port}"
@@ -204,6 +201,22 @@ async def test_who_watches_the_dashboard_is_not_counted() -> None:
         feeding.cancel()
         await asyncio.gather(feeding, return_exceptions=True)
         assert service.server.metrics.total_connections == 2
+
+
+async def test_a_broadcast_does_not_reach_who_watches_the_dashboard() -> None:
+    service = Service(ServerConfig("127.0.0.1:0"), "broadcast", dashboard=True)
+    async with service.server as running:
+        url = f"ws://127.0.0.1:{running.port}"
+        async with (
+            WebSocketClient.connect(f"{url}/dashboard/feed") as viewer,
+            WebSocketClient.connect(url) as speaker,
+            WebSocketClient.connect(url) as listener,
+        ):
+            assert "hello" in (await viewer.recv()).parse_json()
+            await speaker.send("<img>")
+            assert (await listener.recv()).as_text() == "<img>"
+            await viewer.ping()  # answered after what was sent before
+            assert viewer.metrics.messages_received == 1
 
 
 # connect
@@ -288,7 +301,7 @@ def test_connect_at_a_terminal(server: Server) -> None:
 
 
 def test_connect_with_the_line_editor(server: Server) -> None:
-    """At a terminal for both ways, with the extra `cli`, what arrives is written above the line being edited."""
+    """With the extra `cli`, what arrives is written above the line being edited."""
     pytest.importorskip("prompt_toolkit")
     ours, theirs = pty.openpty()
     try:
@@ -300,6 +313,7 @@ def test_connect_with_the_line_editor(server: Server) -> None:
             env={**ENVIRONMENT, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
             start_new_session=True,
         )
+        os.close(theirs)  # from here on, reading fails when the process has ended
         said = b""
         while b"connected to" not in said:
             said += os.read(ours, 4096)
@@ -311,7 +325,6 @@ def test_connect_with_the_line_editor(server: Server) -> None:
             said += os.read(ours, 4096)
         assert process.wait(TIMEOUT) == 0
     finally:
-        os.close(theirs)
         os.close(ours)
 
 
