@@ -226,10 +226,6 @@ class WebSocketClient(Peer):
         """The schedule of attempts to reconnect."""
         return self._schedule
 
-    @property
-    def _size_limit(self) -> int:
-        return self._config.max_message_size
-
     # -- opening
 
     async def _begin(self) -> Self:

@@ -515,7 +515,7 @@ class Peer(Connection):
         if code == 1007:
             return CompressionError(reason) if "inflate" in reason else Utf8Error(reason)
         if code == 1009:
-            return MessageTooLarge(self._oversize, self._size_limit)
+            return MessageTooLarge(self._oversize, self._max_message_size)
         return InvalidFrame(reason, code=code)
 
 

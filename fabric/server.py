@@ -100,10 +100,6 @@ class ConnectedClient(Peer):
         """The request that opened this connection: path, query, headers."""
         return self._request
 
-    @property
-    def _size_limit(self) -> int:
-        return self._server.config.max_message_size
-
     def _opened(self, request: Any, response: Any) -> None:
         self._server._connected(self)
 
@@ -482,7 +478,7 @@ class WebSocketServer:
 
     def _spawn(self, awaitable: Awaitable[Any]) -> None:
         """Run something whose end only shutdown() waits for."""
-        task: asyncio.Task[Any] = asyncio.ensure_future(awaitable)  # type: ignore[assignment]
+        task: asyncio.Task[Any] = asyncio.ensure_future(awaitable)
         self._tasks.add(task)
         task.add_done_callback(self._spawned_done)
 

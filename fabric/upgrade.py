@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from picows import WSAutoPingStrategy, WSUpgradeResponse, WSUpgradeResponseWithListener
-from picows.picows import WSProtocol
 
 from fabric.handshake import accept_key
+from fabric_ext.connection import Reader
 
 if TYPE_CHECKING:
     from fabric_ext.connection import Link
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["begin_client", "finish_client", "finish_server"]
 
 READ_BUFFER = 2048  # bytes to begin with; picows doubles it as reads fill it
-MAX_READ = 128 * 1024  # bytes in one read
 
 _REQUEST = b"GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n" \
            b"Sec-WebSocket-Key: %b\r\n\r\n"
@@ -30,22 +29,9 @@ _RESPONSE = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnecti
             b"Sec-WebSocket-Accept: %b\r\n\r\n"
 
 
-class _Reader(WSProtocol):  # type: ignore[misc]
-    """picows' protocol, but a flood does not make its buffer grow to all that the system holds for us."""
-
-    __slots__ = ()
-
-    def get_buffer(self, size_hint: int) -> memoryview:
-        free = _get_buffer(self, size_hint)
-        return free if len(free) <= MAX_READ else free[:MAX_READ]
-
-
-_get_buffer: Any = WSProtocol.get_buffer
-
-
 def _protocol(link: Link, factory: Any, *, client: bool, host: str | None, resource: str | None, headers: Any,
               max_size: int) -> Any:
-    return _Reader(
+    return Reader(
         host, resource, client, factory,
         link,  # the logger: see Link
         False,  # disconnect_on_exception: Connection handles its own

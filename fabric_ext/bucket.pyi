@@ -2,6 +2,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Final, final
 
+from typing_extensions import disjoint_base
+
 NEVER: Final[int]
 """What a wait is when no waiting helps: more is asked for than the burst holds. It is -1."""
 
@@ -122,6 +124,7 @@ class RateLimitStatus:
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
 
+@disjoint_base
 class Limiter:
     """The part of `fabric.ratelimit.RateLimiter` that does not wait: three buckets and a clock.
 

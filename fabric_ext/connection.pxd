@@ -33,7 +33,7 @@ cdef class Connection(Outlet):
     cdef Py_ssize_t _queue_limit       # messages received and not taken before reading stops
     cdef Py_ssize_t _queue_byte_limit
     cdef Py_ssize_t _queued_bytes
-    cdef Py_ssize_t _max_message_size
+    cdef readonly Py_ssize_t _max_message_size
     cdef Py_ssize_t _max_fragments
     cdef Py_ssize_t _fragment_size     # payload bytes per outbound frame; 0: never split
     cdef public double _close_timeout

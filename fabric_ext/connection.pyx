@@ -35,6 +35,8 @@ from fabric_ext.ring cimport Ring
 
 import time
 
+from picows.picows import WSProtocol
+
 from fabric_ext.deflate import CorruptData, OutputLimit
 from fabric_ext.protocol import State
 
@@ -60,11 +62,13 @@ cdef enum StreamMode:
 
 cdef enum:
     MAX_REASON = 123             # bytes: RFC 6455 §5.5, 125 less the code
+    MAX_READ = 128 * 1024        # bytes in one read
 
 # What Connection._send_shared() answers.
 SENT, SEND_NOT_OPEN, SEND_BLOCKED = range(3)
 
 cdef object monotonic_ns = time.monotonic_ns
+cdef object wsprotocol_get_buffer = WSProtocol.get_buffer
 
 # picows gives each transport 1 KB to write from; we write for it, except when its parser finds a fault and it sends
 # a close frame. All transports can share one buffer: it is filled and written in one call.
@@ -165,6 +169,16 @@ cdef class Link(WSListener):
     abort = close
 
 
+class Reader(WSProtocol):
+    """picows' protocol, but a flood does not make its buffer grow to all that the system holds for us."""
+
+    __slots__ = ()
+
+    def get_buffer(self, size_hint):
+        free = wsprotocol_get_buffer(self, size_hint)
+        return free if len(free) <= MAX_READ else free[:MAX_READ]
+
+
 class Drain(asyncio.Protocol):
     """The protocol of a transport whose connection has been failed: throws away what still comes.
 
@@ -178,7 +192,7 @@ class Drain(asyncio.Protocol):
     def data_received(self, data):
         pass
 
-    def connection_lost(self, error):
+    def connection_lost(self, exc):
         self._link.on_ws_disconnected(self._transport)
 
 

@@ -1,16 +1,18 @@
 import asyncio
-from typing import TypeVar
+from typing import Self
+
+from typing_extensions import disjoint_base
 
 from fabric_ext.inbox import Inbox
 
-T = TypeVar("T")
-
+@disjoint_base
 class Hub:
     """What the connections of one event loop share: whether a read is in progress, and who has gathered bytes."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None: ...
+    def __new__(cls, loop: asyncio.AbstractEventLoop) -> Self: ...
     def end_turn(self) -> None:
         """The turn of the loop is over: write what was gathered in it."""
 
-class Outlet(Inbox[T]):
+@disjoint_base
+class Outlet(Inbox):
     """An inbox that can also send."""

@@ -1,5 +1,7 @@
 from enum import IntEnum
 
+from typing_extensions import disjoint_base
+
 class State(IntEnum):
     CONNECTING = 0
     OPEN = 1
@@ -13,6 +15,7 @@ class Event(IntEnum):
     LOST = 2
     ENDED = 3
 
+@disjoint_base
 class CloseFrame:
     """What the body of a close frame says: `code`, `reason`; `fault` is 0 or the code to fail the connection with."""
 

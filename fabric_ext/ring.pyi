@@ -1,5 +1,8 @@
 from typing import Any
 
+from typing_extensions import disjoint_base
+
+@disjoint_base
 class Ring:
     """First-in first-out queue; `len()` is the number of items."""
 
