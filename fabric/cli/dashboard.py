@@ -148,10 +148,13 @@ class Dashboard:
             await asyncio.gather(*self._pings.values(), return_exceptions=True)
 
     def _ping_some(self) -> None:
+        """Ping a few, spread over the interval: at once they would wait for each other, and for the pages."""
         assert self._server is not None
-        clients = list(set(self._server.clients()) - self._viewers - self._pings.keys())
-        for client in random.sample(clients, min(PINGED, len(clients))):
-            task = self._pings[client] = asyncio.create_task(_ping(client))
+        idle = list(set(self._server.clients()) - self._viewers - self._pings.keys())
+        chosen = random.sample(idle, min(PINGED, len(idle)))
+        for index, client in enumerate(chosen):
+            delay = INTERVAL * (index + 1) / (len(chosen) + 1)
+            task = self._pings[client] = asyncio.create_task(_ping(client, delay))
             task.add_done_callback(functools.partial(self._pinged, client))
 
     def _pinged(self, client: ConnectedClient, _: asyncio.Task[None]) -> None:
@@ -228,7 +231,8 @@ def _without_distribution(sample: bytes) -> bytes:
     return sample[: sample.rindex(b',"distribution":')] + b"}"
 
 
-async def _ping(client: ConnectedClient) -> None:
+async def _ping(client: ConnectedClient, delay: float) -> None:
+    await asyncio.sleep(delay)
     with contextlib.suppress(Error, TimeoutError):
         async with asyncio.timeout(PING_TIMEOUT):
             await client.ping()  # records its round trip in the server's metrics

@@ -154,7 +154,9 @@ class Page:
                 await self.call("Runtime.evaluate", expression=program, awaitPromise=True)
         except TimeoutError:
             state = await self.evaluate("JSON.stringify(document.body.dataset)")
-            raise AssertionError(f"not within {timeout:g} s: {condition}; the page says {state}") from None
+            raise AssertionError(
+                f"not within {timeout:g} s: {condition}; the page says {state}, {self.problems}"
+            ) from None
 
     async def prefer(self, scheme: str) -> None:
         """Emulate a user who prefers a "light" or "dark" colour scheme."""
