@@ -10,7 +10,7 @@ PICOWS_MINOR = "2.3"
 
 def _check_picows() -> None:
     # From picows, which is imported anyway: importlib.metadata would double the time of `import fabric`.
-    from picows.version import __version__ as found
+    from picows import __version__ as found  # type: ignore[attr-defined]
 
     if found.split(".")[:2] != PICOWS_MINOR.split("."):
         raise ImportError(
