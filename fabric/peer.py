@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from fabric.heartbeat import HeartbeatManager
     from fabric.metrics import MetricsCollector
 
-__all__ = ["Peer"]
+__all__ = ["Peer", "data_message"]
 
 inbox.bind_errors(concurrent_recv=InvalidState)
 
@@ -201,7 +201,7 @@ class Peer(Connection):
     async def _send_later(self, message: Any, compress: bool | None) -> None:
         """What `send` returns when the message could not be written at once."""
         if isinstance(message, (str, bytes, bytearray, memoryview, Message)):
-            await self._send_when_possible(_data_message(message), compress)
+            await self._send_when_possible(data_message(message), compress)
         elif isinstance(message, (Iterable, AsyncIterable)) and not isinstance(message, dict):
             await self._send_parts(message)
         else:
@@ -225,7 +225,7 @@ class Peer(Connection):
 
     def _queue_now(self, message: Any, compress: bool | None) -> None:
         """What `send_nowait` does when the message could not be written at once."""
-        data = _data_message(message)
+        data = data_message(message)
         self._check_sending()
         if not self.backpressure.try_acquire(len(data)):
             raise self.backpressure.full_error()
@@ -519,7 +519,8 @@ class Peer(Connection):
         return InvalidFrame(reason, code=code)
 
 
-def _data_message(message: Any) -> Message:
+def data_message(message: Any) -> Message:
+    """`message` as a Message that can be sent as data; `TypeError` for anything else."""
     if not isinstance(message, Message):
         return Message(message)
     if not (message.is_text or message.is_binary):

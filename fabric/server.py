@@ -37,7 +37,7 @@ from fabric.headers import HeaderMap
 from fabric.heartbeat import HeartbeatManager
 from fabric.message import Message
 from fabric.metrics import MetricsCollector
-from fabric.peer import Peer
+from fabric.peer import Peer, data_message
 from fabric.ratelimit import GlobalRateLimiter, connection_gate
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
 from fabric.upgrade import finish_server
@@ -101,6 +101,7 @@ class ConnectedClient(Peer):
         return self._request
 
     def _opened(self, request: Any, response: Any) -> None:
+        self._remote_addr = self.remote_addr  # a socket that was reset does not know it any more
         self._server._connected(self)
 
     def _handler_done(self, task: asyncio.Task[Any]) -> None:
@@ -119,8 +120,11 @@ class ConnectedClient(Peer):
         else:
             self._begin_closing(code, reason.encode())
 
+    def _release_transport(self) -> None:
+        self._local_addr = self.local_addr
+        super()._release_transport()
+
     def _on_lost(self) -> None:
-        self._local_addr, self._remote_addr = self.local_addr, self.remote_addr
         super()._on_lost()
         self._server._disconnected(self)
 
@@ -286,22 +290,27 @@ class WebSocketServer:
         logger.info("stopped")
 
     async def _all_gone(self) -> None:
-        while self._clients or self._tasks:
+        while self._clients or self._other_tasks():
             waiting: list[Awaitable[Any]] = [client.wait_closed() for client in self._clients]
-            waiting += [asyncio.shield(task) for task in self._tasks]
+            waiting += [asyncio.shield(task) for task in self._other_tasks()]
             await asyncio.gather(*waiting, return_exceptions=True)
             await asyncio.sleep(0)  # gather of what is done already does not let its callbacks run
+
+    def _other_tasks(self) -> set[asyncio.Task[Any]]:
+        """All but the one that is in shutdown(), which may be a handler's."""
+        return {task for task in self._tasks if task is not asyncio.current_task()}
 
     async def _abort_rest(self) -> None:
         for client in list(self._clients):
             client._abort()
-        for task in list(self._tasks):
+        tasks = self._other_tasks()
+        for task in tasks:
             task.cancel()
         if self._heartbeat is not None:
             self._heartbeat.stop()
         await asyncio.gather(*(client.wait_closed() for client in list(self._clients)))
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if tasks:
+            await asyncio.wait(tasks)
         assert self._listener is not None
         await self._listener.wait_closed()
 
@@ -449,8 +458,8 @@ class WebSocketServer:
         if self._on_connect is not None:
             self._call(self._on_connect, client)
         if self._handler is not None:
-            coroutine: Any = self._handler(client)
-            task = client._task = self._loop.create_task(coroutine)
+            task = client._task = asyncio.ensure_future(self._handler(client))  # type: ignore[assignment]
+            assert task is not None
             self._tasks.add(task)
             task.add_done_callback(client._handler_done)
 
@@ -500,7 +509,7 @@ class WebSocketServer:
         The frame is built once. A peer whose socket is full gets the message into its outbox; one whose outbox is
         full is treated as `config.slow_peer` says, and never delays the others.
         """
-        data = message if isinstance(message, Message) else Message(message)
+        data = data_message(message)
         shared = Shared(data)
         reached = 0
         waiting = []

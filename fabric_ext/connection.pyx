@@ -258,7 +258,11 @@ cdef class Connection(Outlet):
         transport.underlying_transport = link
         self._inbound_seen = True
         self._move(OPENED)
-        self._opened(transport.request, transport.response)
+        try:
+            self._opened(transport.request, transport.response)
+        except Exception as error:                             # picows would only tell its logger
+            self._on_error(error)
+            self._refuse(1011, "internal error")
         transport.request = transport.response = None  # whoever wants them has kept them
         return 0
 

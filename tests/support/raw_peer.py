@@ -79,10 +79,14 @@ class RawPeer:
     ) -> Self:
         """A WebSocket connection; `rest` is sent right behind the request."""
         peer = await cls.connect(port, receive_buffer=receive_buffer)
-        peer.send(request(*more, **fields) + rest)
-        answer = await peer.read_answer()
-        assert answer.status == 101, answer.status
-        assert answer.headers["sec-websocket-accept"] == ACCEPT
+        try:
+            peer.send(request(*more, **fields) + rest)
+            answer = await peer.read_answer()
+            assert answer.status == 101, answer.status
+            assert answer.headers["sec-websocket-accept"] == ACCEPT
+        except BaseException:
+            peer.writer.close()
+            raise
         return peer
 
     async def __aenter__(self) -> Self:
