@@ -26,6 +26,7 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"fabric {VERSION}"
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False
 
 myst_enable_extensions = ["attrs_inline"]
