@@ -18,7 +18,7 @@ import msgspec
 from fabric.client import WebSocketClient
 
 STARTUP = 30.0  # seconds
-ANSWER = 15.0  # seconds
+ANSWER = 30.0  # seconds
 
 FLAGS = """
 --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking
@@ -45,6 +45,7 @@ class Page:
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._session: str | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._loaded: asyncio.Future[None] | None = None
         self.problems: list[str] = []
 
     @classmethod
@@ -109,6 +110,9 @@ class Page:
                 answer = self._answers.pop(data["id"], None)
                 if answer is not None and not answer.done():
                     answer.set_result(data)
+            elif data["method"] == "Page.loadEventFired":
+                if self._loaded is not None and not self._loaded.done():
+                    self._loaded.set_result(None)
             elif data["method"] == "Runtime.exceptionThrown":
                 self.problems.append(str(data["params"]["exceptionDetails"]))
             elif data["method"] == "Log.entryAdded" and data["params"]["entry"]["level"] == "error":
@@ -129,9 +133,12 @@ class Page:
         return data["result"]
 
     async def goto(self, url: str) -> None:
-        """Load `url`."""
+        """Load `url`; return when the page and its script are there."""
+        loaded = self._loaded = asyncio.get_running_loop().create_future()
         result = await self.call("Page.navigate", url=url)
         assert "errorText" not in result, result
+        async with asyncio.timeout(ANSWER):
+            await loaded
 
     async def evaluate(self, expression: str) -> Any:
         """The JSON value of a JavaScript expression; promises are awaited."""
@@ -151,7 +158,7 @@ class Page:
         )
         try:
             async with asyncio.timeout(timeout):
-                await self.call("Runtime.evaluate", expression=program, awaitPromise=True)
+                await self.evaluate(program)
         except TimeoutError:
             state = await self.evaluate("JSON.stringify(document.body.dataset)")
             raise AssertionError(
