@@ -1,0 +1,135 @@
+"""A server in a process of its own, to be killed: `python service.py FILE '{"port": 0, ...}'`.
+
+Echoes, and writes to FILE what happened, a line each and at once, so that it outlives SIGKILL: `open CONNECTION`, `CONNECTION
+NUMBER` for each message received, `error TEXT` for each error logged. Prints its port when it listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Self
+
+import uvloop
+
+from fabric.error import ConnectionClosed
+from fabric.server import ConnectedClient, WebSocketServer
+
+LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.SelectorEventLoop}
+
+
+async def serve(path: str, port: int, descriptors: int | None, **options: Any) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    numbers = itertools.count()
+
+    def note(text: str) -> None:
+        os.write(file, f"{text}\n".encode())
+
+    class Errors(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            note("error " + record.getMessage().replace("\n", " "))
+
+    logging.getLogger().addHandler(Errors(logging.ERROR))
+
+    async def handle(client: ConnectedClient) -> None:
+        me = f"{os.getpid()}-{next(numbers)}"
+        note(f"open {me}")
+        with contextlib.suppress(ConnectionClosed):
+            async for message in client:
+                note(f"{me} {message.as_text().partition(':')[0]}")
+                await client.send(message)
+
+    async with WebSocketServer.bind(f"127.0.0.1:{port}", handle, **options) as server:
+        if descriptors is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+        print(server.port, flush=True)
+        await server.serve_forever()
+
+
+class Service:
+    """What the test sees of it: `async with Service(folder) as service`, on one port over all restarts.
+
+    Args:
+        folder: where it keeps its file.
+        loop: "uvloop" or "asyncio".
+        descriptors: the most that it may have open; None = as many as the test.
+        options: those of `WebSocketServer.bind`.
+    """
+
+    def __init__(self, folder: Path, *, loop: str = "uvloop", descriptors: int | None = None, **options: Any) -> None:
+        self._path = folder / "service.log"
+        self._loop = loop
+        self._options = {"port": 0, "descriptors": descriptors, "compression": None, **options}
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.kill()
+
+    @property
+    def port(self) -> int:
+        return int(self._options["port"])
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/"
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            __file__,
+            str(self._path),
+            self._loop,
+            json.dumps(self._options),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert self._process.stdout is not None
+        self._options["port"] = int(await self._process.stdout.readline())
+
+    async def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(signal.SIGKILL)
+            await process.communicate()
+
+    @property
+    def lines(self) -> list[list[str]]:
+        return [line.split(" ", 1) for line in self._path.read_text().splitlines()]
+
+    @property
+    def errors(self) -> list[str]:
+        return [text for what, text in self.lines if what == "error"]
+
+    @property
+    def connections(self) -> int:
+        """Connections so far, over all restarts."""
+        return sum(what == "open" for what, _ in self.lines)
+
+    @property
+    def arrived(self) -> list[list[int]]:
+        """The numbers that each connection brought, in the order of both."""
+        found: dict[str, list[int]] = {}
+        for what, text in self.lines:
+            if what == "open":
+                found[text] = []
+            elif what != "error":
+                found[what].append(int(text))
+        return list(found.values())
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=LOOPS[sys.argv[2]]) as runner:
+        runner.run(serve(sys.argv[1], **json.loads(sys.argv[3])))
