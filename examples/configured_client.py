@@ -46,9 +46,7 @@ async def echo(client: ConnectedClient) -> None:
 
 async def main() -> None:
     def serve(port: int) -> WebSocketServer:
-        return WebSocketServer(
-            ServerConfig(f"127.0.0.1:{port}", subprotocols=["prices.v1", "prices.v2"]), echo
-        )
+        return WebSocketServer(ServerConfig(f"127.0.0.1:{port}", subprotocols=["prices.v1", "prices.v2"]), echo)
 
     server = serve(0)
     await server.start()

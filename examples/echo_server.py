@@ -64,9 +64,7 @@ async def chatter(url: str, pause: float) -> None:
 
 async def main() -> None:
     address = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:0"
-    server = WebSocketServer.bind(
-        address, on_message=on_message, on_connect=on_connect, on_disconnect=on_disconnect
-    )
+    server = WebSocketServer.bind(address, on_message=on_message, on_connect=on_connect, on_disconnect=on_disconnect)
     async with server:
         url = f"ws://127.0.0.1:{server.port}/"
         print(f"echoing on {url}")

@@ -26,9 +26,7 @@ async def show_bucket() -> None:
     limiter = RateLimiter(RateLimitConfig(operations_per_second=50, operations_burst=5))
     for number in range(1, 7):
         status = limiter.try_acquire(RateLimitType.OPERATIONS)
-        told = (
-            f"{status.remaining} left" if status.allowed else f"retry after {status.retry_after * 1e3:.0f} ms"
-        )
+        told = f"{status.remaining} left" if status.allowed else f"retry after {status.retry_after * 1e3:.0f} ms"
         print(f"  operation {number}: {'allowed' if status.allowed else 'refused'}, {told}")
     begun = time.perf_counter()
     await limiter.acquire(RateLimitType.OPERATIONS)

@@ -26,9 +26,7 @@ def build(folder: str) -> types.ModuleType:
     import fabric_ext
 
     site = Path(fabric_ext.__file__).parents[1]
-    extensions = cythonize(
-        Extension("pinger", [str(SOURCE)]), include_path=[str(site)], build_dir=folder, quiet=True
-    )
+    extensions = cythonize(Extension("pinger", [str(SOURCE)]), include_path=[str(site)], build_dir=folder, quiet=True)
     distribution = Distribution({"ext_modules": extensions})
     command = distribution.get_command_obj("build_ext")
     command.build_lib = command.build_temp = folder

@@ -74,15 +74,9 @@ def configure(commands: Any) -> None:
     parser.add_argument("other", metavar="URL2", nargs="?", help="server to compare it with")
     load = parser.add_argument_group("load")
     load.add_argument("-c", "--connections", type=count, default=1, metavar="N", help="at once (default: 1)")
-    load.add_argument(
-        "-d", "--depth", type=count, metavar="N", help="in flight on each connection (default: 1)"
-    )
-    load.add_argument(
-        "-r", "--rate", type=rate, metavar="N", help="messages per second in all; opens the loop"
-    )
-    load.add_argument(
-        "--size", type=size, default=32, metavar="BYTES", help="payload of a message (default: 32)"
-    )
+    load.add_argument("-d", "--depth", type=count, metavar="N", help="in flight on each connection (default: 1)")
+    load.add_argument("-r", "--rate", type=rate, metavar="N", help="messages per second in all; opens the loop")
+    load.add_argument("--size", type=size, default=32, metavar="BYTES", help="payload of a message (default: 32)")
     load.add_argument("--text", action="store_true", help="send text that looks like JSON, not random bytes")
     load.add_argument(
         "-t", "--duration", type=duration, default=10.0, metavar="SECONDS", help="for each URL (default: 10)"
@@ -90,9 +84,7 @@ def configure(commands: Any) -> None:
     load.add_argument(
         "--warmup", type=duration, default=0.5, metavar="SECONDS", help="before, not counted (default: 0.5)"
     )
-    load.add_argument(
-        "--rounds", type=count, metavar="N", help=f"turns of each of two URLs (default: {ROUNDS})"
-    )
+    load.add_argument("--rounds", type=count, metavar="N", help=f"turns of each of two URLs (default: {ROUNDS})")
     report = parser.add_argument_group("report")
     report.add_argument("--json", action="store_true", help="the result as one JSON object")
     report.add_argument(

@@ -89,9 +89,7 @@ def _round_up(value: float) -> float:
     return math.ceil(value / power - 1e-9) * power
 
 
-def distribution(
-    histogram: Histogram, *, width: int = 78, height: int = 8, unicode: bool = True
-) -> list[str]:
+def distribution(histogram: Histogram, *, width: int = 78, height: int = 8, unicode: bool = True) -> list[str]:
     """Draw `histogram` as lines of at most `width` columns, the bars `height` lines high."""
     if not histogram.count:
         return ["(nothing was measured)"]

@@ -94,9 +94,7 @@ def configure(commands: Any) -> None:
         help="of a message received (default: 10M)",
     )
     forms = parser.add_argument_group("report").add_mutually_exclusive_group()
-    forms.add_argument(
-        "--raw", action="store_true", help="only the payloads received, one per line, unaltered"
-    )
+    forms.add_argument("--raw", action="store_true", help="only the payloads received, one per line, unaltered")
     forms.add_argument("--json", action="store_true", help="every event as a line of JSON")
     parser.add_argument("-q", "--quiet", action="store_true", help="no remarks on standard error")
     add_connection_options(parser, compression=True)
@@ -308,9 +306,7 @@ class Conversation:
         try:
             message = Message.binary(bytes.fromhex(text))
         except ValueError:
-            raise ValueError(
-                "/binary takes hexadecimal digits, two for each byte, as in /binary 01 ff"
-            ) from None
+            raise ValueError("/binary takes hexadecimal digits, two for each byte, as in /binary 01 ff") from None
         await self._client.send(message)
         self._transcript.message("sent", message)
 

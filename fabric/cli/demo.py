@@ -64,9 +64,7 @@ def configure(commands: Any) -> None:
         metavar="SECONDS",
         help="of each measured run (default: 5)",
     )
-    parser.add_argument(
-        "-c", "--clients", type=count, default=100, metavar="N", help="in the broadcast (default: 100)"
-    )
+    parser.add_argument("-c", "--clients", type=count, default=100, metavar="N", help="in the broadcast (default: 100)")
     add_loop_option(parser)
     parser.set_defaults(run=run)
 
@@ -140,9 +138,7 @@ async def _show_broadcast(screen: Screen, server: WebSocketServer, url: str, cli
     async with AsyncExitStack() as stack:
         audience = []
         for number in range(clients):
-            audience.append(
-                await stack.enter_async_context(WebSocketClient.connect(url, auto_reconnect=False))
-            )
+            audience.append(await stack.enter_async_context(WebSocketClient.connect(url, auto_reconnect=False)))
             screen.progress(f"connecting: {number + 1} of {clients}")
         begun = time.perf_counter()
         reached = await server.broadcast_text(TEXT)
@@ -153,9 +149,7 @@ async def _show_broadcast(screen: Screen, server: WebSocketServer, url: str, cli
     _step(screen, "broadcast", f"one message to {reached} clients; all had it after {format_duration(took)}")
 
 
-async def _measure(
-    screen: Screen, config: ClientConfig, plan: Plan, name: str, seconds: float
-) -> Measurement:
+async def _measure(screen: Screen, config: ClientConfig, plan: Plan, name: str, seconds: float) -> Measurement:
     meter = Meter()
 
     async def watch() -> None:

@@ -268,9 +268,7 @@ class Load:
         self._in_step = not unanswered
         return unanswered
 
-    async def _keep_pace(
-        self, begun: int, end: int, rate: float, flights: list[deque[tuple[int, int]]]
-    ) -> None:
+    async def _keep_pace(self, begun: int, end: int, rate: float, flights: list[deque[tuple[int, int]]]) -> None:
         interval = 1e9 / rate
         clients, message = self._clients, self._message
         number = late = 0
@@ -289,9 +287,7 @@ class Load:
             if late % BURST == 0:
                 await asyncio.sleep(0)
 
-    async def _take_answers(
-        self, client: WebSocketClient, flight: deque[tuple[int, int]], meter: Meter
-    ) -> None:
+    async def _take_answers(self, client: WebSocketClient, flight: deque[tuple[int, int]], meter: Meter) -> None:
         assert meter.service is not None
         from_due, from_sent = meter.interval.record, meter.service.record
         async for _ in client:
@@ -305,9 +301,7 @@ class Load:
 
 def _ended(client: WebSocketClient) -> ConnectionFailed:
     reason = f": {client.close_reason}" if client.close_reason else ""
-    return ConnectionFailed(
-        f"the server closed the connection with {client.close_code}{reason}", url=client.url
-    )
+    return ConnectionFailed(f"the server closed the connection with {client.close_code}{reason}", url=client.url)
 
 
 async def _all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -40,9 +40,7 @@ Results go to standard output, progress and remarks to standard error.
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
-        "fabric", description=DESCRIPTION, epilog=EPILOG, formatter_class=Formatter
-    )
+    parser = argparse.ArgumentParser("fabric", description=DESCRIPTION, epilog=EPILOG, formatter_class=Formatter)
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in COMMANDS:

@@ -19,9 +19,7 @@ SPARSE = 5.0  # seconds between two lines of progress where there is no terminal
 MAX_WIDTH = 100  # columns; longer lines are hard to read
 PROBE = "█▁µ└▲"  # who can show these can show all that is used here
 
-_ASCII = str.maketrans(
-    {"µ": "u", "·": "-", "–": "-", "—": "-", "×": "x", "±": "+/-", "→": "->", "…": "...", "✓": "+"}
-)
+_ASCII = str.maketrans({"µ": "u", "·": "-", "–": "-", "—": "-", "×": "x", "±": "+/-", "→": "->", "…": "...", "✓": "+"})
 # Control characters, which steer a terminal, and those that make text read in another order than it stands.
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _STYLES = {"bold": "\x1b[1m", "dim": "\x1b[2m"}

@@ -63,9 +63,7 @@ def configure(commands: Any) -> None:
         ("broadcast", "send each message to all connections"),
         ("discard", "read and forget"),
     ):
-        modes.add_argument(
-            f"--{mode}", dest="mode", action="store_const", const=mode, default="echo", help=text
-        )
+        modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode, default="echo", help=text)
     parser.add_argument("--dashboard", action="store_true", help="a live page at /dashboard")
     parser.add_argument("--duration", type=duration, metavar="SECONDS", help="stop after this time")
     limits = parser.add_argument_group("limits and options")
@@ -79,9 +77,7 @@ def configure(commands: Any) -> None:
         metavar="BYTES",
         help="of a message (default: 10M)",
     )
-    limits.add_argument(
-        "--no-compression", dest="compression", action="store_false", help="do not agree to compress"
-    )
+    limits.add_argument("--no-compression", dest="compression", action="store_false", help="do not agree to compress")
     limits.add_argument(
         "-s",
         "--subprotocol",

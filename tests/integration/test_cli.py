@@ -438,9 +438,7 @@ def test_bench_compares_two(server: Server, tmp_path: Path) -> None:
         other.process.communicate()
 
 
-@pytest.mark.parametrize(
-    ("mode", "said"), [("--discard", "does not echo: no answer within 0.3 s"), ("--echo", None)]
-)
+@pytest.mark.parametrize(("mode", "said"), [("--discard", "does not echo: no answer within 0.3 s"), ("--echo", None)])
 def test_bench_needs_an_echo(mode: str, said: str | None) -> None:
     running = Server(mode)
     try:

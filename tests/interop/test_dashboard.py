@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.chromium import Page, find_chromium
 
 from fabric.cli import dashboard
 from fabric.cli.serve import Service
 from fabric.client import WebSocketClient
 from fabric.config import ServerConfig
+from support.chromium import Page, find_chromium
 
 pytestmark = [
     pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True),  # the browser is what is tested
@@ -72,8 +72,7 @@ async def test_it_shows_what_happens(browser: str, tmp_path: Path) -> None:
         await page.until(tile_says("Connections", "0"))  # who watches does not count
 
         opened = [
-            await clients.enter_async_context(WebSocketClient.connect(f"ws://127.0.0.1:{port}"))
-            for _ in range(3)
+            await clients.enter_async_context(WebSocketClient.connect(f"ws://127.0.0.1:{port}")) for _ in range(3)
         ]
         await page.until(tile_says("Connections", "3"))
         for client in opened:
@@ -115,9 +114,7 @@ async def test_light_and_dark(browser: str, tmp_path: Path) -> None:
             await page.prefer(scheme)
             await page.goto(f"http://127.0.0.1:{port}/dashboard")
             await page.until("document.body.dataset.samples > 2")
-            colour = (
-                "getComputedStyle(document.body).{}.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0)"
-            )
+            colour = "getComputedStyle(document.body).{}.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0)"
             paper = await page.evaluate(colour.format("backgroundColor"))
             ink = await page.evaluate(colour.format("color"))
             lightness.append((paper, ink))

@@ -142,9 +142,7 @@ class Page:
 
     async def evaluate(self, expression: str) -> Any:
         """The JSON value of a JavaScript expression; promises are awaited."""
-        result = await self.call(
-            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
-        )
+        result = await self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in result:
             raise RuntimeError(str(result["exceptionDetails"]))
         return result["result"].get("value")
@@ -167,9 +165,7 @@ class Page:
 
     async def prefer(self, scheme: str) -> None:
         """Emulate a user who prefers a "light" or "dark" colour scheme."""
-        await self.call(
-            "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
-        )
+        await self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     async def screenshot(self) -> bytes:
         """The visible page as PNG."""

@@ -340,9 +340,7 @@ def test_a_wrong_line_is_exit_code_2(argv: list[str], capsys: pytest.CaptureFixt
         (["serve", "--tls-key", "key.pem"], "--tls-key needs --tls-cert"),
     ],
 )
-def test_a_users_mistake_is_a_sentence(
-    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_users_mistake_is_a_sentence(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main([*argv, "--loop", "asyncio"]) == 2
     err = capsys.readouterr().err
     assert said in err
