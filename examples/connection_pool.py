@@ -39,7 +39,8 @@ async def main() -> None:
         print(f"now idle: {stats.idle}, in use: {stats.in_use}, waiting: {stats.waiting}")
 
         async with pool.get(url) as client:
-            await client.send("7")  # the answer is left unread ...
+            await client.send("7")
+            await client.ping()  # by now the answer is here, and is left unread
         stats = pool.server_stats(url)
         print(f"a connection given back with its answer unread is not reused: {stats.discarded} discarded")
 

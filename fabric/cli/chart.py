@@ -1,7 +1,8 @@
 """A latency distribution as text: bars over a logarithmic axis of time, with its percentiles marked.
 
 Owns the drawing, as pure functions of a histogram of nanoseconds. The axis goes as far as the slowest but one
-in a thousand; what is beyond is told in words. A column with a single value in a million still shows a mark.
+in a thousand, if that is not so far out that nothing else could be told apart; what is beyond is told in words.
+A column with a single value in a million still shows a mark.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ __all__ = ["Axis", "distribution", "table"]
 
 GUTTER = 9  # columns left of the bars, for the scale
 PERCENTILES = (50.0, 95.0, 99.0, 99.9)
-SHOWN = 99.9  # percentile up to which values are drawn
+SHOWN = 99.9  # percentile up to which values are drawn, but no further than
+TAIL = 10  # times the median
 LEAST = 100  # nanoseconds; below, nothing is told apart
 FACTOR = 5  # between the ends of an axis, at least
 
@@ -36,10 +38,11 @@ class Glyphs:
     line: str
     tick: str
     mark: str
+    beyond: str
 
 
-UNICODE = Glyphs("▁▂▃▄▅▆▇█", "│", "└", "─", "┬", "▲")
-ASCII = Glyphs(".:#", "|", "+", "-", "+", "^")
+UNICODE = Glyphs("▁▂▃▄▅▆▇█", "│", "└", "─", "┬", "▲", "▶")
+ASCII = Glyphs(".:#", "|", "+", "-", "+", "^", ">")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,8 @@ def distribution(histogram: Histogram, *, width: int = 78, height: int = 8, unic
     if not histogram.count:
         return ["(nothing was measured)"]
     glyphs = UNICODE if unicode else ASCII
-    axis = Axis.around(histogram.min, histogram.value_at_percentile(SHOWN), width - GUTTER)
+    median, tail = histogram.values_at_percentiles((50.0, SHOWN))
+    axis = Axis.around(histogram.min, min(tail, TAIL * median), width - GUTTER)
     reached = [0, *histogram.counts_up_to(axis.bounds())]
     counts = [after - before for before, after in itertools.pairwise(reached)]
     lines = _bars(counts, histogram.count, height, glyphs)
@@ -142,7 +146,7 @@ def _marks(axis: Axis, histogram: Histogram, glyphs: Glyphs) -> list[str]:
     labels = []
     for percentile, value in zip(PERCENTILES, histogram.values_at_percentiles(PERCENTILES), strict=True):
         column = axis.column(value)
-        line[column] = glyphs.mark
+        line[column] = glyphs.mark if value <= axis.high * 1.001 else glyphs.beyond
         labels.append((column, f"p{percentile:g}"))
     return [" " * GUTTER + text for text in ("".join(line), *_place(labels, axis.columns, spill=True))]
 

@@ -154,7 +154,7 @@ def test_the_bars_are_highest_where_most_values_are(rng: random.Random) -> None:
 def test_each_column_with_a_value_shows_something() -> None:
     histogram = Histogram()
     histogram.record_n(10_000, 1_000_000)
-    histogram.record_n(500_000, 2_000)
+    histogram.record_n(90_000, 2_000)
     lines = chart.distribution(histogram, width=80, height=4)
     assert lines[3].count("█") == 1
     assert lines[3].count("▁") == 1
@@ -170,6 +170,18 @@ def test_the_percentiles_stand_at_their_values() -> None:
     for percentile in (50, 95, 99, 99.9):
         column = chart.GUTTER + axis.column(histogram.value_at_percentile(percentile))
         assert marks[column] == "▲"
+
+
+def test_a_far_tail_does_not_squeeze_the_rest() -> None:
+    histogram = Histogram()
+    for value in range(20_000, 40_000, 10):
+        histogram.record(value)
+    histogram.record_n(50_000_000, 20)
+    lines = chart.distribution(histogram, width=80, height=8)
+    assert sum(character != " " for character in lines[7][chart.GUTTER :]) > 15
+    marks = next(line for line in lines if "▲" in line)
+    assert marks.endswith("▶"), "a percentile beyond the axis is marked at its end"
+    assert "20 slower ones, up to 50.0 ms, are not drawn" in lines[-1]
 
 
 def test_what_is_beyond_the_axis_is_told(rng: random.Random) -> None:
