@@ -156,7 +156,7 @@ def accept_answer(lines: Iterable[str], config: CompressionConfig) -> Agreement 
         # Which of several offers was accepted shows only in what the answer says.
         for last, offer in enumerate(offers, 1 - len(offers)):
             try:
-                return _confirm(name, pairs, offer, parameters)
+                return _confirm(name, pairs, offer, parameters, config)
             except ValueError:
                 if not last:
                     raise
@@ -182,9 +182,9 @@ def _offers(config: CompressionConfig) -> list[tuple[str, Parameters]]:
         if config.zstd_dictionary is not None:
             parameters["dictionary"] = _dictionary_id(config.zstd_dictionary)
         offers.append((ZSTD, parameters))
-    # Without a value: the server may limit our window, but does not have to know that we would not use more.
-    bits = config.client_max_window_bits
-    general = common | {"client_max_window_bits": str(bits) if bits < MAX_BITS else None}
+    # Without a value: the server may limit our window. That we use less than it allows is nobody's business but ours,
+    # and some servers answer with more than a value says.
+    general = common | {"client_max_window_bits": None}
     if config.server_max_window_bits < MAX_BITS:
         offers.append(
             (DEFLATE, common | {"server_max_window_bits": str(config.server_max_window_bits)} | general)
@@ -220,7 +220,11 @@ def _accept_offer(extension: str, offered: Parameters, config: CompressionConfig
 
 
 def _confirm(
-    extension: str, pairs: tuple[tuple[str, str | None], ...], offer: Parameters, answer: Parameters
+    extension: str,
+    pairs: tuple[tuple[str, str | None], ...],
+    offer: Parameters,
+    answer: Parameters,
+    config: CompressionConfig,
 ) -> Agreement:
     """What the answer to one offer means (RFC 7692 §7.1); ValueError if it is no answer to that offer."""
     if "server_no_context_takeover" in offer and "server_no_context_takeover" not in answer:
@@ -237,13 +241,12 @@ def _confirm(
             raise ValueError(f"{name} was not offered")
     if "dictionary" in answer and answer["dictionary"] != offer["dictionary"]:
         raise ValueError("another dictionary was offered")
-    # §7.1.1.2, §7.1.2.2: what we hinted at holds, whether or not the answer repeats it.
-    hints = {
-        name: offer[name]
-        for name in ("client_no_context_takeover", "client_max_window_bits")
-        if name in offer and name not in answer
-    }
-    return _agreement(extension, pairs, {**answer, **hints})
+    # §7.1.1.2, §7.1.2.2: our own window and takeover are at most what we want, whatever more the answer allows.
+    wanted = max(min(_BITS[extension].values()), config.client_max_window_bits)
+    own: dict[str, str | None] = {"client_max_window_bits": str(min(_bits(extension, answer, "client"), wanted))}
+    if "client_no_context_takeover" in offer:
+        own["client_no_context_takeover"] = None
+    return _agreement(extension, pairs, {**answer, **own})
 
 
 def _agreement(extension: str, pairs: tuple[tuple[str, str | None], ...], terms: Parameters) -> Agreement:
