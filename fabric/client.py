@@ -90,10 +90,15 @@ class WebSocketClient(Peer):
         on_connect: Callable[[Any], Any] | None = None,
         on_disconnect: Callable[[Any, ConnectionClosed | ReconnectTimeout], Any] | None = None,
         on_reconnect: Callable[[Any], Any] | None = None,
+        metrics: MetricsCollector | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         super().__init__(
-            loop, masking=True, metrics=MetricsCollector(), backpressure=config.backpressure, logger=logger
+            loop,
+            masking=True,
+            metrics=MetricsCollector() if metrics is None else metrics,
+            backpressure=config.backpressure,
+            logger=logger,
         )
         self._configure(
             max_message_size=config.max_message_size,
@@ -130,6 +135,7 @@ class WebSocketClient(Peer):
         on_connect: Callable[[Any], Any] | None = None,
         on_disconnect: Callable[[Any, ConnectionClosed | ReconnectTimeout], Any] | None = None,
         on_reconnect: Callable[[Any], Any] | None = None,
+        metrics: MetricsCollector | None = None,
         **options: Any,
     ) -> Connecting[Self]:
         """Connect to a server.
@@ -151,6 +157,7 @@ class WebSocketClient(Peer):
                 a new one is tried; and with a `ReconnectTimeout` when none will be. What it raises is logged.
             on_reconnect: called with the client when there is a connection again and what waited to be sent
                 is on its way; cancelled if it is lost meanwhile. What it raises is logged.
+            metrics: what to count into, shared with other clients; None = its own.
             options: fields of `ClientConfig`, instead of those in `url`.
 
         Raises:
@@ -178,7 +185,7 @@ class WebSocketClient(Peer):
             config = replace(url, **options) if options else url
         else:
             config = ClientConfig(url, **options)
-        return Connecting(lambda: cls(config, **callbacks)._begin())  # type: ignore[arg-type]
+        return Connecting(lambda: cls(config, metrics=metrics, **callbacks)._begin())  # type: ignore[arg-type]
 
     async def __aenter__(self) -> Self:
         return self
