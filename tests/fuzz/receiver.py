@@ -1,0 +1,235 @@
+"""A server's connection that is fed bytes, and RFC 6455 as a slow model of what it has to make of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from fabric.config import BackpressureConfig
+from fabric.message import Message
+from fabric.metrics import MetricsCollector
+from fabric.peer import Peer
+from fabric_ext.deflate import DeflateCodec
+from support.fake_transport import FakeTransport
+from support.frames import CLOSE, CONTINUATION, PING, PONG, TEXT, Wire, decode_all, xor
+
+LIMIT = 1000  # bytes of a message
+MAX_FRAGMENTS = 20
+
+Received = tuple[str, str | bytes]
+
+
+@dataclass
+class Outcome:
+    """What bytes have led to.
+
+    Attributes:
+        messages: kind and data of those that the application got.
+        pongs: what the pings were answered with.
+        codes: the close code sent; None for none. More than one where a model cannot tell.
+    """
+
+    messages: list[Received] = field(default_factory=list)
+    pongs: list[bytes] = field(default_factory=list)
+    codes: set[int | None] = field(default_factory=lambda: {None})
+
+
+# The connection
+
+
+async def receive(pieces: Iterable[bytes], *, compressed: bool = False) -> Outcome:
+    """Feed a new connection `pieces`, one read each, and check that what it answers is well-formed."""
+    outcome = Outcome()
+
+    def take(_peer: Peer, message: Message) -> None:
+        if message.is_text:
+            outcome.messages.append(("text", message.as_text()))
+        else:
+            outcome.messages.append(("binary", message.as_bytes()))
+
+    peer = Peer(
+        asyncio.get_running_loop(),
+        masking=False,
+        metrics=MetricsCollector(),
+        backpressure=BackpressureConfig(),
+        logger=logging.getLogger("fabric.fuzz"),
+    )
+    peer._configure(
+        max_message_size=LIMIT,
+        max_fragments=MAX_FRAGMENTS,
+        queue_limit=1000,
+        queue_byte_limit=1 << 20,
+        fragment_size=0,
+        close_timeout=1,
+        on_message=take,
+    )
+    if compressed:
+        peer._set_codec(DeflateCodec())
+    transport = FakeTransport()
+    opened = False
+    try:
+        transport.connect(peer, max_size=LIMIT)
+        opened = True
+        for piece in pieces:
+            feed(transport, piece)
+            await turns()
+            if transport.closing or not transport.reading:
+                break
+    finally:
+        if opened:
+            transport.lose()
+            await turns()
+    answered = decode_all(transport.output)
+    outcome.pongs = [wire.payload for wire in answered if wire.opcode == PONG]
+    outcome.codes = {well_formed(answered)}
+    assert peer._state_now.name == "CLOSED"
+    assert peer.close_code is not None
+    return outcome
+
+
+def feed(transport: FakeTransport, data: bytes) -> None:
+    """`data` arrives at whatever protocol there is, as long as it is read."""
+    while data and transport.reading and not transport.closing:
+        if hasattr(transport.protocol, "get_buffer"):
+            buffer = transport.protocol.get_buffer(-1)
+            size = min(len(buffer), len(data))
+            buffer[:size] = data[:size]
+            transport.protocol.buffer_updated(size)
+            data = data[size:]
+        else:
+            transport.protocol.data_received(data)
+            data = b""
+
+
+async def turns() -> None:
+    """Let what was called soon happen."""
+    for _ in range(2):
+        await asyncio.sleep(0)
+
+
+def well_formed(answered: list[Wire]) -> int | None:
+    """The close code of an answer that is pongs and at most one close frame, which is the last."""
+    *before, last = answered or [Wire(PONG, b"")]
+    for wire in [*before, last]:
+        assert wire.fin, wire
+        assert not wire.rsv, wire
+        assert not wire.masked, wire
+        assert len(wire.payload) <= 125, wire
+    assert all(wire.opcode == PONG for wire in before), answered
+    if last.opcode == PONG:
+        return None
+    assert last.opcode == CLOSE, last
+    last.close_reason.encode()
+    code = last.close_code
+    assert code is None or 1000 <= code <= 1014 or 3000 <= code <= 4999, last
+    return 1005 if code is None else code
+
+
+# The model
+
+
+class Model:
+    """Reads all bytes at once. Without compression."""
+
+    def __init__(self) -> None:
+        self.outcome = Outcome()
+        self._opcode = 0  # of the message being received; 0: none
+        self._data = b""
+        self._fragments = 0
+
+    def read(self, data: bytes) -> Outcome:
+        while (size := self._read_frame(data)) is not None:
+            data = data[size:]
+        return self.outcome
+
+    def _read_frame(self, data: bytes) -> int | None:
+        """Bytes of the first frame of `data`; None when there is nothing more to read."""
+        if len(data) < 2:
+            return None
+        opcode, fin, rsv, masked = data[0] & 15, data[0] >> 7, data[0] >> 4 & 7, data[1] >> 7
+        size, at = data[1] & 127, 2
+        wide = {126: 2, 127: 8}.get(size, 0)
+        if wide:
+            if len(data) < at + wide:
+                self._may_fail(1002)  # the first two bytes may be wrong already
+                return None
+            size, at = int.from_bytes(data[at : at + wide], "big"), at + wide
+        faults: set[int | None] = set()
+        if rsv or not masked or 3 <= opcode <= 7 or opcode >= 11:  # §5.1, §5.2
+            faults.add(1002)
+        if opcode >= 8 and (size > 125 or not fin):  # §5.5
+            faults.add(1002)
+        if size >= 1 << 63 or (wide and size < {2: 126, 8: 65536}[wide]):  # §5.2
+            faults.add(1002)
+        if size > LIMIT:
+            faults.add(1009)
+        if opcode < 8 and (opcode == CONTINUATION) == (not self._opcode):  # §5.4
+            faults.add(1002)
+        if len(data) < at + 4 * masked + size:
+            self._may_fail(*faults)
+            return None
+        key, at = data[at : at + 4 * masked], at + 4 * masked
+        payload = xor(data[at : at + size], key) if masked else data[at : at + size]
+        if opcode == CLOSE:
+            faults |= close_faults(payload)
+        if faults:
+            self.outcome.codes = faults
+            return None
+        goes_on = self._read_control(opcode, payload) if opcode >= 8 else self._read_data(opcode, fin, payload)
+        return at + size if goes_on else None
+
+    def _may_fail(self, *codes: int | None) -> None:
+        """A frame that is not complete: some faults are seen at once, others when it is."""
+        self.outcome.codes = {None, *codes}
+
+    def _read_control(self, opcode: int, payload: bytes) -> bool:
+        if opcode == PING:
+            self.outcome.pongs.append(payload)
+        if opcode != CLOSE:
+            return True
+        self.outcome.codes = {int.from_bytes(payload[:2], "big") if payload else 1005}
+        return False
+
+    def _read_data(self, opcode: int, fin: int, payload: bytes) -> bool:
+        self._opcode = self._opcode or opcode
+        self._data += payload
+        self._fragments += 1
+        faults: set[int | None] = set()
+        if len(self._data) > LIMIT:
+            faults.add(1009)
+        if self._fragments > MAX_FRAGMENTS:
+            faults.add(1008)
+        if self._opcode == TEXT and not is_utf8(self._data, final=bool(fin)):
+            faults.add(1007)
+        if faults:
+            self.outcome.codes = faults
+            return False
+        if fin:
+            if self._opcode == TEXT:
+                self.outcome.messages.append(("text", self._data.decode()))
+            else:
+                self.outcome.messages.append(("binary", self._data))
+            self._opcode, self._data, self._fragments = 0, b"", 0
+        return True
+
+
+def close_faults(payload: bytes) -> set[int | None]:
+    """What is wrong with the body of a close frame (§5.5.1, §7.4)."""
+    faults: set[int | None] = set()
+    code = int.from_bytes(payload[:2], "big") if payload else 1000
+    if len(payload) == 1 or not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
+        faults.add(1002)
+    if not is_utf8(payload[2:], final=True):
+        faults.add(1007)
+    return faults
+
+
+def is_utf8(data: bytes, *, final: bool) -> bool:
+    """Is `data` UTF-8, or (unless `final`) the beginning of it?"""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return not final and error.reason == "unexpected end of data"
+    return True

@@ -1,0 +1,66 @@
+"""Every target takes its seeds and generated inputs, and those that coverage leads to with FABRIC_FUZZ_SECONDS."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fuzz.targets import TARGETS
+
+HERE = Path(__file__).parent
+SECONDS = int(os.environ.get("FABRIC_FUZZ_SECONDS") or 0)
+
+# Words of the grammars that the text targets read.
+WORDS = [
+    *' \t,;:="\\/?#@[]%.*\r\n\0\x7f\xe9😀0159',
+    *"\r\n|\r\n\r\n|GET|HEAD|POST| HTTP/1.1|HTTP/1.0|HTTP/2.0|HTTP/1.1 101 |200 OK".split("|"),
+    *"Host: a|Upgrade: websocket|Connection: keep-alive, Upgrade|Sec-WebSocket-Version: 13".split("|"),
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=",
+    *"Content-Length: 0|Transfer-Encoding: chunked|Sec-WebSocket-Extensions: ".split("|"),
+    *"permessage-deflate|permessage-zstd|server_no_context_takeover|client_no_context_takeover".split("|"),
+    *"server_max_window_bits|client_max_window_bits|dictionary|8|9|10|15|16|chat|superchat".split("|"),
+    *"ws://|wss://|http://|user:pass@|example.com|[::1]|:65536|:80|bücher.example|xn--".split("|"),
+]
+
+texts = st.lists(st.sampled_from(WORDS), max_size=25).map(lambda words: "".join(words).encode())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_seeds(name: str) -> None:
+    seeds = sorted((HERE / "corpus" / name).iterdir())
+    assert seeds
+    for seed in seeds:
+        TARGETS[name](seed.read_bytes())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_generated(name: str) -> None:
+    @settings(max_examples=SECONDS * 10 or 100)
+    @given(data=texts | st.binary(max_size=200))
+    def check(data: bytes) -> None:
+        TARGETS[name](data)
+
+    check()
+
+
+if SECONDS:
+
+    @pytest.mark.parametrize("name", TARGETS)
+    def test_guided(name: str, tmp_path: Path, require: Callable[[object, str], None]) -> None:
+        require(importlib.util.find_spec("atheris"), "atheris is not installed")
+        command = [sys.executable, HERE / "guided.py", name, str(max(1, SECONDS // len(TARGETS))), tmp_path]
+        path = os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)])
+        done = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+        )
+        crashes = {path.name: path.read_bytes() for path in tmp_path.glob(f"{name}-*")}
+        assert done.returncode == 0, f"{crashes}\n{done.stderr[-3000:]}"
