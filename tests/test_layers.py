@@ -30,7 +30,7 @@ LAYERS = {
         fabric.pulse fabric.peer fabric.upgrade fabric.answer fabric.dialing fabric.opening fabric.acceptance
         fabric.client fabric.server
     """,
-    "top": "fabric.pool fabric fabric.cli fabric.__main__",
+    "top": "fabric.serverpool fabric.pool fabric fabric.cli fabric.__main__",
 }
 ORDER = [module for row in LAYERS.values() for module in row.split()]
 LAYER = {module: layer for layer, row in LAYERS.items() for module in row.split()}

@@ -1,0 +1,71 @@
+"""An event loop that never waits: when nothing is left to run, its clock goes on to the next timer.
+
+@in_fake_time
+async def test_x():
+    await asyncio.sleep(3600)  # returns at once, an hour later
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import selectors
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+
+class _Selector(selectors.DefaultSelector):  # type: ignore[valid-type, misc]
+    """Moves the loop's clock where it would have waited."""
+
+    loop: FakeTimeLoop
+
+    def select(self, timeout: float | None = None) -> Any:
+        found = super().select(0)
+        if not found:
+            if timeout is None:
+                raise RuntimeError("everything waits, and nothing will ever happen")
+            self.loop.now += max(0.0, timeout)
+        return found
+
+
+class FakeTimeLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self.now = 1000.0
+        selector = _Selector()
+        selector.loop = self
+        super().__init__(selector)
+
+    def time(self) -> float:
+        return self.now
+
+
+def in_fake_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Make an async test a plain one, which fails for tasks it leaves and for what its loop is told of."""
+
+    @functools.wraps(test)
+    def run(**arguments: Any) -> None:
+        reports: list[dict[str, Any]] = []
+
+        async def bounded() -> None:
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _, context: reports.append(context))
+            await test(**arguments)
+            await settle()
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            assert not left, f"left behind: {left}"
+
+        try:
+            with asyncio.Runner(loop_factory=FakeTimeLoop) as runner:
+                runner.run(bounded())
+                gc.collect(0)
+        finally:
+            assert not reports, reports
+
+    return run
+
+
+async def settle() -> None:
+    """Let everything run that does not wait for time to pass."""
+    for _ in range(10):
+        await asyncio.sleep(0)
