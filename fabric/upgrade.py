@@ -31,7 +31,7 @@ _RESPONSE = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnecti
 
 def _protocol(link: Link, factory: Any, *, client: bool, host: str | None, resource: str | None, headers: Any,
               max_size: int) -> Any:
-    return Reader(
+    protocol = Reader(
         host, resource, client, factory,
         link,  # the logger: see Link
         False,  # disconnect_on_exception: Connection handles its own
@@ -40,6 +40,8 @@ def _protocol(link: Link, factory: Any, *, client: bool, host: str | None, resou
         False,  # auto pong: ours is bounded
         max_size, headers, READ_BUFFER,
     )  # fmt: skip
+    protocol.link = link
+    return protocol
 
 
 # An answer without headers of ours: picows writes the key into it, sends it, and it is forgotten.

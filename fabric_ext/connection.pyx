@@ -170,11 +170,16 @@ cdef class Link(WSListener):
 
 
 class Reader(WSProtocol):
-    """picows' protocol, but a flood does not make its buffer grow to all that the system holds for us."""
+    """picows' protocol; but a flood does not make its buffer grow to all that the system holds for us, and bytes are
+    a sign of life before they are a frame. `link` is set by who makes it.
+    """
 
-    __slots__ = ()
+    __slots__ = ("link",)
 
     def get_buffer(self, size_hint):
+        cdef Connection connection = (<Link?>self.link)._connection
+        if connection is not None:
+            connection._inbound_seen = True
         free = wsprotocol_get_buffer(self, size_hint)
         return free if len(free) <= MAX_READ else free[:MAX_READ]
 
@@ -321,7 +326,6 @@ cdef class Connection(Outlet):
     cdef int on_frame(self, WSFrame frame) except -1:
         if self._deaf:
             return 0
-        self._inbound_seen = True
         try:
             self._receive(frame)
         except BaseException as error:
