@@ -81,6 +81,7 @@ cdef class Connection(Outlet):
     cdef int on_fault(self, int code, str reason) except -1
     cdef int on_disconnected(self, WSTransport transport) except -1
     cdef int on_blocked(self, bint blocked) except -1
+    cdef int on_broken(self) except -1
 
     @final
     cdef int _receive(self, WSFrame frame) except -1

@@ -638,8 +638,8 @@ cdef class Connection(Outlet):
         self._received_code = close.code
         if self._failure is None:
             self._close_text = close.reason
-        if self._sent_code == 0:                               # RFC 6455 §5.5.1: the answer echoes the code
-            self._send_close(close.code, PyBytes_FromStringAndSize(p, min(n, 2)))
+        if self._sent_code == 0:                               # RFC 6455 §5.5.1: the answer echoes the code; and the
+            self._send_close(close.code, PyBytes_FromStringAndSize(p, n))    # reason, as browsers and others do
         return self._end_transport()
 
     cdef int _refuse(self, int code, str reason) except -1:
@@ -813,7 +813,8 @@ cdef class Connection(Outlet):
         return message, compress
 
     cdef int _drain_outbox(self) except -1:
-        while self._outbox.size and not self._blocked and not self._fragmenting and self._state == OPEN:
+        while (self._outbox.size and not self._blocked and not self._fragmenting and self._state == OPEN
+               and not self._io.is_closing()):
             message, compress = self._outbox_pop()
             self._write_object(message, compress)
             if self._out_size:
@@ -830,6 +831,15 @@ cdef class Connection(Outlet):
             if not self._blocked:
                 self._on_writable()
         return 0
+
+    cdef int on_broken(self) except -1:
+        """Nothing more can be sent: keep what waits, for the next transport or for `undelivered`.
+
+        What came before the loss is still there to be read, and then the transport ends. One that does not is aborted.
+        """
+        self._blocked = True
+        self._update_sendable()
+        return self._watch(self._close_timeout)
 
     def _set_fragmenting(self, bint fragmenting):
         """While a message is being sent in parts, other data waits in the outbox."""

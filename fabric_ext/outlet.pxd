@@ -37,6 +37,7 @@ cdef class Outlet(Inbox):
     cdef int flush(self) except -1
     cdef int _write_large(self, const char* header, Py_ssize_t size, const char* p, Py_ssize_t n,
                           object owner) except -1
+    cdef int on_broken(self) except -1
     cdef void drop_output(self) noexcept
     cdef int _reserve(self, Py_ssize_t n) except -1
     cdef int _gather(self) except -1

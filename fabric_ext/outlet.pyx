@@ -31,20 +31,28 @@ cdef extern from *:
     #define MSG_NOSIGNAL 0      /* macOS; Python ignores SIGPIPE anyway */
     #endif
 
-    static inline ssize_t fabric_send(int fd, const void *p, size_t n) { return send(fd, p, n, MSG_NOSIGNAL); }
+    /* -1: not now, or whatever the transport will find out; -2: the connection is lost, and says so but once. */
+    static inline ssize_t fabric_sent(ssize_t n) {
+        return n < 0 && (errno == EPIPE || errno == ECONNRESET || errno == ETIMEDOUT) ? -2 : n;
+    }
+
+    static inline ssize_t fabric_send(int fd, const void *p, size_t n) {
+        return fabric_sent(send(fd, p, n, MSG_NOSIGNAL));
+    }
 
     static inline ssize_t fabric_send_two(int fd, const void *a, size_t na, const void *b, size_t nb) {
         struct iovec parts[2] = {{(void *)a, na}, {(void *)b, nb}};
         struct msghdr message = {0};
         message.msg_iov = parts;
         message.msg_iovlen = 2;
-        return sendmsg(fd, &message, MSG_NOSIGNAL);
+        return fabric_sent(sendmsg(fd, &message, MSG_NOSIGNAL));
     }
     """
     ssize_t c_send "fabric_send"(int fd, const void* p, size_t n) noexcept
     ssize_t c_send_two "fabric_send_two"(int fd, const void* a, size_t na, const void* b, size_t nb) noexcept
 
 cdef enum:
+    LOST = -2                    # what a send answers when the connection is lost
     SPARE_SIZE = 65536           # the hub's block; also where a gathering outlet stops waiting and writes
     FIRST_SIZE = 2048            # what an outlet allocates when the spare block is lent already
     LARGE = 8192                 # payloads from here on are written from where they lie
@@ -137,6 +145,8 @@ cdef class Outlet(Inbox):
             sent = c_send(self._fd, p, n)
             if sent == n:
                 return 0
+            if sent == LOST:
+                return self.on_broken()
             if sent < 0:
                 sent = 0
         elif n < LARGE:
@@ -156,6 +166,8 @@ cdef class Outlet(Inbox):
             sent = c_send_two(self._fd, header, size, p, n)
             if sent == size + n:
                 return 0
+            if sent == LOST:
+                return self.on_broken()
             if sent < 0:
                 sent = 0                       # whatever is wrong, the transport finds it out and reports it
         if sent < size:
@@ -187,6 +199,8 @@ cdef class Outlet(Inbox):
         try:
             if self._fd >= 0 and not self._blocked:
                 sent = c_send(self._fd, self._out, size)
+                if sent == LOST:
+                    return self.on_broken()
                 if sent < 0:
                     sent = 0
             if sent < size:
@@ -208,6 +222,11 @@ cdef class Outlet(Inbox):
             self._write(memoryview(owner)[start:start + n])
         else:
             self._write(PyBytes_FromStringAndSize(p, n))
+        return 0
+
+    cdef int on_broken(self) except -1:
+        """The kernel says that the connection is lost; the transport will learn it when it reads."""
+        self._blocked = True
         return 0
 
     cdef void drop_output(self) noexcept:

@@ -184,26 +184,21 @@ class Relay:
             server = self._new_socket()
             link = asyncio.create_task(self._link(client, server))
             self._links[link] = client, server
+            link.add_done_callback(self._unlink)
 
     async def _link(self, client: socket.socket, server: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        hard = True
-        try:
-            await loop.sock_connect(server, ("127.0.0.1", self.target))
-            for sock in (client, server):  # what is cut stays cut
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self.to_server.carry(client, server))
-                group.create_task(self.to_client.carry(server, client))
-            hard = False
-        except* OSError:
-            pass  # one side was reset: so is the other
-        finally:
-            for sock in (client, server):
-                if hard:
-                    with contextlib.suppress(OSError):
-                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, HARD)
-                sock.close()
-            task = asyncio.current_task()
-            assert task is not None
-            self._links.pop(task, None)
+        await asyncio.get_running_loop().sock_connect(server, ("127.0.0.1", self.target))
+        for sock in (client, server):  # what is cut stays cut
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.to_server.carry(client, server))
+            group.create_task(self.to_client.carry(server, client))
+
+    def _unlink(self, link: asyncio.Task[None]) -> None:
+        """Also of a task that was cancelled before it began."""
+        ended = not link.cancelled() and link.exception() is None
+        for sock in self._links.pop(link):
+            if not ended:  # one side was reset, or both are to be
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, HARD)
+            sock.close()

@@ -6,20 +6,23 @@ import asyncio
 import contextlib
 import logging
 import random
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from fault.counted import account, number_of, numbered
-from fault.relay import Relay
+from fault.relay import HARD, Relay
 from fault.service import Service
-from support.serving import Recorder, serve, until
+from support.frames import Wire, decode
+from support.serving import serve, until
 
 from fabric.client import WebSocketClient
 from fabric.config import BackpressureConfig, ReconnectConfig
 from fabric.error import BufferFull, ConnectionClosed, ReconnectTimeout
+from fabric.handshake import accept_key
 from fabric.server import ConnectedClient
 
 QUICK = ReconnectConfig(initial_delay=0.01, max_delay=0.05)
@@ -149,6 +152,64 @@ async def test_kills_at_random_moments(tmp_path: Path, rng: random.Random) -> No
     assert service.errors == []
 
 
+class Accepted:
+    """The server's end of one connection, as a socket of the test's own: what it does happens at once."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._buffer = bytearray()
+
+    @classmethod
+    async def by(cls, listener: socket.socket) -> Self:
+        loop = asyncio.get_running_loop()
+        sock, _ = await loop.sock_accept(listener)
+        sock.setblocking(False)
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += await loop.sock_recv(sock, 4096)
+        key = next(line for line in head.decode().split("\r\n") if line.lower().startswith("sec-websocket-key:"))
+        lines = (
+            "HTTP/1.1 101 Switching Protocols",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            f"Sec-WebSocket-Accept: {accept_key(key.partition(': ')[2])}",
+        )
+        await loop.sock_sendall(sock, "\r\n".join([*lines, "", ""]).encode())
+        return cls(sock)
+
+    async def frame(self) -> Wire:
+        while (found := decode(self._buffer)) is None:
+            self._buffer += await asyncio.get_running_loop().sock_recv(self._sock, 65536)
+        del self._buffer[: found[1]]
+        return found[0]
+
+    def reset(self) -> None:
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, HARD)
+        self._sock.close()
+
+
+async def test_what_is_sent_after_a_write_has_failed_waits_for_the_next_connection() -> None:
+    """The loss is found by a write, before anything could be read: only that write is lost."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        url = f"ws://127.0.0.1:{listener.getsockname()[1]}/"
+        connecting = asyncio.create_task(WebSocketClient.connect(url, **PLAIN))
+        first = await Accepted.by(listener)
+        client = await connecting
+        first.reset()
+        for number in range(100):
+            client.send_nowait(numbered(number))
+        assert client.backpressure.messages == 99
+        second = await Accepted.by(listener)
+        arrived = [number_of((await second.frame()).payload.decode()) for _ in range(99)]
+        assert account(range(100), [arrived]) == [0]
+        second.reset()
+        for number in range(100, 110):
+            client.send_nowait(numbered(number))
+        await client.close()
+        assert [number_of(message) for message in client.undelivered] == list(range(101, 110))
+
+
 async def test_resets_and_half_closes_in_mid_stream(stack: contextlib.AsyncExitStack, rng: random.Random) -> None:
     arrived: list[list[int]] = []
 
@@ -165,7 +226,8 @@ async def test_resets_and_half_closes_in_mid_stream(stack: contextlib.AsyncExitS
             for fault in (relay.reset, relay.end_to_client, relay.end_to_server, relay.reset):
                 await sender.send(client, 50, 500)
                 await relay.to_server.reached(relay.to_server.passed + 5000)
-                sender.away.clear(), sender.back.clear()
+                sender.away.clear()
+                sender.back.clear()
                 result = fault()
                 if result is not None:
                     await result

@@ -130,6 +130,18 @@ async def test_it_resets_both_ends() -> None:
         assert ends.relay.open == 0
 
 
+async def test_it_resets_what_has_only_just_come() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        async with Relay(target.getsockname()[1]) as relay:
+            with socket.create_connection(("127.0.0.1", relay.port)) as client:
+                while not relay.accepted:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+                await relay.reset()
+                assert relay.open == 0
+                with pytest.raises(ConnectionResetError):
+                    client.recv(1)
+
+
 async def test_a_reset_of_one_end_resets_the_other() -> None:
     async with pair() as ends:
         ends.server_writes.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, HARD)
