@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fabric.handshake import HEAD_END, Rejection, Request, as_response, check_upgrade, parse_request
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Acceptance", "Acceptor"]
 
+
+LINGER = 1.0  # seconds that a client has to hang up once it was told to
 
 _EMPTY_LINES = b"\r\n"  # before a request, RFC 9112 §2.2
 
@@ -49,7 +51,7 @@ class Acceptance(asyncio.Protocol):
     def __init__(self, acceptor: Acceptor) -> None:
         self._acceptor = acceptor
         self._buffer = b""
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Future[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.began = time.perf_counter()
         self.transport: asyncio.Transport | None = None
@@ -96,20 +98,24 @@ class Acceptance(asyncio.Protocol):
             request, headers = parse_request(head)
             answer = self._acceptor.process_request(request)
             if inspect.isawaitable(answer):
-                self._task = asyncio.get_running_loop().create_task(self._judge_later(answer, request, headers))
-                return
-            self._decide(answer, request, headers)
+                # A task of the awaitable itself: cancelled before it began, it would leave one never awaited.
+                self._task = asyncio.ensure_future(answer)
+                self._task.add_done_callback(partial(self._judged, request, headers))
+            else:
+                self._decide(answer, request, headers)
         except Rejection as rejection:
             self.answer(rejection.response)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (of the application; logged)
             self._fail(error)
 
-    async def _judge_later(self, answer: Awaitable[Any], request: Request, headers: HeaderMap) -> None:
+    def _judged(self, request: Request, headers: HeaderMap, task: asyncio.Future[Any]) -> None:
+        if task.cancelled():
+            return
         try:
-            self._decide(await answer, request, headers)
+            self._decide(task.result(), request, headers)
         except Rejection as rejection:
             self.answer(rejection.response)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (of the application; logged)
             self._fail(error)
 
     def _decide(self, answer: Any, request: Request, headers: HeaderMap) -> None:
@@ -139,9 +145,17 @@ class Acceptance(asyncio.Protocol):
             if transport.can_write_eof():
                 # Closing with bytes unread would reset the connection, and the answer with it.
                 transport.write_eof()
-                asyncio.get_running_loop().call_later(1, transport.abort)
+                self._linger(transport)
             else:
                 transport.close()
+
+    def _linger(self, transport: asyncio.Transport, unsent: int | None = None) -> None:
+        """Wait for the client to hang up, and as long as it takes more of the answer."""
+        left = transport.get_write_buffer_size()
+        if unsent is None or 0 < left < unsent:
+            self._timer = asyncio.get_running_loop().call_later(LINGER, self._linger, transport, left)
+        else:
+            transport.abort()
 
     def _fail(self, error: Exception) -> None:
         self._acceptor.logger.error("the opening handshake failed", exc_info=error)
