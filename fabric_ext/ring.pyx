@@ -1,7 +1,8 @@
-"""A first-in first-out queue of objects that costs nothing while it is empty.
+"""A first-in first-out queue of objects that costs next to nothing while it is empty.
 
-Owns one array of references, doubled when full and freed when the last item leaves: ten thousand idle connections
-keep no queue memory. It never bounds itself; who pushes asks `size` first.
+Owns one array of references: none before the first item, eight slots at first, doubled when full. Once it has grown it
+is freed when the last item leaves, so ten thousand idle connections keep no queue memory to speak of. It never bounds
+itself; who pushes asks `size` first. The garbage collector does not look into it: what is queued must not refer back.
 """
 
 from cpython.exc cimport PyErr_NoMemory
