@@ -247,7 +247,8 @@ async def test_the_peer_closes(stack: Stack, code: int) -> None:
     async with await RawPeer.open(server.port) as peer:
         peer.send_text("last words")
         peer.send_close(code, reason)
-        assert await peer.frame() == Wire(CLOSE, code.to_bytes(2, "big"))  # RFC 6455 §5.5.1: echoes the code
+        # RFC 6455 §5.5.1: echoes the code; and the reason, as browsers do.
+        assert await peer.frame() == Wire(CLOSE, code.to_bytes(2, "big") + reason.encode())
         await peer.closed()  # §7.1.1: the server hangs up first
     await recorder.ended()
     assert recorder.messages == ["last words"]
@@ -286,7 +287,7 @@ async def test_data_after_the_close_frame_is_ignored(stack: Stack) -> None:
             encode(3, "wrong"),
             encode(TEXT, b"\xff"),
         )
-        assert await peer.rest() == [Wire(TEXT, b"before"), Wire(CLOSE, b"\x03\xe8")]
+        assert await peer.rest() == [Wire(TEXT, b"before"), Wire(CLOSE, b"\x03\xe8bye")]
     await recorder.ended()
     assert (recorder.messages, recorder.client.close_code, recorder.client.close_reason) == (
         ["before"],

@@ -34,7 +34,7 @@ class Peer:
 
 
 PEERS = {
-    "fabric": Peer(peers.fabric_client, peers.fabric_server, repeats_reason=False),
+    "fabric": Peer(peers.fabric_client, peers.fabric_server),
     "websockets": Peer(peers.websockets_client, peers.websockets_server),
     "aiohttp": Peer(
         peers.aiohttp_client, peers.aiohttp_server, answer_code=1000, repeats_reason=False, hears_reason=False
