@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import logging
 import re
+import resource
 import time
 import uuid
 from collections import Counter
@@ -53,6 +54,7 @@ DEFAULT_SHUTDOWN_TIMEOUT = 10.0  # seconds
 
 # Bytes of either TLS buffer of a connection: a record and some more. aiofastnet would take 263 KB each.
 TLS_BUFFERS = {"ssl_incoming_bio_size": 20 * 1024, "ssl_outgoing_bio_size": 20 * 1024}
+SPARE_DESCRIPTORS = 8  # file descriptors; with so few left, clients are about to be turned away
 RETRY_AFTER = "5"  # seconds, told to clients that find the server full or closing
 
 Handler = Callable[["ConnectedClient"], Awaitable[Any]]
@@ -185,6 +187,7 @@ class WebSocketServer:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._listener: asyncio.AbstractServer | None = None
         self._shutting_down = False
+        self._is_short = False  # of file descriptors, and has said so
         self._gone: asyncio.Event | None = None
         # for Acceptance
         self.pending: set[Acceptance] = set()
@@ -454,6 +457,7 @@ class WebSocketServer:
         if client._ip is not None:
             self._per_ip[client._ip] += 1
         self._metrics.record_connection()
+        self._count_descriptors(client)
         client._begin_heartbeat(self._heartbeat)
         if self._on_connect is not None:
             self._call(self._on_connect, client)
@@ -462,6 +466,20 @@ class WebSocketServer:
             assert task is not None
             self._tasks.add(task)
             task.add_done_callback(client._handler_done)
+
+    def _count_descriptors(self, client: ConnectedClient) -> None:
+        """Say when file descriptors run out: uvloop would turn clients away in silence."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        number = client._transport_now.get_extra_info("socket").fileno()  # the lowest that was free
+        if limit == resource.RLIM_INFINITY or number < limit - 4 * SPARE_DESCRIPTORS:
+            self._is_short = False
+        elif number >= limit - SPARE_DESCRIPTORS and not self._is_short:
+            self._is_short = True
+            logger.error(
+                "file descriptors run short with %d connections: of %d hardly any is left, then clients are turned away",
+                len(self._clients),
+                limit,
+            )
 
     def _disconnected(self, client: ConnectedClient) -> None:
         self._clients.discard(client)

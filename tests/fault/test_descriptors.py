@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault.counted import account, number_of, numbered
+from fault.counted import number_of, numbered
 from fault.service import Service
 from support.serving import until
 
@@ -25,13 +25,13 @@ async def test_descriptors_exhausted_on_accept(tmp_path: Path, loop: str, stack:
         inside: list[WebSocketClient] = []
         with contextlib.suppress(Exception):
             while len(inside) < ROOM:
-                inside.append(await WebSocketClient.connect(service.url, connection_timeout=1, **OPTIONS))
+                inside.append(await WebSocketClient.connect(service.url, connection_timeout=0.5, **OPTIONS))
                 stack.push_async_callback(inside[-1].close)
         print(f"{len(inside)} clients found room")
         assert 30 < len(inside) < ROOM
         await until(lambda: service.errors)
         print(*service.errors[:3], sep="\n")
-        assert len(service.errors) < 20  # it says so, and does not fill the disk
+        assert sum("file descriptors run short" in text for text in service.errors) == 1
         for number, client in enumerate(inside):
             await client.send(numbered(number))
             assert number_of(await client.recv()) == number
@@ -47,5 +47,4 @@ async def test_descriptors_exhausted_on_accept(tmp_path: Path, loop: str, stack:
         for client in late:
             await client.send(numbered(7))
             assert number_of(await client.recv()) == 7
-        account([7], [service.arrived[-1]])
         await stack.aclose()
