@@ -504,7 +504,7 @@ async def test_the_client_of_websockets(stack: Stack) -> None:
         await client.close(4000, "bye")
     await recorder.ended()
     assert (recorder.client.close_code, recorder.client.close_reason) == (4000, "bye")
-    assert (client.close_code, client.close_reason) == (4000, "")
+    assert (client.close_code, client.close_reason) == (4000, "bye")
 
 
 async def test_the_client_of_aiohttp(stack: Stack) -> None:
