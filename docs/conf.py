@@ -98,9 +98,7 @@ def stub(name: str) -> ast.AST | None:
     return None
 
 
-def use_stub_docstring(
-    _app: Sphinx, _what: str, name: str, _object: Any, _options: Any, lines: list[str]
-) -> None:
+def use_stub_docstring(_app: Sphinx, _what: str, name: str, _object: Any, _options: Any, lines: list[str]) -> None:
     """Replace a compiled docstring, which repeats the signature, by that of the stub."""
     found = stub(name)
     if isinstance(found, ast.Constant):

@@ -90,13 +90,12 @@ class WebSocketClient(Peer):
         on_connect: Callable[[Any], Any] | None = None,
         on_disconnect: Callable[[Any, ConnectionClosed | ReconnectTimeout], Any] | None = None,
         on_reconnect: Callable[[Any], Any] | None = None,
-        metrics: MetricsCollector | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         super().__init__(
             loop,
             masking=True,
-            metrics=MetricsCollector() if metrics is None else metrics,
+            metrics=MetricsCollector(),
             backpressure=config.backpressure,
             logger=logger,
         )
@@ -135,7 +134,6 @@ class WebSocketClient(Peer):
         on_connect: Callable[[Any], Any] | None = None,
         on_disconnect: Callable[[Any, ConnectionClosed | ReconnectTimeout], Any] | None = None,
         on_reconnect: Callable[[Any], Any] | None = None,
-        metrics: MetricsCollector | None = None,
         **options: Any,
     ) -> Connecting[Self]:
         """Connect to a server.
@@ -157,7 +155,6 @@ class WebSocketClient(Peer):
                 a new one is tried; and with a `ReconnectTimeout` when none will be. What it raises is logged.
             on_reconnect: called with the client when there is a connection again and what waited to be sent
                 is on its way; cancelled if it is lost meanwhile. What it raises is logged.
-            metrics: what to count into, shared with other clients; None = its own.
             options: fields of `ClientConfig`, instead of those in `url`.
 
         Raises:
@@ -185,7 +182,7 @@ class WebSocketClient(Peer):
             config = replace(url, **options) if options else url
         else:
             config = ClientConfig(url, **options)
-        return Connecting(lambda: cls(config, metrics=metrics, **callbacks)._begin())  # type: ignore[arg-type]
+        return Connecting(lambda: cls(config, **callbacks)._begin())  # type: ignore[arg-type]
 
     async def __aenter__(self) -> Self:
         return self
@@ -328,13 +325,18 @@ class WebSocketClient(Peer):
                 attempts = self._config.reconnect.max_attempts
                 self._give_up(f"no connection to {self.url} after {attempts} attempts", failure)
                 return
-            logger.info("attempt %d to reconnect to %s in %.3g s", self._schedule.attempts, self.url, delay)
+            logger.info(
+                "attempt %d to reconnect to %s in %.3g s",
+                self._schedule.attempts,
+                self._config.address.authority,
+                delay,
+            )
             await asyncio.sleep(delay)
             try:
                 await self._open()
             except Exception as error:  # noqa: BLE001  (given up for it or not, it is told)
                 failure = error
-                logger.info("no connection to %s: %s", self.url, error)
+                logger.info("no connection to %s: %s", self._config.address.authority, error)
                 if not should_retry(error):
                     self._give_up(f"reconnecting to {self.url} is of no use", error)
 

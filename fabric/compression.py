@@ -186,9 +186,7 @@ def _offers(config: CompressionConfig) -> list[tuple[str, Parameters]]:
     # and some servers answer with more than a value says.
     general = common | {"client_max_window_bits": None}
     if config.server_max_window_bits < MAX_BITS:
-        offers.append(
-            (DEFLATE, common | {"server_max_window_bits": str(config.server_max_window_bits)} | general)
-        )
+        offers.append((DEFLATE, common | {"server_max_window_bits": str(config.server_max_window_bits)} | general))
     offers.append((DEFLATE, general))
     return offers
 
@@ -294,9 +292,7 @@ def _dictionary_id(content: bytes) -> str:
 
 
 def _format(extension: str, parameters: Iterable[tuple[str, str | None]]) -> str:
-    return "; ".join(
-        [extension, *(name if value is None else f"{name}={value}" for name, value in parameters)]
-    )
+    return "; ".join([extension, *(name if value is None else f"{name}={value}" for name, value in parameters)])
 
 
 # Alone

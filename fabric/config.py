@@ -295,11 +295,11 @@ class PoolConfig(Config):
     """A pool of client connections. Limits are per server.
 
     Attributes:
-        min_connections: idle connections kept warm.
+        min_connections: connections kept open, in use or idle.
         max_connections: connections at most; not below `min_connections`.
         idle_timeout: seconds after which an idle connection above the minimum is closed.
         health_check_interval: seconds between two checks of the idle ones.
-        acquire_timeout: seconds `get` waits for a connection.
+        acquire_timeout: seconds `get` takes at most, waiting and opening together.
         enable_health_check: False checks a connection only when it is handed out.
     """
 
@@ -585,9 +585,7 @@ class ServerConfig(Config):
             if not isinstance(origin, (str, re.Pattern, type(None))):
                 self._reject("origins", "a str, a compiled pattern or None each", TypeError)
             # Browsers send neither a path nor a final slash: such a string would never match (RFC 6454 §6.1).
-            if isinstance(origin, str) and not re.fullmatch(
-                r"null|[a-z][a-z0-9+.\-]*://[^/?#@\sA-Z]+", origin
-            ):
+            if isinstance(origin, str) and not re.fullmatch(r"null|[a-z][a-z0-9+.\-]*://[^/?#@\sA-Z]+", origin):
                 self._reject("origins", "'scheme://host' or 'scheme://host:port' each, in lower case")
 
     @property

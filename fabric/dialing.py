@@ -152,9 +152,7 @@ async def _resolve(address: Url, progress: Progress) -> Sequence[_AddressInfo]:
     return [info for pair in itertools.zip_longest(preferred, others) for info in pair if info is not None]
 
 
-async def _race(
-    infos: Sequence[_AddressInfo], attempts: list[asyncio.Task[socket.socket]]
-) -> socket.socket:
+async def _race(infos: Sequence[_AddressInfo], attempts: list[asyncio.Task[socket.socket]]) -> socket.socket:
     """Start a connection to each address in turn, the next one as soon as one fails or STAGGER has passed."""
     running: set[asyncio.Task[socket.socket]] = set()
     waiting = list(reversed(infos))

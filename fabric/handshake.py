@@ -21,8 +21,16 @@ from multidict import CIMultiDict
 from fabric.error import AuthenticationFailed, HandshakeFailed, InvalidHeader
 from fabric.headers import HeaderMap, parse_list
 
-__all__ = ["Rejection", "Request", "Response", "accept_key", "check_response", "check_upgrade", "parse_request",
-           "parse_response"]
+__all__ = [
+    "Rejection",
+    "Request",
+    "Response",
+    "accept_key",
+    "check_response",
+    "check_upgrade",
+    "parse_request",
+    "parse_response",
+]
 
 HEAD_END = b"\r\n\r\n"
 MAX_HEADERS = 128  # lines

@@ -180,9 +180,7 @@ def _parse_item(name: str, element: str) -> ListItem:
     while at < len(element):
         match = _PARAMETER.match(element, at)
         if match is None:
-            raise InvalidHeader(
-                name, f"the parameters of {head[1][:40]!r} are not of the form '; name=value'"
-            )
+            raise InvalidHeader(name, f"the parameters of {head[1][:40]!r} are not of the form '; name=value'")
         key, value = match[1], match[2]
         if value is not None and value.startswith('"'):
             value = re.sub(r"\\(.)", r"\1", value[1:-1])
@@ -248,9 +246,7 @@ class HeaderBuilders:
         elif is_token(name) and _COOKIE_VALUE.fullmatch(value):
             pairs = f"{name}={value}"
         else:
-            raise InvalidHeader(
-                "Cookie", "a cookie's name must be a token, its value without blanks and any of \",;\\"
-            )
+            raise InvalidHeader("Cookie", "a cookie's name must be a token, its value without blanks and any of \",;\\")
         before = self._get_headers().get("Cookie")
         return self._with_single("Cookie", f"{before}; {pairs}" if before else pairs)
 

@@ -46,9 +46,7 @@ class LatencyPercentiles:
         """The figures of a histogram of nanoseconds; None stands for an empty one."""
         if histogram is None:
             return cls(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
-        p50, p95, p99, p999 = (
-            ns / _NS_PER_US for ns in histogram.values_at_percentiles((50.0, 95.0, 99.0, 99.9))
-        )
+        p50, p95, p99, p999 = (ns / _NS_PER_US for ns in histogram.values_at_percentiles((50.0, 95.0, 99.0, 99.9)))
         least, most, mean = (ns / _NS_PER_US for ns in (histogram.min, histogram.max, histogram.mean))
         return cls(p50, p95, p99, p999, least, most, mean, histogram.count)
 

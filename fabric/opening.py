@@ -20,11 +20,10 @@ from fabric.handshake import check_response
 from fabric.upgrade import begin_client, finish_client
 
 if TYPE_CHECKING:
-    from fabric_ext.connection import Link
-
     from fabric.config import ClientConfig
     from fabric.headers import HeaderMap
     from fabric.url import Url
+    from fabric_ext.connection import Link
     from fabric_ext.deflate import Codec
 
 __all__ = ["Answer", "open_connection"]
@@ -152,9 +151,7 @@ def _target(address: Url, redirect: HandshakeFailed) -> Url:
 
 
 def _not_followed(redirect: HandshakeFailed, why: str) -> HandshakeFailed:
-    return HandshakeFailed(
-        f"{redirect}: {why}", status=redirect.status, headers=redirect.headers, body=redirect.body
-    )
+    return HandshakeFailed(f"{redirect}: {why}", status=redirect.status, headers=redirect.headers, body=redirect.body)
 
 
 async def _attempt(

@@ -15,9 +15,6 @@ import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any
 
-from fabric_ext import inbox
-from fabric_ext.connection import Connection, Part
-
 from fabric.backpressure import BackpressureController
 from fabric.error import (
     CompressionError,
@@ -29,13 +26,14 @@ from fabric.error import (
 )
 from fabric.message import Message, MessageType
 from fabric.pulse import Pulse
+from fabric_ext import inbox
+from fabric_ext.connection import Connection, Part
 
 if TYPE_CHECKING:
-    from fabric_ext.protocol import State
-
     from fabric.config import BackpressureConfig
     from fabric.heartbeat import HeartbeatManager
     from fabric.metrics import MetricsCollector
+    from fabric_ext.protocol import State
 
 __all__ = ["Peer", "data_message"]
 

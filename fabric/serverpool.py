@@ -328,7 +328,12 @@ class ServerPool:
                 error = self._closed_at_once()
         waiter = self._left_without(config)
         if waiter is None:
-            logger.log(logging.WARNING if error else logging.DEBUG, "no connection to %s: %s", self.url, error)
+            logger.log(
+                logging.WARNING if error else logging.DEBUG,
+                "no connection to %s: %s",
+                self.url.partition("?")[0],
+                error,
+            )
         elif error is None:
             waiter.grant.cancel()
         else:
@@ -363,7 +368,7 @@ class ServerPool:
         del self._closing[member]
         self._past.add(member.client.metrics)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.warning("closing a connection to %s failed: %s", self.url, error)
+            logger.warning("closing a connection to %s failed: %s", self.url.partition("?")[0], error)
         self._serve()
         if not member.is_new:  # else another might end like this, again and again
             self.warm()

@@ -35,7 +35,7 @@ class SubprotocolList(tuple[str, ...]):
         subprotocols = super().__new__(cls, names)
         seen: set[str] = set()
         for name in subprotocols:
-            if not isinstance(name, str) or not is_token(name) or name in seen:  # type: ignore[redundant-expr]
+            if not isinstance(name, str) or not is_token(name) or name in seen:
                 raise InvalidSubprotocol(name)
             seen.add(name)
         return subprotocols
@@ -69,9 +69,7 @@ class SubprotocolList(tuple[str, ...]):
             SubprotocolNegotiationFailed: `chosen` was not offered.
         """
         if chosen is not None and chosen not in self:
-            raise SubprotocolNegotiationFailed(
-                f"the server chose {chosen!r}, which was not offered", self, (chosen,)
-            )
+            raise SubprotocolNegotiationFailed(f"the server chose {chosen!r}, which was not offered", self, (chosen,))
         return chosen
 
 

@@ -23,14 +23,18 @@ __all__ = ["begin_client", "finish_client", "finish_server"]
 
 READ_BUFFER = 2048  # bytes to begin with; picows doubles it as reads fill it
 
-_REQUEST = b"GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n" \
-           b"Sec-WebSocket-Key: %b\r\n\r\n"
-_RESPONSE = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n" \
-            b"Sec-WebSocket-Accept: %b\r\n\r\n"
+_REQUEST = (
+    b"GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: %b\r\n\r\n"
+)
+_RESPONSE = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
+)
 
 
-def _protocol(link: Link, factory: Any, *, client: bool, host: str | None, resource: str | None, headers: Any,
-              max_size: int) -> Any:
+def _protocol(
+    link: Link, factory: Any, *, client: bool, host: str | None, resource: str | None, headers: Any, max_size: int
+) -> Any:
     protocol = Reader(
         host, resource, client, factory,
         link,  # the logger: see Link

@@ -25,9 +25,7 @@ _DEFAULT_PORTS = {"ws": 80, "wss": 443, "http": 80, "https": 443, "socks5": 1080
 
 # What `urlsplit` would silently drop or keep, and what must never reach a request line.
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f]")
-_HOST_NAME = re.compile(
-    r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.?"
-)
+_HOST_NAME = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.?")
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 

@@ -30,9 +30,7 @@ DISTRIBUTIONS = (
 def output(*command: str) -> str | None:
     """First line a command prints, or None."""
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=20, cwd=tools.HERE, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=tools.HERE, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     lines = (done.stdout or done.stderr).strip().splitlines()

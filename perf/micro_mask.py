@@ -17,9 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pyperf
-from micro_histogram import compiled
 
 from fabric_ext.mask import mask, mask_inplace, random_key
+from micro_histogram import compiled
 
 SIZES = (32, 1024, 65_536)
 LOOPS = 100

@@ -112,9 +112,7 @@ def bars(title: str, subtitle: str, rows: Sequence[tuple[str, float, float | Non
             parts.append(line(left + end, y + 10, left + mark * scale, y + 10, "whisker"))
             parts.append(line(left + mark * scale, y + 4, left + mark * scale, y + 16, "whisker"))
             end = max(end, mark * scale)
-        parts.append(
-            text(left + end + 8, y + 15, f"{number(value)} {unit}", "value" if kind == "ours" else "")
-        )
+        parts.append(text(left + end + 8, y + 15, f"{number(value)} {unit}", "value" if kind == "ours" else ""))
     parts.append(line(left, top - 6, left, top + len(rows) * step - 4))
     return document(title, subtitle, top + len(rows) * step + 18, parts)
 
@@ -170,9 +168,7 @@ def percentile_axis() -> Axis:
 Points = Sequence[tuple[float, float]]
 
 
-def lines(
-    title: str, subtitle: str, series: dict[str, Points], across: Axis, up: Axis, dots: bool = True
-) -> str:
+def lines(title: str, subtitle: str, series: dict[str, Points], across: Axis, up: Axis, dots: bool = True) -> str:
     """Lines with their names at their ends."""
     left, right, top, height = 74, 160, 90, 300
     width = WIDTH - left - right
@@ -316,9 +312,7 @@ def draw_lines(results: Results) -> Iterable[tuple[str, str]]:
             growth[name] = [*growth.get(name, ()), (count, peer["median"]["cpu_ns"] / 1e3)]
     if growth:
         across = logarithmic("connections", [8, 4096])
-        up = linear_from_zero(
-            "server CPU µs per message", [y for points in growth.values() for _, y in points]
-        )
+        up = linear_from_zero("server CPU µs per message", [y for points in growth.values() for _, y in points])
         title = "Cost of a message as connections grow (32 B, 8 in flight on each)"
         yield "growth", lines(title, note, growth, across, up)
 
@@ -342,9 +336,7 @@ def newest_full() -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", nargs="?", type=Path, help="result file (default: the newest full one)")
     parser.add_argument("-o", "--output", type=Path, default=HERE / "results" / "pictures", help="folder")
     chosen = parser.parse_args()

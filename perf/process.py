@@ -54,9 +54,7 @@ def read_line(stream: IO[str], seconds: float) -> str:
 class Server:
     """A server process: pinned, started, its port known. Ends with the `with` block."""
 
-    def __init__(
-        self, command: tuple[str, ...], flags: tuple[str, ...] = (), core: int = 0, wait: float = 20
-    ) -> None:
+    def __init__(self, command: tuple[str, ...], flags: tuple[str, ...] = (), core: int = 0, wait: float = 20) -> None:
         self.complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed by __exit__
         try:
             with pinned(core):
@@ -119,9 +117,7 @@ def load_command(server: Server, mode: str, arguments: tuple[str, ...]) -> list[
     return [str(tools.LOAD), mode, "--port", str(server.port), "--server-pid", str(server.pid), *arguments]
 
 
-def load(
-    server: Server, mode: str, arguments: tuple[str, ...], core: int = 1, wait: float = 120
-) -> dict[str, Any]:
+def load(server: Server, mode: str, arguments: tuple[str, ...], core: int = 1, wait: float = 120) -> dict[str, Any]:
     """Runs the load generator to its end and returns what it measured."""
     try:
         with pinned(core):

@@ -62,9 +62,7 @@ def build_load() -> None:
             complaint = complaint or error
         else:
             if complaint:
-                print(
-                    f"load generator built with {' '.join(extra) or 'neither'}: {complaint}", file=sys.stderr
-                )
+                print(f"load generator built with {' '.join(extra) or 'neither'}: {complaint}", file=sys.stderr)
             return
     raise complaint or Missing("no C compiler")
 

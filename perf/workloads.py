@@ -162,9 +162,7 @@ def open_loop(quick: bool) -> Iterator[Case]:
             capacity = process.load(server, "echo", (*connections, "--depth", "4", *timing))["per_second"]
             found: Figures = {"capacity": capacity}
             for share in shares:
-                result = process.load(
-                    server, "open", (*connections, "--rate", f"{share * capacity:.0f}", *timing)
-                )
+                result = process.load(server, "open", (*connections, "--rate", f"{share * capacity:.0f}", *timing))
                 name = f"{share:.0%}"
                 found |= {f"{key} at {name}": result["latency"][key] for key in ("p50", "p99", "p999")}
                 found[f"achieved at {name}"] = result["per_second"]
@@ -217,9 +215,7 @@ def broadcast(quick: bool) -> Iterator[Case]:
         if connections == 5000:
             peers = ("fabric", "websockets", "picows core", "ws (Node.js)")
         arguments = ("--connections", connections, "--size", 128)
-        yield served(
-            "e", f"{connections} × 128 B", peers, "broadcast", *arguments, needs="broadcast", rounds=2
-        )
+        yield served("e", f"{connections} × 128 B", peers, "broadcast", *arguments, needs="broadcast", rounds=2)
 
 
 def tls(quick: bool) -> Iterator[Case]:

@@ -80,9 +80,7 @@ def cython_imports(text: str) -> Iterator[tuple[str, str]]:
             if match["source"]:
                 yield match["kind"], match["source"]
             else:
-                yield from (
-                    (match["plain"], name.split()[0]) for name in match["names"].split(",") if name.strip()
-                )
+                yield from ((match["plain"], name.split()[0]) for name in match["names"].split(",") if name.strip())
 
 
 def imports(path: Path) -> set[tuple[str, str]]:

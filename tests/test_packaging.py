@@ -62,9 +62,7 @@ def test_picows_is_pinned_to_one_minor_everywhere() -> None:
 @pytest.mark.parametrize("found", ["2.4.0", "2.2.9", "3.0", "2.30.1"])
 def test_another_picows_is_refused_in_one_sentence(found: str) -> None:
     program = f"import picows; picows.__version__ = {found!r}; import fabric_ext.counters"
-    run = subprocess.run(
-        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60
-    )
+    run = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60)
     assert run.returncode == 1
     minor = fabric_ext.PICOWS_MINOR
     assert run.stderr.splitlines()[-1] == (

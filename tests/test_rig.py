@@ -81,9 +81,7 @@ def test_plain(loop_factory):
 
 
 @pytest.fixture
-def rig(
-    pytester: pytest.Pytester, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> pytest.Pytester:
+def rig(pytester: pytest.Pytester, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A project of its own under this very conftest, less patient, and this configuration."""
     monkeypatch.setenv("PYTHONPATH", os.path.dirname(os.path.dirname(fabric.__file__)))
     conftest = Path(__file__).with_name("conftest.py").read_text()

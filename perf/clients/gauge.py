@@ -53,9 +53,7 @@ async def ping_pong(send: Send, receive: Receive, payload: bytes, count: int, ti
     return last
 
 
-async def measure(
-    options: argparse.Namespace, send: Send, receive: Receive, unwrap: Callable[[Any], bytes]
-) -> None:
+async def measure(options: argparse.Namespace, send: Send, receive: Receive, unwrap: Callable[[Any], bytes]) -> None:
     """Runs the workload through `send` and `receive` and prints one JSON object."""
     payload = bytes(i % 251 for i in range(options.size))
     times: list[int] = []

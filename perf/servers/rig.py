@@ -20,9 +20,7 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--broadcast", action="store_true", help="send every message to everybody instead of echoing it"
     )
-    parser.add_argument(
-        "--callbacks", action="store_true", help="plain callbacks instead of an async handler"
-    )
+    parser.add_argument("--callbacks", action="store_true", help="plain callbacks instead of an async handler")
     parser.add_argument(
         "--deflate", action="store_true", help="switch permessage-deflate on where it is off by default"
     )

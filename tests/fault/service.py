@@ -1,7 +1,7 @@
 """A server in a process of its own, to be killed: `python service.py FILE '{"port": 0, ...}'`.
 
-Echoes, and writes to FILE what happened, a line each and at once, so that it outlives SIGKILL: `open CONNECTION`, `CONNECTION
-NUMBER` for each message received, `error TEXT` for each error logged. Prints its port when it listens.
+Echoes, and writes to FILE what happened, a line each and at once, so that it outlives SIGKILL: `open CONNECTION`,
+`CONNECTION NUMBER` for each message received, `error TEXT` for each error logged. Prints its port when it listens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Self
 

@@ -8,14 +8,14 @@ import time
 from typing import Any
 
 import pytest
-from fault.counted import account, number_of, numbered
-from fault.relay import Relay
-from support.serving import Held, Recorder, echo, serve, until
 
 from fabric.client import WebSocketClient
 from fabric.config import HeartbeatConfig, ReconnectConfig
 from fabric.error import ConnectionClosed, Timeout
 from fabric.server import ConnectedClient
+from fault.counted import account, number_of, numbered
+from fault.relay import Relay
+from support.serving import Held, Recorder, echo, serve, until
 
 BEAT = HeartbeatConfig(ping_interval=0.3, ping_timeout=0.3)
 QUICK = ReconnectConfig(initial_delay=0.01, max_delay=0.05)
@@ -42,26 +42,25 @@ async def test_a_half_open_connection_is_found_by_the_client(stack: contextlib.A
         "reconnect": QUICK,
         "on_disconnect": lambda client, error: ended.put_nowait(error),
     }
-    async with Relay(server.port) as relay:
-        async with WebSocketClient.connect(relay.url, **options) as client:
-            await client.send(numbered(0))
-            assert number_of(await client.recv()) == 0
-            relay.to_client.swallowing = True
-            relay.to_server.swallowing = lost == "all"
-            began = time.monotonic()
-            await client.send(numbered(1))
-            error = await ended.get()
-            print(f"found after {time.monotonic() - began:.3f} s, promised within 0.6 s")
-            assert time.monotonic() - began < 3
-            assert isinstance(error, ConnectionClosed)
-            assert error.code == 1006
-            assert isinstance(error.__cause__, Timeout)
-            relay.to_client.swallowing = relay.to_server.swallowing = False
-            await client.send(numbered(2))
-            assert number_of(await client.recv()) == 2
-            gone = account([0, 1, 2], arrived)
-            assert gone == ([1] if lost == "all" else [])
-            await relay.reset()  # the first connection, which the server still believes in
+    async with Relay(server.port) as relay, WebSocketClient.connect(relay.url, **options) as client:
+        await client.send(numbered(0))
+        assert number_of(await client.recv()) == 0
+        relay.to_client.swallowing = True
+        relay.to_server.swallowing = lost == "all"
+        began = time.monotonic()
+        await client.send(numbered(1))
+        error = await ended.get()
+        print(f"found after {time.monotonic() - began:.3f} s, promised within 0.6 s")
+        assert time.monotonic() - began < 3
+        assert isinstance(error, ConnectionClosed)
+        assert error.code == 1006
+        assert isinstance(error.__cause__, Timeout)
+        relay.to_client.swallowing = relay.to_server.swallowing = False
+        await client.send(numbered(2))
+        assert number_of(await client.recv()) == 2
+        gone = account([0, 1, 2], arrived)
+        assert gone == ([1] if lost == "all" else [])
+        await relay.reset()  # the first connection, which the server still believes in
 
 
 async def test_a_half_open_connection_is_found_by_the_server(stack: contextlib.AsyncExitStack) -> None:
@@ -109,9 +108,7 @@ async def test_a_peer_that_is_busy_for_less_than_the_timeout_lives(stack: contex
 
     server = await serve(stack, handle, ping_interval=0.3, ping_timeout=1)
     patient = HeartbeatConfig(ping_interval=0.3, ping_timeout=1)
-    async with WebSocketClient.connect(
-        f"ws://127.0.0.1:{server.port}/", **{**ONCE, "heartbeat": patient}
-    ) as client:
+    async with WebSocketClient.connect(f"ws://127.0.0.1:{server.port}/", **{**ONCE, "heartbeat": patient}) as client:
         for number in range(3):
             await client.send(numbered(number))
             assert number_of(await client.recv()) == number

@@ -11,11 +11,11 @@ from typing import Any
 
 import psutil
 import pytest
-from support.serving import serve, until
 
 from fabric.client import WebSocketClient
 from fabric.config import HeartbeatConfig
 from fabric.heartbeat import HeartbeatManager
+from support.serving import serve, until
 
 PEERS = 10_000
 INTERVAL, TIMEOUT = 30.0, 10.0

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from fault.counted import account, number_of, numbered
-from fault.relay import HARD, Relay
-from fault.service import Service
-from support.frames import Wire, decode
-from support.serving import serve, until
 
 from fabric.client import WebSocketClient
 from fabric.config import BackpressureConfig, ReconnectConfig
 from fabric.error import BufferFull, ConnectionClosed, ReconnectTimeout
 from fabric.handshake import accept_key
 from fabric.server import ConnectedClient
+from fault.counted import account, number_of, numbered
+from fault.relay import HARD, Relay
+from fault.service import Service
+from support.frames import Wire, decode
+from support.serving import serve, until
 
 QUICK = ReconnectConfig(initial_delay=0.01, max_delay=0.05)
 PLAIN: dict[str, Any] = {"compression": None, "reconnect": QUICK}
@@ -132,7 +132,7 @@ async def test_kills_at_random_moments(tmp_path: Path, rng: random.Random) -> No
                     pass
 
             tasks = [asyncio.create_task(keep_sending()), asyncio.create_task(take())]
-            for round in range(4):
+            for _ in range(4):
                 count = sum(map(len, service.arrived))
                 await until(lambda count=count: sum(map(len, service.arrived)) > count + 30)
                 sender.away.clear()
@@ -240,7 +240,7 @@ async def test_resets_and_half_closes_in_mid_stream(stack: contextlib.AsyncExitS
 
 
 async def test_shutdown_with_traffic_in_flight(stack: contextlib.AsyncExitStack) -> None:
-    """Each side keeps sending when the server stops: what was received is a beginning of what was sent, without a gap."""
+    """Each side keeps sending when the server stops: what was received is a beginning of what was sent, no gap."""
     received: dict[ConnectedClient, list[int]] = {}
     sent: dict[ConnectedClient, int] = {}
 
@@ -307,7 +307,7 @@ async def test_handlers_that_raise_close_their_own_connection_only(
     url = f"ws://127.0.0.1:{server.port}/"
     options: dict[str, Any] = {"compression": None, "auto_reconnect": False}
     async with WebSocketClient.connect(url, **options) as steady:
-        for round in range(5):
+        for attempt in range(5):
             client = await WebSocketClient.connect(url, **options)
             for number in range(13):
                 await client.send(numbered(number))
@@ -316,8 +316,8 @@ async def test_handlers_that_raise_close_their_own_connection_only(
             with pytest.raises(ConnectionClosed) as info:
                 await client.recv()
             assert (info.value.code, info.value.reason) == (1011, "internal error")
-            await steady.send(numbered(round))
-            assert number_of(await steady.recv()) == round
+            await steady.send(numbered(attempt))
+            assert number_of(await steady.recv()) == attempt
             await client.close()
     await until(lambda: not server.connection_count)
     raised = [record for record in caplog.records if record.levelno == logging.ERROR]

@@ -8,12 +8,12 @@ import time
 from typing import Any
 
 import pytest
-from fault.counted import number_of, numbered
-from support.serving import Recorder, serve, until
 
 from fabric.client import WebSocketClient
 from fabric.config import BackpressureConfig, RateLimitConfig
 from fabric.error import ConnectionClosed
+from fault.counted import number_of, numbered
+from support.serving import Recorder, serve, until
 
 OPTIONS: dict[str, Any] = {"compression": None}
 RARELY = 0.001  # per second: what the burst does not cover does not come in this test

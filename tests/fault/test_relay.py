@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterator
 
 import pytest
+
 from fault.relay import HARD, Relay, Way
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -134,7 +135,7 @@ async def test_it_resets_what_has_only_just_come() -> None:
     with socket.create_server(("127.0.0.1", 0)) as target:
         async with Relay(target.getsockname()[1]) as relay:
             with socket.create_connection(("127.0.0.1", relay.port)) as client:
-                while not relay.accepted:  # noqa: ASYNC110
+                while not relay.accepted:
                     await asyncio.sleep(0)
                 await relay.reset()
                 assert relay.open == 0

@@ -10,17 +10,17 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+
+from fabric.client import WebSocketClient
+from fabric.config import BackpressureConfig
+from fabric.error import BackpressureTimeout, BufferFull, ConnectionClosed
+from fabric.server import ConnectedClient, WebSocketServer
 from fault.counted import number_of, numbered
 from fault.relay import Relay
 from support.frames import BINARY, PING, encode
 from support.measured import measured
 from support.raw_peer import RawPeer
 from support.serving import Held, serve, until
-
-from fabric.client import WebSocketClient
-from fabric.config import BackpressureConfig
-from fabric.error import BackpressureTimeout, BufferFull, ConnectionClosed
-from fabric.server import ConnectedClient, WebSocketServer
 
 MB = 1 << 20
 SMALL = 4096  # bytes of a kernel's buffer
@@ -66,15 +66,24 @@ async def test_sending_to_a_peer_that_never_reads(stack: contextlib.AsyncExitSta
         client = await held.next()
         shrink(client)
         sent = 0
-        with pytest.raises(BackpressureTimeout):
-            for _ in range(100_000):
+
+        async def fill() -> None:
+            nonlocal sent
+            while True:
                 await client.send(numbered(sent, 1000))
                 sent += 1
-        assert client.backpressure.is_active
-        with pytest.raises(BufferFull):
-            for _ in range(100_000):
+
+        def stuff() -> None:
+            nonlocal sent
+            while True:
                 client.send_nowait(numbered(sent, 1000))
                 sent += 1
+
+        with pytest.raises(BackpressureTimeout):
+            await fill()
+        assert client.backpressure.is_active
+        with pytest.raises(BufferFull):
+            stuff()
         assert client.backpressure.messages == 50
         assert held_by(client) <= 200_000
         with pytest.raises(BufferFull):
@@ -198,9 +207,7 @@ ROUNDS = 60
 async def test_broadcast_to_a_thousand_of_which_ten_never_read(
     stack: contextlib.AsyncExitStack, slow_peer: str
 ) -> None:
-    server = await serve(
-        stack, on_message=lambda *_: None, slow_peer=slow_peer, backpressure=LIMITS, close_timeout=0.2
-    )
+    server = await serve(stack, on_message=lambda *_: None, slow_peer=slow_peer, backpressure=LIMITS, close_timeout=0.2)
     async with Audience.gather(server) as audience:
         most = 0
         reached = []
@@ -233,9 +240,7 @@ async def test_broadcast_to_a_thousand_of_which_ten_never_read(
 @pytest.mark.deadline(60)
 @pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)
 async def test_broadcast_that_waits_for_ten_holds_up_no_other(stack: contextlib.AsyncExitStack) -> None:
-    server = await serve(
-        stack, on_message=lambda *_: None, slow_peer="wait", backpressure=LIMITS, close_timeout=0.2
-    )
+    server = await serve(stack, on_message=lambda *_: None, slow_peer="wait", backpressure=LIMITS, close_timeout=0.2)
     async with Audience.gather(server) as audience:
         number = 0
         while True:

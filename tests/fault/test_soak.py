@@ -1,6 +1,7 @@
 """Minutes of churn, faults and compression: what is held does not grow. `make soak`, or FABRIC_SOAK_SECONDS=120.
 
-The same storm blows twice, first as long as everything needs to reach its size; then memory and descriptors are compared.
+The same storm blows twice, first as long as everything needs to reach its size; then memory and descriptors
+are compared.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from typing import Any
 
 import psutil
 import pytest
-from fault.relay import Relay
 
 from fabric.client import WebSocketClient
 from fabric.config import BackpressureConfig, CompressionConfig, HeartbeatConfig, ReconnectConfig
 from fabric.error import BufferFull, ConnectionFailed, Error
 from fabric.server import ConnectedClient, WebSocketServer
+from fault.relay import Relay
 
 SECONDS = float(os.environ.get("FABRIC_SOAK_SECONDS") or 120) / 2  # for each of two event loops
 WORKERS = 40

@@ -10,14 +10,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from fault.counted import account, number_of, numbered
-from fault.namespaces import HOSTS, Tun, Wire, can_make_namespaces, entered, wires
-from support.serving import until
 
 from fabric.client import WebSocketClient
 from fabric.config import HeartbeatConfig, ReconnectConfig
 from fabric.error import ConnectionClosed, Timeout
 from fabric.server import ConnectedClient, WebSocketServer
+from fault.counted import account, number_of, numbered
+from fault.namespaces import HOSTS, Tun, Wire, can_make_namespaces, entered, wires
+from support.serving import until
 
 BEAT = HeartbeatConfig(ping_interval=0.4, ping_timeout=0.4)
 QUICK = ReconnectConfig(initial_delay=0.05, max_delay=0.1)
@@ -122,7 +122,12 @@ async def test_a_cut_longer_than_the_heartbeat_is_found_at_both_ends_and_repaire
             accepted.append(len(accepted))
 
     async with server.run(wire) as url:
-        options: dict[str, Any] = {"compression": None, "heartbeat": BEAT, "reconnect": QUICK, "connection_timeout": 0.5}
+        options: dict[str, Any] = {
+            "compression": None,
+            "heartbeat": BEAT,
+            "reconnect": QUICK,
+            "connection_timeout": 0.5,
+        }
         async with WebSocketClient.connect(
             url, on_disconnect=lambda _, error: ended.put_nowait(error), **options
         ) as client:

@@ -232,14 +232,10 @@ def test_bad_options_are_errors_at_the_call() -> None:
         WebSocketClient.connect("ws://h/", on_message=handle)
 
 
-async def test_unix_sockets_work(
-    tmp_path: Path, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
-) -> None:
+async def test_unix_sockets_work(tmp_path: Path, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
     for secure in (False, True):
         path = str(tmp_path / f"secure={secure}")
-        async with WebSocketServer(
-            ServerConfig(f"unix:{path}", ssl=server_tls if secure else None), echo
-        ):
+        async with WebSocketServer(ServerConfig(f"unix:{path}", ssl=server_tls if secure else None), echo):
             address = f"{'wss' if secure else 'ws'}://localhost/"
             options: dict[str, Any] = {"ssl": client_tls} if secure else {}
             async with WebSocketClient.connect(address, unix_path=path, **options) as client:
@@ -559,9 +555,7 @@ async def test_a_certificate_that_is_not_trusted_is_refused(server_tls: ssl.SSLC
             await WebSocketClient.connect(server.url)
 
 
-async def test_a_certificate_for_another_host_is_refused(
-    authority: trustme.CA, client_tls: ssl.SSLContext
-) -> None:
+async def test_a_certificate_for_another_host_is_refused(authority: trustme.CA, client_tls: ssl.SSLContext) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("example.org").configure_cert(context)
 
@@ -598,17 +592,13 @@ async def test_a_server_silent_in_the_tls_handshake_times_out(client_tls: ssl.SS
 
     async with RawServer(handle) as server:
         with pytest.raises(Timeout, match=r"TLS handshake with 127\.0\.0\.1"):
-            await WebSocketClient.connect(
-                server.url.replace("ws:", "wss:"), ssl=client_tls, connection_timeout=0.2
-            )
+            await WebSocketClient.connect(server.url.replace("ws:", "wss:"), ssl=client_tls, connection_timeout=0.2)
 
 
 # Cancelling.
 
 
-async def test_connect_can_be_cancelled_at_any_moment(
-    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
-) -> None:
+async def test_connect_can_be_cancelled_at_any_moment(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
     async def slow(visit: Visit) -> None:
         await visit.accept()
         await visit.until_closed()

@@ -78,7 +78,7 @@ class Echo:
 
 async def until(condition: Any) -> None:
     """Wait for something that has no event of its own."""
-    while not condition():  # noqa: ASYNC110
+    while not condition():
         await asyncio.sleep(0.001)
 
 
@@ -324,9 +324,7 @@ async def test_a_fault_of_the_server_is_final_and_a_message_too_large_is_not() -
         await visit.until_closed()
 
     async with RawServer(handle) as server:
-        client = await WebSocketClient.connect(
-            server.url, reconnect=QUICK, max_message_size=100, close_timeout=0.1
-        )
+        client = await WebSocketClient.connect(server.url, reconnect=QUICK, max_message_size=100, close_timeout=0.1)
         with pytest.raises(ConnectionClosed) as info:
             await client.recv()
         assert info.value.code == 1002

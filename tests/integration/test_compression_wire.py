@@ -160,9 +160,7 @@ async def exchange(peer: RawPeer, answer: str | None, data: list[bytes]) -> None
             assert theirs.unpack(wire.payload) == message
 
 
-@pytest.mark.parametrize(
-    "offer", ["permessage-deflate;", "permessage deflate", "a; b=", 'a; b="', "a; b=\x7f", ";"]
-)
+@pytest.mark.parametrize("offer", ["permessage-deflate;", "permessage deflate", "a; b=", 'a; b="', "a; b=\x7f", ";"])
 async def test_a_malformed_offer_is_a_bad_request(stack: Stack, offer: str) -> None:
     server = await serve(stack, echo, compression=DEFAULT)
     async with await RawPeer.connect(server.port) as peer:
@@ -312,9 +310,7 @@ async def test_compressed_fragments_are_received(stack: Stack, rng: random.Rando
         for data in messages(rng):
             *pieces, last = cut(packer.pack(data), rng)
             for number, piece in enumerate(pieces):
-                peer.send_frame(
-                    CONTINUATION if number else BINARY, piece, fin=False, rsv=0 if number else RSV1
-                )
+                peer.send_frame(CONTINUATION if number else BINARY, piece, fin=False, rsv=0 if number else RSV1)
             peer.send_frame(CONTINUATION, last)
             assert unpacker.unpack(await peer.payload()) == data
 

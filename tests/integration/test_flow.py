@@ -56,9 +56,7 @@ async def test_a_full_queue_stops_reading_and_loses_nothing(stack: Stack, size: 
     server = await serve(stack, held, buffer_size=10)
     async with await RawPeer.open(server.port) as peer:
         client = await held.next()
-        payloads = [
-            b"%06d" % number + b"x" * size for number in range(40_000_000 // (size + 100) % 40_000 + 400)
-        ]
+        payloads = [b"%06d" % number + b"x" * size for number in range(40_000_000 // (size + 100) % 40_000 + 400)]
 
         async def feed() -> None:
             for at in range(0, len(payloads), 50):
@@ -96,9 +94,7 @@ async def test_bytes_fill_the_queue_too(stack: Stack) -> None:
 @pytest.mark.parametrize("payload", [b"", b"x" * 100, b"x" * 50_000], ids=len)
 async def test_memory_while_the_handler_sleeps(stack: Stack, payload: bytes) -> None:
     held = Held()
-    server = await serve(
-        stack, held, buffer_size=100, backpressure=BackpressureConfig(max_buffer_bytes=1_000_000)
-    )
+    server = await serve(stack, held, buffer_size=100, backpressure=BackpressureConfig(max_buffer_bytes=1_000_000))
     async with await RawPeer.open(server.port) as peer:
         await held.next()
         data = encode(BINARY, payload) * (1 + 50_000 // (len(payload) + 6))
@@ -186,9 +182,7 @@ def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
 
 async def open_securely(port: int, context: ssl.SSLContext) -> RawPeer:
-    peer = RawPeer(
-        *await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost")
-    )
+    peer = RawPeer(*await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost"))
     peer.send(request())
     assert (await peer.read_answer()).status == 101
     return peer
@@ -319,7 +313,7 @@ async def test_a_slow_reader_of_a_stream_holds_its_peer_up(stack: Stack) -> None
             sent = await push(peer, data, 60_000_000)
         assert sent < 40_000_000
         peer.reset()
-        with pytest.raises(ConnectionClosed):  # noqa: PT012
+        with pytest.raises(ConnectionClosed):
             while True:
                 await anext(stream)
 

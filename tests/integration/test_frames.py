@@ -237,9 +237,7 @@ async def test_pings_are_answered_with_their_payload(stack: Stack) -> None:
 # --- the peer closes ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "code", [1000, 1001, 1002, 1003, 1007, 1008, 1010, 1011, 1014, 3000, 3999, 4000, 4999]
-)
+@pytest.mark.parametrize("code", [1000, 1001, 1002, 1003, 1007, 1008, 1010, 1011, 1014, 3000, 3999, 4000, 4999])
 async def test_the_peer_closes(stack: Stack, code: int) -> None:
     recorder = Recorder()
     server = await serve(stack, recorder)
@@ -321,9 +319,7 @@ async def test_what_is_queued_can_be_read_after_the_close(stack: Stack) -> None:
     assert await client.recv() is None
 
 
-@pytest.mark.parametrize(
-    "half", [b"", encode(TEXT, "half a frame")[:8], encode(TEXT, "half", fin=False)], ids=len
-)
+@pytest.mark.parametrize("half", [b"", encode(TEXT, "half a frame")[:8], encode(TEXT, "half", fin=False)], ids=len)
 @pytest.mark.parametrize("how", ["eof", "reset"])
 async def test_the_peer_vanishes(stack: Stack, how: str, half: bytes) -> None:
     recorder = Recorder()
@@ -353,9 +349,7 @@ async def test_the_peer_vanishes(stack: Stack, how: str, half: bytes) -> None:
 # --- the server closes -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("code", "reason"), [(1000, ""), (1001, "away"), (4000, "é" * 61 + "x"), (3000, "💥")]
-)
+@pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1001, "away"), (4000, "é" * 61 + "x"), (3000, "💥")])
 async def test_the_server_closes(stack: Stack, code: int, reason: str) -> None:
     held = Held()
     server = await serve(stack, held)
@@ -399,9 +393,7 @@ async def test_how_a_close_is_answered(stack: Stack, answer: bytes, code: int, r
     assert await client.recv() is None  # what was asked for is no error, whatever the answer
 
 
-@pytest.mark.parametrize(
-    "answer", [encode(CLOSE, b"\x03"), close_frame(1006), close_frame(1000, b"\xff"), encode(3)]
-)
+@pytest.mark.parametrize("answer", [encode(CLOSE, b"\x03"), close_frame(1006), close_frame(1000, b"\xff"), encode(3)])
 async def test_a_close_answered_with_nonsense(stack: Stack, answer: bytes) -> None:
     held = Held()
     server = await serve(stack, held)
@@ -526,9 +518,7 @@ async def test_a_peer_that_pauses_reading_when_we_close(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("returns", ["", "raises"])
-async def test_a_handler_that_ends_closes(
-    stack: Stack, returns: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_handler_that_ends_closes(stack: Stack, returns: str, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(client: Any) -> None:
         await client.send("hello")
         if returns:

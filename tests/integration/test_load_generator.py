@@ -36,14 +36,10 @@ def frame(payload: bytes, first: int = 0x82) -> bytes:
     return bytes([first, len(payload)]) + payload
 
 
-async def serve(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reply: Reply, stall: float
-) -> None:
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reply: Reply, stall: float) -> None:
     """Upgrades, then answers small frames with what `reply` says; sleeps once, before message 100."""
     request = (await reader.readuntil(b"\r\n\r\n")).decode()
-    key = next(
-        row.split(":")[1].strip() for row in request.split("\r\n") if row.startswith("Sec-WebSocket-Key")
-    )
+    key = next(row.split(":")[1].strip() for row in request.split("\r\n") if row.startswith("Sec-WebSocket-Key"))
     digest = hashlib.sha1(key.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
     writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n")
     writer.write(b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n\r\n")
@@ -125,9 +121,7 @@ def test_a_fragmented_echo_and_a_ping_between_are_understood(generator: Path) ->
     ],
     ids=["byte", "length", "short", "opcode", "rsv1", "twice", "lost", "close"],
 )
-def test_a_wrong_reply_ends_the_run(
-    generator: Path, fault: Callable[[bytes], list[bytes]], complaint: str
-) -> None:
+def test_a_wrong_reply_ends_the_run(generator: Path, fault: Callable[[bytes], list[bytes]], complaint: str) -> None:
     def reply(count: int, payload: bytes) -> list[bytes]:
         return fault(payload) if count == 20 else [frame(payload)]
 

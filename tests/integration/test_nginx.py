@@ -138,9 +138,7 @@ async def test_messages_pass_compressed_and_large(nginx: Nginx, stack: contextli
 async def test_the_server_learns_who_it_is(nginx: Nginx, stack: contextlib.AsyncExitStack) -> None:
     async def report(client: ConnectedClient) -> None:
         headers = client.request.headers
-        await client.send_json(
-            {name: headers.get(name) for name in ("X-Forwarded-For", "X-Forwarded-Proto", "Host")}
-        )
+        await client.send_json({name: headers.get(name) for name in ("X-Forwarded-For", "X-Forwarded-Proto", "Host")})
 
     await serve(stack, nginx.upstream[0], report)
     async with connect(nginx, headers={"X-Forwarded-For": "203.0.113.9"}) as client:

@@ -28,9 +28,7 @@ Stack = contextlib.AsyncExitStack
 SLOW = 4096  # bytes of receive buffer: a peer that soon holds the sender up
 
 
-async def pair(
-    stack: Stack, *, receive_buffer: int | None = None, **options: Any
-) -> tuple[ConnectedClient, RawPeer]:
+async def pair(stack: Stack, *, receive_buffer: int | None = None, **options: Any) -> tuple[ConnectedClient, RawPeer]:
     """A connection as the server has it, and its raw peer."""
     held = Held()
     server = await serve(stack, held, **options)
@@ -362,7 +360,7 @@ async def test_send_waits_past_the_threshold_and_goes_on_after_recovery(stack: S
 async def test_send_nowait_fills_the_buffer_and_then_refuses(stack: Stack) -> None:
     client, peer = await pair(stack, receive_buffer=SLOW, backpressure=BackpressureConfig(max_buffer_size=10))
     sent = fill(client)
-    with pytest.raises(BufferFull) as caught:  # noqa: PT012
+    with pytest.raises(BufferFull) as caught:
         for number in range(20):
             client.send_nowait(b"%d" % number)
             sent.append(b"%d" % number)
@@ -377,7 +375,7 @@ async def test_bytes_bound_the_buffer_too(stack: Stack) -> None:
     client, peer = await pair(stack, receive_buffer=SLOW, backpressure=config)
     sent = fill(client)
     text = "💥" + "a" * 996  # 1000 bytes of UTF-8, four times that in memory
-    with pytest.raises(BufferFull, match="bytes"):  # noqa: PT012
+    with pytest.raises(BufferFull, match="bytes"):
         while True:
             client.send_nowait(text)
             sent.append(text.encode())
@@ -390,7 +388,7 @@ async def test_a_send_that_waits_too_long(stack: Stack) -> None:
     config = BackpressureConfig(max_buffer_size=4, timeout=0.05)
     client, peer = await pair(stack, receive_buffer=SLOW, backpressure=config)
     sent = fill(client)
-    with pytest.raises(BackpressureTimeout):  # noqa: PT012
+    with pytest.raises(BackpressureTimeout):
         while True:
             await client.send(b"one more")
             sent.append(b"one more")
@@ -403,7 +401,7 @@ async def test_a_sender_without_backpressure(stack: Stack) -> None:
     config = BackpressureConfig(enabled=False, max_buffer_size=4)
     client, _ = await pair(stack, receive_buffer=SLOW, backpressure=config)
     fill(client)
-    with pytest.raises(BufferFull):  # noqa: PT012
+    with pytest.raises(BufferFull):
         while True:
             await client.send(b"one more")
 
@@ -480,9 +478,7 @@ async def test_a_cancelled_ping(stack: Stack) -> None:
     assert await again > 0
 
 
-@pytest.mark.parametrize(
-    "stage", ["before the first step", "while the outbox drains", "while the peer is awaited"]
-)
+@pytest.mark.parametrize("stage", ["before the first step", "while the outbox drains", "while the peer is awaited"])
 async def test_a_cancelled_close_goes_on_once_it_has_begun(stack: Stack, stage: str) -> None:
     """Before, it is as if it had not been called."""
     client, peer = await pair(stack, receive_buffer=SLOW)

@@ -56,10 +56,7 @@ async def test_it_is_upgraded(stack: Stack, data: bytes) -> None:
         assert answer.headers["upgrade"].lower() == "websocket"
         assert answer.headers["connection"].lower() == "upgrade"
         assert answer.headers["sec-websocket-accept"] == ACCEPT
-        assert (
-            not {"sec-websocket-protocol", "sec-websocket-extensions", "content-length"}
-            & answer.headers.keys()
-        )
+        assert not {"sec-websocket-protocol", "sec-websocket-extensions", "content-length"} & answer.headers.keys()
         peer.send_text("hello")
         assert await peer.payload() == b"hello"
 
@@ -93,9 +90,7 @@ async def test_frames_right_behind_the_request(stack: Stack, size: int, judge: s
 async def test_what_the_handler_learns_of_the_request(stack: Stack) -> None:
     held = Held()
     server = await serve(stack, held)
-    async with await RawPeer.open(
-        server.port, "X-Thing: one", "x-thing: two", line="GET /a%20b?c=d HTTP/1.1"
-    ):
+    async with await RawPeer.open(server.port, "X-Thing: one", "x-thing: two", line="GET /a%20b?c=d HTTP/1.1"):
         client = await held.next()
         assert client.request.path == "/a b"
         assert client.request.query == {"c": "d"}
@@ -104,9 +99,7 @@ async def test_what_the_handler_learns_of_the_request(stack: Stack) -> None:
 
 
 async def test_response_headers_of_the_config(stack: Stack) -> None:
-    server = await serve(
-        stack, echo, headers=[("X-Served-By", "fabric"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")]
-    )
+    server = await serve(stack, echo, headers=[("X-Served-By", "fabric"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")])
     async with await RawPeer.open(server.port) as peer:
         assert peer.answer is not None
         assert ("x-served-by", "fabric") in peer.answer.fields
@@ -126,9 +119,7 @@ async def test_response_headers_of_the_config(stack: Stack) -> None:
 async def test_subprotocols(stack: Stack, offered: list[str], chosen: str | None) -> None:
     held = Held()
     server = await serve(stack, held, subprotocols=["chat", "superchat"])
-    async with await RawPeer.open(
-        server.port, *(f"Sec-WebSocket-Protocol: {line}" for line in offered)
-    ) as peer:
+    async with await RawPeer.open(server.port, *(f"Sec-WebSocket-Protocol: {line}" for line in offered)) as peer:
         assert peer.answer is not None
         assert peer.answer.headers.get("sec-websocket-protocol") == chosen
         assert (await held.next()).subprotocol == chosen
@@ -212,9 +203,7 @@ async def test_a_megabyte_of_headers_costs_no_memory(stack: Stack) -> None:
     assert most < 1_000_000, f"{most} bytes held of a request that was refused"
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"GET", request()[:-2], request()[:40]], ids=["nothing", "3", "almost", "40"]
-)
+@pytest.mark.parametrize("data", [b"", b"GET", request()[:-2], request()[:40]], ids=["nothing", "3", "almost", "40"])
 async def test_half_a_request_and_then_nothing(stack: Stack, data: bytes) -> None:
     server = await serve(stack, echo, handshake_timeout=0.1)
     begun = time.monotonic()
@@ -282,9 +271,7 @@ async def test_process_request_answers_plain_http(stack: Stack, kind: str) -> No
 
 @pytest.mark.parametrize("kind", ["plain", "coroutine"])
 async def test_process_request_returns_a_tuple(stack: Stack, kind: str) -> None:
-    server = await serve(
-        stack, echo, process_request=judges((401, {"WWW-Authenticate": "Basic"}, b"no"))[kind]
-    )
+    server = await serve(stack, echo, process_request=judges((401, {"WWW-Authenticate": "Basic"}, b"no"))[kind])
     answer = await ask(server.port, request())
     assert (answer.status, answer.body, answer.headers["www-authenticate"]) == (401, b"no", "Basic")
 

@@ -251,9 +251,7 @@ async def aiohttp_server(compressed: bool) -> AsyncIterator[tuple[str, Reports]]
     reports: Reports = asyncio.Queue()
 
     async def handle(request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse(
-            protocols=SUPPORTED, compress=compressed, max_msg_size=LARGEST, autoping=False
-        )
+        socket = web.WebSocketResponse(protocols=SUPPORTED, compress=compressed, max_msg_size=LARGEST, autoping=False)
         await socket.prepare(request)
         await reports.put(await follow(AiohttpEnd(socket)))
         return socket

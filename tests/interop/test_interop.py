@@ -60,9 +60,7 @@ PAIRS = [(name, "fabric") for name, peer in PEERS.items() if peer.client] + [
 @pytest.mark.deadline(120)
 @pytest.mark.parametrize("compressed", [False, True], ids=["plain", "compressed"])
 @pytest.mark.parametrize(("client", "server"), PAIRS, ids=map("-to-".join, PAIRS))
-async def test_talk(
-    client: str, server: str, compressed: bool, require: Callable[[object, str], None]
-) -> None:
+async def test_talk(client: str, server: str, compressed: bool, require: Callable[[object, str], None]) -> None:
     for name in (client, server):
         reason = PEERS[name].missing()
         require(not reason, reason)

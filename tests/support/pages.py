@@ -37,9 +37,7 @@ PAGES = [
 ]
 PORT = "8080"
 
-_FENCE = re.compile(
-    r"^(?P<indent> *)```(?P<language>[\w{}-]*)[^\n]*\n(?P<body>.*?)^(?P=indent)```[ \t]*$", re.M | re.S
-)
+_FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w{}-]*)[^\n]*\n(?P<body>.*?)^(?P=indent)```[ \t]*$", re.M | re.S)
 _COMMENT = re.compile(r"<!--\s*(?P<kind>before|after|continues|script)\b:?(?P<code>.*?)-->", re.S)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|(?:src|href|srcset)=\"([^\"]+)\"")
 _CODE = re.compile(r"^( *)```.*?^\1```|`[^`\n]*`", re.M | re.S)

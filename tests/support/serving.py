@@ -14,7 +14,7 @@ from fabric.server import ConnectedClient, WebSocketServer
 async def until(condition: Callable[[], object]) -> None:
     """Wait for what no event tells of: state inside the server."""
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.001)
 
 

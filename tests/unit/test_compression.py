@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -161,9 +162,7 @@ def test_offers_may_be_spread_over_headers() -> None:
     assert answer_offers([], WIDE) is None
 
 
-@pytest.mark.parametrize(
-    "line", ["permessage-deflate;", "permessage-deflate; a=", "=1", 'a; b="c', "a b", "é"]
-)
+@pytest.mark.parametrize("line", ["permessage-deflate;", "permessage-deflate; a=", "=1", 'a; b="c', "a b", "é"])
 def test_a_malformed_header_is_no_offer(line: str) -> None:
     with pytest.raises(InvalidHeader):
         answer_offers([line], WIDE)
@@ -285,9 +284,7 @@ BITS = [None, 8, 9, 12, 15]
 @pytest.mark.parametrize("client_takeover", [False, True])
 def test_a_client_of_websockets_accepts_our_answers(server_takeover: bool, client_takeover: bool) -> None:
     for server_bits, client_bits, ours in itertools.product(BITS, [None, True, 9, 12, 15], [9, 12, 15]):
-        theirs = ClientPerMessageDeflateFactory(
-            not server_takeover, not client_takeover, server_bits, client_bits
-        )
+        theirs = ClientPerMessageDeflateFactory(not server_takeover, not client_takeover, server_bits, client_bits)
         offer = build_extension([(theirs.name, list(theirs.get_request_params()))])
         config = CompressionConfig(server_max_window_bits=ours, client_max_window_bits=ours)
         answer = answer_offers([offer], config)
@@ -301,9 +298,7 @@ def test_a_client_of_websockets_accepts_our_answers(server_takeover: bool, clien
 
 
 @given(configs.filter(lambda config: config.algorithm == "deflate"), st.data())
-def test_we_accept_the_answers_of_a_server_of_websockets(
-    config: CompressionConfig, data: st.DataObject
-) -> None:
+def test_we_accept_the_answers_of_a_server_of_websockets(config: CompressionConfig, data: st.DataObject) -> None:
     theirs = ServerPerMessageDeflateFactory(
         data.draw(st.booleans()),
         data.draw(st.booleans()),

@@ -195,9 +195,7 @@ def test_constants() -> None:
 
 
 def test_both_styles_read_well_and_are_equal() -> None:
-    named = ClientConfig(
-        "ws://localhost:8080", connection_timeout=10, reconnect=ReconnectConfig(max_attempts=10)
-    )
+    named = ClientConfig("ws://localhost:8080", connection_timeout=10, reconnect=ReconnectConfig(max_attempts=10))
     fluent = (
         ClientConfig("ws://localhost:8080")
         .with_connection_timeout(10)
@@ -309,8 +307,7 @@ def test_the_repr_shows_what_was_changed() -> None:
     assert repr(ServerConfig()) == "ServerConfig()"
     config = ClientConfig(URL, reconnect=ReconnectConfig(max_attempts=3), subprotocols=["a"])
     assert repr(config) == (
-        "ClientConfig(url='ws://h/', reconnect=ReconnectConfig(max_attempts=3),"
-        " subprotocols=SubprotocolList(['a']))"
+        "ClientConfig(url='ws://h/', reconnect=ReconnectConfig(max_attempts=3), subprotocols=SubprotocolList(['a']))"
     )
 
 
@@ -371,9 +368,7 @@ def test_headers_are_added_and_copied() -> None:
     assert more.with_headers(None).headers == {}
 
 
-@pytest.mark.parametrize(
-    "name", ["Upgrade", "connection", "Host", "Sec-WebSocket-Key", "sec-websocket-protocol"]
-)
+@pytest.mark.parametrize("name", ["Upgrade", "connection", "Host", "Sec-WebSocket-Key", "sec-websocket-protocol"])
 @pytest.mark.parametrize("config", [ClientConfig(URL), ServerConfig()])
 def test_headers_of_the_handshake_are_its_own(config: Any, name: str) -> None:
     with pytest.raises(InvalidHeader, match=name):
@@ -402,13 +397,9 @@ def test_credentials_in_the_url_become_a_header() -> None:
     assert config.with_url("ws://other/").request_headers() == {}
 
 
-@pytest.mark.parametrize(
-    ("location", "trusted"), [("/other", True), ("wss://h:444/", False), ("wss://evil/", False)]
-)
+@pytest.mark.parametrize(("location", "trusted"), [("/other", True), ("wss://h:444/", False), ("wss://evil/", False)])
 def test_credentials_do_not_follow_to_another_origin(location: str, trusted: bool) -> None:
-    config = (
-        ClientConfig("wss://me:pass@h/").with_api_key("k").with_cookie("a", "b").with_header("X-Room", "1")
-    )
+    config = ClientConfig("wss://me:pass@h/").with_api_key("k").with_cookie("a", "b").with_header("X-Room", "1")
     sent = config.request_headers(config.address.join(location))
     assert sent["X-Room"] == "1"
     assert ("Authorization" in sent, "Cookie" in sent, "X-API-Key" in sent) == (trusted,) * 3
@@ -445,9 +436,7 @@ def test_where_to_listen(bind: str, host: str | None, port: int, path: str | Non
 
 
 def test_the_heartbeat_of_a_server() -> None:
-    assert ServerConfig(ping_interval=3, ping_timeout=2).heartbeat == HeartbeatConfig(
-        ping_interval=3, ping_timeout=2
-    )
+    assert ServerConfig(ping_interval=3, ping_timeout=2).heartbeat == HeartbeatConfig(ping_interval=3, ping_timeout=2)
     assert ServerConfig().with_ping_interval(None).heartbeat.enabled is False
 
 

@@ -79,9 +79,7 @@ def test_reset_keeps_open_connections() -> None:
         ("record_decompression", (4, 9), {"decompression_bytes_in": 4, "decompression_bytes_out": 9}),
     ],
 )
-def test_each_record_method_counts_its_own(
-    record: str, arguments: tuple[int, ...], counted: dict[str, int]
-) -> None:
+def test_each_record_method_counts_its_own(record: str, arguments: tuple[int, ...], counted: dict[str, int]) -> None:
     counters = Counters()
     getattr(counters, record)(*arguments)
     assert {name: value for name, value in counters.as_dict().items() if value} == counted

@@ -25,18 +25,14 @@ def messages(rng: random.Random, count: int = 12) -> list[bytes]:
     for _ in range(count):
         kind = rng.randrange(8)
         if kind == 0:
-            made.append(
-                json.dumps({"id": rng.randrange(10**9), "side": rng.choice(["buy", "sell"])}).encode()
-            )
+            made.append(json.dumps({"id": rng.randrange(10**9), "side": rng.choice(["buy", "sell"])}).encode())
         elif kind == 1:
             rows = [{"price": rng.random(), "size": rng.randrange(1000)} for _ in range(rng.randrange(300))]
             made.append(json.dumps(rows).encode())
         elif kind == 2:
             made.append(rng.randbytes(rng.choice([0, 1, 3, 10, 200, 5000, 70_000])))
         elif kind == 3:
-            made.append(
-                rng.randbytes(1) * rng.choice([1, 3, 4, 257, 258, 259, 260, 261, 262, 516, 518, 9000, 99_999])
-            )
+            made.append(rng.randbytes(1) * rng.choice([1, 3, 4, 257, 258, 259, 260, 261, 262, 516, 518, 9000, 99_999]))
         elif kind == 4:
             made.append(bytes(rng.choices(b"ab", k=rng.randrange(5000))))
         elif kind == 5:
@@ -57,9 +53,7 @@ def bits(stream: zlib._Compress, data: bytes, mode: int = zlib.Z_SYNC_FLUSH) -> 
 
 @pytest.mark.parametrize("window", range(8, 16))
 @pytest.mark.parametrize("level", range(1, 10))
-def test_zlib_reads_what_we_write_in_a_window_of_the_agreed_size(
-    window: int, level: int, rng: random.Random
-) -> None:
+def test_zlib_reads_what_we_write_in_a_window_of_the_agreed_size(window: int, level: int, rng: random.Random) -> None:
     codec = DeflateCodec(own_window_bits=window, level=level, mem_level=rng.randrange(1, 10))
     oracle = zlib.decompressobj(-window)
     for message in messages(rng):
@@ -160,8 +154,7 @@ def test_we_read_what_zlib_writes_in_any_fragments(window: int, rng: random.Rand
         cuts = sorted(rng.choices(range(len(payload) + 1), k=rng.randrange(4)))
         pieces = [payload[a:b] for a, b in zip([0, *cuts], [*cuts, len(payload)], strict=True)]
         got = b"".join(
-            codec.decode(piece, first=i == 0, fin=i == len(pieces) - 1, limit=LIMIT)
-            for i, piece in enumerate(pieces)
+            codec.decode(piece, first=i == 0, fin=i == len(pieces) - 1, limit=LIMIT) for i, piece in enumerate(pieces)
         )
         assert got == message
         if rng.random() < 0.4:
@@ -183,10 +176,7 @@ def test_a_window_survives_release_at_every_fill(rng: random.Random) -> None:
 
 def test_release_inside_a_message_keeps_what_it_needs() -> None:
     codec = DeflateCodec()
-    assert (
-        codec.decode(HELLO[:3], fin=False, limit=9) + codec.decode(HELLO[3:], first=False, limit=9)
-        == b"Hello"
-    )
+    assert codec.decode(HELLO[:3], fin=False, limit=9) + codec.decode(HELLO[3:], first=False, limit=9) == b"Hello"
     out = codec.decode(HELLO[:3], fin=False, limit=9)
     codec.release_idle()
     assert out + codec.decode(HELLO[3:], first=False, limit=9) == b"Hello"
@@ -451,24 +441,14 @@ def test_a_conversation(data: st.DataObject) -> None:
     """Two ends, any terms, both directions, broadcasts and releases in any order."""
     a_bits, b_bits = data.draw(st.integers(8, 15)), data.draw(st.integers(8, 15))
     a_keeps, b_keeps = data.draw(st.booleans()), data.draw(st.booleans())
-    a = DeflateCodec(
-        own_window_bits=a_bits, peer_window_bits=b_bits, own_takeover=a_keeps, peer_takeover=b_keeps
-    )
-    b = DeflateCodec(
-        own_window_bits=b_bits, peer_window_bits=a_bits, own_takeover=b_keeps, peer_takeover=a_keeps
-    )
-    words = st.lists(
-        st.sampled_from([b'"price": ', b"buy", b"sell", b"0123", b"\x00", b"x" * 300]), max_size=30
-    )
+    a = DeflateCodec(own_window_bits=a_bits, peer_window_bits=b_bits, own_takeover=a_keeps, peer_takeover=b_keeps)
+    b = DeflateCodec(own_window_bits=b_bits, peer_window_bits=a_bits, own_takeover=b_keeps, peer_takeover=a_keeps)
+    words = st.lists(st.sampled_from([b'"price": ', b"buy", b"sell", b"0123", b"\x00", b"x" * 300]), max_size=30)
     for step in data.draw(st.lists(st.sampled_from(["send", "share", "release"]), max_size=15)):
         sender, receiver = data.draw(st.sampled_from([(a, b), (b, a)]))
         message = b"".join(data.draw(words))
         if step == "release":
             sender.release_idle()
             continue
-        payload = (
-            sender.encode(message)
-            if step == "send"
-            else sender.adopted(sender.encode_alone(message), message)
-        )
+        payload = sender.encode(message) if step == "send" else sender.adopted(sender.encode_alone(message), message)
         assert receiver.decode(payload, limit=len(message)) == message

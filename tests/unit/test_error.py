@@ -25,9 +25,7 @@ SAMPLES: dict[str, tuple[Any, Any, Any]] = {
             ["1008", "policy violation", "go away", "this side"],
         ),
         (
-            error.ReconnectTimeout(
-                "gave up", attempts=7, undelivered=iter(["a", "b"]), cause=OSError(1, "x")
-            ),
+            error.ReconnectTimeout("gave up", attempts=7, undelivered=iter(["a", "b"]), cause=OSError(1, "x")),
             {"attempts": 7, "undelivered": ("a", "b")},
             ["gave up", "7", "2 messages"],
         ),
@@ -73,9 +71,7 @@ SAMPLES: dict[str, tuple[Any, Any, Any]] = {
     ]
 }
 
-CLASSES = [
-    c for _, c in inspect.getmembers(error, inspect.isclass) if issubclass(c, Error) and c is not Error
-]
+CLASSES = [c for _, c in inspect.getmembers(error, inspect.isclass) if issubclass(c, Error) and c is not Error]
 
 
 def test_there_are_22_classes_all_public_and_all_sampled() -> None:

@@ -137,9 +137,7 @@ def test_what_is_not_a_message_is_refused_before_the_first_frame(value: object) 
         Fragmenter(10).fragment(value)
 
 
-@pytest.mark.parametrize(
-    "items", [["a", b"b"], [b"a", "b"], [Message.ping()], ["a", Message.close()], [1], [["a"]]]
-)
+@pytest.mark.parametrize("items", [["a", b"b"], [b"a", "b"], [Message.ping()], ["a", Message.close()], [1], [["a"]]])
 def test_parts_of_the_wrong_type(items: list[object]) -> None:
     with pytest.raises(TypeError, match="part"):
         list(Fragmenter(10).fragment(items))
@@ -253,9 +251,7 @@ part = Frame(TEXT, b"held", fin=False)
         ([part, *[Frame(CONTINUATION, fin=False)] * 9, Frame(CONTINUATION)], InvalidFrame, "10 fragments"),
     ],
 )
-def test_refusals_name_the_rule_and_forget_the_message(
-    frames: list[Frame], error: type[Exception], text: str
-) -> None:
+def test_refusals_name_the_rule_and_forget_the_message(frames: list[Frame], error: type[Exception], text: str) -> None:
     reassembler = Reassembler(LIMIT, 10)
     connection, other = ConnectionId.new(), ConnectionId.new()
     reassembler.feed(other, Frame(BINARY, b"other", fin=False))

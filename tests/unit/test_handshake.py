@@ -52,9 +52,7 @@ def head(*, line: str = "GET /chat HTTP/1.1", more: tuple[str, ...] = (), **chan
         fields.pop(name, None)
         if value is not None:
             fields[name] = value
-    return "\r\n".join([line, *(f"{name}: {value}" for name, value in fields.items()), *more]).encode(
-        "latin-1"
-    )
+    return "\r\n".join([line, *(f"{name}: {value}" for name, value in fields.items()), *more]).encode("latin-1")
 
 
 def judged(request: bytes) -> int | str:
@@ -268,10 +266,7 @@ def test_a_request_is_taken_apart_anew_each_time() -> None:
         {"Connection": "upgraded"},
         {"Connection": '"Upgrade'},
         {"Sec_WebSocket_Version": None},
-        *(
-            {"Sec_WebSocket_Version": version}
-            for version in ("", "0", "7", "8", "12", "14", "013", "13, 8", "x")
-        ),
+        *({"Sec_WebSocket_Version": version} for version in ("", "0", "7", "8", "12", "14", "013", "13, 8", "x")),
     ],
 )
 def test_what_is_answered_426(fields: dict[str, Any]) -> None:
@@ -321,11 +316,7 @@ def test_any_bytes_are_judged(data: bytes) -> None:
     judged(data)
 
 
-@given(
-    st.lists(
-        st.sampled_from([b"GET ", b"/", b" HTTP/1.1", b"\r\n", b"Host: x", b":", b",", b"\0", b" ", b"\xff"])
-    )
-)
+@given(st.lists(st.sampled_from([b"GET ", b"/", b" HTTP/1.1", b"\r\n", b"Host: x", b":", b",", b"\0", b" ", b"\xff"])))
 def test_any_pieces_are_judged(pieces: list[bytes]) -> None:
     judged(b"".join(pieces))
 
@@ -453,9 +444,7 @@ def test_a_malformed_response() -> None:
     assert caught.value.status == 101
 
 
-@pytest.mark.parametrize(
-    ("status", "name"), [(401, "WWW-Authenticate"), (403, None), (407, "Proxy-Authenticate")]
-)
+@pytest.mark.parametrize(("status", "name"), [(401, "WWW-Authenticate"), (403, None), (407, "Proxy-Authenticate")])
 def test_refusals_for_want_of_credentials(status: int, name: str | None) -> None:
     _, headers = answered(f"HTTP/1.1 {status} No", *([f"{name}: Basic realm=x"] if name else []))
     error = refusal(status, headers, b"body")

@@ -137,9 +137,7 @@ def manager(loop: FakeLoop) -> HeartbeatManager:
 # Life and death.
 
 
-def test_a_silent_peer_is_pinged_before_the_interval_is_over(
-    loop: FakeLoop, manager: HeartbeatManager
-) -> None:
+def test_a_silent_peer_is_pinged_before_the_interval_is_over(loop: FakeLoop, manager: HeartbeatManager) -> None:
     peer = Peer(loop).watch(manager)
     loop.advance(INTERVAL * 0.8)
     assert peer.pings == []
@@ -172,9 +170,7 @@ def test_a_dead_peer_is_found_within_interval_and_timeout(loop: FakeLoop, manage
 
 @pytest.mark.parametrize("interval", [0.1, 1, 30, 300])
 @pytest.mark.parametrize("timeout", [0.1, 1, 10, 100])
-def test_found_in_time_whenever_it_dies(
-    loop: FakeLoop, rng: random.Random, interval: float, timeout: float
-) -> None:
+def test_found_in_time_whenever_it_dies(loop: FakeLoop, rng: random.Random, interval: float, timeout: float) -> None:
     manager = HeartbeatManager(HeartbeatConfig(ping_interval=interval, ping_timeout=timeout), loop)
     for _ in range(30):
         peer = Peer(loop, delay=rng.random() * timeout / 2).watch(manager)
@@ -271,9 +267,7 @@ def test_a_late_pong_is_measured(loop: FakeLoop, manager: HeartbeatManager) -> N
 
 def test_round_trips_are_reported(loop: FakeLoop) -> None:
     heard: list[tuple[object, object]] = []
-    manager = HeartbeatManager(
-        CONFIG, loop, on_rtt=lambda target, rtt: heard.append((target, rtt)), clock=loop.time
-    )
+    manager = HeartbeatManager(CONFIG, loop, on_rtt=lambda target, rtt: heard.append((target, rtt)), clock=loop.time)
     peer = Peer(loop, delay=0.25).watch(manager)
     loop.advance(INTERVAL + 1)
     assert heard == [(peer, pytest.approx(0.25))]
@@ -309,9 +303,7 @@ def test_a_queued_ping_is_answered_at_last(loop: FakeLoop, manager: HeartbeatMan
 
 
 @pytest.mark.parametrize("alive", [True, None])
-def test_a_queued_ping_and_a_kernel_that_answers(
-    loop: FakeLoop, manager: HeartbeatManager, alive: bool | None
-) -> None:
+def test_a_queued_ping_and_a_kernel_that_answers(loop: FakeLoop, manager: HeartbeatManager, alive: bool | None) -> None:
     peer = LinuxPeer(loop, delay=None)
     peer.watch(manager)
     peer.ping_is_queued, peer.alive = True, alive

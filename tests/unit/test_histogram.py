@@ -174,9 +174,7 @@ def test_hgrm_scale_applies_to_every_value() -> None:
     assert "#[Max     =        4.002, TotalCount     =        3.000]" in text
     assert "Clamped" not in text
     histogram.record(-7)
-    assert histogram.percentile_distribution().endswith(
-        "#[ClampedLow = 1, ClampedHigh = 0, Unrecorded = 0]\n"
-    )
+    assert histogram.percentile_distribution().endswith("#[ClampedLow = 1, ClampedHigh = 0, Unrecorded = 0]\n")
 
 
 # ---------------------------------------------------------------------- encoding
@@ -393,9 +391,7 @@ def test_merge_into_a_smaller_range_is_counted_as_clamped() -> None:
     assert (small.count, small.clamped_high, small.clamped_low, small.max) == (5, 3, 1, 2047)
 
 
-@pytest.mark.parametrize(
-    "layout", [(1, 2**63 - 1, 5), (1, 2**63 - 1, 1), (2**57, 2**63 - 1, 1), (1, 2, 1), (4, 8, 5)]
-)
+@pytest.mark.parametrize("layout", [(1, 2**63 - 1, 5), (1, 2**63 - 1, 1), (2**57, 2**63 - 1, 1), (1, 2, 1), (4, 8, 5)])
 def test_extreme_layouts(layout: tuple[int, int, int]) -> None:
     histogram = Histogram(*layout)
     for value in (0, 1, layout[1] // 2, layout[1]):

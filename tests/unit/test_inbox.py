@@ -329,7 +329,7 @@ async def test_a_task_group_that_fails_cancels_its_receivers() -> None:
     async def fail() -> None:
         raise LookupError
 
-    with pytest.raises(ExceptionGroup):  # noqa: PT012
+    with pytest.raises(ExceptionGroup):
         async with asyncio.TaskGroup() as group:
             group.create_task(inbox.recv())  # type: ignore[arg-type]
             group.create_task(fail())

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from fabric_ext.connection import Connection
+from fabric_ext.counters import Counters
 from support.fake_transport import FakeTransport
 from support.frames import BINARY, PING, PONG, TEXT, Wire, decode_all, encode
-
-from fabric_ext.counters import Counters
 
 if TYPE_CHECKING:
     import contextlib

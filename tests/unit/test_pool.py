@@ -705,7 +705,7 @@ async def test_opened_and_broken_before_the_turn_of_the_task() -> None:
     pool, servers = make(max_connections=1)
     async with pool:
         task = in_turn(pool, 1)[0]
-        while not pool.stats().in_use:  # noqa: ASYNC110  (granted: it takes some turns of the loop)
+        while not pool.stats().in_use:
             await asyncio.sleep(0)
         assert not task.done()
         servers.clients[0].break_()

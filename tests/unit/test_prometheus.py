@@ -45,8 +45,7 @@ def test_every_counter_is_exported_under_its_conventional_name() -> None:
 
 def test_types_and_help_are_declared() -> None:
     families = {
-        family.name: family
-        for family in text_string_to_metric_families(prometheus.render(MetricsCollector()).decode())
+        family.name: family for family in text_string_to_metric_families(prometheus.render(MetricsCollector()).decode())
     }
     assert families["fabric_connections_active"].type == "gauge"
     assert families["fabric_bytes_received"].type == "counter"
@@ -123,6 +122,5 @@ def test_a_missing_extra_is_named() -> None:
     assert run.returncode == 1
     last = run.stderr.splitlines()[-1]
     assert last == (
-        "ModuleNotFoundError: fabric.prometheus needs prometheus_client: "
-        "pip install 'websocket-fabric[prometheus]'"
+        "ModuleNotFoundError: fabric.prometheus needs prometheus_client: pip install 'websocket-fabric[prometheus]'"
     )

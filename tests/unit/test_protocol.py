@@ -80,9 +80,7 @@ def test_reasons(reason: str) -> None:
     assert seen(close_body(1000, reason.encode())) == (1000, reason, 0)
 
 
-@pytest.mark.parametrize(
-    "reason", [b"\xff", b"\xc3", b"ok\xc3(", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\xaf"]
-)
+@pytest.mark.parametrize("reason", [b"\xff", b"\xc3", b"ok\xc3(", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\xaf"])
 def test_a_reason_that_is_not_utf8(reason: bytes) -> None:
     assert parse_close(close_body(1000, reason)).fault == 1007
 

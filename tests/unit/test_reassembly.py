@@ -288,9 +288,7 @@ def test_verdicts_follow_a_slow_model(
         (CONTINUATION, False, b"\xff", Verdict.BAD_UTF8),
     ],
 )
-def test_refusal_is_final_frees_and_says_what_was_held(
-    opcode: int, fin: bool, part: bytes, verdict: Verdict
-) -> None:
+def test_refusal_is_final_frees_and_says_what_was_held(opcode: int, fin: bool, part: bytes, verdict: Verdict) -> None:
     assembler = Assembler(LIMIT)
     assert assembler.push(TEXT, False, b"seven b") is Verdict.MORE
     assert assembler.push(opcode, fin, part) is verdict

@@ -179,9 +179,7 @@ def test_a_redirect_does_not_give_encryption_up(location: str) -> None:
         Url.parse("wss://h/").join(location)
 
 
-@pytest.mark.parametrize(
-    "location", ["ftp://h/", "http://", "ws://h:99999/", "javascript:alert(1)", "ws://h/a b"]
-)
+@pytest.mark.parametrize("location", ["ftp://h/", "http://", "ws://h:99999/", "javascript:alert(1)", "ws://h/a b"])
 def test_a_redirect_may_lead_nowhere(location: str) -> None:
     with pytest.raises(ValueError, match=r"expected|host|spaces"):
         Url.parse("ws://h/").join(location)

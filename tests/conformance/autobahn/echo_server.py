@@ -15,9 +15,7 @@ async def echo(client: ConnectedClient) -> None:
 
 
 async def main() -> None:
-    config = ServerConfig(
-        "127.0.0.1:0", max_message_size=LARGEST, compression=CompressionConfig(enabled=True)
-    )
+    config = ServerConfig("127.0.0.1:0", max_message_size=LARGEST, compression=CompressionConfig(enabled=True))
     async with WebSocketServer(config, echo) as server:
         print(server.port, flush=True)
         await server.serve_forever()

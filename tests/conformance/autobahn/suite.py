@@ -76,9 +76,7 @@ def all_cases() -> list[str]:
     return list(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
 
 
-def select(
-    patterns: Sequence[str], without: Sequence[str] = (), known: Sequence[str] | None = None
-) -> list[str]:
+def select(patterns: Sequence[str], without: Sequence[str] = (), known: Sequence[str] | None = None) -> list[str]:
     """The cases that match one of `patterns` and none of `without`."""
 
     def hits(case: str, tried: Sequence[str]) -> bool:
@@ -164,9 +162,7 @@ def run_server(cases: Sequence[str], command: Sequence[str] = SERVER) -> dict[st
             assert server.stdout is not None
             port = int(server.stdout.readline())
             target = {"agent": "fabric", "url": f"ws://127.0.0.1:{port}"}
-            with wstest(
-                "fuzzingclient", {"servers": [target], "cases": list(cases), **NOTHING_LEFT_OUT}
-            ) as run:
+            with wstest("fuzzingclient", {"servers": [target], "cases": list(cases), **NOTHING_LEFT_OUT}) as run:
                 run.wait()
                 return _complete(run)
         finally:
