@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import aiofastnet
 
-from fabric_ext.connection import SEND_BLOCKED, SENT, Shared
-
 from fabric.acceptance import Acceptance
 from fabric.compression import HEADER as EXTENSIONS
 from fabric.compression import Agreement, answer_offers
@@ -42,6 +40,7 @@ from fabric.peer import Peer, data_message
 from fabric.ratelimit import GlobalRateLimiter, connection_gate
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
 from fabric.upgrade import finish_server
+from fabric_ext.connection import SEND_BLOCKED, SENT, Shared
 
 if TYPE_CHECKING:
     import socket
@@ -165,8 +164,13 @@ class WebSocketServer:
         self.config = ServerConfig(config) if isinstance(config, str) else config
         if handler is not None and on_message is not None:
             raise ValueError("give either handler or on_message: each message goes to one of them")
-        for name, function in (("handler", handler), ("on_message", on_message), ("on_connect", on_connect),
-                               ("on_disconnect", on_disconnect), ("process_request", process_request)):
+        for name, function in (
+            ("handler", handler),
+            ("on_message", on_message),
+            ("on_connect", on_connect),
+            ("on_disconnect", on_disconnect),
+            ("process_request", process_request),
+        ):
             if function is not None and not callable(function):
                 raise TypeError(f"{name} must be callable, not {type(function).__name__}")
         self._is_callback = on_message is not None and not inspect.iscoroutinefunction(on_message)
@@ -344,7 +348,7 @@ class WebSocketServer:
         """The open connections, as they are now."""
         return list(self._clients)
 
-    def get_client(self, id: uuid.UUID) -> ConnectedClient | None:
+    def get_client(self, id: uuid.UUID) -> ConnectedClient | None:  # noqa: A002  # the contract's name
         """The open connection with this `id`, or None."""
         return self._by_id.get(id)
 
@@ -462,7 +466,7 @@ class WebSocketServer:
         if self._on_connect is not None:
             self._call(self._on_connect, client)
         if self._handler is not None:
-            task = client._task = asyncio.ensure_future(self._handler(client))  # type: ignore[assignment]
+            task = client._task = asyncio.ensure_future(self._handler(client))
             assert task is not None
             self._tasks.add(task)
             task.add_done_callback(client._handler_done)

@@ -1,7 +1,8 @@
 """Two network namespaces and a wire between them that loses, delays, reorders, or is cut.
 
 Needs root on Linux. `Veth` is the system's own wire, mistreated by `tc netem`; where the kernel has no netem it can
-only be cut. `Tun` is a wire of our own between two TUN devices, which does the same in a thread, repeatably from a seed.
+only be cut. `Tun` is a wire of our own between two TUN devices, which does the same in a thread, repeatably from a
+seed.
 """
 
 from __future__ import annotations

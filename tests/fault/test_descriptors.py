@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fabric.client import WebSocketClient
 from fault.counted import number_of, numbered
 from fault.service import Service
 from support.serving import until
-
-from fabric.client import WebSocketClient
 
 ROOM = 60  # descriptors, of which the server has a dozen for itself
 OPTIONS: dict[str, Any] = {"compression": None, "auto_reconnect": False, "heartbeat": None}

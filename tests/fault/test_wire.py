@@ -126,7 +126,7 @@ async def test_a_cut_longer_than_the_heartbeat_is_found_at_both_ends_and_repaire
             "compression": None,
             "heartbeat": BEAT,
             "reconnect": QUICK,
-            "connection_timeout": 0.5,
+            "connection_timeout": 1.5,
         }
         async with WebSocketClient.connect(
             url, on_disconnect=lambda _, error: ended.put_nowait(error), **options
