@@ -480,7 +480,7 @@ class WebSocketServer:
         elif number >= limit - SPARE_DESCRIPTORS and not self._is_short:
             self._is_short = True
             logger.error(
-                "file descriptors run short with %d connections: of %d hardly any is left, then clients are turned away",
+                "file descriptors run short: %d connections, and hardly one of %d left; then clients are turned away",
                 len(self._clients),
                 limit,
             )
