@@ -140,11 +140,12 @@ async def test_a_paused_reader_is_not_taken_for_dead(stack: contextlib.AsyncExit
 async def test_a_queue_in_front_of_the_ping_is_not_taken_for_death(
     stack: contextlib.AsyncExitStack, beats: str
 ) -> None:
-    """25 messages of 20 KB through 300 KB/s: no ping overtakes them."""
+    """25 messages of 20 KB through 300 KB/s: no ping overtakes them, and the relay's buffers add to its way."""
     recorder = Recorder()
-    server = await serve(stack, recorder, **SERVER_BEAT if beats != "sender" else {})
-    options = ONCE if beats != "receiver" else NO_BEAT
-    async with Relay(server.port, buffers=8192) as relay:
+    beat = {"ping_interval": 0.3, "ping_timeout": 0.7}
+    server = await serve(stack, recorder, **beat if beats != "sender" else {})
+    options = {**ONCE, "heartbeat": HeartbeatConfig(**beat)} if beats != "receiver" else NO_BEAT
+    async with Relay(server.port, buffers=16384) as relay:
         relay.to_server.rate, relay.to_server.piece = 300_000, 4096
         async with WebSocketClient.connect(relay.url, **options) as client:
             for number in range(25):
