@@ -60,7 +60,8 @@ class Acceptance(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "pause_reading")
         self.transport = transport  # type: ignore[assignment]
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._acceptor.handshake_timeout, self._timed_out)
+        left = self._acceptor.handshake_timeout - (time.perf_counter() - self.began)  # TLS has taken some of it
+        self._timer = loop.call_later(max(left, 0), self._timed_out)
         self._acceptor.pending.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

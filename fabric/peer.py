@@ -211,14 +211,19 @@ class Peer(Connection):
         if self._waits_for_transport():
             if not self.backpressure.try_acquire(size):
                 raise self.backpressure.full_error()
+            self._outbox_push(message, compress)
         else:
-            await self.backpressure.acquire(size)
+            self._set_waiting(1)  # a later send is not to overtake this one
             try:
-                self._check_sending()
-            except BaseException:
-                self.backpressure.release(size)
-                raise
-        self._outbox_push(message, compress)
+                await self.backpressure.acquire(size)
+                try:
+                    self._check_sending()
+                except BaseException:
+                    self.backpressure.release(size)
+                    raise
+                self._outbox_push(message, compress)
+            finally:
+                self._set_waiting(-1)
         self._flush_outbox()
 
     def _queue_now(self, message: Any, compress: bool | None) -> None:

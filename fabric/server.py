@@ -398,7 +398,12 @@ class WebSocketServer:
         if agreement is not None:
             client._set_codec(agreement.codec(self.config.compression, "server"))
         link = client._new_link()
-        finish_server(acceptance.take_transport(), link, key, answer, rest, self.config.max_message_size)
+        transport = acceptance.take_transport()
+        try:
+            finish_server(transport, link, key, answer, rest, self.config.max_message_size)
+        except BaseException:
+            transport.abort()  # nobody else knows of it any more
+            raise
         self._metrics.record_handshake(time.perf_counter() - acceptance.began)
 
     def _check_capacity(self, acceptance: Acceptance) -> str | None:

@@ -58,6 +58,7 @@ cdef class Connection(Outlet):
     # messages accepted and not yet written, because the transport is blocked or away
     cdef Ring _outbox
     cdef readonly Py_ssize_t _outbox_bytes
+    cdef int _waiting            # senders that wait for room in it
     cdef public object _backpressure   # told of each message that leaves the outbox; None until needed
     cdef bytes _pong_due         # the newest ping's payload while its pong cannot be written
 

@@ -151,6 +151,8 @@ class Connection(Outlet):
         """Send a message that goes to many: SENT, or why not."""
     def _outbox_push(self, message: Message, compress: bool | None) -> None:
         """Keep a message until the transport takes it."""
+    def _set_waiting(self, change: int) -> None:
+        """One sender more, or one less, waits for room in the outbox."""
     def _outbox_pop(self) -> tuple[Message, bool | None]:
         """The oldest message kept, as (message, compress); `IndexError` when there is none."""
     def _flush_outbox(self) -> None:

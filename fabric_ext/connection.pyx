@@ -319,7 +319,7 @@ cdef class Connection(Outlet):
 
     cdef void _update_sendable(self) noexcept:
         self._sendable = (self._state == OPEN and not self._blocked and not self._fragmenting
-                          and self._outbox.size == 0)
+                          and self._outbox.size == 0 and self._waiting == 0)
 
     # ------------------------------------------------------------------ receiving
 
@@ -800,6 +800,11 @@ cdef class Connection(Outlet):
         """Keep a message until the transport takes it."""
         self._outbox.push(message if compress is None else (message, compress))
         self._outbox_bytes += len(message)
+        self._update_sendable()
+
+    def _set_waiting(self, int change):
+        """One sender more, or one less, waits for room in the outbox."""
+        self._waiting += change
         self._update_sendable()
 
     def _outbox_pop(self):

@@ -629,3 +629,22 @@ async def test_a_handler_may_close_from_where_it_is_resumed(stack: Stack) -> Non
         assert (wire.opcode, wire.close_code) == (CLOSE, 4000)
         peer.send_close(4000)
         await peer.closed()
+
+
+async def test_a_later_send_does_not_overtake_those_that_wait_for_room(stack: Stack) -> None:
+    limits = BackpressureConfig(max_buffer_size=5)
+    client, peer = await pair(stack, receive_buffer=SLOW, backpressure=limits, compression=None)
+    before = fill(client)
+    tasks = [asyncio.create_task(client.send(b"%d" % number)) for number in range(20)]
+    await until(lambda: client.backpressure.waiting > 0)
+
+    def room(active: bool) -> None:
+        """The first of those that wait have been let in, and have not run yet."""
+        if not active and len(tasks) == 20:
+            tasks.append(asyncio.create_task(client.send(b"late")))
+
+    client.backpressure.on_state_change(room)
+    await drain(peer, len(before))
+    arrived = await drain(peer, 21)
+    await asyncio.gather(*tasks)
+    assert arrived == [*(b"%d" % number for number in range(20)), b"late"]

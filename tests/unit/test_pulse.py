@@ -1,0 +1,42 @@
+"""What the kernel's figures say about a peer: gone, or only not reading."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+import pytest
+
+from fabric.pulse import _silence_of
+
+pytestmark = pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="this system has no TCP_INFO")
+
+
+class Told:
+    """A socket whose kernel tells what the test wants."""
+
+    family = socket.AF_INET
+
+    def __init__(self, *, resent: int = 0, probes: int = 0, sent: int = 0, acknowledged: int = 0) -> None:
+        # struct tcp_info: 8 bytes, then 32-bit fields; tcpi_last_data_sent is the 10th, tcpi_last_ack_recv the 13th.
+        words = [0] * 13
+        words[9], words[12] = sent, acknowledged
+        self.info = struct.pack("=8B13I", 1, 0, resent, probes, 0, 0, 0, 0, *words)
+
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        assert (level, option) == (socket.IPPROTO_TCP, socket.TCP_INFO)
+        return self.info[:size]
+
+
+@pytest.mark.parametrize(
+    ("told", "silence"),
+    [
+        (Told(sent=40_000, acknowledged=40_000), 0.0),  # nothing is owed: an idle peer
+        (Told(sent=60_000, acknowledged=60_000, probes=1), 0.0),  # not reading; a probe is on its way
+        (Told(sent=25_000, acknowledged=25_000, probes=5), 25.0),  # not reading, and not answering probes
+        (Told(sent=300, acknowledged=25_000, resent=4), 25.0),  # what was sent again and again was not acknowledged
+        (Told(), None),  # a system that does not know
+    ],
+)
+def test_how_long_the_kernel_has_owed_an_acknowledgement(told: Told, silence: float | None) -> None:
+    assert _silence_of(told) == silence
