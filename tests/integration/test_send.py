@@ -638,13 +638,21 @@ async def test_a_later_send_does_not_overtake_those_that_wait_for_room(stack: St
     tasks = [asyncio.create_task(client.send(b"%d" % number)) for number in range(20)]
     await until(lambda: client.backpressure.waiting > 0)
 
+    late: list[Any] = []
+
+    def send_late() -> None:
+        late.append(client.send(b"late"))  # writes at once if it may
+
     def room(active: bool) -> None:
-        """The first of those that wait have been let in, and have not run yet."""
-        if not active and len(tasks) == 20:
-            tasks.append(asyncio.create_task(client.send(b"late")))
+        """Some of those that wait are being let in; they have not run when `send_late` does."""
+        if not active and not late:
+            asyncio.get_running_loop().call_soon(send_late)
 
     client.backpressure.on_state_change(room)
     await drain(peer, len(before))
+    sending = asyncio.gather(*tasks)
+    await until(lambda: bool(late))
+    await late[0]
     arrived = await drain(peer, 21)
-    await asyncio.gather(*tasks)
+    await sending
     assert arrived == [*(b"%d" % number for number in range(20)), b"late"]
