@@ -11,9 +11,9 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakValueDictionary
 
 from fabric.config import ClientConfig
@@ -23,6 +23,7 @@ from fabric.heartbeat import HeartbeatManager
 from fabric.metrics import MetricsCollector
 from fabric.opening import Answer, open_connection
 from fabric.peer import Peer
+from fabric.pending import Pending
 from fabric.ratelimit import connection_gate
 from fabric.reconnect import FINAL_CLOSE_CODES, ReconnectState, retry_after, should_retry
 from fabric_ext.protocol import State
@@ -92,22 +93,7 @@ class WebSocketClient(Peer):
         on_reconnect: Callable[[Any], Any] | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
-        super().__init__(
-            loop,
-            masking=True,
-            metrics=MetricsCollector(),
-            backpressure=config.backpressure,
-            logger=logger,
-        )
-        self._configure(
-            max_message_size=config.max_message_size,
-            max_fragments=config.max_fragments,
-            queue_limit=config.buffer_size,
-            queue_byte_limit=config.backpressure.max_buffer_bytes,
-            fragment_size=config.fragment_size or 0,
-            close_timeout=config.close_timeout,
-            on_message=on_message,
-        )
+        super().__init__(loop, config, masking=True, metrics=MetricsCollector(), logger=logger, on_message=on_message)
         if config.rate_limit.is_limited:
             self._limit_rate(connection_gate(config.rate_limit), config.rate_limit.on_exceed)
         self._config = config
@@ -420,38 +406,11 @@ def _current_task() -> asyncio.Task[Any] | None:
     return asyncio.current_task()
 
 
-class Connecting(Coroutine[Any, Any, _Client], Generic[_Client]):
+class Connecting(Pending[_Client]):
     """What `WebSocketClient.connect` returns: awaitable for the client, or the context of an `async with`."""
 
-    __slots__ = ("_begin", "_client", "_coroutine")
-
-    def __init__(self, begin: Callable[[], Coroutine[Any, Any, _Client]]) -> None:
-        self._begin = begin
-        self._client: _Client | None = None
-        self._coroutine: Coroutine[Any, Any, _Client] | None = None
-
-    def _begun(self) -> Coroutine[Any, Any, _Client]:
-        if self._coroutine is None:
-            self._coroutine = self._begin()
-        return self._coroutine
-
-    def __await__(self) -> Generator[Any, None, _Client]:
-        return self._begun().__await__()
-
-    def send(self, value: Any) -> Any:
-        return self._begun().send(value)
-
-    def throw(self, *args: Any) -> Any:
-        return self._begun().throw(*args)
-
-    def close(self) -> None:
-        if self._coroutine is not None:
-            self._coroutine.close()
-
-    async def __aenter__(self) -> _Client:
-        self._client = await self
-        return self._client
+    __slots__ = ()
 
     async def __aexit__(self, *exc: object) -> None:
-        assert self._client is not None
-        await self._client.close()
+        assert self._result is not None
+        await self._result.close()

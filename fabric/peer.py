@@ -30,7 +30,9 @@ from fabric_ext import inbox
 from fabric_ext.connection import Connection, Part
 
 if TYPE_CHECKING:
-    from fabric.config import BackpressureConfig
+    from collections.abc import Callable
+
+    from fabric.config import ClientConfig, ServerConfig
     from fabric.heartbeat import HeartbeatManager
     from fabric.metrics import MetricsCollector
     from fabric_ext.protocol import State
@@ -76,15 +78,25 @@ class Peer(Connection):
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        config: ClientConfig | ServerConfig,
         *,
         masking: bool,
         metrics: MetricsCollector,
-        backpressure: BackpressureConfig,
         logger: logging.Logger,
+        on_message: Callable[[Any, Message], Any] | None,
     ) -> None:
         super().__init__(loop, masking, metrics)
+        self._configure(
+            max_message_size=config.max_message_size,
+            max_fragments=config.max_fragments,
+            queue_limit=config.buffer_size,
+            queue_byte_limit=config.backpressure.max_buffer_bytes,
+            fragment_size=config.fragment_size or 0,
+            close_timeout=config.close_timeout,
+            on_message=on_message,
+        )
         self._metrics = metrics
-        self._backpressure_config = backpressure
+        self._backpressure_config = config.backpressure
         self._logger = logger
         self._id: uuid.UUID | None = None
         self._subprotocol: str | None = None
@@ -118,7 +130,8 @@ class Peer(Connection):
     @property
     def is_connected(self) -> bool:
         """Can messages be exchanged right now?"""
-        return self._is_open
+        transport = self._transport_now
+        return self._is_open and transport is not None and not transport.is_closing()
 
     @property
     def close_code(self) -> int | None:

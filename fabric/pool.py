@@ -12,7 +12,7 @@ import contextlib
 import logging
 import warnings
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +21,7 @@ from fabric.client import WebSocketClient
 from fabric.config import ClientConfig, PoolConfig
 from fabric.error import InvalidState
 from fabric.metrics import MetricsCollector
+from fabric.pending import Pending
 from fabric.serverpool import Counts, Member, ServerPool, ServerPoolStats, now
 
 if TYPE_CHECKING:
@@ -171,43 +172,16 @@ class PooledClient:
         return f"<PooledClient of {self._server.url}{' (released)' if self._member is None else ''}>"
 
 
-class _Getting(Coroutine[Any, Any, PooledClient]):
+class _Getting(Pending[PooledClient]):
     """What `get` returns: awaitable for the connection, or the context of an `async with`."""
 
-    __slots__ = ("_begin", "_client", "_coroutine")
-
-    def __init__(self, begin: Callable[[], Coroutine[Any, Any, PooledClient]]) -> None:
-        self._begin = begin
-        self._client: PooledClient | None = None
-        self._coroutine: Coroutine[Any, Any, PooledClient] | None = None
-
-    def _begun(self) -> Coroutine[Any, Any, PooledClient]:
-        if self._coroutine is None:
-            self._coroutine = self._begin()
-        return self._coroutine
-
-    def __await__(self) -> Generator[Any, None, PooledClient]:
-        return self._begun().__await__()
-
-    def send(self, value: Any) -> Any:
-        return self._begun().send(value)
-
-    def throw(self, *args: Any) -> Any:
-        return self._begun().throw(*args)
-
-    def close(self) -> None:
-        if self._coroutine is not None:
-            self._coroutine.close()
-
-    async def __aenter__(self) -> PooledClient:
-        self._client = await self
-        return self._client
+    __slots__ = ()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        assert self._client is not None
-        self._client._give_back(error)
+        assert self._result is not None
+        self._result._give_back(error)
 
 
 class ConnectionPool:

@@ -65,21 +65,12 @@ class ConnectedClient(Peer):
     __slots__ = ("_ip", "_request", "_server", "_task")
 
     def __init__(self, server: WebSocketServer, request: Request, ip: str | None) -> None:
-        config = server.config
         super().__init__(
             server._loop,
+            server.config,
             masking=False,
             metrics=server.metrics,
-            backpressure=config.backpressure,
             logger=logger,
-        )
-        self._configure(
-            max_message_size=config.max_message_size,
-            max_fragments=config.max_fragments,
-            queue_limit=config.buffer_size,
-            queue_byte_limit=config.backpressure.max_buffer_bytes,
-            fragment_size=config.fragment_size or 0,
-            close_timeout=config.close_timeout,
             on_message=server._on_message if server._is_callback else None,
         )
         self._server = server

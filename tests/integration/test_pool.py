@@ -359,3 +359,17 @@ async def test_different_configs_to_one_server(stack: contextlib.AsyncExitStack)
             assert (await held.next()).request.headers["X-User"] == user
             assert server.connection_count == 1
     assert pool.stats().opened == 3
+
+
+async def test_a_connection_that_is_ending_is_not_lent(stack: contextlib.AsyncExitStack) -> None:
+    """Between the call that ends a transport and the loop's word that it has ended, it looks open."""
+    server = await serve(stack, echo)
+    pool = make(stack, max_connections=2)
+    async with pool.get(url(server)) as client:
+        client.inner._abort()
+        assert not client.is_connected
+    async with pool.get(url(server)) as client:
+        await client.send("x")
+        answer = await client.recv()
+    assert answer is not None
+    assert answer.as_text() == "x"
