@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from fabric.config import BackpressureConfig
+from fabric.config import ServerConfig
 from fabric.message import Message
 from fabric.metrics import MetricsCollector
 from fabric.peer import Peer
@@ -51,10 +51,11 @@ async def receive(pieces: Iterable[bytes], *, compressed: bool = False) -> Outco
 
     peer = Peer(
         asyncio.get_running_loop(),
+        ServerConfig(),
         masking=False,
         metrics=MetricsCollector(),
-        backpressure=BackpressureConfig(),
         logger=logging.getLogger("fabric.fuzz"),
+        on_message=take,
     )
     peer._configure(
         max_message_size=LIMIT,

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from fabric.config import BackpressureConfig
+from fabric.config import BackpressureConfig, ServerConfig
 from fabric.error import BufferFull, ConnectionClosed, InvalidState
 from fabric.metrics import MetricsCollector
 from fabric.peer import Peer
@@ -43,15 +43,14 @@ FILLERS = ("", "x" * 40, "é💥" * 30, "y" * 3000)
 class Side(Peer):
     """One end, and what its application did."""
 
-    _size_limit = 1 << 20
-
     def __init__(self, name: str, *, masking: bool) -> None:
         super().__init__(
             asyncio.get_running_loop(),
+            ServerConfig(backpressure=BOUND),
             masking=masking,
             metrics=MetricsCollector(),
-            backpressure=BOUND,
             logger=LOGGER,
+            on_message=None,
         )
         self._configure(
             max_message_size=1 << 20,
