@@ -120,19 +120,26 @@ class HeartbeatConfig(Config):
         enabled: False never asks.
         ping_interval: seconds of silence before a ping.
         ping_timeout: seconds the peer has to send anything after it.
+        busy_timeout: seconds longer, in steps of `ping_timeout`, for a peer whose system acknowledges our pings
+            while its application says nothing; None = for ever. Busy and hung look the same from here: with 0 a
+            hung application is found like a dead machine, with None only a dead machine is. Nothing but Linux
+            tells, and nothing on UNIX-domain sockets: there it is 0.
     """
 
     enabled: bool = True
     ping_interval: Seconds = default(DEFAULT_PING_INTERVAL)
     ping_timeout: Seconds = default(DEFAULT_PING_TIMEOUT)
+    busy_timeout: OptionalSeconds = default(0.0)
 
     def __post_init__(self) -> None:
         self._check_flag("enabled")
         self._check_seconds("ping_interval", "ping_timeout")
+        self._check_seconds("busy_timeout", zero=True, optional=True)
 
     with_enabled = Builder[bool]()
     with_ping_interval = Builder[Duration]()
     with_ping_timeout = Builder[Duration]()
+    with_busy_timeout = Builder[Duration | None]()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -488,6 +495,7 @@ class ServerConfig(Config):
         buffer_size: messages received and not yet read, per connection; then its socket is not read.
         ping_interval: seconds of silence before a ping; None = no heartbeat.
         ping_timeout: seconds the peer has to send anything after it.
+        busy_timeout: seconds longer for one that is only busy, as in `HeartbeatConfig`; None = for ever.
         handshake_timeout: seconds from accepting to the end of the upgrade, TLS included.
         close_timeout: seconds for the peer to answer a close.
         backpressure: what may wait to be sent on each connection; None = limits without waiting.
@@ -518,6 +526,7 @@ class ServerConfig(Config):
     buffer_size: int = DEFAULT_BUFFER_SIZE
     ping_interval: OptionalSeconds = default(DEFAULT_PING_INTERVAL)
     ping_timeout: Seconds = default(DEFAULT_PING_TIMEOUT)
+    busy_timeout: OptionalSeconds = default(0.0)
     handshake_timeout: Seconds = default(5.0)
     close_timeout: Seconds = default(DEFAULT_CLOSE_TIMEOUT)
     backpressure: Converted[BackpressureConfig | None, BackpressureConfig] = default(BackpressureConfig())
@@ -547,6 +556,7 @@ class ServerConfig(Config):
         self._check_integer("buffer_size", 1)
         self._check_seconds("ping_interval", optional=True)
         self._check_seconds("ping_timeout", "handshake_timeout", "close_timeout")
+        self._check_seconds("busy_timeout", zero=True, optional=True)
         self._check_part("backpressure", _NO_BACKPRESSURE)
         self._check_part("compression", _NO_COMPRESSION)
         self._check_part("rate_limit", _NO_RATE_LIMIT)
@@ -605,10 +615,12 @@ class ServerConfig(Config):
 
     @property
     def heartbeat(self) -> HeartbeatConfig:
-        """`ping_interval` and `ping_timeout` as a heartbeat's config."""
+        """`ping_interval`, `ping_timeout` and `busy_timeout` as a heartbeat's config."""
         if self.ping_interval is None:
             return _NO_HEARTBEAT
-        return HeartbeatConfig(ping_interval=self.ping_interval, ping_timeout=self.ping_timeout)
+        return HeartbeatConfig(
+            ping_interval=self.ping_interval, ping_timeout=self.ping_timeout, busy_timeout=self.busy_timeout
+        )
 
     def with_subprotocols(self, *names: str) -> Self:
         """A copy that speaks these subprotocols."""
@@ -640,6 +652,7 @@ class ServerConfig(Config):
     with_buffer_size = Builder[int]()
     with_ping_interval = Builder[Duration | None]()
     with_ping_timeout = Builder[Duration]()
+    with_busy_timeout = Builder[Duration | None]()
     with_handshake_timeout = Builder[Duration]()
     with_close_timeout = Builder[Duration]()
     with_backpressure = with_backpressure_config = Builder[BackpressureConfig | None]("backpressure")

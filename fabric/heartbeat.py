@@ -7,7 +7,8 @@ the scheduler's and, for round trips, the one it is given; `sweep` is told the t
 The rules (RFC 6455 §5.5.2 leaves them open):
 
 - Any inbound traffic proves life. A peer is pinged only after `ping_interval` of silence.
-- A ping unanswered for `ping_timeout`, with nothing else received since, is death.
+- A ping unanswered for `ping_timeout`, with nothing else received since, is death; unless the peer is borne
+  with: for `busy_timeout` longer it is asked again, a ping each `ping_timeout`, if its kernel acknowledges them.
 - Silence that is ours proves nothing. While the ping still waits behind our own data the peer cannot answer;
   it is given up only if its kernel is silent as well. While we do not read we cannot hear; we go on sending
   pings then, which prove our own life. After the loop stood still, or the machine slept, everybody has all
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -51,8 +53,7 @@ class HeartbeatTarget(Protocol):
     """What the manager needs of a connection. Hashable, by identity.
 
     A target may also have `kernel_alive(within: float) -> bool | None`: whether the peer's kernel has
-    acknowledged anything in the last `within` seconds (on Linux, TCP_INFO), or None if that is not known. It
-    is asked only about a ping that is queued.
+    acknowledged anything in the last `within` seconds (on Linux, TCP_INFO), or None if that is not known.
     """
 
     inbound_seen: bool
@@ -87,7 +88,7 @@ class Scheduler(Protocol):
 class _Slot:
     """What is known of one peer. Moments are the scheduler's, except `sent`."""
 
-    __slots__ = ("deferred", "due", "heard", "ping", "sent", "target", "waiting")
+    __slots__ = ("again", "deferred", "due", "heard", "ping", "sent", "target", "waiting")
 
     def __init__(self, target: HeartbeatTarget, now: float, due: float) -> None:
         self.target: HeartbeatTarget | None = target  # None: removed
@@ -97,6 +98,7 @@ class _Slot:
         self.sent = 0.0
         self.waiting = False  # nothing was heard since that ping
         self.deferred = False  # the ping was queued when its time was over
+        self.again = 0  # times that it was sent again
 
 
 _Deadline = tuple[float, _Slot, bytes]
@@ -110,10 +112,11 @@ def _is_owed(_: float, slot: _Slot, ping: bytes) -> bool:
 class HeartbeatManager:
     """Watches any number of peers of one event loop.
 
-    A dead peer is found within `ping_interval + ping_timeout` of its last sign of life.
+    A dead peer is found within `ping_interval + ping_timeout` of its last sign of life; one that is cut off while
+    it is borne with as busy, within two `ping_timeout` of the cut.
 
     Args:
-        config: interval and timeout. With `enabled` false no peer is ever watched.
+        config: interval and timeouts. With `enabled` false no peer is ever watched.
         loop: the scheduler; None = the running loop, when the first peer is added.
         on_rtt: called with a target and the round trip of its ping in seconds.
         clock: for round trips, in seconds; finer than the loop's.
@@ -129,6 +132,7 @@ class HeartbeatManager:
         "_grace",
         "_loop",
         "_on_rtt",
+        "_patience",
         "_quantum",
         "_quiet",
         "_slots",
@@ -161,6 +165,8 @@ class HeartbeatManager:
         # The interval, less what may go by unnoticed: up to a tick until a sign of life is seen, and until
         # its absence is, both late by a quantum; and the grace.
         self._quiet = interval - 2 * (self._tick + self._quantum) - self._grace
+        busy = self._config.busy_timeout
+        self._patience = math.inf if busy is None else math.ceil(busy / timeout)  # pings more, at most
         self._slots: dict[HeartbeatTarget, _Slot] = {}
         # Three queues, each in order of time, because in each all wait equally long. What is no longer true
         # in them is skipped when its time comes.
@@ -175,7 +181,7 @@ class HeartbeatManager:
 
     @property
     def config(self) -> HeartbeatConfig:
-        """Interval and timeout."""
+        """Interval and timeouts."""
         return self._config
 
     def __len__(self) -> int:
@@ -274,8 +280,11 @@ class HeartbeatManager:
 
     def _ping(self, slot: _Slot, target: HeartbeatTarget, now: float) -> None:
         ping = slot.ping = os.urandom(PAYLOAD_SIZE)
-        slot.waiting, slot.deferred = True, False
+        slot.waiting, slot.deferred, slot.again = True, False, 0
         slot.sent = self._clock()
+        self._send(slot, target, ping, now)
+
+    def _send(self, slot: _Slot, target: HeartbeatTarget, ping: bytes, now: float) -> None:
         self._deadlines.append((now + self._config.ping_timeout, slot, ping))
         self.pings_sent += 1
         try:
@@ -302,8 +311,7 @@ class HeartbeatManager:
             return
         timeout = self._config.ping_timeout
         if target.ping_is_queued:
-            kernel_alive = getattr(target, "kernel_alive", None)
-            if kernel_alive is None or kernel_alive(timeout) is not False:
+            if self._kernel_alive(target) is not False:
                 slot.deferred = True
                 self._deadlines.append((now + timeout, slot, ping))
                 return
@@ -315,7 +323,16 @@ class HeartbeatManager:
             slot.deferred = False
             self._deadlines.append((now + timeout, slot, ping))
             return
+        elif slot.again < self._patience and self._kernel_alive(target):
+            # The same ping: whichever pong comes is an answer, and its round trip began with the first.
+            slot.again += 1
+            self._send(slot, target, ping, now)
+            return
         self._suspects.append((now + self._grace, slot, ping))
+
+    def _kernel_alive(self, target: HeartbeatTarget) -> bool | None:
+        ask = getattr(target, "kernel_alive", None)
+        return None if ask is None else ask(self._config.ping_timeout)
 
     def _excuse(self, slot: _Slot, now: float) -> None:
         """We have not read what the peer may have answered: ask again, an interval after the last ping."""
@@ -331,8 +348,9 @@ class HeartbeatManager:
             return
         self.remove(target)
         self.peers_failed += 1
+        silence = self._config.ping_timeout * (1 + slot.again)
         try:
-            target.fail(f"no sign of life within {self._config.ping_timeout:g} s after a ping")
+            target.fail(f"no sign of life within {silence:g} s after a ping")
         except Exception:
             logger.exception("a dead peer could not be dropped: %r", target)
 

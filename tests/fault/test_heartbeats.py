@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
+import threading
 import time
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from fabric.client import WebSocketClient
 from fabric.config import HeartbeatConfig, ReconnectConfig
 from fabric.error import ConnectionClosed, Timeout
-from fabric.server import ConnectedClient
+from fabric.server import ConnectedClient, WebSocketServer
 from fault.counted import account, number_of, numbered
 from fault.relay import Relay
 from support.serving import Held, Recorder, echo, serve, until
@@ -103,7 +105,7 @@ async def test_a_silent_wire_that_comes_back_in_time_costs_nothing(stack: contex
 async def test_a_peer_that_is_busy_for_less_than_the_timeout_lives(stack: contextlib.AsyncExitStack) -> None:
     async def handle(client: ConnectedClient) -> None:
         async for message in client:
-            time.sleep(0.5)  # noqa: ASYNC251 - nothing is answered meanwhile
+            time.sleep(0.5)  # noqa: ASYNC251 - no event but blocked time itself: nothing is answered meanwhile
             await client.send(message)
 
     server = await serve(stack, handle, ping_interval=0.3, ping_timeout=1)
@@ -112,6 +114,82 @@ async def test_a_peer_that_is_busy_for_less_than_the_timeout_lives(stack: contex
         for number in range(3):
             await client.send(numbered(number))
             assert number_of(await client.recv()) == number
+
+
+class Hanging:
+    """A server in a thread and a loop of its own, which hangs in the message "hang" until it is let go."""
+
+    def __init__(self) -> None:
+        self.arrived: list[list[int]] = []
+        self.let_go = threading.Event()
+        self.url = ""
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="hanging")
+
+    async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        async with WebSocketServer.bind(
+            "127.0.0.1:0", self._handle, ping_interval=None, compression=None, close_timeout=0.2
+        ) as server:
+            self.url = f"ws://127.0.0.1:{server.port}/"
+            self._ready.set()
+            await self._stop.wait()
+
+    async def _handle(self, client: ConnectedClient) -> None:
+        self.arrived.append(mine := [])
+        with contextlib.suppress(ConnectionClosed):
+            async for message in client:
+                if message.as_text() == "hang":
+                    self.let_go.wait(20)
+                else:
+                    mine.append(number_of(message))
+                    await client.send(message)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._ready.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.let_go.set()
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells whether the peer's kernel lives")
+async def test_a_busy_peer_whose_kernel_lives_is_borne_with_for_ever() -> None:
+    options = {**ONCE, "heartbeat": BEAT.with_busy_timeout(None)}
+    with Hanging() as server:
+        async with WebSocketClient.connect(server.url, **options) as client:
+            assert client.heartbeat is not None
+            await client.send(numbered(0))
+            await client.send("hang")
+            for number in range(1, 20):
+                await client.send(numbered(number))
+            sent = client.heartbeat.pings_sent
+            await until(lambda: client.heartbeat.pings_sent >= sent + 5)  # type: ignore[union-attr]
+            assert client.is_connected
+            server.let_go.set()
+            assert [number_of(await client.recv()) for _ in range(20)] == list(range(20))
+            assert client.heartbeat.peers_failed == 0
+    assert server.arrived == [list(range(20))]
+
+
+@pytest.mark.parametrize("busy", [0, 0.9])
+async def test_a_peer_that_hangs_is_found_after_its_time(busy: float) -> None:
+    with Hanging() as server:
+        options = {**ONCE, "heartbeat": BEAT.with_busy_timeout(busy)}
+        async with WebSocketClient.connect(server.url, **options) as client:
+            await client.send("hang")
+            began = time.monotonic()
+            with pytest.raises(ConnectionClosed) as caught:
+                await client.recv()
+            took = time.monotonic() - began
+            assert isinstance(caught.value.__cause__, Timeout)
+            told = sys.platform == "linux"
+            assert (busy if told else 0) + BEAT.ping_timeout <= took < 5
+            assert client.heartbeat is not None
+            assert client.heartbeat.pings_sent == (1 + round(busy / BEAT.ping_timeout) if told else 1)
 
 
 async def test_a_paused_reader_is_not_taken_for_dead(stack: contextlib.AsyncExitStack) -> None:

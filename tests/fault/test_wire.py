@@ -150,3 +150,64 @@ async def test_a_cut_longer_than_the_heartbeat_is_found_at_both_ends_and_repaire
             assert [number_of(await client.recv()) for _ in range(10)] == list(range(20, 30))
         assert account(accepted, server.arrived) == list(range(10, 20))
         assert len(server.arrived) == 2
+
+
+class Deaf(Server):
+    """Reads nothing once its buffer of one message is full, until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = asyncio.Event()
+
+    async def handle(self, client: ConnectedClient) -> None:
+        await self.let_go.wait()
+        await super().handle(client)
+
+
+@pytest.mark.deadline(60)
+@pytest.mark.parametrize("busy", [0, None])
+async def test_a_peer_whose_window_is_shut_lives_until_the_wire_is_cut(wire: Wire, busy: float | None) -> None:
+    server = Deaf()
+    async with server.run(wire, ping_interval=None, buffer_size=1) as url:
+        async with WebSocketClient.connect(
+            url, compression=None, heartbeat=BEAT.with_busy_timeout(busy), auto_reconnect=False
+        ) as client:
+
+            async def fill() -> None:
+                for number in range(1000):
+                    await client.send(numbered(number, 100_000))
+
+            filling = asyncio.create_task(fill())
+            await until(lambda: client._is_blocked and client.backpressure.is_active)
+            # No event tells that nothing happens: the heartbeat's whole time passes several times.
+            await asyncio.sleep(5 * (BEAT.ping_interval + BEAT.ping_timeout))
+            assert client.is_connected
+            assert client.heartbeat is not None
+            assert client.heartbeat.pings_sent >= 1
+            wire.cut()
+            began = time.monotonic()
+            with pytest.raises(ConnectionClosed) as caught:
+                await client.recv()
+            print(f"found after {time.monotonic() - began:.3f} s")
+            assert time.monotonic() - began < 2 * RETRANSMISSION  # probes of a shut window come ever further apart
+            assert isinstance(caught.value.__cause__, Timeout)
+            with pytest.raises(ConnectionClosed):
+                await filling
+        server.let_go.set()
+
+
+async def test_a_cut_wire_is_no_busy_peer(wire: Wire) -> None:
+    server = Server()
+    async with server.run(wire, ping_interval=None) as url:
+        async with WebSocketClient.connect(
+            url, compression=None, heartbeat=BEAT.with_busy_timeout(None), auto_reconnect=False
+        ) as client:
+            await client.send(numbered(0))
+            assert number_of(await client.recv()) == 0
+            wire.cut()
+            began = time.monotonic()
+            with pytest.raises(ConnectionClosed) as caught:
+                await client.recv()
+            print(f"found after {time.monotonic() - began:.3f} s, promised within 0.8 s")
+            assert time.monotonic() - began < 4
+            assert isinstance(caught.value.__cause__, Timeout)

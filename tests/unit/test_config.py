@@ -92,7 +92,7 @@ CONTRACT: dict[type[Config], dict[str, object]] = {
         "backoff_multiplier": 1.5,
         "stable_after": 5.0,
     },
-    HeartbeatConfig: {"enabled": True, "ping_interval": 30.0, "ping_timeout": 10.0},
+    HeartbeatConfig: {"enabled": True, "ping_interval": 30.0, "ping_timeout": 10.0, "busy_timeout": 0.0},
     BackpressureConfig: {
         "enabled": True,
         "max_buffer_size": 1000,
@@ -123,6 +123,7 @@ REFUSED: list[tuple[type[Config], str, list[object], list[object]]] = [
     (ReconnectConfig, "stable_after", [-1], [None]),
     (HeartbeatConfig, "ping_interval", [0, -1, math.inf, math.nan], [None, "30"]),
     (HeartbeatConfig, "ping_timeout", [0, -1], [None]),
+    (HeartbeatConfig, "busy_timeout", [-1, math.inf, math.nan], ["1", True]),
     (BackpressureConfig, "max_buffer_size", [0], [1.0, None]),
     (BackpressureConfig, "max_buffer_bytes", [0], [None]),
     (BackpressureConfig, "backpressure_threshold", [0, 1.1, 0.5], [None]),
@@ -438,6 +439,8 @@ def test_where_to_listen(bind: str, host: str | None, port: int, path: str | Non
 def test_the_heartbeat_of_a_server() -> None:
     assert ServerConfig(ping_interval=3, ping_timeout=2).heartbeat == HeartbeatConfig(ping_interval=3, ping_timeout=2)
     assert ServerConfig().with_ping_interval(None).heartbeat.enabled is False
+    assert ServerConfig().with_busy_timeout(None).heartbeat == HeartbeatConfig(busy_timeout=None)
+    assert ServerConfig().heartbeat.busy_timeout == 0
 
 
 def test_origins() -> None:

@@ -329,6 +329,91 @@ def test_a_delivered_ping_is_not_excused_by_the_kernel(loop: FakeLoop, manager: 
     assert peer.failed is not None
 
 
+@pytest.mark.parametrize(
+    ("busy", "alive", "pings"),
+    [
+        (0, True, 1),
+        (1, True, 2),  # in steps of the timeout
+        (TIMEOUT, True, 2),
+        (3 * TIMEOUT, True, 4),
+        (3 * TIMEOUT, False, 1),
+        (3 * TIMEOUT, None, 1),  # a system that does not tell
+        (None, False, 1),
+        (None, None, 1),
+    ],
+)
+def test_how_long_a_hung_peer_is_borne_with(loop: FakeLoop, busy: float | None, alive: bool | None, pings: int) -> None:
+    manager = HeartbeatManager(CONFIG.with_busy_timeout(busy), loop, clock=loop.time)
+    peer = LinuxPeer(loop, delay=None)
+    peer.watch(manager)
+    peer.alive = alive
+    loop.advance(500)
+    assert peer.failed is not None
+    assert len(peer.pings) == manager.pings_sent == pings
+    assert len({payload for _, payload in peer.pings}) == 1
+    assert peer.failed - peer.pings[0][0] == pytest.approx(pings * TIMEOUT, abs=0.1)
+    assert peer.reason == f"no sign of life within {pings * TIMEOUT:g} s after a ping"
+
+
+def test_a_peer_that_cannot_be_asked_about_is_not_borne_with(loop: FakeLoop) -> None:
+    manager = HeartbeatManager(CONFIG.with_busy_timeout(None), loop)
+    peer = Peer(loop, delay=None).watch(manager)
+    loop.advance(INTERVAL + TIMEOUT)
+    assert peer.failed is not None
+
+
+def test_a_busy_peer_answers_at_last(loop: FakeLoop) -> None:
+    """All its pongs at once: the first is measured, from the first ping; and the next silence is a new one."""
+    manager = HeartbeatManager(CONFIG.with_busy_timeout(None), loop, clock=loop.time)
+    peer = LinuxPeer(loop, delay=None)
+    peer.watch(manager)
+    loop.advance(1000)
+    assert peer.failed is None
+    (sent, payload), count = peer.pings[0], len(peer.pings)
+    assert count == pytest.approx((loop.now - sent) / TIMEOUT, abs=1)
+    peer.hear()
+    assert manager.pong(peer, payload) == pytest.approx(loop.now - sent)
+    assert [manager.pong(peer, payload) for _ in range(count - 1)] == [None] * (count - 1)
+    loop.advance(INTERVAL)
+    assert len(peer.pings) == count + 1
+    assert peer.pings[-1][1] != payload
+
+
+@pytest.mark.parametrize("acknowledged", [True, False])
+def test_a_busy_peer_that_is_cut_off(loop: FakeLoop, acknowledged: bool) -> None:
+    manager = HeartbeatManager(CONFIG.with_busy_timeout(None), loop)
+    peer = LinuxPeer(loop, delay=None)
+    peer.watch(manager)
+    loop.advance(500)
+    peer.alive, peer.ping_is_queued, cut = False, not acknowledged, loop.now
+    loop.advance(100)
+    assert peer.failed is not None
+    assert peer.failed <= cut + 2 * TIMEOUT
+
+
+def test_patience_begins_anew_after_a_sign_of_life(loop: FakeLoop) -> None:
+    manager = HeartbeatManager(CONFIG.with_busy_timeout(2 * TIMEOUT), loop)
+    peer = LinuxPeer(loop, delay=None)
+    peer.watch(manager)
+    for _ in range(10):
+        loop.advance(INTERVAL + 2 * TIMEOUT)
+        peer.hear()
+    assert peer.failed is None
+    loop.advance(INTERVAL + 3 * TIMEOUT)
+    assert peer.failed is not None
+
+
+def test_reading_stops_while_a_busy_peer_is_borne_with(loop: FakeLoop) -> None:
+    manager = HeartbeatManager(CONFIG.with_busy_timeout(TIMEOUT), loop)
+    peer = LinuxPeer(loop, delay=None)
+    peer.watch(manager)
+    loop.advance(INTERVAL + TIMEOUT)
+    assert len(peer.pings) == 2
+    peer.is_reading_paused = True
+    loop.advance(500)
+    assert peer.failed is None
+
+
 def test_while_we_do_not_read_we_cannot_hear(loop: FakeLoop, manager: HeartbeatManager) -> None:
     peer = Peer(loop, delay=None).watch(manager)
     peer.is_reading_paused = True
