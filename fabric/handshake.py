@@ -16,7 +16,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from multidict import CIMultiDict
+from multidict import CIMultiDict, istr
 
 from fabric.error import AuthenticationFailed, HandshakeFailed, InvalidHeader
 from fabric.headers import HeaderMap, parse_list
@@ -31,6 +31,16 @@ __all__ = [
     "parse_request",
     "parse_response",
 ]
+
+# Names that are looked up in each handshake: an istr has its case folded once.
+HOST = istr("Host")
+UPGRADE = istr("Upgrade")
+CONNECTION = istr("Connection")
+KEY = istr("Sec-WebSocket-Key")
+ACCEPT = istr("Sec-WebSocket-Accept")
+VERSION = istr("Sec-WebSocket-Version")
+CONTENT_LENGTH = istr("Content-Length")
+TRANSFER_ENCODING = istr("Transfer-Encoding")
 
 HEAD_END = b"\r\n\r\n"
 MAX_HEADERS = 128  # lines
@@ -173,7 +183,7 @@ def _parse_headers(head: bytes) -> HeaderMap:
     if not _HEADERS.fullmatch(text, len(start)):
         wrong = next(line for line in lines if not _HEADER.fullmatch(line))
         raise InvalidHeader(wrong.partition(":")[0], "not a header line, or a control character in its value")
-    pairs = [(name, value.strip(" \t")) for name, _, value in (line.partition(":") for line in lines)]
+    pairs = [(name, value.strip(" \t")) for name, _, value in [line.partition(":") for line in lines]]
     headers = HeaderMap.__new__(HeaderMap)  # they are checked: HeaderMap() would do it again, one by one
     CIMultiDict.__init__(headers, pairs)
     return headers
@@ -200,9 +210,9 @@ def parse_request(head: bytes) -> tuple[Request, HeaderMap]:
         raise Rejection(431 if "header lines" in str(error) else 400, str(error)) from None
     if major != b"1":
         raise Rejection(505, "HTTP/1.1 is spoken here")
-    if minor != b"0" and len(headers.getall("Host", ())) != 1:  # RFC 9112 §3.2
+    if minor != b"0" and len(headers.getall(HOST, ())) != 1:  # RFC 9112 §3.2
         raise Rejection(400, "exactly one Host header is required")
-    if "Transfer-Encoding" in headers or any(n.strip("0") for n in headers.getall("Content-Length", ())):
+    if TRANSFER_ENCODING in headers or any(n.strip("0") for n in headers.getall(CONTENT_LENGTH, ())):
         raise Rejection(400, "a request with a body is not accepted")
     return Request(head), headers
 
@@ -214,13 +224,14 @@ def check_upgrade(request: Request, headers: HeaderMap) -> str:
         Rejection: it is none, or a version that is not 13.
     """
     wanted = [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")]
-    if not _has_token(headers, "Upgrade", "websocket") or not _has_token(headers, "Connection", "upgrade"):
+    if not _has_token(headers, UPGRADE, "websocket") or not _has_token(headers, CONNECTION, "upgrade"):
         raise Rejection(426, "this is a WebSocket server: an upgrade to websocket is required", wanted)
-    if request._line[2] == b"HTTP/1.0" or request.method != "GET":
+    method, _, version = request._line
+    if version == b"HTTP/1.0" or method != b"GET":
         raise Rejection(400, "a WebSocket upgrade is a GET of HTTP/1.1 or later")
-    if headers.get("Sec-WebSocket-Version") != "13" or len(headers.getall("Sec-WebSocket-Version")) != 1:
+    if headers.getall(VERSION, ()) != ["13"]:
         raise Rejection(426, "only version 13 of the WebSocket protocol is spoken", wanted)
-    keys = headers.getall("Sec-WebSocket-Key", ())
+    keys = headers.getall(KEY, ())
     if len(keys) != 1 or not _is_key(keys[0]):
         raise Rejection(400, "Sec-WebSocket-Key must be 16 bytes in base64, once")
     return keys[0]
@@ -228,7 +239,7 @@ def check_upgrade(request: Request, headers: HeaderMap) -> str:
 
 def _is_key(key: str) -> bool:
     try:
-        return len(base64.b64decode(key.encode("ascii"), validate=True)) == 16
+        return len(binascii.a2b_base64(key.encode("ascii"), strict_mode=True)) == 16
     except (UnicodeEncodeError, binascii.Error):
         return False
 
@@ -275,11 +286,11 @@ def check_response(status: int, headers: HeaderMap, key: str) -> None:
 
     if status != 101:
         raise failed(f"the server answered {status} instead of 101 Switching Protocols")
-    if not _has_token(headers, "Upgrade", "websocket"):
+    if not _has_token(headers, UPGRADE, "websocket"):
         raise failed(f"the server upgrades to {headers.get('Upgrade', 'nothing')!r} instead of websocket")
-    if not _has_token(headers, "Connection", "upgrade"):
+    if not _has_token(headers, CONNECTION, "upgrade"):
         raise failed(f"the Connection header of the answer is {headers.get('Connection')!r}: no upgrade")
-    if headers.getall("Sec-WebSocket-Accept", []) != [accept_key(key)]:
+    if headers.getall(ACCEPT, []) != [accept_key(key)]:
         raise failed("the Sec-WebSocket-Accept of the answer does not belong to our key")
 
 

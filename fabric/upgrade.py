@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from picows import WSAutoPingStrategy, WSUpgradeResponse, WSUpgradeResponseWithListener
+from picows import WSAutoPingStrategy, WSUpgradeResponseWithListener
 
 from fabric.handshake import accept_key
 from fabric_ext.connection import Reader
@@ -27,8 +28,9 @@ _REQUEST = (
     b"GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n"
     b"Sec-WebSocket-Key: %b\r\n\r\n"
 )
-_RESPONSE = (
-    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
+_SWITCHING = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+    b"Sec-WebSocket-Accept: %b\r\n%b\r\n"
 )
 
 
@@ -48,8 +50,23 @@ def _protocol(
     return protocol
 
 
-# An answer without headers of ours: picows writes the key into it, sends it, and it is forgotten.
-_BARE_ANSWER = WSUpgradeResponse.create_101_response()
+class _Answer:
+    """The 101 of a server, as picows knows a response: it gives the accept key, and asks for the bytes to send.
+
+    picows' own takes apart and joins on each connection what is the same on all.
+    """
+
+    __slots__ = ("_fields", "headers")
+
+    status = HTTPStatus.SWITCHING_PROTOCOLS
+
+    def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
+        self._fields = fields
+        self.headers: dict[str, str] = {}
+
+    def to_bytes(self) -> bytearray:
+        fields = "".join([f"{name}: {value}\r\n" for name, value in self._fields]).encode()
+        return bytearray(_SWITCHING % (self.headers["Sec-WebSocket-Accept"].encode("ascii"), fields))
 
 
 class _Wire:
@@ -106,7 +123,7 @@ def finish_server(
     """
 
     def answer(_request: Any) -> WSUpgradeResponseWithListener:
-        response = WSUpgradeResponse.create_101_response(headers) if headers else _BARE_ANSWER
+        response: Any = _Answer(headers)
         return WSUpgradeResponseWithListener(response, link)
 
     protocol = _protocol(link, answer, client=False, host=None, resource=None, headers=None, max_size=max_size)
@@ -143,4 +160,4 @@ def begin_client(
 def finish_client(transport: asyncio.Transport, protocol: Any, key: str, rest: bytes) -> None:
     """The response was accepted: connect the link of `begin_client`; `rest` are the bytes that came after it."""
     transport.set_protocol(protocol)
-    _feed(protocol, _RESPONSE % accept_key(key).encode("ascii") + rest)
+    _feed(protocol, _SWITCHING % (accept_key(key).encode("ascii"), b"") + rest)
