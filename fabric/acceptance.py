@@ -98,7 +98,7 @@ class Acceptance(asyncio.Protocol):
         try:
             request, headers = parse_request(head)
             answer = self._acceptor.process_request(request)
-            if inspect.isawaitable(answer):
+            if answer is not None and inspect.isawaitable(answer):
                 # A task of the awaitable itself: cancelled before it began, it would leave one never awaited.
                 self._task = asyncio.ensure_future(answer)
                 self._task.add_done_callback(partial(self._judged, request, headers))

@@ -315,8 +315,10 @@ class Peer(Connection):
         await waiter
 
     def _on_writable(self) -> None:
+        if self._writable_waiters is None:
+            return
         waiters, self._writable_waiters = self._writable_waiters, None
-        for waiter in waiters or ():
+        for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
@@ -470,10 +472,11 @@ class Peer(Connection):
         if self._pulse is not None:
             self._pulse.stop()
             self._pulse = None
-        pings, self._pings = self._pings, None
-        for answer, _ in (pings or {}).values():
-            if not answer.done():
-                answer.set_exception(error)
+        if self._pings is not None:
+            pings, self._pings = self._pings, None
+            for answer, _ in pings.values():
+                if not answer.done():
+                    answer.set_exception(error)
         self._on_writable()
         return error
 
@@ -500,7 +503,8 @@ class Peer(Connection):
         """The connection is closed for good: receivers get what is queued, then `error` if there is one."""
         if self._backpressure is not None:
             self._backpressure.abort(self._closed_error)
-        self._undelivered += self._empty_outbox()
+        if self._outbox_size:
+            self._undelivered += self._empty_outbox()
         self._on_writable()
         if self._closed_waiter is not None and not self._closed_waiter.done():
             self._closed_waiter.set_result(None)

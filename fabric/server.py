@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Self
 
 import aiofastnet
+from multidict import istr
 
 from fabric.acceptance import Acceptance
 from fabric.compression import HEADER as EXTENSIONS
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 __all__ = ["ConnectedClient", "WebSocketServer"]
 
 logger = logging.getLogger("fabric.server")
+
+SUBPROTOCOL = istr("Sec-WebSocket-Protocol")  # looked up in each handshake: its case is folded once
 
 DEFAULT_SHUTDOWN_TIMEOUT = 10.0  # seconds
 
@@ -376,7 +379,7 @@ class WebSocketServer:
         answer = list(self.config.headers.items())
         subprotocol = self._select_subprotocol(headers)
         if subprotocol is not None:
-            answer.append(("Sec-WebSocket-Protocol", subprotocol))
+            answer.append((SUBPROTOCOL, subprotocol))
         agreement = self._agree_on_compression(headers)
         if agreement is not None:
             answer.append((EXTENSIONS, str(agreement)))
@@ -436,9 +439,11 @@ class WebSocketServer:
                 raise Rejection(400, f"the {name} header is required")
 
     def _select_subprotocol(self, headers: HeaderMap) -> str | None:
+        lines = headers.getall(SUBPROTOCOL, ())
+        if not lines and not self._negotiator.required:
+            return None
         try:
-            offered = SubprotocolList.parse(headers.getall("Sec-WebSocket-Protocol", ()))
-            return self._negotiator.select(offered)
+            return self._negotiator.select(SubprotocolList.parse(lines))
         except SubprotocolNegotiationFailed as error:
             raise Rejection(400, str(error)) from None
         except Error as error:
@@ -462,7 +467,7 @@ class WebSocketServer:
         if self._on_connect is not None:
             self._call(self._on_connect, client)
         if self._handler is not None:
-            task = client._task = asyncio.ensure_future(self._handler(client))
+            task = client._task = asyncio.ensure_future(self._handler(client), loop=self._loop)
             assert task is not None
             self._tasks.add(task)
             task.add_done_callback(client._handler_done)
