@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Pulse"]
 
-# Of struct tcp_info in linux/tcp.h: how often something was sent again, and a full receiver was probed, since anything
-# was acknowledged; milliseconds since data were sent, and since an acknowledgement came.
-_TCP_INFO = struct.Struct("=2xBB40xI8xI")
+# Of struct tcp_info in linux/tcp.h: how often a full receiver was probed since anything was acknowledged; segments on
+# their way, not acknowledged; milliseconds since data were sent, and since an acknowledgement came.
+_TCP_INFO = struct.Struct("=3xB20xI16xI8xI")
 _HAS_TCP_INFO = sys.platform == "linux"
 
 
@@ -90,16 +90,17 @@ class Pulse:
 def _silence_of(sock: Any) -> float | None:
     """Seconds for which the peer's kernel has owed us an acknowledgement; None where the system does not tell.
 
-    The kernel of a peer that does not read owes none between two probes of its window, which come ever further apart.
+    The kernel of a peer that does not read owes none between two probes of its window, which come ever further apart,
+    up to two minutes: in between nothing tells a peer that is gone from one that reads nothing.
     """
     if not _HAS_TCP_INFO or sock.family == socket.AF_UNIX:
         return None
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-        resent, probes, sent, acknowledged = _TCP_INFO.unpack(info)
+        probes, flying, sent, acknowledged = _TCP_INFO.unpack(info)
     except (OSError, struct.error):
         return None
     if not sent and not acknowledged:
         return None  # some that are not Linux have zeros for what they do not know (gVisor)
     # One probe may be on its way.
-    return acknowledged / 1000 if resent or probes > 1 else 0.0
+    return acknowledged / 1000 if flying or probes > 1 else 0.0

@@ -21,6 +21,7 @@ from support.serving import until
 
 BEAT = HeartbeatConfig(ping_interval=0.4, ping_timeout=0.4)
 QUICK = ReconnectConfig(initial_delay=0.05, max_delay=0.1)
+SLACK = 0.5  # seconds for a busy machine
 RETRANSMISSION = 10.0  # seconds, generously: TCP doubles its time-out from 0.2 s while packets are lost
 
 
@@ -137,8 +138,9 @@ async def test_a_cut_longer_than_the_heartbeat_is_found_at_both_ends_and_repaire
             began = time.monotonic()
             await send(client, 10)
             error = await ended.get()
-            print(f"found after {time.monotonic() - began:.3f} s, promised within 0.8 s")
-            assert time.monotonic() - began < 4
+            took = time.monotonic() - began
+            print(f"found after {took:.3f} s")
+            assert took < BEAT.ping_interval + BEAT.ping_timeout + SLACK
             assert isinstance(error, ConnectionClosed)
             assert error.code == 1006
             assert isinstance(error.__cause__, (Timeout, OSError))
@@ -165,13 +167,10 @@ class Deaf(Server):
 
 
 @pytest.mark.deadline(60)
-@pytest.mark.parametrize("busy", [0, None])
-async def test_a_peer_whose_window_is_shut_lives_until_the_wire_is_cut(wire: Wire, busy: float | None) -> None:
+async def test_a_peer_whose_window_is_shut_lives_until_the_wire_is_cut(wire: Wire) -> None:
     server = Deaf()
     async with server.run(wire, ping_interval=None, buffer_size=1) as url:
-        async with WebSocketClient.connect(
-            url, compression=None, heartbeat=BEAT.with_busy_timeout(busy), auto_reconnect=False
-        ) as client:
+        async with WebSocketClient.connect(url, compression=None, heartbeat=BEAT, auto_reconnect=False) as client:
 
             async def fill() -> None:
                 for number in range(1000):
@@ -180,7 +179,7 @@ async def test_a_peer_whose_window_is_shut_lives_until_the_wire_is_cut(wire: Wir
             filling = asyncio.create_task(fill())
             await until(lambda: client._is_blocked and client.backpressure.is_active)
             # No event tells that nothing happens: the heartbeat's whole time passes several times.
-            await asyncio.sleep(5 * (BEAT.ping_interval + BEAT.ping_timeout))
+            await asyncio.sleep(2 * (BEAT.ping_interval + BEAT.ping_timeout))
             assert client.is_connected
             assert client.heartbeat is not None
             assert client.heartbeat.pings_sent >= 1
@@ -208,6 +207,7 @@ async def test_a_cut_wire_is_no_busy_peer(wire: Wire) -> None:
             began = time.monotonic()
             with pytest.raises(ConnectionClosed) as caught:
                 await client.recv()
-            print(f"found after {time.monotonic() - began:.3f} s, promised within 0.8 s")
-            assert time.monotonic() - began < 4
+            took = time.monotonic() - began
+            print(f"found after {took:.3f} s")
+            assert took < BEAT.ping_interval + BEAT.ping_timeout + SLACK
             assert isinstance(caught.value.__cause__, Timeout)
