@@ -42,7 +42,7 @@ async def test_a_client_that_neither_reads_nor_hangs_up_is_dropped(stack: contex
     stack.callback(writer.close)
     writer.write(REQUEST)
     await reader.readexactly(1000)
-    await asyncio.sleep(2.5)
+    await until(lambda: not server.pending)
     received = 0
     with contextlib.suppress(ConnectionError):
         while chunk := await reader.read(1 << 20):

@@ -14,7 +14,7 @@ from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
 from support.frames import BINARY, TEXT, Wire
 from support.raw_peer import RawPeer
-from support.serving import Held, serve, until
+from support.serving import Held, serve, turns, until
 
 Stack = contextlib.AsyncExitStack
 
@@ -183,7 +183,7 @@ async def test_slow_peer_wait(stack: Stack) -> None:
     sending = asyncio.create_task(server.broadcast("x"))
     assert await quick.payload() == b"x"  # at once, whoever is slow
     assert time.monotonic() - begun < 5
-    await asyncio.sleep(0.02)
+    await turns()
     assert not sending.done()
     for _ in range(count):
         assert await slow.payload() == b"x" * 100_000
@@ -197,7 +197,7 @@ async def test_slow_peer_wait_and_it_never_comes(stack: Stack, how: str) -> None
     server = await serve(stack, held, backpressure=SMALL, slow_peer="wait")
     client, slow, _ = await slow_peer(stack, server, held)
     sending = asyncio.create_task(server.broadcast("x"))
-    await asyncio.sleep(0.01)
+    await turns()
     if how == "reset":
         slow.reset()
         assert await asyncio.wait_for(sending, 5) == 0

@@ -31,6 +31,7 @@ from fabric.error import (
 from fabric.message import Frame, Message
 from fabric.server import ConnectedClient, WebSocketServer
 from integration.raw import RawServer, Visit
+from support.serving import turns, until
 
 QUICK = ReconnectConfig(initial_delay=0.01, max_delay=0.05, jitter=0)
 
@@ -76,12 +77,6 @@ class Echo:
         return f"ws://127.0.0.1:{self.port}/"
 
 
-async def until(condition: Any) -> None:
-    """Wait for something that has no event of its own."""
-    while not condition():
-        await asyncio.sleep(0.001)
-
-
 class Log(list[Any]):
     """The callbacks, noting when they are called."""
 
@@ -112,7 +107,7 @@ async def test_the_same_object_goes_on_after_an_outage() -> None:
             await client.send("while it is away")
             client.send_nowait("and another one")
             assert client.backpressure.messages == 2
-            await asyncio.sleep(0.03)
+            await turns()
             assert not waiting.done()
             await echo.start()
             assert await waiting == Message("while it is away")
@@ -218,7 +213,7 @@ async def test_parts_and_pings_end_with_their_connection() -> None:
             sender = asyncio.create_task(client.send(parts()))
             await stalled.wait()
             ping = asyncio.create_task(client.ping())
-            await asyncio.sleep(0.01)
+            await turns()
             queued = asyncio.create_task(client.send("queued behind"))
             await asyncio.sleep(0)
             silent.set()
@@ -244,7 +239,7 @@ async def test_a_message_in_parts_that_begins_in_an_outage_waits_for_its_end() -
             await client.ping()
         sender = asyncio.create_task(client.send(iter(["a", "b"])))
         await client.send("first")
-        await asyncio.sleep(0.02)
+        await turns()
         assert not sender.done()
         await echo.start()
         await sender

@@ -18,7 +18,7 @@ from fabric.server import ConnectedClient
 from fabric_ext.connection import Part
 from support.frames import BINARY, CONTINUATION, PING, PONG, TEXT, Wire, encode
 from support.raw_peer import RawPeer, request
-from support.serving import Held, Recorder, serve, until
+from support.serving import Held, Recorder, serve, turns, until
 
 Stack = contextlib.AsyncExitStack
 
@@ -65,7 +65,7 @@ async def test_a_full_queue_stops_reading_and_loses_nothing(stack: Stack, size: 
 
         feeding = asyncio.create_task(feed())
         await until(lambda: client._is_reading_paused)
-        await asyncio.sleep(0.02)
+        await turns()
         held_back = client.queued
         assert held_back >= 10
         assert held_back * (size + 12) < 300_000, "more than one read beyond the limit"

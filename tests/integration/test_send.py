@@ -21,7 +21,7 @@ from fabric.server import ConnectedClient
 from fabric_ext.protocol import State
 from support.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Wire
 from support.raw_peer import RawPeer
-from support.serving import Held, echo, serve, until
+from support.serving import Held, echo, serve, turns, until
 
 Stack = contextlib.AsyncExitStack
 
@@ -267,7 +267,7 @@ async def test_close_waits_for_what_waits_for_a_message_in_parts(stack: Stack) -
     await peer.frame()
     await client.send("behind it")
     closing = asyncio.create_task(client.close(4000, "done"))
-    await asyncio.sleep(0.01)
+    await turns()
     begun = time.monotonic()
     gate.set()
     await parts
@@ -283,7 +283,8 @@ async def test_a_message_in_parts_to_a_peer_that_does_not_read(stack: Stack) -> 
     client, peer = await pair(stack, receive_buffer=SLOW)
     sent = [bytes([number]) * 100_000 for number in range(60)]
     task = asyncio.create_task(client.send(iter(sent)))
-    await asyncio.sleep(0.02)
+    await until(lambda: client._is_blocked)
+    await turns()
     assert not task.done(), "60 parts of 100 KB are somewhere in memory"
     received = b"".join([(await peer.frame()).payload for _ in sent])
     await task
@@ -350,7 +351,7 @@ async def test_send_waits_past_the_threshold_and_goes_on_after_recovery(stack: S
         sent.append(b"queued %d" % number)
         await asyncio.wait_for(client.send(sent[-1]), 5)
     waiting = asyncio.create_task(client.send(b"waited"))
-    await asyncio.sleep(0.02)
+    await turns()
     assert not waiting.done()
     assert await drain(peer, len(sent) + 1) == [*sent, b"waited"]
     await waiting
@@ -420,7 +421,7 @@ async def test_a_cancelled_send_is_sent_whole_or_not_at_all(stack: Stack) -> Non
         accepted.append(payload)
 
     tasks = [asyncio.create_task(send(b"task %d" % number)) for number in range(30)]
-    await asyncio.sleep(0.01)
+    await turns()
     for task in tasks[::3]:
         task.cancel()
     reading = asyncio.create_task(drain(peer, len(sent)))
@@ -488,7 +489,7 @@ async def test_a_cancelled_close_goes_on_once_it_has_begun(stack: Stack, stage: 
         client.send_nowait(b"queued")
     task = asyncio.create_task(client.close(4000, "bye"))
     if stage != "before the first step":
-        await asyncio.sleep(0.01)
+        await turns()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -566,7 +567,7 @@ async def test_everybody_who_waits_learns_of_the_end(stack: Stack, how: str) -> 
     ]
     receiving = asyncio.create_task(client.recv())
     closed = asyncio.create_task(client.wait_closed())
-    await asyncio.sleep(0.01)
+    await turns()
     if how == "reset":
         peer.reset()
     elif how == "close":

@@ -23,7 +23,7 @@ from fabric.server import ConnectedClient, WebSocketServer
 from fabric_ext.protocol import State
 from support.frames import BINARY, CLOSE, CONTINUATION, TEXT, encode
 from support.raw_peer import RawPeer
-from support.serving import Held, Recorder, echo, serve, until
+from support.serving import Held, Recorder, echo, serve, turns, until
 
 Stack = contextlib.AsyncExitStack
 
@@ -337,7 +337,7 @@ async def test_a_closed_connection_is_let_go(stack: Stack) -> None:
                 peer.send(b"\xff" * 10)
                 await peer.rest()
     await until(lambda: server.connection_count == 0)
-    await asyncio.sleep(0.01)
+    await turns()
     gc.collect()
     assert [reference() for reference in watched] == [None] * 3
 
@@ -438,7 +438,7 @@ async def test_a_cancelled_shutdown_still_leaves_nothing(stack: Stack) -> None:
     async with await RawPeer.open(server.port):
         client = await held.next()
         stopping = asyncio.create_task(server.shutdown(timeout=30))
-        await asyncio.sleep(0.01)
+        await turns()
         stopping.cancel()
         with pytest.raises(asyncio.CancelledError):
             await stopping

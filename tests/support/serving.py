@@ -18,6 +18,12 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
+async def turns(count: int = 20) -> None:
+    """Let tasks run until they wait: so many turns of the loop. What has not happened by then waits for something."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
 async def echo(client: ConnectedClient) -> None:
     async for message in client:
         await client.send(message)
