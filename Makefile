@@ -15,6 +15,7 @@ endif
 EXTRAS ?= dev
 FUZZ_SECONDS ?= 600
 SOAK_SECONDS ?= 1800
+FABRIC_AUTOBAHN ?= all
 LONG := -o faulthandler_timeout=0
 
 BIN := $(VENV)/bin
@@ -59,7 +60,7 @@ docs: $(BUILT)
 wheel: dist/.made
 
 conformance: $(BUILT)
-	$(BIN)/python -m pytest $(LONG) -q -m autobahn tests/conformance/autobahn $(ARGS)
+	FABRIC_AUTOBAHN=$(FABRIC_AUTOBAHN) $(BIN)/python -m pytest $(LONG) -q -m autobahn tests/conformance/autobahn $(ARGS)
 
 soak: $(BUILT)
 	FABRIC_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest $(LONG) -m soak $(ARGS)

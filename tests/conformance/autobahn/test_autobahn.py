@@ -1,8 +1,8 @@
 """The Autobahn suite's verdict on our server and client, case by case, against the committed one.
 
-FABRIC_AUTOBAHN=quick, the default, leaves out the performance cases 9.* and most of the compression cases;
-`all` runs everything and takes some 12 minutes. `expected.json` lists the cases, and each verdict that may be
-other than OK.
+FABRIC_AUTOBAHN=quick, the default here and in CI, leaves out the performance cases 9.* and most of the compression
+cases; `all`, what `make conformance` runs, takes some 12 minutes. `expected.json` lists the cases, and each verdict
+that may be other than OK.
 """
 
 from __future__ import annotations
