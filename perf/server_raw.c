@@ -1,10 +1,12 @@
-/* The peer for measuring clients: an echo server that costs next to nothing.
+/* The floor: a server that costs next to nothing beyond its system calls.
  *
- *     cc -O2 -o server_raw server_raw.c && ./server_raw      prints its port, serves until terminated
+ *     cc -O2 -o server_raw server_raw.c && ./server_raw [--broadcast]      prints its port, serves until terminated
  *
- * It answers all complete frames of one read with one write, so it is never what a client waits for; it speaks just
- * enough of RFC 6455 for that: one upgrade request in one piece, whole frames, pong, close. No extensions, no TLS.
- * Linux, loopback, one thread. Not an example of a server.
+ * As an echo server, for measuring clients, it answers all complete frames of one read with one write, so it is never
+ * what a client waits for. With --broadcast it is what any server with one send() per connection can reach at best: it
+ * builds the frame once, then walks over an array of descriptors and does nothing else. It speaks just enough of
+ * RFC 6455 for that: one upgrade request in one piece, whole frames, pong, close. No extensions, no TLS; who does not
+ * take a whole broadcast frame at once is hung up on. Linux, loopback, one thread. Not an example of a server.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -27,12 +29,17 @@ typedef struct {
 } buffer;
 
 typedef struct {
-    int fd;
+    int fd, place; /* in everybody */
     bool upgraded, closing;
     buffer in, out;
 } connection;
 
+enum { MOST = 65536 };
+
 static int poller;
+static bool broadcasting;
+static connection *everybody[MOST];
+static int fds[MOST], crowd; /* the descriptors of everybody, side by side */
 
 static void reserve(buffer *b, size_t n) {
     if (b->start == b->end) b->start = b->end = 0;
@@ -111,8 +118,32 @@ static bool upgrade(connection *c) {
                      "Sec-WebSocket-Accept: %s\r\n\r\n", accept);
     append(&c->out, response, (size_t)n);
     c->in.start += (size_t)(end + 4 - request);
+    if (crowd == MOST) return false;
     c->upgraded = true;
+    c->place = crowd;
+    fds[crowd] = c->fd;
+    everybody[crowd++] = c;
     return true;
+}
+
+static void leave(connection *c) {
+    if (c->upgraded) {
+        everybody[c->place] = everybody[--crowd];
+        everybody[c->place]->place = c->place;
+        fds[c->place] = fds[crowd];
+    }
+    close(c->fd);
+    free(c->in.data);
+    free(c->out.data);
+    free(c);
+}
+
+/* Sends to everybody the frames that wait to be echoed to one. */
+static void forward(buffer *frames) {
+    size_t n = frames->end - frames->start;
+    for (int i = 0; i < crowd; i++)
+        if (send(fds[i], frames->data + frames->start, n, MSG_NOSIGNAL) != (ssize_t)n) shutdown(fds[i], SHUT_RDWR);
+    frames->start = frames->end = 0;
 }
 
 /* ---------------------------------------------------------------- frames */
@@ -184,21 +215,23 @@ static bool serve(connection *c, uint32_t events) {
     ssize_t n = recv(c->fd, c->in.data + c->in.end, c->in.room - c->in.end, 0);
     if (n <= 0) return n < 0 && errno == EAGAIN;
     c->in.end += (size_t)n;
-    if (!c->upgraded && !upgrade(c)) return false;
+    if (!c->upgraded) return upgrade(c) && flush(c); /* the generator says nothing before it has the answer */
     while (c->upgraded && !c->closing) {
         int64_t size = answer(c, c->in.data + c->in.start, c->in.end - c->in.start);
         if (size < 0) return false;
         if (!size) break;
         c->in.start += (size_t)size;
     }
+    if (broadcasting && !c->closing && c->out.end > c->out.start) forward(&c->out);
     return flush(c);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     int one = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t size = sizeof address;
     struct epoll_event e = {.events = EPOLLIN}, ready[64];
+    broadcasting = argc > 1 && !strcmp(argv[1], "--broadcast");
     signal(SIGPIPE, SIG_IGN);
     if (bind(listener, (struct sockaddr *)&address, size) || listen(listener, 1024)) return 1;
     getsockname(listener, (struct sockaddr *)&address, &size);
@@ -220,10 +253,7 @@ int main(void) {
                 e.data.ptr = c;
                 epoll_ctl(poller, EPOLL_CTL_ADD, fd, &e);
             } else if (!serve(c, ready[i].events)) {
-                close(c->fd);
-                free(c->in.data);
-                free(c->out.data);
-                free(c);
+                leave(c);
             }
         }
     }
