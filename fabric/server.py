@@ -41,7 +41,7 @@ from fabric.peer import Peer, data_message
 from fabric.ratelimit import GlobalRateLimiter, connection_gate
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
 from fabric.upgrade import finish_server
-from fabric_ext.connection import SEND_BLOCKED, SENT, Shared
+from fabric_ext.connection import Shared
 
 if TYPE_CHECKING:
     import socket
@@ -179,7 +179,7 @@ class WebSocketServer:
         self._heartbeat: HeartbeatManager | None = None
         self._global_limit = GlobalRateLimiter(self.config.global_rate_limit)
         self._negotiator = SubprotocolNegotiator(self.config.subprotocols, required=self.config.require_subprotocol)
-        self._clients: set[ConnectedClient] = set()
+        self._clients: dict[ConnectedClient, None] = {}  # in order of arrival, as their memory and sockets are
         self._by_id: dict[uuid.UUID, ConnectedClient] = {}
         self._per_ip: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -458,7 +458,7 @@ class WebSocketServer:
     # -- connections come and go, called by ConnectedClient
 
     def _connected(self, client: ConnectedClient) -> None:
-        self._clients.add(client)
+        self._clients[client] = None
         if client._ip is not None:
             self._per_ip[client._ip] += 1
         self._metrics.record_connection()
@@ -487,7 +487,7 @@ class WebSocketServer:
             )
 
     def _disconnected(self, client: ConnectedClient) -> None:
-        self._clients.discard(client)
+        self._clients.pop(client, None)
         if client._id is not None:
             self._by_id.pop(client._id, None)
         if client._ip is not None:
@@ -533,25 +533,20 @@ class WebSocketServer:
         full is treated as `config.slow_peer` says, and never delays the others.
         """
         data = data_message(message)
-        shared = Shared(data)
-        reached = 0
+        reached, later = Shared(data).send_to(list(self._clients))
         waiting = []
-        for client in list(self._clients):
-            status = client._send_shared(shared)
-            if status == SENT:
+        for client in later:
+            try:
+                client.send_nowait(data)
                 reached += 1
-            elif status == SEND_BLOCKED:
-                try:
-                    client.send_nowait(data)
-                    reached += 1
-                except BufferFull:
-                    self._metrics.slow_peer_drops += 1
-                    if self.config.slow_peer == "wait":
-                        waiting.append(client.send(data))
-                    elif self.config.slow_peer == "close":
-                        client._begin_closing(1008, b"too slow")
-                except (ConnectionClosed, InvalidState):
-                    pass
+            except BufferFull:
+                self._metrics.slow_peer_drops += 1
+                if self.config.slow_peer == "wait":
+                    waiting.append(client.send(data))
+                elif self.config.slow_peer == "close":
+                    client._begin_closing(1008, b"too slow")
+            except (ConnectionClosed, InvalidState):
+                pass
         if waiting:
             results = await asyncio.gather(*waiting, return_exceptions=True)
             reached += sum(result is None for result in results)

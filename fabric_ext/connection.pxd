@@ -17,12 +17,21 @@ cdef class Link(WSListener):
     cdef public object transport # asyncio's, under picows'; set before picows takes it over
 
 
+cdef class Shared
+
+
 cdef class Connection(Outlet):
+    # what a broadcast looks at, side by side, right behind the descriptor
+    cdef int _state              # protocol.State
+    cdef bint _sendable          # OPEN, nothing waits to be sent before a new message
+    cdef Codec _codec            # None: no compression negotiated
+    cdef Counters _counters      # shared with the other connections of the owner
+    cdef readonly long long messages_sent      # these two over all transports
+    cdef readonly long long bytes_sent
+
     cdef Link _link
     cdef WSTransport _transport  # None while there is none
     cdef object _io              # the transport underneath, asyncio's
-    cdef int _state              # protocol.State
-    cdef bint _sendable          # OPEN, nothing waits to be sent before a new message
     cdef bint _fragmenting       # a message is being sent in parts: other data waits
     cdef bint _deaf              # failed or closed: frames are read and thrown away until the transport ends
     cdef bint _discarding        # closing, and the queue is full: messages are thrown away
@@ -38,14 +47,12 @@ cdef class Connection(Outlet):
     cdef Py_ssize_t _fragment_size     # payload bytes per outbound frame; 0: never split
     cdef public double _close_timeout
     cdef object _on_message
-    cdef Counters _counters      # shared with the other connections of the owner
     cdef RateGate _gate          # None: no inbound rate limit
     cdef int _gate_action        # GateAction
     cdef Ring _held              # inbound messages that the rate limit makes wait; None until needed
 
     # the message being received
     cdef Assembler _assembler    # None until a fragmented message comes
-    cdef Codec _codec            # None: no compression negotiated
     cdef bint _inflating         # the message being received is compressed
     cdef int _stream             # StreamMode
     cdef bint _streaming         # somebody receives parts, and has not given up
@@ -73,8 +80,6 @@ cdef class Connection(Outlet):
     # of this object's life, over all its transports
     cdef readonly long long messages_received
     cdef readonly long long bytes_received
-    cdef readonly long long messages_sent
-    cdef readonly long long bytes_sent
 
     cdef int on_connected(self, Link link, WSTransport transport) except -1
     @final
@@ -111,6 +116,7 @@ cdef class Connection(Outlet):
     cdef bint _write_object(self, object message, object compress) except -1
     @final
     cdef int _write_message(self, int opcode, const char* p, Py_ssize_t n, object owner, object compress) except -1
+    cdef int _write_shared(self, Shared shared) except -1
     cdef int _write_control(self, int opcode, bytes payload) except -1
     cdef int _drain_outbox(self) except -1
     cdef int _move(self, int event) except -1

@@ -1,6 +1,6 @@
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, Self, final
+from typing import Any, Self, TypeVar, final
 
 from typing_extensions import disjoint_base
 
@@ -11,10 +11,7 @@ from fabric_ext.message import Message
 from fabric_ext.outlet import Outlet
 from fabric_ext.protocol import State
 
-# What Connection._send_shared() answers.
-SENT: int
-SEND_NOT_OPEN: int
-SEND_BLOCKED: int
+_C = TypeVar("_C", bound=Connection)
 
 @final
 class Part:
@@ -68,6 +65,8 @@ class Shared:
     """A message for many connections of a server: its frame is built once, and compressed once per agreed setting."""
 
     def __init__(self, message: Message) -> None: ...
+    def send_to(self, peers: list[_C]) -> tuple[int, list[_C]]:
+        """Write it to those of `peers` that take it now; return their number, and the open ones that do not."""
 
 @disjoint_base
 class Connection(Outlet):
@@ -147,8 +146,6 @@ class Connection(Outlet):
         """Send one frame of a message sent in parts; `opcode` 0 continues it."""
     def _write_ping(self, payload: bytes) -> None:
         """Send a ping now, before whatever waits in the outbox."""
-    def _send_shared(self, shared: Shared) -> int:
-        """Send a message that goes to many: SENT, or why not."""
     def _outbox_push(self, message: Message, compress: bool | None) -> None:
         """Keep a message until the transport takes it."""
     def _set_waiting(self, change: int) -> None:

@@ -1040,7 +1040,8 @@ static void report(void) {
            (unsigned long long)run.wire_out, (unsigned long long)run.payload_in, (unsigned long long)run.raw_in);
     if (opt.server_pid && run.messages)
         printf(" \"server_cpu_seconds\": %.6f, \"server_cpu_ns\": %.2f,\n", cpu / 1e9, cpu / (double)run.messages);
-    printf(" \"load_cpu_share\": %.3f", (double)(run.own_to - run.own_from - (run.spun_to - run.spun_from)) / 1e9 / wall);
+    double share = (double)(run.own_to - run.own_from) / 1e9 / wall, spun = (double)(run.spun_to - run.spun_from) / 1e9 / wall;
+    printf(" \"load_cpu_share\": %.3f", spun > 0 ? 1 - spun : share); /* spinning is not being busy */
     print_histogram("latency", &latency);
     if (opt.mode == OPEN) print_histogram("from_send", &from_send);
     printf("}\n");
