@@ -6,9 +6,12 @@ not in the run says so instead of passing.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from peers import FLOOR
 
 #: figure(workload, case, peer, name) -> median; raises KeyError when it was not measured.
 Figure = Callable[[str, str, str, str], float]
@@ -29,6 +32,7 @@ class Bar:
     at_most: bool = True
     unit: str = ""
     by_cpu: Callable[[Figure], float] | None = None  # a rate's ratio again, from CPU time: it repeats better
+    floor: Callable[[Figure], float] | None = None  # what a bare loop of system calls in C reaches in the same run
 
 
 def cpu(workload: str, case: str, ours: str, theirs: str, limit: float, figure_name: str = "cpu_ns") -> Bar:
@@ -77,9 +81,16 @@ def compressed_extra(figure: Figure) -> float:
     return (touched - figure("i", "plain after one message, 1000", "fabric", "bytes_per_connection")) / 1024
 
 
-def broadcast_growth(figure: Figure) -> float:
-    """Cost per peer at 5,000 connections over that at 100."""
-    return figure("e", "5000 × 128 B", "fabric", "cpu_ns") / figure("e", "100 × 128 B", "fabric", "cpu_ns")
+def broadcast_gain(peer: str) -> Callable[[Figure], float]:
+    """The rate of `peer` to 1,000 connections over that of `websockets`."""
+    case = "1000 × 128 B"
+    return lambda figure: figure("e", case, peer, "per_second") / figure("e", case, "websockets", "per_second")
+
+
+def broadcast_growth(peer: str) -> Callable[[Figure], float]:
+    """Cost per connection at 5,000 connections over that at 100."""
+    many, few = "5000 × 128 B", "100 × 128 B"
+    return lambda figure: figure("e", many, peer, "cpu_ns") / figure("e", few, peer, "cpu_ns")
 
 
 def smallest_gain(figure: Figure) -> float:
@@ -126,8 +137,14 @@ BARS = (
     cpu("a", "two cores, 64 × 32 B", "fabric", "websockets", 0.5),
     cpu("d", "pipelined, depth 64, 32 B", "fabric", "aiohttp", 0.33),
     cpu("d", "pipelined, depth 64, 32 B", "fabric", "picows.websockets", 0.4),
-    faster("e", "1000 × 128 B", "websockets", 3),
-    Bar("e", "cost per peer, 5000 / 100 connections (flat)", broadcast_growth, 1.3),
+    replace(faster("e", "1000 × 128 B", "websockets", 3), floor=broadcast_gain(FLOOR)),
+    Bar(
+        "e",
+        "cost per peer, 5000 / 100 connections (flat)",
+        broadcast_growth("fabric"),
+        1.3,
+        floor=broadcast_growth(FLOOR),
+    ),
     faster("f", "same core, ping-pong 1 × 32 B", "aiohttp", 1.3),
     faster("f", "pipelined 1 × 32 B, depth 64", "aiohttp", 3),
     Bar(
@@ -173,8 +190,10 @@ def evaluate(figure: Figure, workloads: str) -> list[dict[str, Any]]:
         else:
             met = value <= bar.limit if bar.at_most else value >= bar.limit
             row |= {"value": value, "verdict": "PASS" if met else "MISS"}
-            if bar.by_cpu:
-                row["by_cpu"] = bar.by_cpu(figure)
+            for name in ("by_cpu", "floor"):
+                with contextlib.suppress(KeyError):
+                    if compute := getattr(bar, name):
+                        row[name] = compute(figure)
         rows.append(row)
     return rows
 
@@ -188,5 +207,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         limit = f"{sign} {row['limit']:,g} {row['unit']}".strip()
         if "by_cpu" in row:
             limit += f"   ({row['by_cpu']:.2f} by CPU time)"
+        if "floor" in row:
+            limit += f"   ({FLOOR}: {row['floor']:.2f})"
         lines.append(f"  {row['verdict']:<13}({row['workload']}) {row['bar']:<78} {value:>10}   {limit}")
     return "\n".join(lines)

@@ -953,8 +953,8 @@ static void open_loop(void) {
     run.failures = run.outstanding;
 }
 
-/* Never sleeps: a server that had to wake us for its next delivery would pay for that with its own CPU time, a fast one
- * less often than a slow one, and peers on other machines cost it nothing of the kind. */
+/* Never sleeps: a server that had to wake us for its next delivery would pay for that with its own CPU time, and peers on
+ * other machines cost it nothing of the kind. */
 static void spin_for(double seconds) {
     int64_t now = now_ns(), end = now + (int64_t)(seconds * 1e9);
     while (now < end) {
@@ -1040,8 +1040,9 @@ static void report(void) {
            (unsigned long long)run.wire_out, (unsigned long long)run.payload_in, (unsigned long long)run.raw_in);
     if (opt.server_pid && run.messages)
         printf(" \"server_cpu_seconds\": %.6f, \"server_cpu_ns\": %.2f,\n", cpu / 1e9, cpu / (double)run.messages);
-    double share = (double)(run.own_to - run.own_from) / 1e9 / wall, spun = (double)(run.spun_to - run.spun_from) / 1e9 / wall;
-    printf(" \"load_cpu_share\": %.3f", spun > 0 ? 1 - spun : share); /* spinning is not being busy */
+    double share = (double)(run.own_to - run.own_from) / 1e9 / wall;
+    if (opt.mode == BROADCAST) share = 1 - (double)(run.spun_to - run.spun_from) / 1e9 / wall; /* polling in vain is idle */
+    printf(" \"load_cpu_share\": %.3f", share);
     print_histogram("latency", &latency);
     if (opt.mode == OPEN) print_histogram("from_send", &from_send);
     printf("}\n");

@@ -30,6 +30,9 @@ def _peer(name: str, command: tuple[str, ...], can: str, distribution: str = "")
     return Peer(name, command, frozenset(can.split()), distribution)
 
 
+#: A bare loop of send() in C: what any server that sends to each connection separately can reach at best.
+FLOOR = "raw C"
+
 SERVER_PEERS = {
     peer.name: peer
     for peer in (
@@ -42,6 +45,7 @@ SERVER_PEERS = {
         _peer("socketify", python("socketify_server"), "broadcast", "socketify"),
         _peer("ws (Node.js)", ("node", str(SERVERS / "ws.js")), "broadcast tls deflate"),
         _peer("Boost.Beast", (str(tools.SERVER_NATIVE),), "broadcast deflate"),
+        _peer(FLOOR, (str(tools.SERVER_RAW),), "broadcast"),
     )
 }
 

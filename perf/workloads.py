@@ -23,15 +23,18 @@ from typing import Any
 
 import process
 import tools
-from peers import CLIENT_PEERS, SERVER_PEERS, Peer
+from peers import CLIENT_PEERS, FLOOR, SERVER_PEERS, Peer
 from process import Failed, Server, Steps
 
 Figures = dict[str, Any]
 
-ALL = tuple(SERVER_PEERS)
+ALL = tuple(name for name in SERVER_PEERS if name != FLOOR)
 PYTHON = tuple(name for name in ALL if name not in ("socketify", "ws (Node.js)", "Boost.Beast"))
 FABRIC = ("fabric", "fabric callbacks")
 CLOSEST = ("fabric", "fabric callbacks", "picows core", "websockets", "aiohttp")
+
+#: Options of the clients for one need.
+CLIENT_FLAGS = {"": (), "tls": ("--tls", str(tools.CERTIFICATE)), "deflate": ("--deflate",)}
 
 
 @dataclass(frozen=True)
@@ -179,12 +182,17 @@ def open_loop(quick: bool) -> Iterator[Case]:
 
 
 def client_side(quick: bool) -> Iterator[Case]:
-    def case(name: str, depth: int, same_core: bool) -> Case:
+    def case(name: str, depth: int, *, needs: str = "", messages: Path | None = None, same_core: bool = False) -> Case:
+        # TLS and compression are beyond server_raw.c; then our cheapest server stands in, the same for all.
+        command = SERVER_PEERS["fabric callbacks"].command if needs else (str(tools.SERVER_RAW),)
+
         def measure(peer_name: str, effort: Effort) -> Figures:
-            command = [*CLIENT_PEERS[peer_name], "--depth", str(depth), "--seconds", str(effort.seconds)]
-            with Server((str(tools.SERVER_RAW),), core=1) as server, process.pinned(1 if same_core else 0):
+            options = ["--depth", str(depth), "--seconds", str(effort.seconds), *CLIENT_FLAGS[needs]]
+            if messages is not None:
+                options += ["--messages", str(messages)]
+            with Server(command, flags_for(needs), core=1) as server, process.pinned(1 if same_core else 0):
                 done = subprocess.run(
-                    [*command, "--port", str(server.port)],
+                    [*CLIENT_PEERS[peer_name], *options, "--port", str(server.port)],
                     capture_output=True,
                     text=True,
                     timeout=60,
@@ -198,11 +206,19 @@ def client_side(quick: bool) -> Iterator[Case]:
             found |= result.get("latency", {})
             return found
 
-        facts = {"measured": "the client's CPU time", "server": "server_raw.c", "depth": depth}
+        facts = {
+            "measured": "the client's CPU time",
+            "server": "fabric callbacks" if needs else "server_raw.c",
+            "depth": depth,
+            "needs": needs,
+        }
         return Case("d", name, tuple(CLIENT_PEERS), measure, None, facts)
 
-    yield case("pipelined, depth 64, 32 B", 64, False)
-    yield case("same core, ping-pong, 32 B", 1, True)
+    yield case("pipelined, depth 64, 32 B", 64)
+    yield case("same core, ping-pong, 32 B", 1, same_core=True)
+    if not quick:
+        yield case("TLS, pipelined, depth 64, 32 B", 64, needs="tls")
+        yield case("compressed, JSON 1.2 KB, depth 16", 16, needs="deflate", messages=tools.json_file("1.2 KB"))
 
 
 # ------------------------------------------------------------------ (e) broadcast, (f) TLS, (g) compression
@@ -213,9 +229,11 @@ def broadcast(quick: bool) -> Iterator[Case]:
     for connections in (1000,) if quick else (100, 1000, 5000):
         peers = ("fabric", "websockets") if quick else able
         if connections == 5000:
-            peers = ("fabric", "websockets", "picows core", "ws (Node.js)")
+            peers = ("fabric", "picows core", "websockets", "socketify", "ws (Node.js)")
         arguments = ("--connections", connections, "--size", 128)
-        yield served("e", f"{connections} × 128 B", peers, "broadcast", *arguments, needs="broadcast", rounds=2)
+        yield served(
+            "e", f"{connections} × 128 B", (*peers, FLOOR), "broadcast", *arguments, needs="broadcast", rounds=2
+        )
 
 
 def tls(quick: bool) -> Iterator[Case]:

@@ -7,8 +7,8 @@ options = gauge.arguments()
 
 
 async def main() -> None:
-    url = f"http://127.0.0.1:{options.port}/"
-    async with ClientSession() as session, session.ws_connect(url) as connection:
+    how = {"ssl": options.context or True, "compress": 15 if options.deflate else 0}
+    async with ClientSession() as session, session.ws_connect(options.url, **how) as connection:
         await gauge.measure(options, connection.send_bytes, connection.receive, lambda message: message.data)
 
 

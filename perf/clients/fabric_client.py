@@ -8,7 +8,7 @@ options = gauge.arguments()
 
 
 async def main() -> None:
-    async with WebSocketClient.connect(f"ws://127.0.0.1:{options.port}/") as client:
+    async with WebSocketClient.connect(options.url, ssl=options.context) as client:
         await gauge.measure(options, client.send, client.recv, lambda message: message.as_bytes())
 
 

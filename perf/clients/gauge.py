@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
+import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -24,15 +27,23 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--depth", type=int, default=64, help="messages in flight; 1 is ping-pong")
     parser.add_argument("--size", type=int, default=32, help="payload bytes")
+    parser.add_argument("--messages", type=Path, help="the payloads instead, one a line, over and over")
     parser.add_argument("--seconds", type=float, default=1.0)
-    return parser.parse_args()
+    parser.add_argument("--tls", metavar="CERTIFICATE", help="connect to a wss server that has this certificate")
+    parser.add_argument(
+        "--deflate", action="store_true", help="ask for permessage-deflate where that is not the default"
+    )
+    found = parser.parse_args()
+    found.context = ssl.create_default_context(cafile=found.tls) if found.tls else None
+    found.url = f"{'wss' if found.tls else 'ws'}://127.0.0.1:{found.port}/"
+    return found
 
 
-async def pipelined(send: Send, receive: Receive, payload: bytes, depth: int, count: int) -> Any:
+async def pipelined(send: Send, receive: Receive, payloads: Iterator[bytes], depth: int, count: int) -> Any:
     """Echoes `count` messages with `depth` in flight; returns the last."""
-    for _ in range(depth):
+    for payload in itertools.islice(payloads, depth):
         await send(payload)
-    for _ in range(count - depth):
+    for payload in itertools.islice(payloads, count - depth):
         await receive()
         await send(payload)
     last = None
@@ -41,11 +52,11 @@ async def pipelined(send: Send, receive: Receive, payload: bytes, depth: int, co
     return last
 
 
-async def ping_pong(send: Send, receive: Receive, payload: bytes, count: int, times: list[int]) -> Any:
+async def ping_pong(send: Send, receive: Receive, payloads: Iterator[bytes], count: int, times: list[int]) -> Any:
     """Echoes `count` messages one at a time and notes each round trip in ns; returns the last."""
     clock = time.perf_counter_ns
     last = None
-    for _ in range(count):
+    for payload in itertools.islice(payloads, count):
         start = clock()
         await send(payload)
         last = await receive()
@@ -55,16 +66,21 @@ async def ping_pong(send: Send, receive: Receive, payload: bytes, count: int, ti
 
 async def measure(options: argparse.Namespace, send: Send, receive: Receive, unwrap: Callable[[Any], bytes]) -> None:
     """Runs the workload through `send` and `receive` and prints one JSON object."""
-    payload = bytes(i % 251 for i in range(options.size))
+    ring = (
+        options.messages.read_bytes().splitlines()
+        if options.messages
+        else [bytes(i % 251 for i in range(options.size))]
+    )
     times: list[int] = []
 
     async def run(count: int) -> float:
+        payloads = itertools.cycle(ring)
         start = time.perf_counter()
         if options.depth == 1:
-            last = await ping_pong(send, receive, payload, count, times)
+            last = await ping_pong(send, receive, payloads, count, times)
         else:
-            last = await pipelined(send, receive, payload, options.depth, count)
-        if unwrap(last) != payload:
+            last = await pipelined(send, receive, payloads, options.depth, count)
+        if unwrap(last) != ring[(count - 1) % len(ring)]:
             raise SystemExit("the echo differs from what was sent")
         return time.perf_counter() - start
 

@@ -7,7 +7,7 @@ options = gauge.arguments()
 
 
 async def main() -> None:
-    async with connect(f"ws://127.0.0.1:{options.port}/", proxy=None) as connection:
+    async with connect(options.url, ssl=options.context, proxy=None) as connection:
         await gauge.measure(options, connection.send, connection.recv, lambda message: message)
 
 
