@@ -16,6 +16,8 @@
 #define CODE_LENGTHS 19
 #define END_OF_BLOCK 256
 #define WORTH_COUNTING 96    /* symbols; below this the header of a dynamic block rarely pays */
+#define LONG_MESSAGE 4096    /* bytes; see `levels` */
+#define LONG_STEP 16
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 #define LIKELY(x) __builtin_expect(!!(x), 1)
@@ -568,8 +570,9 @@ static ALWAYS_INLINE void add_match(message *m, uint32_t literals, uint32_t leng
     }
 }
 
-/* Cuts window[p .. stop) into sequences. `chained` is a constant at each call: two versions are compiled. */
-static ALWAYS_INLINE void cut(fabric_deflate *d, message *m, uint32_t p, uint32_t stop, int chained)
+/* Cuts window[p .. stop) into sequences. `chained` is a constant at each call: two versions are compiled. One that
+ * is not chained leaves the chain as it was, which then holds stale hints. */
+static ALWAYS_INLINE void cut(fabric_deflate *d, message *m, uint32_t p, uint32_t stop, uint32_t step, int chained)
 {
     const uint8_t *window = d->window;
     uint32_t anchor = p, fresh = p;     /* the first byte not in a sequence; the first not in the tables */
@@ -601,7 +604,7 @@ static ALWAYS_INLINE void cut(fabric_deflate *d, message *m, uint32_t p, uint32_
         add_match(m, p - anchor, length, distance);
         p = anchor = p + length;
         uint32_t last = p + MIN_MATCH <= stop ? p : stop - MIN_MATCH + 1;
-        for (; fresh < last; fresh += d->step)
+        for (; fresh < last; fresh += step)
             insert(d, fresh, chained);
     }
     m->pending += stop - anchor;
@@ -640,7 +643,9 @@ static uint32_t append(fabric_deflate *d, const uint8_t *src, size_t n)
 /* What the header declares */
 
 /* Measured on JSON with a window of 4 KB (perf/micro_deflate.py). Levels 1 to 3 do not make codes for what
- * compresses well without; the others do, for a fifth fewer bytes of a long message and a third more time. */
+ * compresses well without; the others do, for a fifth fewer bytes of a long message and a third more time.
+ * From LONG_MESSAGE on, codes save more than a search does: levels 1 to 3 then try one candidate and make codes, in
+ * the time that level 3 would take without, for a fifth fewer bytes. */
 static const struct {
     uint16_t depth, lazy, step;
     uint32_t count_from;    /* symbols in a block; see WORTH_COUNTING */
@@ -732,13 +737,14 @@ size_t fabric_deflate_bound(size_t n)
 
 size_t fabric_deflate_message(fabric_deflate *d, const uint8_t *src, size_t n, uint8_t *out)
 {
-    message m = {.w = {.out = out}, .block = src, .count_from = d->count_from};
+    int quick = n >= LONG_MESSAGE && d->count_from > WORTH_COUNTING;
+    message m = {.w = {.out = out}, .block = src, .count_from = quick ? WORTH_COUNTING : d->count_from};
     while (n) {
         uint32_t part = append(d, src, n);
-        if (d->chain)
-            cut(d, &m, d->end - part, d->end, 1);
+        if (d->chain && !quick)
+            cut(d, &m, d->end - part, d->end, d->step, 1);
         else
-            cut(d, &m, d->end - part, d->end, 0);
+            cut(d, &m, d->end - part, d->end, quick ? LONG_STEP : d->step, 0);
         src += part;
         n -= part;
     }

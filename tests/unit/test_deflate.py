@@ -71,6 +71,15 @@ def test_long_messages_span_many_blocks_and_windows(rng: random.Random) -> None:
         assert zlib.decompressobj(-9).decompress(codec.encode(rows) + TAIL) == rows
 
 
+@pytest.mark.parametrize("level", [1, 3])
+def test_a_long_message_is_worth_codes_of_its_own_at_the_fast_levels(level: int, rng: random.Random) -> None:
+    rows = [{"side": rng.choice(["buy", "sell"]), "price": f"{rng.gauss(64_000, 40):.2f}"} for _ in range(250)]
+    message = json.dumps(rows).encode()
+    whole, parts = DeflateCodec(level=level), DeflateCodec(level=level)
+    pieces = [parts.encode(message[at : at + 4000]) for at in range(0, len(message), 4000)]
+    assert len(whole.encode(message)) < 0.9 * sum(map(len, pieces))
+
+
 @given(st.lists(st.binary(max_size=400), max_size=8), st.integers(8, 15), st.integers(1, 9))
 def test_any_bytes_survive(data: list[bytes], window: int, level: int) -> None:
     codec = DeflateCodec(own_window_bits=window, level=level)
