@@ -42,6 +42,9 @@ cdef class Connection(Outlet):
     cdef Py_ssize_t _queue_limit       # messages received and not taken before reading stops
     cdef Py_ssize_t _queue_byte_limit
     cdef Py_ssize_t _queued_bytes
+    cdef bint _gathering         # more frames of this read follow: what came before them may wait for them
+    cdef Py_ssize_t _gather_limit      # messages that wait for each other at most
+    cdef Py_ssize_t _gather_byte_limit
     cdef readonly Py_ssize_t _max_message_size
     cdef Py_ssize_t _max_fragments
     cdef Py_ssize_t _fragment_size     # payload bytes per outbound frame; 0: never split

@@ -72,6 +72,8 @@ cdef enum StreamMode:
 cdef enum:
     MAX_REASON = 123             # bytes: RFC 6455 §5.5, 125 less the code
     MAX_READ = 128 * 1024        # bytes in one read
+    GATHER = 16                  # messages of one read for which a waiting task is resumed once
+    GATHER_BYTES = 16 * 1024
 
 cdef object monotonic_ns = time.monotonic_ns
 cdef object wsprotocol_get_buffer = WSProtocol.get_buffer
@@ -232,6 +234,8 @@ cdef class Connection(Outlet):
         self._max_fragments = max_fragments
         self._queue_limit = queue_limit
         self._queue_byte_limit = queue_byte_limit
+        self._gather_limit = min(GATHER, queue_limit)
+        self._gather_byte_limit = min(GATHER_BYTES, queue_byte_limit)
         self._fragment_size = fragment_size
         self._close_timeout = close_timeout
         self._on_message = on_message
@@ -337,13 +341,16 @@ cdef class Connection(Outlet):
     # ------------------------------------------------------------------ receiving
 
     cdef int on_frame(self, WSFrame frame) except -1:
+        self._gathering = not frame.last_in_buffer
         if self._deaf:
             return 0
         try:
             self._receive(frame)
+            if not self._gathering:
+                self.hand_over()
         except BaseException as error:
             # What is gathered, by whichever connection, leaves even if this here fails once more.
-            self._hub.reading = False
+            self._hub.reading = self._gathering = False
             self._hub.begin_turn()
             if not isinstance(error, Exception):               # the loop is being torn down
                 raise
@@ -376,6 +383,7 @@ cdef class Connection(Outlet):
         if opcode >= K_CLOSE:
             if frame.rsv1 or frame.rsv2 or frame.rsv3:         # RFC 6455 §5.2
                 return self._refuse(1002, "reserved bits set on a control frame")
+            self.hand_over()                                   # answers to what came before it leave before its own
             return self._receive_control(opcode, p, n)
         continuing = self._stream_kind != 0 or (self._assembler is not None and self._assembler.active())
         if unlikely(frame.rsv1 or frame.rsv2 or frame.rsv3):
@@ -586,7 +594,10 @@ cdef class Connection(Outlet):
         else:
             n = len((<Part>item).data)
         self._queued_bytes += n
-        self.put(item)
+        self._queue.push(item)
+        if (not self._gathering or self._queue.size >= self._gather_limit
+                or self._queued_bytes >= self._gather_byte_limit):
+            self.hand_over()
         if self._queue.size >= self._queue_limit or self._queued_bytes >= self._queue_byte_limit:
             if self._state == OPEN:
                 self._pause(QUEUE_FULL)
@@ -657,6 +668,7 @@ cdef class Connection(Outlet):
 
     cdef int _refuse(self, int code, str reason) except -1:
         """Fail the connection (RFC 6455 §7.1.7): say why, then hang up."""
+        self.hand_over()                                       # what was good may still be answered
         if self._state != OPEN:
             if self._state == CLOSING and not self._deaf:      # our close frame is out already
                 self._deaf = True

@@ -16,6 +16,7 @@ cdef class Inbox:
     cdef bint _may_step          # no task runs on this thread, so a waiting one may be stepped in place
 
     cdef int put(self, object item) except -1
+    cdef int hand_over(self) except -1
     cdef int finish(self, object error) except -1
     cdef int wake(self) except -1
     cdef void begin_delivery(self) noexcept

@@ -162,7 +162,11 @@ cdef class Inbox:
 
     cdef int put(self, object item) except -1:
         self._queue.push(item)
-        if self._waiter is not None:
+        return self.hand_over()
+
+    cdef int hand_over(self) except -1:
+        """Resume the waiting receiver, if there is something for it."""
+        if self._queue.size and self._waiter is not None:
             self.wake()
         return 0
 
@@ -290,7 +294,8 @@ cdef inline object take_reference(PyObject* owned):
 cdef class Parked:
     """What a waiting task takes for its future: where `Inbox.wake` finds the task again."""
 
-    def get_loop(self):
+    @property
+    def _loop(self):                       # a task asks for this where there is no get_loop(), for less than a call
         return self._inbox._loop
 
     def add_done_callback(self, callback, *, context=None):

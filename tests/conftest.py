@@ -114,7 +114,10 @@ def pytest_sessionstart() -> None:
     # libuv opens a pipe for signals with its first loop and keeps it for all later ones.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(asyncio.sleep(0))
-    # What exists by now stays: leave it out of the collections that follow each async test.
+
+
+def pytest_collection_finish() -> None:
+    # What exists by now, thousands of tests among it, stays: the collections around each async test leave it out.
     gc.collect()
     gc.freeze()
 
@@ -161,6 +164,7 @@ def run_guarded(
                 runner.close()
         reports.extend(f"warned: {warning.message}" for warning in warned)
         gc.collect()
+        gc.freeze()  # what is left now stays: the collections of the tests to come need not look at it
     leaked = sorted(set(descriptors().items()) - set(before.items()))
     problems = [*reports, *(f"descriptor {number} is still open: {kind}" for number, kind in leaked)]
     if problems:

@@ -685,7 +685,7 @@ async def test_random_outages_lose_nothing_that_was_accepted_while_away(rng: ran
                 await until(lambda: client.is_connected)
                 # What was written to a connection that is lost before it is read may be lost: no promise for that.
                 if rng.random() < 0.7:
-                    promised += away
+                    promised.extend(away)
                     await client.ping()
                     await until(lambda: set(promised) <= set(echo.received))
         arrived = [text for text in echo.received if text.startswith("away")]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from fabric.error import ConnectionClosed, InvalidFrame, MessageTooLarge, Utf8Error
+from fabric.server import ConnectedClient
 from fabric_ext.protocol import State
 from support.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Wire, close_frame, encode
 from support.raw_peer import RawPeer
@@ -232,6 +233,46 @@ async def test_pings_are_answered_with_their_payload(stack: Stack) -> None:
         for payload in (b"", b"x", bytes(range(125))):
             peer.send_frame(PING, payload)
             assert await peer.frame() == Wire(PONG, payload)
+
+
+async def test_answers_leave_in_the_order_of_what_they_answer(stack: Stack) -> None:
+    """Also where all came in one read: a pong or a close does not overtake the answers of a task that waits."""
+    server = await serve(stack, Recorder(echo=True))
+    async with await RawPeer.open(server.port) as peer:
+        peer.send(
+            encode(TEXT, "one"),
+            encode(TEXT, "two"),
+            encode(PING, "here?"),
+            encode(TEXT, "three"),
+            close_frame(1000),
+            encode(TEXT, "x"),
+        )
+        got = [(frame.opcode, frame.payload) for frame in await peer.rest()]
+    assert got == [(TEXT, b"one"), (TEXT, b"two"), (PONG, b"here?"), (TEXT, b"three"), (CLOSE, b"\x03\xe8")]
+
+
+@pytest.mark.parametrize(
+    ("buffer_size", "size", "count", "together"),
+    [(1024, 10, 40, 16), (4, 10, 10, 4), (1, 10, 3, 1), (1024, 5000, 6, 4)],
+)
+async def test_a_waiting_task_is_resumed_once_for_some_messages_of_a_read(
+    stack: Stack, buffer_size: int, size: int, count: int, together: int
+) -> None:
+    received: list[int] = []
+
+    async def handler(client: ConnectedClient) -> None:
+        async for _ in client:
+            received.append(client.messages_received)
+
+    server = await serve(stack, handler, buffer_size=buffer_size)
+    async with await RawPeer.open(server.port) as peer:
+        peer.send(encode(BINARY, bytes(30_000)))  # the read buffer grows to what comes
+        await until(lambda: received == [1])
+        peer.send(*[encode(BINARY, bytes(size))] * count)
+        await until(lambda: len(received) == 1 + count)
+        assert received[1:] == [1 + min(count, together * (n // together + 1)) for n in range(count)]
+        peer.send_close(1000)
+        await peer.rest()
 
 
 # --- the peer closes ---------------------------------------------------------------------------------------

@@ -322,13 +322,13 @@ async def test_a_timeout_lets_the_next_in() -> None:
 
 
 async def test_no_timeout_after_being_admitted() -> None:
-    buffer = controller(timeout=0.001)
+    buffer = controller(timeout=0.1)
     await buffer.acquire(900)
     task = asyncio.create_task(buffer.acquire(1))
     await settle()
     buffer.release(900)
     timed_out = asyncio.get_running_loop().create_future()
-    asyncio.get_running_loop().call_later(0.003, timed_out.set_result, None)
+    asyncio.get_running_loop().call_later(0.11, timed_out.set_result, None)
     await task
     await timed_out
     assert buffer.bytes == 1
