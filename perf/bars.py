@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peers import FLOOR
+from peers import FLOOR, SMALLEST
 
 #: figure(workload, case, peer, name) -> median; raises KeyError when it was not measured.
 Figure = Callable[[str, str, str, str], float]
@@ -156,6 +156,7 @@ BARS = (
         by_cpu=smallest_cpu_gain,
     ),
     absolute("g", "JSON 1.2 KB, depth 16", "fabric", "saved", 75, "%", 100, at_most=False),
+    absolute("g", "JSON 10 KB, depth 16", SMALLEST, "saved", 85, "%", 100, at_most=False),
     Bar("g", "idle connection that has compressed, more than plain", compressed_extra, 40, unit="KB"),
     faster("h", "32 at a time", "websockets", 1.3),
     faster("h", "32 at a time", "picows core", 1),

@@ -33,11 +33,15 @@ def _peer(name: str, command: tuple[str, ...], can: str, distribution: str = "")
 #: A bare loop of send() in C: what any server that sends to each connection separately can reach at best.
 FLOOR = "raw C"
 
+#: `fabric` set to save bytes rather than time.
+SMALLEST = "fabric smallest"
+
 SERVER_PEERS = {
     peer.name: peer
     for peer in (
         _peer("fabric", python("fabric_server"), "broadcast tls deflate", "websocket-fabric"),
         _peer("fabric callbacks", python("fabric_server", "--callbacks"), "tls deflate", "websocket-fabric"),
+        _peer(SMALLEST, python("fabric_server", "--smallest"), "deflate", "websocket-fabric"),
         _peer("picows core", python("picows_server"), "broadcast tls", "picows"),
         _peer("picows.websockets", python("picows_websockets_server"), "broadcast tls deflate", "picows"),
         _peer("websockets", python("websockets_server"), "broadcast tls deflate", "websockets"),

@@ -23,12 +23,12 @@ from typing import Any
 
 import process
 import tools
-from peers import CLIENT_PEERS, FLOOR, SERVER_PEERS, Peer
+from peers import CLIENT_PEERS, FLOOR, SERVER_PEERS, SMALLEST, Peer
 from process import Failed, Server, Steps
 
 Figures = dict[str, Any]
 
-ALL = tuple(name for name in SERVER_PEERS if name != FLOOR)
+ALL = tuple(name for name in SERVER_PEERS if name not in (FLOOR, SMALLEST))
 PYTHON = tuple(name for name in ALL if name not in ("socketify", "ws (Node.js)", "Boost.Beast"))
 FABRIC = ("fabric", "fabric callbacks")
 CLOSEST = ("fabric", "fabric callbacks", "picows core", "websockets", "aiohttp")
@@ -244,7 +244,7 @@ def tls(quick: bool) -> Iterator[Case]:
 
 
 def compression(quick: bool) -> Iterator[Case]:
-    able = ("fabric", "picows.websockets", "websockets", "aiohttp", "ws (Node.js)")
+    able = ("fabric", SMALLEST, "picows.websockets", "websockets", "aiohttp", "ws (Node.js)")
     peers = ("fabric", "websockets", "aiohttp") if quick else able
     for size in ("1.2 KB",) if quick else tools.JSON_SIZES:
         arguments = ("--depth", 16, "--messages", tools.json_file(size))

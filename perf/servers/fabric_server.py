@@ -4,7 +4,7 @@ import asyncio
 
 import rig
 
-from fabric.config import ServerConfig
+from fabric.config import CompressionConfig, ServerConfig
 from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
 
@@ -25,7 +25,14 @@ def on_message(client: ConnectedClient, message: Message) -> None:
     client.send_nowait(message)
 
 
-config = ServerConfig("127.0.0.1:0", ssl=rig.tls_context(arguments))
+#: The setting that docs/guide/compress.md gives for fewer bytes.
+smallest = CompressionConfig(level=6, server_max_window_bits=15, client_max_window_bits=15)
+
+config = ServerConfig(
+    "127.0.0.1:0",
+    ssl=rig.tls_context(arguments),
+    compression=smallest if arguments.smallest else CompressionConfig(),
+)
 if arguments.callbacks:
     server = WebSocketServer(config, on_message=on_message)
 else:
