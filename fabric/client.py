@@ -26,6 +26,7 @@ from fabric.peer import Peer
 from fabric.pending import Pending
 from fabric.ratelimit import connection_gate
 from fabric.reconnect import FINAL_CLOSE_CODES, ReconnectState, retry_after, should_retry
+from fabric_ext.inbox import iterates_in_c
 from fabric_ext.protocol import State
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def _heartbeat_of(loop: asyncio.AbstractEventLoop, config: HeartbeatConfig) -> H
     return manager
 
 
+@iterates_in_c
 class WebSocketClient(Peer):
     """A connection to a WebSocket server, made by `connect`.
 

@@ -50,6 +50,7 @@ NORMAL_CLOSURE = frozenset({1000, 1001, 1005})
 Sendable = str | bytes | bytearray | memoryview | Message
 
 
+@inbox.iterates_in_c
 class Peer(Connection):
     """One end of a WebSocket connection; see `WebSocketClient` and `ConnectedClient`."""
 

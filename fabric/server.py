@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import ipaddress
 import logging
 import re
 import resource
+import socket
 import time
 import uuid
 from collections import Counter
@@ -42,9 +44,7 @@ from fabric.ratelimit import GlobalRateLimiter, connection_gate
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
 from fabric.upgrade import finish_server
 from fabric_ext.connection import Shared
-
-if TYPE_CHECKING:
-    import socket
+from fabric_ext.inbox import iterates_in_c
 
 __all__ = ["ConnectedClient", "WebSocketServer"]
 
@@ -62,6 +62,7 @@ RETRY_AFTER = "5"  # seconds, told to clients that find the server full or closi
 Handler = Callable[["ConnectedClient"], Awaitable[Any]]
 
 
+@iterates_in_c
 class ConnectedClient(Peer):
     """A client's connection, as its server sees it."""
 
@@ -232,10 +233,16 @@ class WebSocketServer:
             if config.ssl is not None:
                 return await aiofastnet.create_unix_server(loop, self._accept, config.unix_path, **options)
             return await loop.create_unix_server(self._accept, config.unix_path, **options)
-        options["reuse_port"] = config.reuse_port or None
+        if (family := _family_of(config.host)) is not None:
+            # uvloop would look even an address up in threads, which then stay: system calls of a process that has
+            # several cost more.
+            where = {"family": family, "backlog": config.backlog, "reuse_port": config.reuse_port}
+            options["sock"] = socket.create_server((config.host, config.port), **where)
+        else:
+            options |= {"host": config.host, "port": config.port, "reuse_port": config.reuse_port or None}
         if config.ssl is not None:
-            return await aiofastnet.create_server(loop, self._accept, config.host, config.port, **options)
-        return await loop.create_server(self._accept, config.host, config.port, **options)
+            return await aiofastnet.create_server(loop, self._accept, **options)
+        return await loop.create_server(self._accept, **options)
 
     def _accept(self) -> Acceptance:
         return Acceptance(self)
@@ -563,6 +570,14 @@ class WebSocketServer:
     async def broadcast_json(self, value: Any) -> int:
         """Send `value` as JSON to every connection; see `broadcast`."""
         return await self.broadcast(Message.json(value))
+
+
+def _family_of(host: str) -> socket.AddressFamily | None:
+    """The family of a literal address; None for a name, which stands for any number of addresses."""
+    try:
+        return socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+    except ValueError:
+        return None
 
 
 def _unavailable(why: str) -> Rejection:

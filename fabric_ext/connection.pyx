@@ -47,6 +47,7 @@ cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
     int PyUnicode_KIND(object text) noexcept
     PyObject* PyList_GET_ITEM(object items, Py_ssize_t i) noexcept
+    Py_buffer* PyMemoryView_GET_BUFFER(object view) noexcept
 
 cdef extern from *:
     """
@@ -141,7 +142,7 @@ cdef class Link(WSListener):
             connection.on_frame(frame)
         if frame.last_in_buffer:
             self._hub.reading = False
-            if self._hub._dirty:
+            if self._hub._dirty is not None:
                 self._hub.flush_all()
 
     cpdef on_ws_disconnected(self, WSTransport transport):
@@ -196,7 +197,7 @@ class Reader(WSProtocol):
         if connection is not None:
             connection._inbound_seen = True
         free = wsprotocol_get_buffer(self, size_hint)
-        return free if len(free) <= MAX_READ else free[:MAX_READ]
+        return free if PyMemoryView_GET_BUFFER(free).len <= MAX_READ else free[:MAX_READ]
 
 
 class Drain(asyncio.Protocol):

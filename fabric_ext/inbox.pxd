@@ -1,17 +1,16 @@
 from fabric_ext.ring cimport Ring
 
 
-cdef enum Progress:              # of one wait
-    WAITING = 0                  # nothing has come
-    WOKEN = 1                    # something came; the task runs now or soon
-    CANCELLED = 2
+cdef class Recv
 
 
 cdef class Inbox:
     cdef Ring _queue
-    cdef Parked _waiter          # the one wait in progress, or None
+    cdef Recv _waiter            # the one wait in progress, or None
+    cdef object _future          # what its task waits for; kept, while pending, for the next wait
     cdef object _loop
     cdef object _end             # None while open; then True (ended normally) or the exception that ended it
+    cdef bint _woken             # something came for the waiter: its task runs now or soon
     cdef bint _knows_tasks       # of this delivery: has `_may_step` been found out?
     cdef bint _may_step          # no task runs on this thread, so a waiting one may be stepped in place
 
@@ -19,30 +18,20 @@ cdef class Inbox:
     cdef int hand_over(self) except -1
     cdef int finish(self, object error) except -1
     cdef int wake(self) except -1
+    cdef bint _step_in_place(self) except -1
     cdef void begin_delivery(self) noexcept
     cdef int taken(self, object item) except -1
 
 
 cdef class Recv:
     cdef Inbox _inbox
-    cdef Parked _parked          # what the task waits for, once it waits
     cdef bint _iterating         # the end is StopAsyncIteration rather than None
     cdef bint _spent             # returned, raised, cancelled or closed
 
     cdef object _step(self)
     cdef object _wait(self)
     cdef void _detach(self) noexcept
-
-
-cdef class Parked:
-    cdef Inbox _inbox
-    cdef Progress _progress
-    cdef public bint _asyncio_future_blocking
-    cdef object _callback
-    cdef object _context
-    cdef object _cancel_message
-
-    cdef int _call(self, bint in_place) except -1
+    cdef void _give_up(self) noexcept
 
 
 cdef class Done:

@@ -3,19 +3,20 @@
 
 Owns the queue of received items and the one task that may wait for them. Knows nothing of sockets or frames.
 
-How a task is resumed. `await inbox.recv()` yields a `Parked` to the task, which takes it for a future: it calls
-`add_done_callback(task_wakeup, context=...)` and sleeps. `put()` then calls `task_wakeup` right there, inside the
-task's context, where asyncio would have scheduled it for the next turn of the loop: no Future, no handle, no turn.
-That is allowed only while no other task runs on this thread (`_may_step`); otherwise it is scheduled as usual.
-`Recv` and `Parked` are two types because asyncio tells coroutines from futures by their class.
+How a task is resumed. `await inbox.recv()` yields a future, to which the task adds its wakeup as a callback. The future
+is never finished: `put()` takes the callback back and calls it right there, inside the task's context, where asyncio
+would have scheduled it for the next turn of the loop. No handle, no turn, and the same future serves the next wait.
+That is allowed only while no other task runs on this thread (`_may_step`); otherwise the future is finished, as usual.
 
 Why nothing is lost. An item belongs to the queue until the step in which the task takes it and its `await` returns; a
 cancelled, closed or collected `Recv` never holds one.
 """
 
 import asyncio
+import sys
 
 from cpython.exc cimport PyErr_Clear, PyErr_Occurred, PyErr_SetObject
+from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cython cimport final, freelist
@@ -30,6 +31,11 @@ cdef extern from "Python.h":
 cdef extern from *:
     """
     static void fabric_set_iternext(PyObject *type, iternextfunc next) { ((PyTypeObject *)type)->tp_iternext = next; }
+
+    /* A class made in Python gets a slot that looks `__anext__` up by name for each item. */
+    static void fabric_inherit_anext(PyObject *type, PyObject *base) {
+        ((PyTypeObject *)type)->tp_as_async->am_anext = ((PyTypeObject *)base)->tp_as_async->am_anext;
+    }
 
     /* A StopIteration that only we hold, used again and again: who awaits takes its value and lets it go at once. One
        that somebody kept, or that has been through Python code, is left to them. */
@@ -75,10 +81,12 @@ cdef extern from *:
     """
     ctypedef PyObject* (*iternextfunc)(PyObject*) noexcept
     void set_iternext "fabric_set_iternext"(object type, iternextfunc next)
+    void inherit_anext "fabric_inherit_anext"(object type, object base)
     void stop_with "fabric_stop_with"(object value) noexcept       # raises StopIteration(value)
     void empty_stop "fabric_empty_stop"() noexcept
 
-cdef object current_task = asyncio.current_task
+# Before Python 3.12 `current_task` is a Python function: ask the table that it asks, which is the one of the C tasks.
+cdef object current_task = (asyncio.current_task if sys.version_info >= (3, 12) else asyncio.tasks._current_tasks.get)
 
 
 class _NoLoop:
@@ -93,7 +101,11 @@ class _NoLoop:
 cdef object FINISHED = asyncio.Future(loop=_NoLoop())
 FINISHED.set_result(None)
 
-cdef object CancelledError = asyncio.CancelledError
+cdef object Future = asyncio.Future
+
+# From Python 3.14 on a future remembers who awaits it: one that serves again would remember them all.
+cdef bint FUTURES_SERVE_AGAIN = sys.version_info < (3, 14)
+
 cdef object EXHAUSTED = iter(())          # raises StopIteration for ever, without making an exception object
 
 
@@ -104,6 +116,13 @@ def bind_errors(*, concurrent_recv):
     """Set what is raised in a second task that calls `recv()` while another one waits: a class, called with a text."""
     global _concurrent_recv
     _concurrent_recv = concurrent_recv
+
+
+def iterates_in_c(type cls not None):
+    """Class decorator: let `async for` over a Python subclass of `Inbox` call what it inherits without a look-up."""
+    if cls.__anext__ is cls.__base__.__anext__:
+        inherit_anext(cls, cls.__base__)
+    return cls
 
 
 cdef class Inbox:
@@ -178,15 +197,35 @@ cdef class Inbox:
         return 0
 
     cdef int wake(self) except -1:
-        cdef Parked waiter = self._waiter
-        if waiter._progress == WAITING:
-            waiter._progress = WOKEN
-            if waiter._callback is not None:
-                if not self._knows_tasks:
-                    self._knows_tasks = True
-                    self._may_step = current_task(self._loop) is None
-                waiter._call(self._may_step)
+        if self._woken:
+            return 0
+        self._woken = True
+        if not self._knows_tasks:
+            self._knows_tasks = True
+            self._may_step = current_task(self._loop) is None
+        # A future that is done already has been cancelled, and its task is about to be told.
+        if not (self._may_step and self._step_in_place()) and not self._future.done():
+            self._future.set_result(None)
+            self._future = None
         return 0
+
+    cdef bint _step_in_place(self) except -1:
+        """Run the waiting task's wakeup in its context; False when it has to be scheduled."""
+        cdef object future = self._future, callbacks = future._callbacks, callback, context
+        cdef PyObject* result
+        if callbacks is None or PyList_GET_SIZE(callbacks) != 1:
+            return False
+        callback, context = callbacks[0]
+        if PyContext_Enter(context) < 0:               # it is in use further up this very stack
+            PyErr_Clear()
+            return False
+        future.remove_done_callback(callback)
+        result = PyObject_CallOneArg(callback, FINISHED)
+        PyContext_Exit(context)
+        if result == NULL:
+            reraise()                                  # KeyboardInterrupt or SystemExit: a task keeps all others
+        take_reference(result)
+        return True
 
 
 @final
@@ -207,14 +246,14 @@ cdef class Recv:
         return self._step()
 
     def throw(self, kind, value=None, traceback=None):
-        self._detach()
+        self._give_up()
         throw(kind, value, traceback)
 
     def close(self):
-        self._detach()
+        self._give_up()
 
     cdef object _step(self):
-        """Return what the task is to wait for; or raise StopIteration with the item, or what ended the inbox."""
+        """Return the future the task is to wait for; or raise StopIteration with the item, or what ended the inbox."""
         cdef PyObject* result = recv_iternext(<PyObject*>self)
         if result == NULL:
             if PyErr_Occurred() == NULL:
@@ -225,12 +264,15 @@ cdef class Recv:
     cdef object _wait(self):
         """Become the waiting receiver; the end of the inbox and a misuse raise."""
         cdef Inbox inbox = self._inbox
-        cdef Parked parked
         if self._spent:
             raise RuntimeError("this recv() has already been awaited")
-        if inbox._waiter is not None and inbox._waiter is not self._parked:
-            self._spent = True
-            raise _concurrent_recv("another task is already waiting in recv() on this connection")
+        if inbox._waiter is not None and inbox._waiter is not self:
+            if inbox._future is None or not inbox._future.cancelled():
+                self._spent = True
+                raise _concurrent_recv("another task is already waiting in recv() on this connection")
+            inbox._waiter._give_up()                   # it is about to be told
+            if inbox._queue.size:
+                return self._step()
         if inbox._end is not None:
             self._detach()
             if inbox._end is not True:
@@ -239,16 +281,23 @@ cdef class Recv:
                 raise StopAsyncIteration
             raise StopIteration
         empty_stop()
-        parked = Parked.__new__(Parked)
-        parked._inbox = inbox
-        parked._asyncio_future_blocking = True
-        self._parked = inbox._waiter = parked
-        return parked
+        if inbox._future is None or not FUTURES_SERVE_AGAIN:
+            inbox._future = Future(loop=inbox._loop)
+        inbox._future._asyncio_future_blocking = True
+        inbox._waiter = self
+        inbox._woken = False
+        return inbox._future
 
     cdef void _detach(self) noexcept:
         self._spent = True
-        if self._parked is not None and self._inbox._waiter is self._parked:
+        if self._inbox._waiter is self:
             self._inbox._waiter = None
+
+    cdef void _give_up(self) noexcept:
+        """Leave without an item; the future, which may be cancelled, serves no more."""
+        if self._inbox._waiter is self:
+            self._inbox._future = None
+        self._detach()
 
 
 cdef PyObject* recv_iternext(PyObject* self) noexcept:
@@ -260,7 +309,7 @@ cdef PyObject* recv_iternext(PyObject* self) noexcept:
     cdef Recv recv = <Recv>self
     cdef Inbox inbox = recv._inbox
     cdef object item
-    if inbox._queue.size and not recv._spent and (inbox._waiter is None or inbox._waiter is recv._parked):
+    if inbox._queue.size and not recv._spent and (inbox._waiter is None or inbox._waiter is recv):
         recv._detach()
         item = inbox._queue.pop()
         inbox.taken(item)
@@ -270,14 +319,14 @@ cdef PyObject* recv_iternext(PyObject* self) noexcept:
 
 
 cdef PyObject* recv_wait(Recv recv) noexcept:
-    cdef object parked
+    cdef object future
     try:
-        parked = recv._wait()
+        future = recv._wait()
     except BaseException as error:
         PyErr_SetObject(type(error), error)
         return NULL
-    Py_INCREF(parked)                                  # the caller's
-    return <PyObject*>parked
+    Py_INCREF(future)                                  # the caller's
+    return <PyObject*>future
 
 
 set_iternext(Recv, recv_iternext)
@@ -287,68 +336,6 @@ cdef inline object take_reference(PyObject* owned):
     cdef object result = <object>owned
     Py_DECREF(result)
     return result
-
-
-@final
-@freelist(64)
-cdef class Parked:
-    """What a waiting task takes for its future: where `Inbox.wake` finds the task again."""
-
-    @property
-    def _loop(self):                       # a task asks for this where there is no get_loop(), for less than a call
-        return self._inbox._loop
-
-    def add_done_callback(self, callback, *, context=None):
-        self._callback = callback
-        self._context = context
-        if self._progress != WAITING:
-            self._call(False)
-
-    def remove_done_callback(self, callback):
-        cdef bint had = self._callback is not None
-        self._callback = self._context = None
-        return int(had)
-
-    def cancel(self, msg=None):
-        if self._progress != WAITING:
-            return False                   # already woken: the task is told by its own flag
-        self._progress = CANCELLED
-        self._cancel_message = msg
-        if self._inbox._waiter is self:
-            self._inbox._waiter = None     # what comes from now on stays in the queue
-        if self._callback is not None:
-            self._call(False)
-        return True
-
-    def cancelled(self):
-        return self._progress == CANCELLED
-
-    def done(self):
-        return self._progress != WAITING
-
-    def result(self):
-        if self._progress == CANCELLED:
-            raise CancelledError() if self._cancel_message is None else CancelledError(self._cancel_message)
-
-    def exception(self):
-        self.result()
-
-    cdef int _call(self, bint in_place) except -1:
-        """Run the task's wakeup in its context, now or in the next turn of the loop."""
-        cdef object callback = self._callback, context = self._context
-        self._callback = self._context = None
-        cdef PyObject* result
-        if in_place and context is not None:
-            if PyContext_Enter(context) == 0:
-                result = PyObject_CallOneArg(callback, FINISHED)
-                PyContext_Exit(context)
-                if result == NULL:
-                    reraise()                          # KeyboardInterrupt or SystemExit: a task keeps all others
-                take_reference(result)
-                return 0
-            PyErr_Clear()                              # the context is in use further up this very stack
-        self._inbox._loop.call_soon(callback, self, context=context)
-        return 0
 
 
 cdef object throw(object kind, object value, object traceback):

@@ -3,11 +3,14 @@ from libc.stdint cimport uint8_t
 from fabric_ext.inbox cimport Inbox
 
 
+cdef class Outlet
+
+
 cdef class Hub:
     cdef object __weakref__
     cdef object loop
     cdef object _call_soon
-    cdef list _dirty             # outlets that hold gathered bytes
+    cdef Outlet _dirty           # the latest outlet that holds gathered bytes; each leads to the one before
     cdef bint reading            # the frames of one read are being delivered: gather until it ends
     cdef bint _turn_scheduled
     cdef unsigned long turn      # counts loop turns in which something was sent outside a read
@@ -26,7 +29,8 @@ cdef class Outlet(Inbox):
     cdef int _fd                 # -1: no direct writes (TLS, or not connected)
     cdef bint _masking           # a client: RFC 6455 §5.3
     cdef bint _blocked           # the transport holds bytes that the kernel has not taken
-    cdef bint _is_dirty          # listed in the hub
+    cdef bint _is_dirty          # among those that the hub knows to hold bytes
+    cdef Outlet _next_dirty      # the one after it there
     cdef unsigned long _turn     # the turn in which this outlet last wrote at once
     cdef char* _out
     cdef Py_ssize_t _out_size

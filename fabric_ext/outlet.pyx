@@ -75,7 +75,6 @@ cdef class Hub:
     def __cinit__(self, loop):
         self.loop = loop
         self._call_soon = loop.call_soon
-        self._dirty = []
         self.turn = 1                          # an outlet begins with 0: it has not written in any turn yet
         self._spare = <char*>malloc(SPARE_SIZE)
         if self._spare == NULL:
@@ -86,8 +85,9 @@ cdef class Hub:
 
     cdef int flush_all(self) except -1:
         cdef Outlet outlet
-        while self._dirty:
-            outlet = self._dirty.pop()
+        while self._dirty is not None:
+            outlet = self._dirty
+            self._dirty, outlet._next_dirty = outlet._next_dirty, None
             outlet._is_dirty = False
             try:
                 outlet.flush()
@@ -186,7 +186,7 @@ cdef class Outlet(Inbox):
                 return self.flush()
         if not self._is_dirty:
             self._is_dirty = True
-            self._hub._dirty.append(self)
+            self._next_dirty, self._hub._dirty = self._hub._dirty, self
         return 0
 
     cdef int flush(self) except -1:
@@ -261,7 +261,7 @@ cdef class Outlet(Inbox):
         cdef char* block = NULL
         if self._out_size == 0 and self._out != NULL:
             if self._out_capacity >= SPARE_SIZE and self._hub._spare == NULL:
-                block = <char*>realloc(self._out, SPARE_SIZE)
+                block = self._out if self._out_capacity == SPARE_SIZE else <char*>realloc(self._out, SPARE_SIZE)
             if block != NULL:
                 self._hub._spare = block
             else:

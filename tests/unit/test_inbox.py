@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fabric_ext.inbox import Inbox
+from fabric_ext.inbox import Inbox, iterates_in_c
 
 if TYPE_CHECKING:
     import random
@@ -534,6 +534,40 @@ async def test_another_receiver_takes_over_at_once_after_a_cancel(spawn: Spawn) 
     await outside(lambda: inbox.put_item(1))
     assert await second == 1
     assert first.cancelled()
+
+
+@pytest.mark.parametrize("comes", ["before", "after"])
+async def test_an_item_goes_to_who_asks_while_a_cancelled_task_has_not_been_told(spawn: Spawn, comes: str) -> None:
+    inbox = new_inbox()
+    first = spawn(inbox.recv())
+    await settled()
+    first.cancel()
+    if comes == "before":
+        inbox.put_item(1)
+    else:
+        asyncio.get_running_loop().call_soon(inbox.put_item, 1)
+    assert await inbox.recv() == 1  # asked for in the very step in which the other was cancelled
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await outside(lambda: inbox.put_item(2))
+    assert await inbox.recv() == 2
+
+
+async def test_a_subclass_iterates_by_its_own_or_by_what_it_inherits() -> None:
+    @iterates_in_c
+    class Inheriting(Inbox):
+        pass
+
+    @iterates_in_c
+    class Own(Inbox):
+        def __anext__(self) -> Any:
+            return asyncio.sleep(0, "its own")
+
+    for made, expected in ((Inheriting(asyncio.get_running_loop()), 1), (Own(asyncio.get_running_loop()), "its own")):
+        made.put_item(1)
+        async for item in made:
+            assert item == expected
+            break
 
 
 async def test_a_task_that_swallows_its_cancellation_receives_on(spawn: Spawn) -> None:
