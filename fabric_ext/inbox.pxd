@@ -8,6 +8,8 @@ cdef class Inbox:
     cdef Ring _queue
     cdef Recv _waiter            # the one wait in progress, or None
     cdef object _future          # what its task waits for; kept, while pending, for the next wait
+    cdef object _wakeup          # of the waiter, if its task was resumed here before: that task's callback,
+    cdef object _context         # and the context to call it in
     cdef object _loop
     cdef object _end             # None while open; then True (ended normally) or the exception that ended it
     cdef bint _woken             # something came for the waiter: its task runs now or soon

@@ -16,6 +16,7 @@ import asyncio
 import sys
 
 from cpython.exc cimport PyErr_Clear, PyErr_Occurred, PyErr_SetObject
+from cpython.dict cimport PyDict_GetItemWithError
 from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
@@ -85,8 +86,17 @@ cdef extern from *:
     void stop_with "fabric_stop_with"(object value) noexcept       # raises StopIteration(value)
     void empty_stop "fabric_empty_stop"() noexcept
 
-# Before Python 3.12 `current_task` is a Python function: ask the table that it asks, which is the one of the C tasks.
-cdef object current_task = (asyncio.current_task if sys.version_info >= (3, 12) else asyncio.tasks._current_tasks.get)
+cdef object current_task = asyncio.current_task
+
+# Before Python 3.12 that is a Python function: look into the table that it looks into, which is the one of the C tasks.
+cdef dict running = None if sys.version_info >= (3, 12) else asyncio.tasks._current_tasks
+
+
+cdef bint nobody_runs(object loop) except -1:
+    """Does no task run on this thread, in this loop?"""
+    if running is None:
+        return current_task(loop) is None
+    return PyDict_GetItemWithError(running, loop) == NULL
 
 
 class _NoLoop:
@@ -194,6 +204,7 @@ cdef class Inbox:
             self._end = True if error is None else error
             if self._waiter is not None:
                 self.wake()
+            self._wakeup = self._context = None
         return 0
 
     cdef int wake(self) except -1:
@@ -202,7 +213,7 @@ cdef class Inbox:
         self._woken = True
         if not self._knows_tasks:
             self._knows_tasks = True
-            self._may_step = current_task(self._loop) is None
+            self._may_step = nobody_runs(self._loop)
         # A future that is done already has been cancelled, and its task is about to be told.
         if not (self._may_step and self._step_in_place()) and not self._future.done():
             self._future.set_result(None)
@@ -211,17 +222,24 @@ cdef class Inbox:
 
     cdef bint _step_in_place(self) except -1:
         """Run the waiting task's wakeup in its context; False when it has to be scheduled."""
-        cdef object future = self._future, callbacks = future._callbacks, callback, context
+        cdef object future = self._future, callbacks
         cdef PyObject* result
-        if callbacks is None or PyList_GET_SIZE(callbacks) != 1:
-            return False
-        callback, context = callbacks[0]
-        if PyContext_Enter(context) < 0:               # it is in use further up this very stack
+        # Wakeups of the same task are equal, and a task has one context.
+        if self._wakeup is None or not future.remove_done_callback(self._wakeup):
+            callbacks = future._callbacks
+            if callbacks is None or PyList_GET_SIZE(callbacks) != 1:
+                return False
+            self._wakeup, self._context = callbacks[0]
+            future.remove_done_callback(self._wakeup)
+        if PyContext_Enter(self._context) < 0:         # it is in use further up this very stack
             PyErr_Clear()
+            future.add_done_callback(self._wakeup, context=self._context)
             return False
-        future.remove_done_callback(callback)
-        result = PyObject_CallOneArg(callback, FINISHED)
+        wakeup, context = self._wakeup, self._context  # held: the task may end this inbox
+        result = PyObject_CallOneArg(wakeup, FINISHED)
         PyContext_Exit(context)
+        if self._waiter is None:
+            self._wakeup = self._context = None        # a task that does something else is not kept
         if result == NULL:
             reraise()                                  # KeyboardInterrupt or SystemExit: a task keeps all others
         take_reference(result)

@@ -11,8 +11,7 @@
  *   echo       closed loop: each connection keeps DEPTH messages in flight (1 = ping-pong)
  *   open       open loop: RATE messages a second over all connections; latency counts from the moment a message was
  *              *due*, not from when it could be sent, so a stalled server is not flattered (coordinated omission)
- *   broadcast  connection 0 sends, the server forwards to everybody, done when the last of N has it; polls without
- *              sleeping
+ *   broadcast  connection 0 sends, the server forwards to everybody, done when the last of N has it
  *   connect    DEPTH connections at a time: TCP, [TLS,] upgrade, close handshake, again
  *   idle       opens N connections, says so, and obeys stdin: "touch" (one echo each), "quit"
  *
@@ -59,7 +58,7 @@ static struct {
     double seconds, warmup, rate;
     uint64_t count; /* instead of seconds: exactly this many messages, in steps obeyed from stdin */
     pid_t server_pid;
-    bool tls, deflate, text;
+    bool tls, deflate, text, poll;
 } opt = {.host = "127.0.0.1", .path = "/", .connections = 1, .depth = 1, .size = 32, .seconds = 1, .warmup = 0.3};
 
 static void fail(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
@@ -746,7 +745,7 @@ static struct {
     double interval; /* open loop: ns between messages */
     uint64_t due;
     uint32_t *missing;              /* broadcast: receivers that still lack message i */
-    int64_t spun, spun_from, spun_to; /* broadcast: ns in polls that found nothing */
+    int64_t spun, spun_from, spun_to; /* ns in polls that found nothing */
 } run;
 
 static int64_t own_cpu_ns(void) { return clock_ns(CLOCK_PROCESS_CPUTIME_ID); }
@@ -892,16 +891,23 @@ static void start_closed_loop(void) {
 
 static void go_alone(void) {
     /* A ping-pong on one connection needs no epoll: a blocking read is the shortest wait there is. */
-    if (opt.connections != 1 || opt.depth != 1 || opt.tls) return;
+    if (opt.connections != 1 || opt.depth != 1 || opt.tls || opt.poll) return;
     struct timeval limit = {.tv_usec = 50000};
     fcntl(all[0].fd, F_SETFL, 0);
     setsockopt(all[0].fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     alone = true;
 }
 
+/* With --poll it never sleeps: a server that has to wake us for its next answer pays for that with its own CPU time, the
+ * faster one the more often, and peers on other machines cost it nothing of the kind. */
 static void run_for(double seconds) {
-    int64_t end = now_ns() + (int64_t)(seconds * 1e9);
-    while (now_ns() < end) turn(20);
+    int64_t now = now_ns(), end = now + (int64_t)(seconds * 1e9);
+    while (now < end) {
+        int64_t before = now;
+        bool found = turn(opt.poll ? 0 : 20);
+        now = now_ns();
+        if (opt.poll && !found) run.spun += now - before;
+    }
 }
 
 static void echo(void) {
@@ -953,18 +959,6 @@ static void open_loop(void) {
     run.failures = run.outstanding;
 }
 
-/* Never sleeps: a server that had to wake us for its next delivery would pay for that with its own CPU time, and peers on
- * other machines cost it nothing of the kind. */
-static void spin_for(double seconds) {
-    int64_t now = now_ns(), end = now + (int64_t)(seconds * 1e9);
-    while (now < end) {
-        int64_t before = now;
-        bool found = turn(0);
-        now = now_ns();
-        if (!found) run.spun += now - before;
-    }
-}
-
 static void broadcast(void) {
     open_all();
     run.missing = allocate(window, sizeof *run.missing);
@@ -976,9 +970,9 @@ static void broadcast(void) {
         release(&all[0], 0, now_ns());
     }
     flush(&all[0]);
-    spin_for(opt.warmup);
+    run_for(opt.warmup);
     start_window();
-    spin_for(opt.seconds);
+    run_for(opt.seconds);
     stop_window();
     drain(5);
 }
@@ -1041,7 +1035,7 @@ static void report(void) {
     if (opt.server_pid && run.messages)
         printf(" \"server_cpu_seconds\": %.6f, \"server_cpu_ns\": %.2f,\n", cpu / 1e9, cpu / (double)run.messages);
     double share = (double)(run.own_to - run.own_from) / 1e9 / wall;
-    if (opt.mode == BROADCAST) share = 1 - (double)(run.spun_to - run.spun_from) / 1e9 / wall; /* polling in vain is idle */
+    if (opt.poll) share = 1 - (double)(run.spun_to - run.spun_from) / 1e9 / wall; /* polling in vain is idle */
     printf(" \"load_cpu_share\": %.3f", share);
     print_histogram("latency", &latency);
     if (opt.mode == OPEN) print_histogram("from_send", &from_send);
@@ -1054,7 +1048,8 @@ static const struct option long_options[] = {
     {"host", 1, 0, 'h'},     {"port", 1, 0, 'p'},     {"path", 1, 0, 'P'},    {"connections", 1, 0, 'c'},
     {"depth", 1, 0, 'd'},    {"size", 1, 0, 's'},     {"seconds", 1, 0, 't'}, {"warmup", 1, 0, 'w'},
     {"rate", 1, 0, 'r'},     {"count", 1, 0, 'n'},    {"tls", 0, 0, 'S'},     {"deflate", 0, 0, 'z'},
-    {"messages", 1, 0, 'm'}, {"server-pid", 1, 0, 'i'}, {"text", 0, 0, 'T'},  {0, 0, 0, 0}};
+    {"messages", 1, 0, 'm'}, {"server-pid", 1, 0, 'i'}, {"text", 0, 0, 'T'},  {"poll", 0, 0, 'o'},
+    {0, 0, 0, 0}};
 
 static void parse(int argc, char **argv) {
     static const char *const modes[] = {"echo", "open", "broadcast", "connect", "idle"};
@@ -1064,7 +1059,7 @@ static void parse(int argc, char **argv) {
     if (known < 0)
         fail("usage: load echo|open|broadcast|connect|idle --port N [--host A] [--path P] [--connections N] [--depth N] "
              "[--size BYTES | --messages FILE] [--text] [--seconds S] [--warmup S] [--rate PER_SECOND] [--count N] "
-             "[--tls] [--deflate] [--server-pid PID]");
+             "[--tls] [--deflate] [--poll] [--server-pid PID]");
     opt.mode = (enum mode)known;
     opt.mode_name = modes[known];
     optind = 2;
@@ -1085,6 +1080,7 @@ static void parse(int argc, char **argv) {
         case 'S': opt.tls = true; break;
         case 'z': opt.deflate = true; break;
         case 'T': opt.text = true; break;
+        case 'o': opt.poll = true; break;
         default: exit(2);
         }
     }

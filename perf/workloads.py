@@ -230,7 +230,7 @@ def broadcast(quick: bool) -> Iterator[Case]:
         peers = ("fabric", "websockets") if quick else able
         if connections == 5000:
             peers = ("fabric", "picows core", "websockets", "socketify", "ws (Node.js)")
-        arguments = ("--connections", connections, "--size", 128)
+        arguments = ("--connections", connections, "--size", 128, "--poll")
         yield served(
             "e", f"{connections} × 128 B", (*peers, FLOOR), "broadcast", *arguments, needs="broadcast", rounds=2
         )
