@@ -1,20 +1,48 @@
-"""The bars: what must be true of the figures, evaluated on the medians of one run and printed.
+"""The bars: what must be true of the figures, evaluated on one run and printed.
 
-Each bar compares figures of the same run, so the speed of the machine cancels out. A bar whose figures are
+Most compare two peers turn by turn, so the speed of the machine cancels out. A bar whose figures are
 not in the run says so instead of passing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from peers import FLOOR, SMALLEST
 
-#: figure(workload, case, peer, name) -> median; raises KeyError when it was not measured.
-Figure = Callable[[str, str, str, str], float]
+
+def ratio(ours: dict[str, Any], theirs: dict[str, Any], name: str) -> float | None:
+    """The median, over all turns, of one figure of ours over theirs in the same turn; None where there is none."""
+    pairs = [(run.get(name), other.get(name)) for run, other in zip(ours["runs"], theirs["runs"], strict=True)]
+    found = [a / b for a, b in pairs if a is not None and b]
+    return statistics.median(found) if found else None
+
+
+class Measured:
+    """The results of a run. What was not measured raises KeyError."""
+
+    def __init__(self, results: list[dict[str, Any]]) -> None:
+        self._by_name = {(result["workload"], result["case"]): result["peers"] for result in results}
+
+    def median(self, workload: str, case: str, peer: str, name: str) -> float:
+        """The median of one figure."""
+        value: float = self._by_name[workload, case][peer]["median"][name]
+        return value
+
+    def ratio(self, workload: str, case: str, ours: str, theirs: str, name: str) -> float:
+        """Ours over theirs, turn by turn."""
+        peers = self._by_name[workload, case]
+        found = ratio(peers[ours], peers[theirs], name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+
+Value = Callable[[Measured], float]
 
 PIPE = "1 × 32 B, depth 64"
 SAME = "same core, 1 × 32 B"
@@ -27,19 +55,19 @@ class Bar:
 
     workload: str
     text: str
-    value: Callable[[Figure], float]
+    value: Value
     limit: float
     at_most: bool = True
     unit: str = ""
-    by_cpu: Callable[[Figure], float] | None = None  # a rate's ratio again, from CPU time: it repeats better
-    floor: Callable[[Figure], float] | None = None  # what a bare loop of system calls in C reaches in the same run
+    by_cpu: Value | None = None  # a rate's ratio again, from CPU time: it repeats better
+    floor: Value | None = None  # what a bare loop of system calls in C reaches in the same run
 
 
 def cpu(workload: str, case: str, ours: str, theirs: str, limit: float, figure_name: str = "cpu_ns") -> Bar:
     """Our cost over theirs, at most `limit`."""
 
-    def value(figure: Figure) -> float:
-        return figure(workload, case, ours, figure_name) / figure(workload, case, theirs, figure_name)
+    def value(measured: Measured) -> float:
+        return measured.ratio(workload, case, ours, theirs, figure_name)
 
     what = "CPU per message" if figure_name == "cpu_ns" else figure_name
     return Bar(workload, f"{case}: {what}, {ours} / {theirs}", value, limit)
@@ -48,11 +76,11 @@ def cpu(workload: str, case: str, ours: str, theirs: str, limit: float, figure_n
 def faster(workload: str, case: str, theirs: str, limit: float) -> Bar:
     """Our rate over theirs, at least `limit`."""
 
-    def value(figure: Figure) -> float:
-        return figure(workload, case, "fabric", "per_second") / figure(workload, case, theirs, "per_second")
+    def value(measured: Measured) -> float:
+        return measured.ratio(workload, case, "fabric", theirs, "per_second")
 
-    def by_cpu(figure: Figure) -> float:
-        return figure(workload, case, theirs, "cpu_ns") / figure(workload, case, "fabric", "cpu_ns")
+    def by_cpu(measured: Measured) -> float:
+        return measured.ratio(workload, case, theirs, "fabric", "cpu_ns")
 
     return Bar(workload, f"{case}: rate, fabric / {theirs}", value, limit, at_most=False, by_cpu=by_cpu)
 
@@ -69,49 +97,45 @@ def absolute(
 ) -> Bar:
     """One of our own figures, in `unit`, against a fixed limit."""
 
-    def value(figure: Figure) -> float:
-        return figure(workload, case, peer, name) * scale
+    def value(measured: Measured) -> float:
+        return measured.median(workload, case, peer, name) * scale
 
     return Bar(workload, f"{case}: {name} of {peer}", value, limit, at_most, unit)
 
 
-def compressed_extra(figure: Figure) -> float:
+def compressed_extra(measured: Measured) -> float:
     """KB that an idle connection costs more once it has compressed."""
-    touched = figure("i", "compressed after one message, 1000", "fabric", "bytes_per_connection")
-    return (touched - figure("i", "plain after one message, 1000", "fabric", "bytes_per_connection")) / 1024
+    touched = measured.median("i", "compressed after one message, 1000", "fabric", "bytes_per_connection")
+    return (touched - measured.median("i", "plain after one message, 1000", "fabric", "bytes_per_connection")) / 1024
 
 
-def broadcast_gain(peer: str) -> Callable[[Figure], float]:
+def broadcast_gain(peer: str) -> Value:
     """The rate of `peer` to 1,000 connections over that of `websockets`."""
-    case = "1000 × 128 B"
-    return lambda figure: figure("e", case, peer, "per_second") / figure("e", case, "websockets", "per_second")
+    return lambda measured: measured.ratio("e", "1000 × 128 B", peer, "websockets", "per_second")
 
 
-def broadcast_growth(peer: str) -> Callable[[Figure], float]:
+def broadcast_growth(peer: str) -> Value:
     """Cost per connection at 5,000 connections over that at 100."""
     many, few = "5000 × 128 B", "100 × 128 B"
-    return lambda figure: figure("e", many, peer, "cpu_ns") / figure("e", few, peer, "cpu_ns")
+    return lambda measured: measured.median("e", many, peer, "cpu_ns") / measured.median("e", few, peer, "cpu_ns")
 
 
-def smallest_gain(figure: Figure) -> float:
-    """The worst, over the sizes measured, of our rate over the better of `websockets` and aiohttp."""
-    return min(compressed_gains(lambda case, peer: figure("g", case, peer, "per_second")))
+def smallest_gain(measured: Measured) -> float:
+    """The worst, over the sizes and the two others, of our rate over theirs."""
+    return min(compressed_gains(lambda case, peer: measured.ratio("g", case, "fabric", peer, "per_second")))
 
 
-def smallest_cpu_gain(figure: Figure) -> float:
+def smallest_cpu_gain(measured: Measured) -> float:
     """The same from CPU time per message."""
-    return min(compressed_gains(lambda case, peer: 1 / figure("g", case, peer, "cpu_ns")))
+    return min(compressed_gains(lambda case, peer: measured.ratio("g", case, peer, "fabric", "cpu_ns")))
 
 
-def compressed_gains(speed: Callable[[str, str], float]) -> list[float]:
-    """Our speed over the better of the two others, for every size that was measured."""
+def compressed_gains(gain: Callable[[str, str], float]) -> list[float]:
+    """Our gain over `websockets` and over aiohttp, for every size that was measured."""
     gains = []
     for size in ("150 B", "1.2 KB", "10 KB"):
-        case = f"JSON {size}, depth 16"
-        try:
-            gains.append(speed(case, "fabric") / max(speed(case, "websockets"), speed(case, "aiohttp")))
-        except KeyError:
-            continue
+        with contextlib.suppress(KeyError):
+            gains += [gain(f"JSON {size}, depth 16", peer) for peer in ("websockets", "aiohttp")]
     if not gains:
         raise KeyError("no compressed case was measured")
     return gains
@@ -171,7 +195,7 @@ BARS = (
 )
 
 
-def evaluate(figure: Figure, workloads: str) -> list[dict[str, Any]]:
+def evaluate(measured: Measured, workloads: str) -> list[dict[str, Any]]:
     """Every bar of the workloads that ran, with its value and PASS, MISS or "not measured"."""
     rows = []
     for bar in BARS:
@@ -185,7 +209,7 @@ def evaluate(figure: Figure, workloads: str) -> list[dict[str, Any]]:
             "sense": "at most" if bar.at_most else "at least",
         }
         try:
-            value = bar.value(figure)
+            value = bar.value(measured)
         except (KeyError, TypeError, ZeroDivisionError):
             row |= {"value": None, "verdict": "not measured"}
         else:
@@ -194,7 +218,7 @@ def evaluate(figure: Figure, workloads: str) -> list[dict[str, Any]]:
             for name in ("by_cpu", "floor"):
                 with contextlib.suppress(KeyError):
                     if compute := getattr(bar, name):
-                        row[name] = compute(figure)
+                        row[name] = compute(measured)
         rows.append(row)
     return rows
 

@@ -4,14 +4,16 @@
     python perf/suite.py --quick                the figures that matter most, under 2 minutes
     python perf/suite.py -w ab -p fabric,picows\\ core -r 5
 
-For every case the peers take turns (A B C A B C …), each time in a fresh process, the server bound to core 0
-and the load to core 1. What is reported is the median of the rounds with its quartiles, and the ratio to
-`fabric`. Results go to perf/results/ as JSON; `pictures.py` draws them.
+For every case the peers take turns (A B C A B C …), the server bound to core 0 and the load to core 1; in each round
+in fresh processes. What is reported is the median of all turns with its quartiles, and the ratio to `fabric`, turn by
+turn: what the machine's mood does to one it does to the other. Results go to perf/results/ as JSON;
+`pictures.py` draws them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -19,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,8 @@ import tools
 from process import Failed
 from workloads import WORKLOADS, Case, Effort
 
-FULL = Effort(seconds=0.7, warmup=0.2, rounds=3)
-QUICK = Effort(seconds=0.4, warmup=0.15, rounds=2, quick=True)
+FULL = Effort(seconds=0.25, warmup=0.1, rounds=2, turns=4)
+QUICK = Effort(seconds=0.2, warmup=0.1, rounds=1, turns=4, quick=True)
 MICRO_SECONDS = 270  # for all micro-benchmarks together; alone, each takes the time that pyperf wants
 RESULTS = tools.HERE / "results"
 
@@ -75,34 +78,36 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measure(case: Case, peers: list[str], effort: Effort) -> dict[str, Any]:
-    """All rounds of one case. A peer that fails is left out of later rounds, with its reason."""
+    """All turns of one case. A peer that fails is left out, with its reason."""
     runs: dict[str, list[dict[str, Any]]] = {peer: [] for peer in peers}
     failed: dict[str, str] = {}
     for _ in range(case.rounds or effort.rounds):
-        for peer in peers:
-            if peer in failed:
-                continue
-            try:
-                runs[peer].append(case.measure(peer, effort))
-            except Failed as error:
-                failed[peer] = str(error)
-    results = {peer: summary(done) for peer, done in runs.items() if done}
+        with contextlib.ExitStack() as started:
+            turns = {}
+            for peer in peers:
+                try:
+                    turns[peer] = started.enter_context(case.start(peer))
+                except Failed as error:
+                    failed[peer] = str(error)
+            for _ in range(case.turns or effort.turns):
+                for peer, turn in turns.items():
+                    if peer not in failed:
+                        try:
+                            runs[peer].append(turn(effort))
+                        except Failed as error:
+                            failed[peer] = str(error)
+    results = {peer: summary(done) for peer, done in runs.items() if done and peer not in failed}
     return {
         "workload": case.workload,
         "case": case.name,
         "facts": case.facts,
         "peers": results,
         "failed": failed,
-        "ratios": ratios(results),
-    }
-
-
-def ratios(results: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Every peer's medians divided by those of `fabric`."""
-    ours = results.get("fabric", {}).get("median", {})
-    return {
-        peer: {name: value / ours[name] for name, value in result["median"].items() if ours.get(name)}
-        for peer, result in results.items()
+        "ratios": {
+            peer: {name: ratio for name in result["median"] if (ratio := bars.ratio(result, results["fabric"], name))}
+            for peer, result in results.items()
+            if "fabric" in results
+        },
     }
 
 
@@ -119,7 +124,7 @@ def show(result: dict[str, Any]) -> None:
             _, divisor, layout = COLUMNS[name]
             value = found["median"].get(name)
             cells.append(f"{'' if value is None else layout.format(value / divisor):>13}")
-        ratio = result["ratios"][peer].get(columns[0]) if columns else None
+        ratio = result["ratios"].get(peer, {}).get(columns[0]) if columns else None
         print(f"  {peer:<18}" + "".join(cells) + (f"{ratio:>11.2f}" if ratio else ""))
     for peer, found in peers.items():
         share = found["median"].get("load_share", 0)
@@ -175,8 +180,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("-w", "--workloads", default=letters, help=f"out of {letters} (n: instructions)")
     parser.add_argument("-c", "--case", default="", help="only cases whose name contains this")
     parser.add_argument("-p", "--peers", default="", help="comma-separated; default: all that a case has")
-    parser.add_argument("-r", "--rounds", type=int, help="rounds per case")
-    parser.add_argument("-s", "--seconds", type=float, help="measured seconds per run")
+    parser.add_argument("-r", "--rounds", type=int, help="fresh processes of each peer, per case")
+    parser.add_argument("-t", "--turns", type=int, help="measurements of each process")
+    parser.add_argument("-s", "--seconds", type=float, help="measured seconds per turn")
     parser.add_argument("-m", "--micro", action=argparse.BooleanOptionalAction, default=None,
                         help="the pyperf micro-benchmarks too (default: in a full run)")  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, help="result file (default: perf/results/TIME.json)")
@@ -191,7 +197,12 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     chosen = arguments()
     base = QUICK if chosen.quick else FULL
-    effort = Effort(chosen.seconds or base.seconds, base.warmup, chosen.rounds or base.rounds, base.quick)
+    effort = replace(
+        base,
+        seconds=chosen.seconds or base.seconds,
+        rounds=chosen.rounds or base.rounds,
+        turns=chosen.turns or base.turns,
+    )
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     began = time.time()
@@ -218,13 +229,7 @@ def main() -> int:
     everything = set(chosen.workloads) == set(WORKLOADS) and not chosen.quick
     micro = run_micro(chosen.quick) if (everything if chosen.micro is None else chosen.micro) else {}
 
-    by_name = {(r["workload"], r["case"]): r["peers"] for r in results}
-
-    def figure(workload: str, case: str, peer: str, name: str) -> float:
-        value: float = by_name[workload, case][peer]["median"][name]
-        return value
-
-    rows = bars.evaluate(figure, chosen.workloads)
+    rows = bars.evaluate(bars.Measured(results), chosen.workloads)
     narrowed = chosen.case or chosen.peers or chosen.quick
     shown = [row for row in rows if row["value"] is not None or not narrowed]
     if shown:
@@ -241,7 +246,7 @@ def main() -> int:
             **machine.commit(),
             "machine": machine.machine(),
             "versions": machine.versions(),
-            "effort": {"seconds": effort.seconds, "warmup": effort.warmup, "rounds": effort.rounds},
+            "effort": asdict(effort),
             "missing": missing,
             "bars": rows,
             "results": results,

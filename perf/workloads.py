@@ -1,7 +1,7 @@
 """The workloads (a) to (j): which cases each has, and how one case is measured once for one peer.
 
-A measurement is a flat dict of figures. `Case.measure` starts a fresh server (or client) for every call and
-ends it. Figures that mean the same have the same name everywhere:
+A measurement is a flat dict of figures. `Case.start` starts a fresh server for one peer and yields what measures it
+once; the suite has several in turn before they end. Figures that mean the same have the same name everywhere:
 
     per_second       messages (deliveries, connections) a second, by the wall clock
     cpu_ns           CPU time of the measured process per message, in ns
@@ -11,12 +11,14 @@ ends it. Figures that mean the same have the same name everywhere:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,20 +45,42 @@ class Effort:
 
     seconds: float
     warmup: float
-    rounds: int
+    rounds: int  # fresh processes of each peer
+    turns: int  # measurements of each process, in turn with the other peers'
     quick: bool = False
+
+    @property
+    def timing(self) -> tuple[str, ...]:
+        """The load generator's options."""
+        return "--seconds", str(self.seconds), "--warmup", str(self.warmup)
+
+
+Turn = Callable[[Effort], Figures]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of a workload: measured `rounds` times for each peer, interleaved."""
+    """One line of a workload: measured in `rounds` times `turns` for each peer, interleaved."""
 
     workload: str
     name: str
     peers: tuple[str, ...]
-    measure: Callable[[str, Effort], Figures]
+    start: Callable[[str], AbstractContextManager[Turn]]
     rounds: int | None = None  # None: as often as the effort says
+    turns: int | None = None
     facts: Figures = field(default_factory=dict)  # what a reader of the JSON needs to know
+
+
+def once(
+    workload: str, name: str, peers: tuple[str, ...], measure: Callable[[str, Effort], Figures], facts: Figures
+) -> Case:
+    """A case that takes long: `measure` starts and ends the peer itself, one time."""
+
+    @contextlib.contextmanager
+    def start(peer_name: str) -> Iterator[Turn]:
+        yield lambda effort: measure(peer_name, effort)
+
+    return Case(workload, name, peers, start, 1, 1, facts)
 
 
 def peer_named(name: str, needs: str = "") -> Peer:
@@ -113,19 +137,22 @@ def served(
     needs: str = "",
     same_core: bool = False,
     rounds: int | None = None,
+    turns: int | None = None,
 ) -> Case:
     """A case of one server and one run of the load generator."""
 
-    def measure(peer_name: str, effort: Effort) -> Figures:
-        peer = peer_named(peer_name, needs)
-        timing = ("--seconds", str(effort.seconds), "--warmup", str(effort.warmup))
-        with Server(peer.command, flags_for(needs)) as server:
-            options = (*timing, *load_flags(needs), *map(str, arguments))
+    @contextlib.contextmanager
+    def start(peer_name: str) -> Iterator[Turn]:
+        def turn(effort: Effort) -> Figures:
+            options = (*effort.timing, *load_flags(needs), *map(str, arguments))
             return figures(process.load(server, mode, options, core=0 if same_core else 1))
+
+        with Server(peer_named(peer_name, needs).command, flags_for(needs)) as server:
+            yield turn
 
     shown = [a.name if isinstance(a, Path) else str(a) for a in arguments]
     facts = {"mode": mode, "arguments": shown, "needs": needs, "cores": 1 if same_core else 2}
-    return Case(workload, name, peers, measure, rounds, facts)
+    return Case(workload, name, peers, start, rounds, turns, facts)
 
 
 # ------------------------------------------------------------------ (a) ping-pong, (b) pipelined
@@ -137,7 +164,7 @@ def ping_pong(quick: bool) -> Iterator[Case]:
     python = (*CLOSEST, "picows.websockets") if quick else ALL
     yield served("a", "same core, 1 × 32 B", native, "echo", same_core=True)
     yield served("a", "two cores, 1 × 32 B", peers, "echo")
-    yield served("a", "two cores, 64 × 32 B", python, "echo", "--connections", 64)
+    yield served("a", "two cores, 64 × 32 B", python, "echo", "--connections", 64, "--poll")
     if not quick:
         yield served("a", "same core, 1 × 1 KB", CLOSEST, "echo", "--size", 1024, same_core=True)
         yield served("a", "same core, 1 × 64 KB", CLOSEST, "echo", "--size", 65536, same_core=True)
@@ -145,11 +172,11 @@ def ping_pong(quick: bool) -> Iterator[Case]:
 
 def pipelined(quick: bool) -> Iterator[Case]:
     peers = (*CLOSEST, "socketify") if quick else ALL
-    yield served("b", "1 × 32 B, depth 64", peers, "echo", "--depth", 64)
+    yield served("b", "1 × 32 B, depth 64", peers, "echo", "--depth", 64, "--poll")
     if not quick:
-        yield served("b", "8 × 32 B, depth 64", peers, "echo", "--depth", 64, "--connections", 8)
-        yield served("b", "1 × 1 KB, depth 64", CLOSEST, "echo", "--depth", 64, "--size", 1024)
-        yield served("b", "1 × 64 KB, depth 64", CLOSEST, "echo", "--depth", 64, "--size", 65536)
+        yield served("b", "8 × 32 B, depth 64", peers, "echo", "--depth", 64, "--connections", 8, "--poll")
+        yield served("b", "1 × 1 KB, depth 64", CLOSEST, "echo", "--depth", 64, "--size", 1024, "--poll")
+        yield served("b", "1 × 64 KB, depth 64", CLOSEST, "echo", "--depth", 64, "--size", 65536, "--poll")
 
 
 # ------------------------------------------------------------------ (c) open loop
@@ -159,8 +186,7 @@ def open_loop(quick: bool) -> Iterator[Case]:
     shares = (0.5, 0.9) if quick else (0.1, 0.5, 0.75, 0.9)
 
     def measure(peer_name: str, effort: Effort) -> Figures:
-        connections = ("--connections", "16")
-        timing = ("--seconds", str(effort.seconds), "--warmup", str(effort.warmup))
+        connections, timing = ("--connections", "16"), effort.timing
         with Server(peer_named(peer_name).command) as server:
             capacity = process.load(server, "echo", (*connections, "--depth", "4", *timing))["per_second"]
             found: Figures = {"capacity": capacity}
@@ -175,7 +201,7 @@ def open_loop(quick: bool) -> Iterator[Case]:
 
     peers = ("fabric", "websockets") if quick else PYTHON
     facts = {"shares of capacity": shares, "capacity": "closed loop, 16 connections, depth 4, 32 B"}
-    yield Case("c", "16 × 32 B", peers, measure, 1, facts)
+    yield once("c", "16 × 32 B", peers, measure, facts)
 
 
 # ------------------------------------------------------------------ (d) the client side
@@ -186,25 +212,29 @@ def client_side(quick: bool) -> Iterator[Case]:
         # TLS and compression are beyond server_raw.c; then our cheapest server stands in, the same for all.
         command = SERVER_PEERS["fabric callbacks"].command if needs else (str(tools.SERVER_RAW),)
 
-        def measure(peer_name: str, effort: Effort) -> Figures:
-            options = ["--depth", str(depth), "--seconds", str(effort.seconds), *CLIENT_FLAGS[needs]]
-            if messages is not None:
-                options += ["--messages", str(messages)]
-            with Server(command, flags_for(needs), core=1) as server, process.pinned(1 if same_core else 0):
-                done = subprocess.run(
-                    [*CLIENT_PEERS[peer_name], *options, "--port", str(server.port)],
-                    capture_output=True,
-                    text=True,
-                    timeout=60,
-                    env=process.environment(),
-                    check=False,
-                )
-            if done.returncode:
-                raise Failed((done.stderr.strip().splitlines() or ["no output"])[-1])
-            result = json.loads(done.stdout)
-            found: Figures = {"per_second": result["per_second"], "cpu_ns": result["client_cpu_ns"]}
-            found |= result.get("latency", {})
-            return found
+        options = ("--depth", str(depth), *CLIENT_FLAGS[needs], *(("--messages", str(messages)) if messages else ()))
+
+        @contextlib.contextmanager
+        def start(peer_name: str) -> Iterator[Turn]:
+            def turn(effort: Effort) -> Figures:
+                timing = ("--seconds", str(effort.seconds), "--port", str(server.port))
+                with process.pinned(1 if same_core else 0):
+                    done = subprocess.run(
+                        [*CLIENT_PEERS[peer_name], *options, *timing],
+                        capture_output=True,
+                        text=True,
+                        timeout=60,
+                        env=process.environment(),
+                        check=False,
+                    )
+                if done.returncode:
+                    raise Failed((done.stderr.strip().splitlines() or ["no output"])[-1])
+                result = json.loads(done.stdout)
+                latency = result.get("latency", {})
+                return {"per_second": result["per_second"], "cpu_ns": result["client_cpu_ns"]} | latency
+
+            with Server(command, flags_for(needs), core=1) as server:
+                yield turn
 
         facts = {
             "measured": "the client's CPU time",
@@ -212,7 +242,7 @@ def client_side(quick: bool) -> Iterator[Case]:
             "depth": depth,
             "needs": needs,
         }
-        return Case("d", name, tuple(CLIENT_PEERS), measure, None, facts)
+        return Case("d", name, tuple(CLIENT_PEERS), start, facts=facts)
 
     yield case("pipelined, depth 64, 32 B", 64)
     yield case("same core, ping-pong, 32 B", 1, same_core=True)
@@ -232,23 +262,23 @@ def broadcast(quick: bool) -> Iterator[Case]:
             peers = ("fabric", "picows core", "websockets", "socketify", "ws (Node.js)")
         arguments = ("--connections", connections, "--size", 128, "--poll")
         yield served(
-            "e", f"{connections} × 128 B", (*peers, FLOOR), "broadcast", *arguments, needs="broadcast", rounds=2
+            "e", f"{connections} × 128 B", (*peers, FLOOR), "broadcast", *arguments, needs="broadcast", turns=2
         )
 
 
 def tls(quick: bool) -> Iterator[Case]:
     able = tuple(name for name in ALL if "tls" in SERVER_PEERS[name].can)
     peers = ("fabric", "aiohttp") if quick else able
-    yield served("f", "same core, ping-pong 1 × 32 B", peers, "echo", needs="tls", same_core=True, rounds=2)
-    yield served("f", "pipelined 1 × 32 B, depth 64", peers, "echo", "--depth", 64, needs="tls", rounds=2)
+    yield served("f", "same core, ping-pong 1 × 32 B", peers, "echo", needs="tls", same_core=True)
+    yield served("f", "pipelined 1 × 32 B, depth 64", peers, "echo", "--depth", 64, "--poll", needs="tls")
 
 
 def compression(quick: bool) -> Iterator[Case]:
     able = ("fabric", SMALLEST, "picows.websockets", "websockets", "aiohttp", "ws (Node.js)")
     peers = ("fabric", "websockets", "aiohttp") if quick else able
     for size in ("1.2 KB",) if quick else tools.JSON_SIZES:
-        arguments = ("--depth", 16, "--messages", tools.json_file(size))
-        yield served("g", f"JSON {size}, depth 16", peers, "echo", *arguments, needs="deflate", rounds=2)
+        arguments = ("--depth", 16, "--messages", tools.json_file(size), "--poll")
+        yield served("g", f"JSON {size}, depth 16", peers, "echo", *arguments, needs="deflate")
 
 
 # ------------------------------------------------------------------ (h) connections a second
@@ -286,7 +316,7 @@ def idle_memory(name: str, peers: tuple[str, ...], count: int, needs: str = "", 
                 steps.end()
         return {"bytes_per_connection": grown / count, "megabytes": grown / 1e6}
 
-    return Case("i", name, peers, measure, 1, {"connections": count, "needs": needs, "touched": touch})
+    return once("i", name, peers, measure, {"connections": count, "needs": needs, "touched": touch})
 
 
 def idle_cpu(count: int, seconds: float) -> Case:
@@ -306,7 +336,7 @@ def idle_cpu(count: int, seconds: float) -> Case:
         return {"cpu_share": share}
 
     name = f"CPU of {count} idle, default heartbeats"
-    return Case("i", name, ("fabric", "websockets"), measure, 1, {"seconds": seconds})
+    return once("i", name, ("fabric", "websockets"), measure, {"seconds": seconds})
 
 
 def idle(quick: bool) -> Iterator[Case]:
@@ -331,10 +361,10 @@ def growth(quick: bool) -> Iterator[Case]:
     if quick:
         return
     for count in (8, 64, 512, 4096):
-        arguments = ("--connections", count, "--depth", 8)
+        arguments = ("--connections", count, "--depth", 8, "--poll")
         yield served("j", f"{count} connections × depth 8, 32 B", FABRIC, "echo", *arguments, rounds=1)
     for size in (32, 256, 4096, 65536, 1 << 20):
-        yield served("j", f"{size} B, depth 16", FABRIC, "echo", "--depth", 16, "--size", size, rounds=1)
+        yield served("j", f"{size} B, depth 16", FABRIC, "echo", "--depth", 16, "--size", size, "--poll", rounds=1)
 
 
 # ------------------------------------------------------------------ instructions, by callgrind
@@ -348,7 +378,7 @@ def instructions(quick: bool) -> Iterator[Case]:
             count = 4000 if depth == 1 else 20000
             return {"instructions": count_instructions(peer_named(peer_name), count, depth, size)}
 
-        return Case("n", name, peers, measure, 1, {"depth": depth, "tool": "callgrind"})
+        return once("n", name, peers, measure, {"depth": depth, "tool": "callgrind"})
 
     yield case("pipelined 1 × 32 B, depth 64", 64, 32, FABRIC if quick else (*FABRIC, "picows core"))
     if not quick:
