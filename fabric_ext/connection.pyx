@@ -134,7 +134,7 @@ cdef class Link(WSListener):
     cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
         cdef Connection connection = self._connection
         if not self._hub.reading:
-            self._hub.reading = True
+            self._hub.begin_read()
             if connection is not None:
                 connection.begin_delivery()
                 connection._counters.last_activity_ns = coarse_monotonic_ns()

@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t
 
 from fabric_ext.inbox cimport Inbox
 
@@ -12,10 +12,17 @@ cdef class Hub:
     cdef object _call_soon
     cdef Outlet _dirty           # the latest outlet that holds gathered bytes; each leads to the one before
     cdef bint reading            # the frames of one read are being delivered: gather until it ends
+    cdef int64_t patience_ns
+    cdef Py_ssize_t _held        # frames gathered in this read,
+    cdef Py_ssize_t _look_at     # and how many they will be when the clock is looked at next
+    cdef int64_t _held_since     # ns; when the oldest of them was; 0: not yet looked at
+    cdef int64_t _looked         # ns; the latest look
     cdef bint _turn_scheduled
     cdef unsigned long turn      # counts loop turns in which something was sent outside a read
     cdef char* _spare            # one SPARE_SIZE block, lent to the outlet that gathers
 
+    cdef void begin_read(self) noexcept
+    cdef int hold(self) except -1
     cdef int flush_all(self) except -1
     cdef int begin_turn(self) except -1
 

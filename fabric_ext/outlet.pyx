@@ -5,7 +5,8 @@ Owns the gather buffer ("cork") and the direct path to the socket. Knows nothing
 When bytes leave. While the frames of one read are being delivered (`hub.reading`), everything sent, by whichever
 connection of the loop, is gathered and leaves when the read ends. Outside a read, the first send of a connection in a
 turn of the loop leaves at once; what follows in the same turn is gathered and leaves at the end of the turn. Nothing
-waits for a timer. What the kernel does not take goes to the transport, which holds it and says when it is through
+waits for a timer, and nothing waits long for others: where the messages of one read take their time, what has been
+gathered leaves before the read ends (PATIENCE_NS). What the kernel does not take goes to the transport, which holds it and says when it is through
 (`_blocked`, set and cleared by the connection); until then nothing is written directly, so the order holds.
 
 Payloads of LARGE bytes and more are not copied when they need no mask: header and payload leave by one writev().
@@ -14,7 +15,7 @@ Payloads of LARGE bytes and more are not copied when they need no mask: header a
 import weakref
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
@@ -24,8 +25,10 @@ from fabric_ext.message cimport MAX_HEADER, write_header
 cdef extern from *:
     """
     #include <errno.h>
+    #include <stdint.h>
     #include <sys/socket.h>
     #include <sys/uio.h>
+    #include <time.h>
 
     #ifndef MSG_NOSIGNAL
     #define MSG_NOSIGNAL 0      /* macOS; Python ignores SIGPIPE anyway */
@@ -34,6 +37,12 @@ cdef extern from *:
     /* -1: not now, or whatever the transport will find out; -2: the connection is lost, and says so but once. */
     static inline ssize_t fabric_sent(ssize_t n) {
         return n < 0 && (errno == EPIPE || errno == ECONNRESET || errno == ETIMEDOUT) ? -2 : n;
+    }
+
+    static inline int64_t fabric_monotonic_ns(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
     }
 
     static inline ssize_t fabric_send(int fd, const void *p, size_t n) {
@@ -48,6 +57,7 @@ cdef extern from *:
         return fabric_sent(sendmsg(fd, &message, MSG_NOSIGNAL));
     }
     """
+    int64_t monotonic_ns "fabric_monotonic_ns"() noexcept
     ssize_t c_send "fabric_send"(int fd, const void* p, size_t n) noexcept
     ssize_t c_send_two "fabric_send_two"(int fd, const void* a, size_t na, const void* b, size_t nb) noexcept
 
@@ -56,6 +66,8 @@ cdef enum:
     SPARE_SIZE = 65536           # the hub's block; also where a gathering outlet stops waiting and writes
     FIRST_SIZE = 2048            # what an outlet allocates when the spare block is lent already
     LARGE = 8192                 # payloads from here on are written from where they lie
+    PATIENCE_NS = 100_000        # for which a frame is held back in a read that goes on
+    STRIDE = 8                   # frames from one look at the clock to the next, where messages are quick
 
 
 _hubs = weakref.WeakValueDictionary()          # id(loop) -> Hub; a hub keeps its loop, so an id is not reused
@@ -69,12 +81,18 @@ cdef Hub hub_of(object loop):
     return hub
 
 
+def hold_back(loop, int64_t ns):
+    """For tests: hold frames back for `ns` at most, in reads of `loop` from now on."""
+    hub_of(loop).patience_ns = ns
+
+
 cdef class Hub:
     """What the connections of one event loop share: whether a read is in progress, and who has gathered bytes."""
 
     def __cinit__(self, loop):
         self.loop = loop
         self._call_soon = loop.call_soon
+        self.patience_ns = PATIENCE_NS
         self.turn = 1                          # an outlet begins with 0: it has not written in any turn yet
         self._spare = <char*>malloc(SPARE_SIZE)
         if self._spare == NULL:
@@ -82,6 +100,34 @@ cdef class Hub:
 
     def __dealloc__(self):
         free(self._spare)
+
+    cdef void begin_read(self) noexcept:
+        """The frames of one read are delivered from now on."""
+        self.reading = True
+        self._held = 0
+        self._look_at = 2                      # a lone answer leaves anyway
+        self._held_since = 0
+
+    cdef int hold(self) except -1:
+        """One more frame waits for the end of the read; or leaves now, with all others, when that takes too long."""
+        cdef int64_t now
+        self._held += 1
+        if self._held < self._look_at:
+            return 0
+        now = monotonic_ns()
+        if self._held_since == 0:
+            self._held_since = now
+        elif now - self._held_since >= self.patience_ns:
+            self._held_since = now
+            self._look_at = self._held + 1
+            return self.flush_all()
+        elif now - self._looked < self.patience_ns // STRIDE:  # STRIDE more will not take too long
+            self._look_at = self._held + STRIDE
+            self._looked = now
+            return 0
+        self._look_at = self._held + 1
+        self._looked = now
+        return 0
 
     cdef int flush_all(self) except -1:
         cdef Outlet outlet
@@ -187,7 +233,7 @@ cdef class Outlet(Inbox):
         if not self._is_dirty:
             self._is_dirty = True
             self._next_dirty, self._hub._dirty = self._hub._dirty, self
-        return 0
+        return self._hub.hold() if self._hub.reading else 0
 
     cdef int flush(self) except -1:
         """Write everything gathered; what the kernel refuses goes to the transport."""

@@ -16,6 +16,7 @@ import pytest
 
 from fabric_ext.connection import Connection
 from fabric_ext.counters import Counters
+from fabric_ext.outlet import hold_back
 from support.fake_transport import FakeTransport
 from support.frames import BINARY, PING, PONG, TEXT, Wire, decode_all, encode
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import contextlib
     import random
 
+FOR_EVER = 1 << 62  # ns
 LARGE = 8192  # from here on a payload is not copied
 SIZES = [0, 1, 125, 126, 127, 1000, LARGE - 1, LARGE, 65521, 65522, 65535, 65536, 70_000]
 
@@ -112,6 +114,7 @@ async def test_the_first_message_of_a_turn_leaves_at_once_the_others_together(da
 
 
 async def test_what_a_read_causes_leaves_by_one_call_when_it_ends(datagrams: Kernel) -> None:
+    hold_back(asyncio.get_running_loop(), FOR_EVER)
     connection = Echo()
     transport = open_on(datagrams, connection)
     transport.feed(b"".join(encode(BINARY, b"%d" % number) for number in range(20)))
@@ -139,8 +142,29 @@ async def test_a_read_that_ends_with_a_fault_sends_what_came_before_it(datagrams
     transport.lose()
 
 
+async def test_no_answer_waits_long_for_others_of_its_read(datagrams: Kernel) -> None:
+    seen: list[int] = []
+
+    class Slow(Echo):
+        def take(self, message: Any) -> None:
+            seen.append(len(datagrams.take()))
+            self.send_nowait(message)
+
+    connection = Slow()
+    connection._configure(
+        max_message_size=1 << 30, max_fragments=9, queue_limit=9, queue_byte_limit=99, fragment_size=0,
+        close_timeout=1, on_message=Slow.take,
+    )  # fmt: skip
+    transport = open_on(datagrams, connection)
+    hold_back(asyncio.get_running_loop(), 0)  # as if each took its time
+    transport.feed(b"".join(encode(BINARY, b"%d" % number) for number in range(6)))
+    assert seen == [0, 0, 0, 1, 1, 1]  # from the third on, each leaves before the next is handled
+    assert len(datagrams.take()) == 1
+
+
 async def test_what_a_read_causes_elsewhere_leaves_with_it(datagrams: Kernel) -> None:
     """One connection's message makes another one send, as in a chat."""
+    hold_back(asyncio.get_running_loop(), FOR_EVER)
     others = [Echo() for _ in range(3)]
     for other in others:
         open_on(None, other)
