@@ -23,6 +23,7 @@ ENV := $(VENV)/.made
 BUILT := $(VENV)/.built
 DEBUG := $(VENV)/.debug
 BENCH := $(VENV)/.bench
+FUZZ := $(VENV)/.fuzz
 NODE := tests/interop/node/node_modules/.made
 COMPILED := setup.py $(wildcard fabric_ext/*.pyx fabric_ext/*.pxd fabric_ext/*.h fabric_ext/_*.c)
 PACKAGED := pyproject.toml MANIFEST.in README.md $(COMPILED) $(wildcard fabric/*.py fabric_ext/*.py fabric_ext/*.pyi)
@@ -65,7 +66,7 @@ conformance: $(BUILT)
 soak: $(BUILT)
 	FABRIC_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest $(LONG) -m soak $(ARGS)
 
-fuzz: $(BUILT)
+fuzz: $(BUILT) $(FUZZ)
 	FABRIC_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest $(LONG) tests/fuzz $(ARGS)
 
 env: $(ENV)
@@ -92,6 +93,12 @@ $(DEBUG): $(ENV) $(PACKAGED)
 $(BENCH): $(ENV) perf/requirements.txt
 	$(BIN)/python -m pip install -q -r perf/requirements.txt
 	touch $@
+
+# The extra `fuzz`; where there is no wheel of it, the tests that need it say so.
+$(FUZZ): $(ENV)
+	if $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"][ \
+		"optional-dependencies"]["fuzz"], sep="\n")' | $(BIN)/python -m pip install -q --only-binary :all: \
+		-r /dev/stdin; then touch $@; fi
 
 # Node's `ws`, a peer; where there is no npm, the tests that need it say so.
 $(NODE): tests/interop/node/package.json

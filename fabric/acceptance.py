@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import time
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fabric.handshake import HEAD_END, Rejection, Request, as_response, check_upgrade, parse_request
@@ -36,11 +37,22 @@ class Acceptor(Protocol):
     logger: logging.Logger
     pending: set[Acceptance]
 
-    def process_request(self, request: Request) -> Any:
-        """The answer to plain HTTP, None to go on, or an awaitable of either."""
+    def accepted(self, descriptor: int) -> None:
+        """A connection was accepted, by the socket with this file descriptor."""
 
-    def upgrade(self, acceptance: Acceptance, request: Request, headers: HeaderMap, key: str, rest: bytes) -> None:
-        """Take the transport over, or raise Rejection."""
+    def process_request(self, request: Request) -> Any:
+        """The answer to plain HTTP, None or a 101 to go on, or an awaitable of one of them."""
+
+    def upgrade(
+        self,
+        acceptance: Acceptance,
+        request: Request,
+        headers: HeaderMap,
+        key: str,
+        rest: bytes,
+        more: HeaderMap | None,
+    ) -> None:
+        """Take the transport over, with `more` in the answer, or raise Rejection."""
 
 
 class Acceptance(asyncio.Protocol):
@@ -63,6 +75,7 @@ class Acceptance(asyncio.Protocol):
         left = self._acceptor.handshake_timeout - (time.perf_counter() - self.began)  # TLS has taken some of it
         self._timer = loop.call_later(max(left, 0), self._timed_out)
         self._acceptor.pending.add(self)
+        self._acceptor.accepted(transport.get_extra_info("socket").fileno())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._done()
@@ -122,12 +135,16 @@ class Acceptance(asyncio.Protocol):
     def _decide(self, answer: Any, request: Request, headers: HeaderMap) -> None:
         if self.transport is None or self.transport.is_closing():
             return
+        more = None
         if answer is not None:
-            self.answer(as_response(answer), head_only=request.method == "HEAD")
-            return
+            response = as_response(answer)
+            if response.status != HTTPStatus.SWITCHING_PROTOCOLS:
+                self.answer(response, head_only=request.method == "HEAD")
+                return
+            more = response.headers
         key = check_upgrade(request, headers)
         rest, self._buffer = self._buffer, b""
-        self._acceptor.upgrade(self, request, headers, key, rest)
+        self._acceptor.upgrade(self, request, headers, key, rest, more)
 
     def take_transport(self) -> asyncio.Transport:
         """End this handshake and hand its transport over."""

@@ -80,6 +80,11 @@ class BackpressureController:
         """Senders that wait."""
         return len(self._waiters) if self._waiters else 0
 
+    @property
+    def waking(self) -> int:
+        """Senders that were let in and do not run yet."""
+        return self._waking
+
     def on_state_change(self, callback: Callable[[bool], object]) -> Callable[[], None]:
         """Have `callback(is_active)` called whenever backpressure begins or ends; return what undoes this.
 
@@ -130,6 +135,14 @@ class BackpressureController:
         self._messages -= 1
         self._bytes -= size
         self._settle()
+
+    def restore(self, size: int = 0) -> None:
+        """Count a message of `size` bytes that was thought to have left, whatever the limits say."""
+        self._take(size)
+
+    def let_in(self) -> None:
+        """Let in, in their order, those who wait and fit the limits, although backpressure has not ended."""
+        self._admit(self._fits)
 
     def abort(self, make_error: Callable[[], Exception]) -> None:
         """Have each who waits raise an error of its own: there will be no room any more."""
@@ -201,11 +214,12 @@ class BackpressureController:
             self._change(False)
         self._admit()
 
-    def _admit(self) -> None:
+    def _admit(self, admits: Callable[[int], bool] | None = None) -> None:
+        admits = admits or self._admits
         while self._waiters:
             waiter, size = next(iter(self._waiters.items()))
             if not waiter.done():
-                if not self._admits(size):
+                if not admits(size):
                     return
                 waiter.set_result(None)
                 self._waking += 1

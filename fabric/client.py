@@ -71,7 +71,7 @@ class WebSocketClient(Peer):
 
     __slots__ = (
         "_answer",
-        "_closer",
+        "_closers",
         "_config",
         "_given_up",
         "_heartbeat",
@@ -97,7 +97,8 @@ class WebSocketClient(Peer):
         loop = asyncio.get_running_loop()
         super().__init__(loop, config, masking=True, metrics=MetricsCollector(), logger=logger, on_message=on_message)
         if config.rate_limit.is_limited:
-            self._limit_rate(connection_gate(config.rate_limit), config.rate_limit.on_exceed)
+            on_exceed = config.rate_limit.on_exceed
+            self._limit_rate(connection_gate(config.rate_limit), on_exceed, on_exceed)
         self._config = config
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
@@ -109,7 +110,7 @@ class WebSocketClient(Peer):
         self._answer: Answer | None = None  # of the latest opening handshake
         self._given_up: ReconnectTimeout | None = None
         self._stopping = False  # close() was called
-        self._closer: asyncio.Task[Any] | None = None  # the task that is in close()
+        self._closers: list[asyncio.Task[Any] | None] = []  # the tasks that are in close()
         self._task: asyncio.Task[None] | None = None  # sees to callbacks and reconnecting, one at a time
         self._interruptible = False  # close() cancels what it is doing
 
@@ -283,13 +284,15 @@ class WebSocketClient(Peer):
             self._end(None if self._is_normal(closed) else closed)
         else:
             self._lose()
+            if self._backpressure is not None:
+                self._backpressure.let_in()  # an outage has room up to the limits
             self._close_code = self._closed_by = None
             self._look_after(closed)
 
     def _look_after(self, error: ConnectionClosed | ReconnectTimeout) -> None:
         """Start the task that has the callback called, and a replacement sought if there is to be one."""
         previous = self._task
-        if previous is not None and previous is not self._closer and previous is not _current_task():
+        if previous is not None and previous not in self._closers and previous is not _current_task():
             previous.cancel()
         if self._is_reconnecting or self._on_disconnect is not None:
             self._interruptible = False
@@ -350,7 +353,10 @@ class WebSocketClient(Peer):
             result = callback(self, *args)
             if inspect.isawaitable(result):
                 await result
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # not of a task of the callback's, but of this one
             logger.error("%s raised for client %s", callback, self.id, exc_info=error)
 
     # -- closing
@@ -366,17 +372,15 @@ class WebSocketClient(Peer):
             reason: at most 123 bytes of UTF-8.
         """
         self._check_close(code, reason)
-        self._closer = _current_task()
+        self._closers.append(_current_task())
         try:
             self._stop()
             await super().close(code, reason)
-        except BaseException:
-            if self._is_open:
-                self._stopping = False  # not begun: it is as if close() had not been called
-            raise
         finally:
-            self._closer = None
-        await self._settled()
+            self._closers.remove(_current_task())
+            if self._is_open and not self._closers:
+                self._stopping = False  # not begun: it is as if close() had not been called
+        await self._settled(self._close_timeout)
 
     def _stop(self) -> None:
         """Let nothing follow the present connection."""
@@ -393,15 +397,15 @@ class WebSocketClient(Peer):
         Raises:
             ReconnectTimeout: the connection was lost, and not replaced.
         """
-        await super().wait_closed()
+        await self._until_closed()
         await self._settled()
         if self._given_up is not None and not self._stopping:
             raise self._given_up.with_traceback(None)
 
-    async def _settled(self) -> None:
-        """Wait for the callbacks that tell of the end."""
+    async def _settled(self, timeout: float | None = None) -> None:
+        """Wait for the callbacks that tell of the end, `timeout` seconds at most."""
         if self._task is not None and self._task is not _current_task():
-            await asyncio.wait([self._task])
+            await asyncio.wait([self._task], timeout=timeout)
 
 
 def _current_task() -> asyncio.Task[Any] | None:

@@ -13,9 +13,11 @@ Owns: names, defaults, limits, and what follows from the fields alone. Opens not
 from __future__ import annotations
 
 import math
+import os
 import re
 import socket
 import ssl as tls
+import sys
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal, Self
@@ -198,7 +200,7 @@ class CompressionConfig(Config):
             saved on small messages; saves the memory of the window between messages.
         client_no_context_takeover: likewise, the client.
         mem_level: memory for deflate's own tables, 1 to 9: 2 ** (mem_level + 7) bytes.
-        zstd_dictionary: a trained dictionary of 8 bytes or more, the same on both sides.
+        zstd_dictionary: a dictionary of 8 bytes or more, trained or any content, the same on both sides.
     """
 
     enabled: bool = True
@@ -224,6 +226,8 @@ class CompressionConfig(Config):
         self._check_instance("zstd_dictionary", bytes, optional=True)
         if self.zstd_dictionary is not None and len(self.zstd_dictionary) < 8:
             self._reject("zstd_dictionary", "at least 8 bytes")
+        if self.algorithm == "zstd" and self.zstd_dictionary is not None and not _can_load(self.zstd_dictionary):
+            self._reject("zstd_dictionary", "what zstd has trained, or content that does not begin like it")
 
     with_enabled = Builder[bool]()
     with_algorithm = Builder[Literal["deflate", "zstd"]]()
@@ -235,6 +239,24 @@ class CompressionConfig(Config):
     with_client_no_context_takeover = Builder[bool]()
     with_mem_level = Builder[int]()
     with_zstd_dictionary = Builder[bytes | None]()
+
+
+def _can_load(dictionary: bytes) -> bool:
+    """Whether zstd takes a dictionary; only a trained one, which starts with a number, can be wrong (RFC 8878 §5)."""
+    if not dictionary.startswith(b"\x37\xa4\x30\xec"):
+        return True
+    # Here, because hardly anybody needs it.
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    try:
+        content = zstd.ZstdDict(dictionary)
+        zstd.ZstdDecompressor(zstd_dict=content)
+        zstd.ZstdCompressor(zstd_dict=content).compress(b"")
+    except (ValueError, zstd.ZstdError):
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -353,6 +375,15 @@ def _own_headers(headers: HeadersLike) -> HeaderMap:
     return own
 
 
+def _is_socket_path(path: str) -> bool:
+    """Whether `path` can name a UNIX-domain socket. A NUL at its start is an abstract one of Linux (unix(7))."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return bool(path) and (path.startswith("\0") or "\0" not in path)
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class ClientConfig(HeaderBuilders, Config):
     """Everything about a client.
@@ -370,9 +401,10 @@ class ClientConfig(HeaderBuilders, Config):
         subprotocols: names to offer, the preferred one first.
         headers: more headers of the request. Those of the handshake itself cannot be set.
         ssl: for `wss://`; None = the system's certificates.
-        proxy: URL of an HTTP or SOCKS5 proxy; True = as the environment says (and `NO_PROXY`); None = none.
-        max_redirects: redirects to follow; 0 = none.
-        sock: a connected socket to use. It serves once: there is no reconnecting with it.
+        proxy: URL of an HTTP or SOCKS5 proxy; True = as the environment says (and `NO_PROXY`); None = none. A
+            user name and password for SOCKS5 are ASCII, at most 255 bytes each.
+        max_redirects: redirects to follow; 0 = none. None is followed from a `sock` or `unix_path`.
+        sock: a connected stream socket to use. It serves once: there is no reconnecting with it.
         unix_path: a UNIX-domain socket to connect to; `url` then gives the `Host` header and the resource.
     """
 
@@ -420,7 +452,11 @@ class ClientConfig(HeaderBuilders, Config):
             self._parse("proxy", PROXY_SCHEMES)
         self._check_integer("max_redirects", 0)
         self._check_instance("sock", socket.socket, optional=True)
+        if self.sock is not None and (self.sock.type != socket.SOCK_STREAM or isinstance(self.sock, tls.SSLSocket)):
+            self._reject("sock", "a connected stream socket, without TLS")
         self._check_instance("unix_path", str, optional=True)
+        if self.unix_path is not None and not _is_socket_path(self.unix_path):
+            self._reject("unix_path", "a path without NUL, but for one at its start")
         ways = [name for name in ("proxy", "sock", "unix_path") if getattr(self, name) is not None]
         if len(ways) > 1:
             self._reject(ways[1], f"None, because {ways[0]} is given")
@@ -576,14 +612,18 @@ class ServerConfig(Config):
     def _check_bind(self) -> None:
         self._check_instance("bind", str)
         if self.unix_path is not None:
-            if not self.unix_path:
-                self._reject("bind", "a path after 'unix:'")
+            if not _is_socket_path(self.unix_path):
+                self._reject("bind", "a path after 'unix:', without NUL but for one at its start")
             return
         host, colon, port = self.bind.rpartition(":")
         bracketed = host.startswith("[") and host.endswith("]")
         # A colon outside brackets is an address whose last group would be taken for the port.
-        if not colon or (":" in host and not bracketed) or re.search(r"[\s/@]", host):
+        if not colon or (":" in host and not bracketed) or re.search(r"[\s\x00-\x1f\x7f/@]", host):
             self._reject("bind", "'host:port', '[address]:port', ':port' or 'unix:/path'")
+        try:
+            host.encode("idna")  # as the resolver does
+        except UnicodeError:
+            self._reject("bind", "a host name with 1 to 63 characters between dots")
         if not (port.isascii() and port.isdecimal() and int(port) <= 65535):
             self._reject("bind", "a port from 0 to 65535 after the last colon")
 

@@ -97,7 +97,7 @@ async def dial(address: Url, config: ClientConfig, protocol: AnswerReader, progr
         Tls: the TLS handshake failed.
         HandshakeFailed, AuthenticationFailed: the proxy refused.
         Io: this process cannot have another socket.
-        NotSupported: the environment names a proxy of a kind that is not known.
+        NotSupported: the environment names a proxy that cannot be used.
     """
     context = _tls_context(address, config)
     with _failures(progress, address):
@@ -250,7 +250,8 @@ def proxy_for(address: Url, proxy: str | bool | None) -> Url | None:
             `http_proxy`, `all_proxy`, in lower or upper case, and `no_proxy`); None for none.
 
     Raises:
-        NotSupported: the environment names a proxy of a kind that is not known.
+        NotSupported: the environment names a proxy of a kind that is not known, or with a login that cannot be
+            sent.
     """
     if proxy is None or proxy is False:
         return None
@@ -292,6 +293,10 @@ async def _connect_socks(proxy: Url, address: Url, config: ClientConfig, progres
         if "authentication" in str(error).lower():
             raise AuthenticationFailed(text) from error
         raise ConnectionFailed(text, url=str(address)) from error
+    except ValueError:
+        # A login that python-socks cannot encode, or an answer it cannot decode. Its own words may show a password.
+        text = f"{progress.phase} failed: the login or the proxy's answer is not valid in SOCKS5 (RFC 1928, 1929)"
+        raise ConnectionFailed(text, url=str(address)) from None
     return sock
 
 

@@ -299,6 +299,7 @@ def refusal(status: int, headers: HeaderMap, body: bytes, who: str = "the server
     phrase = f" {Response(status).reason}" if 100 <= status <= 599 else ""
     text = f"{who} answered {status}{phrase}"
     if status in (401, 403, 407):
-        challenge = headers.get("Proxy-Authenticate" if status == 407 else "WWW-Authenticate", "")
+        lines = headers.getall("Proxy-Authenticate" if status == 407 else "WWW-Authenticate", ())
+        challenge = ", ".join(lines)  # RFC 9110 §5.3
         return AuthenticationFailed(text, status=status, headers=headers, body=body, challenge=challenge)
     return HandshakeFailed(text, status=status, headers=headers, body=body)

@@ -259,7 +259,8 @@ class HeaderMap(HeaderBuilders, CIMultiDict[str]):
     """Headers: a `CIMultiDict` (case-insensitive, several values to a name) that takes only what may be sent.
 
     `add` keeps what is there, `[name] = value` replaces it, `getall` gives every value. Everything put in is
-    checked as `HeaderName` and `HeaderValue` are; the repr shows no credentials.
+    checked as `HeaderName` and `HeaderValue` are; the repr shows no credentials. The views that `items` and
+    `values` return are those of `CIMultiDict`, and show everything.
     """
 
     __slots__ = ()
@@ -289,6 +290,10 @@ class HeaderMap(HeaderBuilders, CIMultiDict[str]):
 
     def __repr__(self) -> str:
         return f"HeaderMap({[(k, '***' if is_sensitive(k) else v) for k, v in self.items()]!r})"
+
+    def with_headers(self, headers: HeadersLike) -> Self:
+        """Take `headers` instead of all that are there, as `ClientConfig.with_headers` does; None = none."""
+        return type(self)(headers)
 
     def get_list(self, name: str) -> list[str]:
         """The elements of a list-valued header, from all its lines; see `parse_list`."""

@@ -17,7 +17,7 @@ from fabric.compression import accept_answer, make_offer
 from fabric.dialing import Progress, dial
 from fabric.error import HandshakeFailed, Timeout
 from fabric.handshake import check_response
-from fabric.upgrade import begin_client, finish_client
+from fabric.upgrade import begin_client, finish_client, frame_limit
 
 if TYPE_CHECKING:
     from fabric.config import ClientConfig
@@ -78,7 +78,7 @@ class ClientHandshake(AnswerReader):
             host=self._address.authority,
             resource=self._address.resource,
             headers=headers.items(),
-            max_size=self._config.max_message_size,
+            max_size=frame_limit(self._config.max_message_size, compressed=offer is not None),
         )
 
     def _is_success(self, status: int) -> bool:
@@ -131,7 +131,8 @@ async def _follow(config: ClientConfig, prepare: Prepare, accepted: Accepted, pr
     address = config.address
     followed = 0
     while (redirect := await _attempt(address, config, prepare, accepted, progress)) is not None:
-        if config.sock is not None or not config.max_redirects:
+        # A socket or a path that was given leads to one server, whatever name the redirect has.
+        if config.sock is not None or config.unix_path is not None or not config.max_redirects:
             raise redirect
         if followed == config.max_redirects:
             raise _not_followed(redirect, f"more than {followed} redirects")

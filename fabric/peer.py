@@ -19,6 +19,7 @@ from fabric.backpressure import BackpressureController
 from fabric.error import (
     CompressionError,
     ConnectionClosed,
+    Error,
     InvalidFrame,
     InvalidState,
     MessageTooLarge,
@@ -212,18 +213,27 @@ class Peer(Connection):
 
     async def _send_later(self, message: Any, compress: bool | None) -> None:
         """What `send` returns when the message could not be written at once."""
-        if isinstance(message, (str, bytes, bytearray, memoryview, Message)):
-            await self._send_when_possible(data_message(message), compress)
-        elif isinstance(message, (Iterable, AsyncIterable)) and not isinstance(message, dict):
-            await self._send_parts(message)
-        else:
-            raise TypeError(f"cannot send {type(message).__name__}: str, bytes-like, Message or an iterable of them")
+        try:
+            if isinstance(message, (str, bytes, bytearray, memoryview, Message)):
+                await self._send_when_possible(data_message(message), compress)
+            elif isinstance(message, (Iterable, AsyncIterable)) and not isinstance(message, dict):
+                await self._send_parts(message, compress)
+            else:
+                raise TypeError(
+                    f"cannot send {type(message).__name__}: str, bytes-like, Message or an iterable of them"
+                )
+        except Error:
+            self._metrics.record_send_error()
+            raise
 
     async def _send_when_possible(self, message: Message, compress: bool | None) -> None:
         self._check_sending()
         size = len(message)
+        while self._waits_for_transport() and self.backpressure.waking:
+            await asyncio.sleep(0)  # who waited when the connection was lost, and was let in then, is before us
+            self._check_sending()
         if self._waits_for_transport():
-            if not self.backpressure.try_acquire(size):
+            if self.backpressure.waiting or not self.backpressure.try_acquire(size):
                 raise self.backpressure.full_error()
             self._outbox_push(message, compress)
         else:
@@ -243,11 +253,18 @@ class Peer(Connection):
     def _queue_now(self, message: Any, compress: bool | None) -> None:
         """What `send_nowait` does when the message could not be written at once."""
         data = data_message(message)
-        self._check_sending()
-        if not self.backpressure.try_acquire(len(data)):
-            raise self.backpressure.full_error()
+        try:
+            self._check_sending()
+            if not self.backpressure.try_acquire(len(data)):
+                raise self.backpressure.full_error()
+        except Error:
+            self._metrics.record_send_error()
+            raise
         self._outbox_push(data, compress)
         self._flush_outbox()
+
+    def _on_taken_back(self, message: Message) -> None:
+        self.backpressure.restore(len(message))
 
     def _check_sending(self) -> None:
         """Raise unless a message may be sent now, or later when a transport comes."""
@@ -259,8 +276,11 @@ class Peer(Connection):
         """Is there no transport now, and will there be one?"""
         return False
 
-    async def _send_parts(self, parts: Iterable[Any] | AsyncIterable[Any]) -> None:
-        """Send the items of `parts` as one message, a frame each."""
+    async def _send_parts(self, parts: Iterable[Any] | AsyncIterable[Any], compress: bool | None) -> None:
+        """Send the items of `parts` as one message, each as a frame, or as several where `fragment_size` says so.
+
+        Whether the message is compressed, its first part decides.
+        """
         if self._parts_lock is None:
             self._parts_lock = asyncio.Lock()
         async with self._parts_lock:
@@ -275,11 +295,11 @@ class Peer(Connection):
                     elif opcode != kind:
                         raise TypeError("the parts of one message must be all str or all bytes-like")
                     if pending is not None:
-                        carrier = await self._write_part(opcode, pending, carrier, final=False)
+                        carrier = await self._write_part(opcode, pending, carrier, compress, final=False)
                     pending = payload
                 if opcode is None or pending is None:
                     return  # nothing to send: no message
-                await self._write_part(opcode, pending, carrier, final=True)
+                await self._write_part(opcode, pending, carrier, compress, final=True)
                 carrier = None
             except BaseException:
                 if self._is_fragmenting and self._is_open and self._transport_now is carrier:
@@ -290,7 +310,9 @@ class Peer(Connection):
                 if self._is_fragmenting:
                     self._set_fragmenting(False)
 
-    async def _write_part(self, opcode: int, payload: bytes, carrier: Any, *, final: bool) -> Any:
+    async def _write_part(
+        self, opcode: int, payload: bytes, carrier: Any, compress: bool | None, *, final: bool
+    ) -> Any:
         """Write one part, the first one if `carrier` is None; return the transport that it went out by."""
         if carrier is None:
             while self._waits_for_transport() or (self._is_open and (self._is_blocked or self._outbox_size)):
@@ -301,7 +323,7 @@ class Peer(Connection):
         if not self._is_open or (carrier is not None and carrier is not self._transport_now):
             raise self._closed_error()
         self._set_fragmenting(True)
-        self._write_fragment(opcode if carrier is None else 0, payload, final)
+        self._write_fragment(opcode if carrier is None else 0, payload, final, compress)
         carrier = self._transport_now
         if final:
             self._set_fragmenting(False)
@@ -443,7 +465,7 @@ class Peer(Connection):
                 self._abort()
         if self._is_open:
             self._begin_closing(code, reason.encode())
-        await self.wait_closed()
+        await self._until_closed()
 
     def _check_close(self, code: int, reason: str) -> None:
         if not isinstance(code, int) or not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
@@ -457,6 +479,9 @@ class Peer(Connection):
 
     async def wait_closed(self) -> None:
         """Wait until the connection is closed for good."""
+        await self._until_closed()
+
+    async def _until_closed(self) -> None:
         if self.state.name == "CLOSED":
             return
         if self._closed_waiter is None:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import warnings
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
@@ -23,6 +23,7 @@ from fabric.error import InvalidState
 from fabric.metrics import MetricsCollector
 from fabric.pending import Pending
 from fabric.serverpool import Counts, Member, ServerPool, ServerPoolStats, now
+from fabric_ext.inbox import Done
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -76,6 +77,10 @@ class PooledClient:
 
     One that is collected without a release goes back to its pool with a ResourceWarning. What is not here,
     `inner` has.
+
+    What it hands out asks for the loan when it begins: an awaitable that had not begun when the loan ended, and
+    the next step of an `async for`, raise `InvalidState`. A connection on which something is still being
+    received or sent then is closed.
     """
 
     __slots__ = ("__weakref__", "_loop", "_member", "_server")
@@ -87,10 +92,16 @@ class PooledClient:
 
     @property
     def inner(self) -> WebSocketClient:
-        """The client itself; raises `InvalidState` once it has been given back."""
+        """The client itself; raises `InvalidState` once it has been given back.
+
+        Neither it nor what it hands out is to be kept longer than the loan: it knows of none.
+        """
+        return self._lent().client
+
+    def _lent(self) -> Member:
         if self._member is None:
             raise InvalidState("this connection has been given back to its pool", state="released")
-        return self._member.client
+        return self._member
 
     @property
     def is_connected(self) -> bool:
@@ -99,7 +110,7 @@ class PooledClient:
 
     def send(self, message: Any, *, compress: bool | None = None) -> Any:
         """See `WebSocketClient.send`."""
-        return self.inner.send(message, compress=compress)
+        return self._sending(self.inner.send(message, compress=compress))
 
     def send_nowait(self, message: Any, *, compress: bool | None = None) -> None:
         """See `WebSocketClient.send_nowait`."""
@@ -107,23 +118,39 @@ class PooledClient:
 
     def send_text(self, text: str, *, compress: bool | None = None) -> Any:
         """See `WebSocketClient.send_text`."""
-        return self.inner.send_text(text, compress=compress)
+        return self._sending(self.inner.send_text(text, compress=compress))
 
     def send_binary(self, data: bytes | bytearray | memoryview, *, compress: bool | None = None) -> Any:
         """See `WebSocketClient.send_binary`."""
-        return self.inner.send_binary(data, compress=compress)
+        return self._sending(self.inner.send_binary(data, compress=compress))
 
     def send_json(self, value: Any, *, compress: bool | None = None) -> Any:
         """See `WebSocketClient.send_json`."""
-        return self.inner.send_json(value, compress=compress)
+        return self._sending(self.inner.send_json(value, compress=compress))
 
-    def recv(self) -> Any:
+    def _sending(self, sent: Any) -> Any:
+        """What a `send` of ours returns for what the client's has returned."""
+        return sent if isinstance(sent, Done) else self._send_later(sent)
+
+    async def _send_later(self, sending: Any) -> None:
+        with contextlib.closing(sending):
+            member = self._lent()
+            member.senders += 1
+            try:
+                await sending
+            finally:
+                member.senders -= 1
+
+    async def recv(self) -> Message | None:
         """See `WebSocketClient.recv`."""
-        return self.inner.recv()
+        return await self.inner.recv()
 
-    def __aiter__(self) -> AsyncIterator[Message]:
-        messages: AsyncIterator[Message] = self.inner.__aiter__()
-        return messages
+    def __aiter__(self) -> Self:
+        self._lent()
+        return self
+
+    async def __anext__(self) -> Message:
+        return await self.inner.__anext__()
 
     async def ping(self, data: str | bytes | None = None) -> float:
         """See `WebSocketClient.ping`."""

@@ -28,11 +28,12 @@ _HAS_TCP_INFO = sys.platform == "linux"
 class Pulse:
     """One connection, watched by `manager` until `stop`."""
 
-    __slots__ = ("_manager", "_peer")
+    __slots__ = ("_exchanged", "_manager", "_peer")
 
     def __init__(self, peer: Any, manager: HeartbeatManager) -> None:
         self._peer = peer  # a fabric.peer.Peer, which makes its own pulse
         self._manager = manager
+        self._exchanged = -1  # messages, when the latest ping was sent
         manager.add(self)
 
     def stop(self) -> None:
@@ -79,8 +80,14 @@ class Pulse:
         return None if transport is None else transport.get_extra_info("socket")
 
     def send_ping(self, payload: bytes) -> None:
-        if self._peer.is_connected:
-            self._peer._write_ping(payload)
+        peer = self._peer
+        if not peer.is_connected:
+            return
+        exchanged = peer.messages_sent + peer.messages_received
+        if exchanged == self._exchanged:
+            peer._release_codec()  # nothing was exchanged for a whole interval
+        self._exchanged = exchanged
+        peer._write_ping(payload)
 
     def fail(self, reason: str) -> None:
         self._peer._logger.info("connection %s: %s", self._peer.id, reason)

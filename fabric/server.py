@@ -42,7 +42,7 @@ from fabric.metrics import MetricsCollector
 from fabric.peer import Peer, data_message
 from fabric.ratelimit import GlobalRateLimiter, connection_gate
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
-from fabric.upgrade import finish_server
+from fabric.upgrade import finish_server, frame_limit
 from fabric_ext.connection import Shared
 from fabric_ext.inbox import iterates_in_c
 
@@ -51,6 +51,11 @@ __all__ = ["ConnectedClient", "WebSocketServer"]
 logger = logging.getLogger("fabric.server")
 
 SUBPROTOCOL = istr("Sec-WebSocket-Protocol")  # looked up in each handshake: its case is folded once
+
+# Of the answer to an opening handshake, what is not the application's to write.
+OWN_FIELDS = frozenset(
+    {"upgrade", "connection", "sec-websocket-accept", "sec-websocket-protocol", "sec-websocket-extensions"}
+)
 
 DEFAULT_SHUTDOWN_TIMEOUT = 10.0  # seconds
 
@@ -143,7 +148,8 @@ class WebSocketServer:
             connection in order, in one task.
         on_connect, on_disconnect: called with the client; plain or coroutine functions.
         process_request: called with the `Request` before the upgrade. Returns a `Response`, or (status, headers,
-            body), to answer plain HTTP; or None to go on. May be a coroutine function.
+            body), to answer plain HTTP; or None to go on; or one with status 101 to go on with more headers, of
+            which `Sec-WebSocket-Protocol` chooses among the subprotocols offered. May be a coroutine function.
     """
 
     def __init__(
@@ -179,6 +185,9 @@ class WebSocketServer:
         self._metrics = MetricsCollector()
         self._heartbeat: HeartbeatManager | None = None
         self._global_limit = GlobalRateLimiter(self.config.global_rate_limit)
+        own, common = self.config.rate_limit, self.config.global_rate_limit
+        # Without a limit of its own, a connection asks the common one as if it were its own.
+        self._on_exceed = (own if own.is_limited else common).on_exceed, common.on_exceed
         self._negotiator = SubprotocolNegotiator(self.config.subprotocols, required=self.config.require_subprotocol)
         self._clients: dict[ConnectedClient, None] = {}  # in order of arrival, as their memory and sockets are
         self._by_id: dict[uuid.UUID, ConnectedClient] = {}
@@ -233,11 +242,10 @@ class WebSocketServer:
             if config.ssl is not None:
                 return await aiofastnet.create_unix_server(loop, self._accept, config.unix_path, **options)
             return await loop.create_unix_server(self._accept, config.unix_path, **options)
-        if (family := _family_of(config.host)) is not None:
-            # uvloop would look even an address up in threads, which then stay: system calls of a process that has
-            # several cost more.
-            where = {"family": family, "backlog": config.backlog, "reuse_port": config.reuse_port}
-            options["sock"] = socket.create_server((config.host, config.port), **where)
+        # uvloop would look even an address up in threads, which then stay: system calls of a process that has several
+        # cost more.
+        if config.host and (bound := _bound(config.host, config.port, reuse_port=config.reuse_port)) is not None:
+            options["sock"] = bound
         else:
             options |= {"host": config.host, "port": config.port, "reuse_port": config.reuse_port or None}
         if config.ssl is not None:
@@ -374,17 +382,43 @@ class WebSocketServer:
 
     # -- the opening handshake, called by Acceptance
 
+    def accepted(self, descriptor: int) -> None:
+        """Say when file descriptors run out: uvloop would turn clients away in silence."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # A new one is the lowest that was free.
+        if limit == resource.RLIM_INFINITY or descriptor < limit - 4 * SPARE_DESCRIPTORS:
+            self._is_short = False
+        elif descriptor >= limit - SPARE_DESCRIPTORS and not self._is_short:
+            self._is_short = True
+            logger.error(
+                "file descriptors run short: %d connections, and hardly one of %d left; then clients are turned away",
+                len(self._clients) + len(self.pending),
+                limit,
+            )
+
     def process_request(self, request: Request) -> Any:
         """The application's answer to a plain HTTP request, None, or an awaitable of either."""
         return None if self._process_request is None else self._process_request(request)
 
-    def upgrade(self, acceptance: Acceptance, request: Request, headers: HeaderMap, key: str, rest: bytes) -> None:
-        """Make a connection of a valid opening handshake, or raise Rejection."""
+    def upgrade(
+        self,
+        acceptance: Acceptance,
+        request: Request,
+        headers: HeaderMap,
+        key: str,
+        rest: bytes,
+        more: HeaderMap | None,
+    ) -> None:
+        """Make a connection of a valid opening handshake, or raise Rejection; `more` goes into the answer."""
         ip = self._check_capacity(acceptance)
         self._check_origin(headers)
         self._check_required(headers)
         answer = list(self.config.headers.items())
-        subprotocol = self._select_subprotocol(headers)
+        chosen = None
+        if more is not None:
+            chosen = more.get(SUBPROTOCOL)
+            answer += ((name, value) for name, value in more.items() if name.lower() not in OWN_FIELDS)
+        subprotocol = self._select_subprotocol(headers, chosen)
         if subprotocol is not None:
             answer.append((SUBPROTOCOL, subprotocol))
         agreement = self._agree_on_compression(headers)
@@ -394,14 +428,14 @@ class WebSocketServer:
         client._subprotocol = subprotocol
         gate = connection_gate(self.config.rate_limit, self._global_limit)
         if gate is not None:
-            limited = self.config.rate_limit if self.config.rate_limit.is_limited else self.config.global_rate_limit
-            client._limit_rate(gate, limited.on_exceed)
+            client._limit_rate(gate, *self._on_exceed)
         if agreement is not None:
             client._set_codec(agreement.codec(self.config.compression, "server"))
         link = client._new_link()
         transport = acceptance.take_transport()
+        limit = frame_limit(self.config.max_message_size, compressed=agreement is not None)
         try:
-            finish_server(transport, link, key, answer, rest, self.config.max_message_size)
+            finish_server(transport, link, key, answer, rest, limit)
         except BaseException:
             transport.abort()  # nobody else knows of it any more
             raise
@@ -445,12 +479,17 @@ class WebSocketServer:
                     raise Rejection(401, "authorization is required", [("WWW-Authenticate", "Bearer")])
                 raise Rejection(400, f"the {name} header is required")
 
-    def _select_subprotocol(self, headers: HeaderMap) -> str | None:
+    def _select_subprotocol(self, headers: HeaderMap, chosen: str | None) -> str | None:
         lines = headers.getall(SUBPROTOCOL, ())
-        if not lines and not self._negotiator.required:
+        if not lines and chosen is None and not self._negotiator.required:
             return None
         try:
-            return self._negotiator.select(SubprotocolList.parse(lines))
+            offered = SubprotocolList.parse(lines)
+            if chosen is None:
+                return self._negotiator.select(offered)
+            if chosen not in offered:
+                raise ValueError(f"process_request chose the subprotocol {chosen!r}, offered are: {offered}")
+            return chosen
         except SubprotocolNegotiationFailed as error:
             raise Rejection(400, str(error)) from None
         except Error as error:
@@ -469,7 +508,6 @@ class WebSocketServer:
         if client._ip is not None:
             self._per_ip[client._ip] += 1
         self._metrics.record_connection()
-        self._count_descriptors(client)
         client._begin_heartbeat(self._heartbeat)
         if self._on_connect is not None:
             self._call(self._on_connect, client)
@@ -478,20 +516,6 @@ class WebSocketServer:
             assert task is not None
             self._tasks.add(task)
             task.add_done_callback(client._handler_done)
-
-    def _count_descriptors(self, client: ConnectedClient) -> None:
-        """Say when file descriptors run out: uvloop would turn clients away in silence."""
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        number = client._transport_now.get_extra_info("socket").fileno()  # the lowest that was free
-        if limit == resource.RLIM_INFINITY or number < limit - 4 * SPARE_DESCRIPTORS:
-            self._is_short = False
-        elif number >= limit - SPARE_DESCRIPTORS and not self._is_short:
-            self._is_short = True
-            logger.error(
-                "file descriptors run short: %d connections, and hardly one of %d left; then clients are turned away",
-                len(self._clients),
-                limit,
-            )
 
     def _disconnected(self, client: ConnectedClient) -> None:
         self._clients.pop(client, None)
@@ -533,51 +557,62 @@ class WebSocketServer:
 
     # -- broadcast
 
-    async def broadcast(self, message: str | bytes | bytearray | memoryview | Message) -> int:
+    async def broadcast(
+        self, message: str | bytes | bytearray | memoryview | Message, *, compress: bool | None = None
+    ) -> int:
         """Send a message to every connection; return how many it was written to or is kept for.
 
         The frame is built once. A peer whose socket is full gets the message into its outbox; one whose outbox is
         full is treated as `config.slow_peer` says, and never delays the others.
+
+        Args:
+            compress: as in `send`.
         """
         data = data_message(message)
-        reached, later = Shared(data).send_to(list(self._clients))
+        shared = Shared(data, compress, self.config.fragment_size or 0)
+        reached, later = shared.send_to(list(self._clients))
         waiting = []
         for client in later:
             try:
-                client.send_nowait(data)
+                client.send_nowait(data, compress=compress)
                 reached += 1
             except BufferFull:
-                self._metrics.slow_peer_drops += 1
                 if self.config.slow_peer == "wait":
-                    waiting.append(client.send(data))
-                elif self.config.slow_peer == "close":
+                    waiting.append(client.send(data, compress=compress))
+                    continue
+                self._metrics.record_slow_peer_drop()
+                if self.config.slow_peer == "close":
                     client._begin_closing(1008, b"too slow")
             except (ConnectionClosed, InvalidState):
                 pass
         if waiting:
             results = await asyncio.gather(*waiting, return_exceptions=True)
-            reached += sum(result is None for result in results)
+            sent = sum(result is None for result in results)
+            self._metrics.record_slow_peer_drop(len(results) - sent)
+            reached += sent
         return reached
 
-    async def broadcast_text(self, text: str) -> int:
+    async def broadcast_text(self, text: str, *, compress: bool | None = None) -> int:
         """Send a text message to every connection; see `broadcast`."""
-        return await self.broadcast(Message.text(text))
+        return await self.broadcast(Message.text(text), compress=compress)
 
-    async def broadcast_binary(self, data: bytes | bytearray | memoryview) -> int:
+    async def broadcast_binary(self, data: bytes | bytearray | memoryview, *, compress: bool | None = None) -> int:
         """Send a binary message to every connection; see `broadcast`."""
-        return await self.broadcast(Message.binary(data))
+        return await self.broadcast(Message.binary(data), compress=compress)
 
-    async def broadcast_json(self, value: Any) -> int:
+    async def broadcast_json(self, value: Any, *, compress: bool | None = None) -> int:
         """Send `value` as JSON to every connection; see `broadcast`."""
-        return await self.broadcast(Message.json(value))
+        return await self.broadcast(Message.json(value), compress=compress)
 
 
-def _family_of(host: str) -> socket.AddressFamily | None:
-    """The family of a literal address; None for a name, which stands for any number of addresses."""
+def _bound(host: str, port: int, *, reuse_port: bool) -> socket.socket | None:
+    """A socket at a literal address; None for a name, which stands for any number of addresses."""
     try:
-        return socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+        version = ipaddress.ip_address(host).version
     except ValueError:
         return None
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    return socket.create_server((host, port), family=family, reuse_port=reuse_port)
 
 
 def _unavailable(why: str) -> Rejection:

@@ -7,6 +7,9 @@ Owns, per server, every rule of the pool:
   next; a connection that was being opened for it is finished and kept.
 - A connection is lent only while it is open and nothing of a former borrower is in it, and comes back only
   like that. What has not arrived yet cannot be seen: who does not wait for the last answer should close it.
+- One that the pool closes has a tenth of `acquire_timeout` to answer the close frame, then it is aborted: a
+  server that does not answer keeps nobody from its place for long. Who closes his own connection, and the
+  pool at its end, wait as long as `close_timeout` says, for what is still to be sent.
 
 Only tasks of its own open and close connections, so a cancelled caller leaves nothing half done. Looks after
 idle connections when `fabric.pool` says so.
@@ -29,6 +32,8 @@ from fabric.metrics import MetricsCollector
 __all__ = ["Member", "ServerPool", "ServerPoolStats"]
 
 logger = logging.getLogger("fabric.pool")
+
+CLOSING_SHARE = 0.1  # of `acquire_timeout`: so much of it a waiter may lose to a connection that is being closed
 
 Connect = Callable[[ClientConfig], Awaitable[WebSocketClient]]
 
@@ -76,18 +81,19 @@ class ServerPoolStats(Counts):
 class Member:
     """A connection that belongs to a pool."""
 
-    __slots__ = ("checked", "client", "config", "is_new", "since")
+    __slots__ = ("checked", "client", "config", "is_new", "senders", "since")
 
     def __init__(self, client: WebSocketClient, config: ClientConfig) -> None:
         self.client = client
         self.config = config
         self.is_new = True  # not lent yet: what is unread in it, a greeting say, is for its first borrower
+        self.senders = 0  # of the borrower, who wait: one whose turn has come leaves no trace in the client
         self.since = 0.0  # when it became idle, in seconds of the loop's clock
         self.checked = 0.0  # when it was last used or pinged
 
     def is_fit(self) -> bool:
         """May it be lent?"""
-        return self.client.is_connected and (self.is_new or _is_clean(self.client))
+        return self.client.is_connected and (self.is_new or (not self.senders and _is_clean(self.client)))
 
 
 def _is_clean(client: WebSocketClient) -> bool:
@@ -272,7 +278,7 @@ class ServerPool:
                 self._open(waiter.config)
             else:
                 if self._idle and not self._closing:  # make room: none of these was opened with this config
-                    self.retire(next(iter(self._idle)))
+                    self._drop(next(iter(self._idle)))
                 break
 
     def owns(self, member: Member) -> bool:
@@ -353,10 +359,17 @@ class ServerPool:
     def _discard(self, member: Member) -> None:
         """Close a connection that is not fit to be lent."""
         self._discarded += 1
-        self.retire(member)
+        self._drop(member)
+
+    def _drop(self, member: Member) -> None:
+        """Close a connection whose place others may want: it is aborted if that takes long."""
+        task = self.retire(member)
+        patience = CLOSING_SHARE * self._limits.acquire_timeout
+        timer = asyncio.get_running_loop().call_later(patience, member.client._abort)
+        task.add_done_callback(lambda _: timer.cancel())
 
     def retire(self, member: Member, code: int = 1000, reason: str = "") -> asyncio.Task[None]:
-        """Close a connection; it counts until that is done. Returns the task that does it."""
+        """Close a connection, within its `close_timeout`; it counts until that is done. Returns the task for it."""
         self._idle.pop(member, None)
         self._in_use.discard(member)
         task = asyncio.get_running_loop().create_task(member.client.close(code, reason))
@@ -404,7 +417,7 @@ class ServerPool:
                 self._discard(member)
             elif member.since <= limit and self._useful > self._limits.min_connections:
                 expired += 1
-                self.retire(member)
+                self._drop(member)
         self._expired += expired
         return broken, expired
 

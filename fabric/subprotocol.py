@@ -101,8 +101,10 @@ class SubprotocolNegotiator:
 
         Raises:
             SubprotocolNegotiationFailed: there is none, and one is required.
+            TypeError, InvalidSubprotocol: `offered` is no list of names, as in `SubprotocolList`.
         """
-        offered = tuple(offered)
+        if not isinstance(offered, SubprotocolList):
+            offered = SubprotocolList(offered)
         for name in offered:
             if name in self.supported or ANY in self.supported:
                 return name

@@ -24,8 +24,10 @@ PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 _DEFAULT_PORTS = {"ws": 80, "wss": 443, "http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 
 # What `urlsplit` would silently drop or keep, and what must never reach a request line.
-_FORBIDDEN = re.compile(r"[\x00-\x20\x7f]")
+_FORBIDDEN = re.compile(r"[\x00-\x20\x7f\ud800-\udfff]")
 _HOST_NAME = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.?")
+_MAX_HOST = 254  # characters, with a final dot
+_MAX_SOCKS = 255  # bytes of a user name, and of a password (RFC 1929 §2)
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 
@@ -70,7 +72,8 @@ class Url:
 
         Raises:
             TypeError: `text` is not a str.
-            ValueError: it is not an absolute URL with a host and one of `schemes`, or has a fragment.
+            ValueError: it is not an absolute URL with a host and one of `schemes`, has a fragment, or a user
+                name or password that cannot be sent.
         """
         if not isinstance(text, str):
             raise TypeError(f"<{type(text).__name__}>: expected a URL as str")
@@ -79,7 +82,7 @@ class Url:
             return ValueError(f"{redact(text)!r}: {why}")
 
         if _FORBIDDEN.search(text):
-            raise invalid("a URL has no spaces or control characters")
+            raise invalid("a URL has no spaces or control characters, nor lone surrogates")
         try:
             parts = urlsplit(text)
             port = parts.port
@@ -96,13 +99,16 @@ class Url:
         try:
             host = _ascii_host(parts)
         except ValueError:
-            raise invalid("the host is neither a valid name nor an address") from None
+            limits = f"at most {_MAX_HOST} characters, 63 between dots"
+            raise invalid(f"the host is neither a valid name ({limits}) nor an address") from None
 
         username = password = None
         if parts.username is not None:
             username, password = unquote(parts.username), unquote(parts.password or "")
             try:
                 basic_authorization(username, password)
+                if parts.scheme.startswith("socks5"):
+                    _check_socks_login(username, password)
             except ValueError as error:
                 raise invalid(str(error)) from None
         resource = parts.path or "/"
@@ -167,11 +173,19 @@ class Url:
 
 def _ascii_host(parts: SplitResult) -> str:
     host = parts.hostname or ""
-    if ":" in host:
+    if ":" in host and host.isascii():
         ipaddress.IPv6Address(host)
         return host
     if not host.isascii():
         host = host.encode("idna").decode("ascii").lower()
-    if not _HOST_NAME.fullmatch(host) or len(host) > 254:
+    if not _HOST_NAME.fullmatch(host) or len(host) > _MAX_HOST:
         raise ValueError("not a host name (RFC 1123 §2.1)")
     return host
+
+
+def _check_socks_login(username: str, password: str) -> None:
+    """Refuse what SOCKS5 has no room for (RFC 1929 §2), or python-socks cannot encode: its own error shows it."""
+    if not (username + password).isascii():
+        raise ValueError("user name and password for SOCKS5 must be ASCII: python-socks sends nothing else")
+    if max(len(username), len(password)) > _MAX_SOCKS:
+        raise ValueError(f"user name and password for SOCKS5 have at most {_MAX_SOCKS} bytes each (RFC 1929 §2)")

@@ -54,10 +54,14 @@ cdef class RateGate:
     cdef readonly TokenBucket operations
     cdef readonly RateGate shared           # asked too, e.g. the server's global limit; None if there is none
 
+    cpdef int64_t own_wait_ns(self, int64_t size, int64_t now) noexcept
     cpdef int64_t wait_ns(self, int64_t size, int64_t now) noexcept
     cpdef int64_t admit(self, int64_t size, int64_t now) noexcept
+    cpdef int64_t own_operations_wait_ns(self, int64_t n, int64_t now) noexcept
     cpdef int64_t operations_wait_ns(self, int64_t n, int64_t now) noexcept
     cpdef int64_t admit_operations(self, int64_t n, int64_t now) noexcept
+    cpdef int64_t reserve_operations(self, int64_t n, int64_t now) noexcept
+    cpdef int64_t reserve_bytes(self, int64_t size, int64_t now) noexcept
     cpdef int64_t reserve(self, int64_t size, int64_t now) noexcept
     cpdef void give_back(self, int64_t size) noexcept
     cdef void spend(self, int64_t size, int64_t now) noexcept

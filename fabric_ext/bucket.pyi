@@ -61,8 +61,8 @@ class TokenBucket:
 class RateGate:
     """The limits of one connection: up to three buckets, asked together.
 
-    A message takes one token of `messages` and its size of `bytes`; if either refuses, none is taken from.
-    `operations` is for whatever the application counts. `shared` is another gate that must agree as well,
+    A message takes one token of `messages`, its size of `bytes` and, like anything else that a peer asks for, one of
+    `operations`; if one of them refuses, none is taken from. `shared` is another gate that must agree as well,
     such as a server's global limit. Whatever is None does not limit.
     """
 
@@ -81,6 +81,9 @@ class RateGate:
     def operations(self) -> TokenBucket | None: ...
     @property
     def shared(self) -> RateGate | None: ...
+    def own_wait_ns(self, size: int, now: int) -> int:
+        """As wait_ns, without the shared gate."""
+
     def wait_ns(self, size: int, now: int) -> int:
         """Nanoseconds until a message of `size` bytes would pass; 0 = now, NEVER if it exceeds a burst."""
 
@@ -93,11 +96,20 @@ class RateGate:
         NEVER, and nothing taken, as TokenBucket.reserve.
         """
 
+    def own_operations_wait_ns(self, n: int, now: int) -> int:
+        """As operations_wait_ns, without the shared gate."""
+
     def operations_wait_ns(self, n: int, now: int) -> int:
-        """As wait_ns, for `n` operations."""
+        """As wait_ns, for `n` operations that are no messages."""
 
     def admit_operations(self, n: int, now: int) -> int:
-        """As admit, for `n` operations."""
+        """As admit, for `n` operations that are no messages."""
+
+    def reserve_operations(self, n: int, now: int) -> int:
+        """As reserve, for `n` operations that are no messages."""
+
+    def reserve_bytes(self, size: int, now: int) -> int:
+        """Take `size` bytes of a message that has passed, into debt if need be; return nanoseconds to wait for them."""
 
     def give_back(self, size: int) -> None:
         """Return the tokens of one admitted or reserved message of `size` bytes that was not used."""

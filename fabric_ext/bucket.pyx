@@ -156,15 +156,19 @@ cdef class RateGate:
         self.operations = operations
         self.shared = shared
 
-    cpdef int64_t wait_ns(self, int64_t size, int64_t now) noexcept:
+    cpdef int64_t own_wait_ns(self, int64_t size, int64_t now) noexcept:
         cdef int64_t wait = 0
         if self.messages is not None:
             wait = self.messages.wait_ns(1, now)
         if self.bytes is not None:
             wait = longer(wait, self.bytes.wait_ns(size, now))
-        if self.shared is not None:
-            wait = longer(wait, self.shared.wait_ns(size, now))
+        if self.operations is not None:
+            wait = longer(wait, self.operations.wait_ns(1, now))
         return wait
+
+    cpdef int64_t wait_ns(self, int64_t size, int64_t now) noexcept:
+        cdef int64_t wait = self.own_wait_ns(size, now)
+        return wait if self.shared is None else longer(wait, self.shared.wait_ns(size, now))
 
     cpdef int64_t admit(self, int64_t size, int64_t now) noexcept:
         cdef int64_t wait = self.wait_ns(size, now)
@@ -180,13 +184,12 @@ cdef class RateGate:
             self.spend(size, now)
         return wait
 
+    cpdef int64_t own_operations_wait_ns(self, int64_t n, int64_t now) noexcept:
+        return 0 if self.operations is None else self.operations.wait_ns(n, now)
+
     cpdef int64_t operations_wait_ns(self, int64_t n, int64_t now) noexcept:
-        cdef int64_t wait = 0
-        if self.operations is not None:
-            wait = self.operations.wait_ns(n, now)
-        if self.shared is not None:
-            wait = longer(wait, self.shared.operations_wait_ns(n, now))
-        return wait
+        cdef int64_t wait = self.own_operations_wait_ns(n, now)
+        return wait if self.shared is None else longer(wait, self.shared.operations_wait_ns(n, now))
 
     cpdef int64_t admit_operations(self, int64_t n, int64_t now) noexcept:
         cdef int64_t wait = self.operations_wait_ns(n, now)
@@ -194,11 +197,28 @@ cdef class RateGate:
             self.spend_operations(n, now)
         return wait
 
+    cpdef int64_t reserve_operations(self, int64_t n, int64_t now) noexcept:
+        cdef int64_t wait = self.operations_wait_ns(n, now)
+        if wait == LONGEST_WAIT:
+            return WAIT_NEVER
+        if wait != WAIT_NEVER:
+            self.spend_operations(n, now)
+        return wait
+
+    cpdef int64_t reserve_bytes(self, int64_t size, int64_t now) noexcept:
+        cdef int64_t wait = 0
+        if self.bytes is not None:
+            wait = self.bytes.wait_ns(min(size, self.bytes.burst), now)
+            self.bytes.spend(size, now)
+        return wait if self.shared is None else longer(wait, self.shared.reserve_bytes(size, now))
+
     cpdef void give_back(self, int64_t size) noexcept:
         if self.messages is not None:
             self.messages.give_back(1)
         if self.bytes is not None:
             self.bytes.give_back(size)
+        if self.operations is not None:
+            self.operations.give_back(1)
         if self.shared is not None:
             self.shared.give_back(size)
 
@@ -207,6 +227,8 @@ cdef class RateGate:
             self.messages.spend(1, now)
         if self.bytes is not None:
             self.bytes.spend(size, now)
+        if self.operations is not None:
+            self.operations.spend(1, now)
         if self.shared is not None:
             self.shared.spend(size, now)
 

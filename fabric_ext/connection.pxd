@@ -51,7 +51,8 @@ cdef class Connection(Outlet):
     cdef public double _close_timeout
     cdef object _on_message
     cdef RateGate _gate          # None: no inbound rate limit
-    cdef int _gate_action        # GateAction
+    cdef int _gate_action        # GateAction, for the connection's own limit
+    cdef int _shared_action      # the same, for the limit that it shares
     cdef Ring _held              # inbound messages that the rate limit makes wait; None until needed
 
     # the message being received
@@ -66,6 +67,12 @@ cdef class Connection(Outlet):
     cdef object _stream_decoder
 
     # messages accepted and not yet written, because the transport is blocked or away
+    cdef Ring _plain             # what the messages are that are gathered compressed; None until needed
+    cdef object _plain_now       # what the one is that is being written
+    cdef object _parts_plain     # bytearray: what the one is that is sent in parts, as long as its first part is gathered
+    cdef bint _packing           # the message that is being sent in parts is compressed
+    cdef object _unfinished      # what _take_back has found of a message, the end of which is still to come
+    cdef Py_ssize_t _taken_back  # messages at the front of the outbox that a lost transport has not written
     cdef Ring _outbox
     cdef readonly Py_ssize_t _outbox_bytes
     cdef int _waiting            # senders that wait for room in it
@@ -90,12 +97,13 @@ cdef class Connection(Outlet):
     cdef int on_fault(self, int code, str reason) except -1
     cdef int on_disconnected(self, WSTransport transport) except -1
     cdef int on_blocked(self, bint blocked) except -1
-    cdef int on_broken(self) except -1
+    cdef int on_written(self) except -1
+    cdef int on_broken(self, bytes unwritten) except -1
 
     @final
     cdef int _receive(self, WSFrame frame) except -1
     @final
-    cdef int _receive_data(self, int opcode, bint fin, const char* p, Py_ssize_t n) except -1
+    cdef int _receive_data(self, int opcode, bint fin, const char* p, Py_ssize_t n, bytes owner) except -1
     cdef Py_ssize_t _room(self) noexcept
     @final
     cdef void _count_received(self, Py_ssize_t n) noexcept
@@ -106,6 +114,9 @@ cdef class Connection(Outlet):
     cdef int _receive_close(self, const char* p, Py_ssize_t n) except -1
     @final
     cdef int _admit(self, Message message, Py_ssize_t n) except -1
+    cdef bint _admit_part(self, bint first, Py_ssize_t n) except -1
+    cdef bint _admit_ping(self) except -1
+    cdef int _overdraw(self, int64_t ns) except -1
     cdef int _wait_for_rate(self, int64_t ns) except -1
     @final
     cdef int _deliver(self, Message message) except -1
@@ -119,6 +130,11 @@ cdef class Connection(Outlet):
     cdef bint _write_object(self, object message, object compress) except -1
     @final
     cdef int _write_message(self, int opcode, const char* p, Py_ssize_t n, object owner, object compress) except -1
+    cdef bytes _pack(self, const char* p, Py_ssize_t n, bint fin)
+    cdef int _write_packed(self, uint8_t first, bytes packed, object plain, bint fin) except -1
+    cdef int _remember(self, object plain, unsigned long flushes) except -1
+    cdef int _wait_first(self, list found) except -1
+    cdef int _write_frames(self, uint8_t first, const char* p, Py_ssize_t size, object owner, bint fin) except -1
     cdef int _write_shared(self, Shared shared) except -1
     cdef int _write_control(self, int opcode, bytes payload) except -1
     cdef int _drain_outbox(self) except -1
@@ -126,6 +142,7 @@ cdef class Connection(Outlet):
     cdef void _update_sendable(self) noexcept
     cdef int _send_close(self, int code, bytes body) except -1
     cdef int _end_transport(self) except -1
+    cdef int _hear_no_more(self) except -1
     cdef int _watch(self, double seconds) except -1
 
 
@@ -133,6 +150,8 @@ cdef class Shared:
     cdef int opcode
     cdef bytes payload
     cdef Py_ssize_t size
+    cdef object compress         # as send() has it
+    cdef Py_ssize_t fragment_size
     cdef bytes plain             # the frame without compression
     cdef dict packed             # Codec.group() -> (compressed payload, its frame)
 

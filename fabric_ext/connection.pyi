@@ -64,7 +64,7 @@ class Drain(asyncio.Protocol):
 class Shared:
     """A message for many connections of a server: its frame is built once, and compressed once per agreed setting."""
 
-    def __init__(self, message: Message) -> None: ...
+    def __init__(self, message: Message, compress: bool | None, fragment_size: int) -> None: ...
     def send_to(self, peers: list[_C]) -> tuple[int, list[_C]]:
         """Write it to those of `peers` that take it now; return their number, and the open ones that do not."""
 
@@ -127,7 +127,8 @@ class Connection(Outlet):
         on_message: Any = None,
     ) -> None:
         """Set what stays the same over all transports. Sizes in bytes; `fragment_size` 0 never splits."""
-    def _limit_rate(self, gate: RateGate | None, on_exceed: str) -> None: ...
+    def _limit_rate(self, gate: RateGate | None, on_exceed: str, on_shared_exceed: str) -> None:
+        """Ask `gate` for what arrives; say what to do when its own buckets refuse, and when the shared ones do."""
     def _new_link(self) -> Link:
         """The listener for the next transport; severs the one before."""
     def _set_codec(self, codec: Codec | None) -> None:
@@ -142,8 +143,11 @@ class Connection(Outlet):
         """Send our close frame and wait for the peer's; the transport is aborted when that takes too long."""
     def _abort(self) -> None:
         """Drop the transport now, whatever it still holds."""
-    def _write_fragment(self, opcode: int, payload: bytes, fin: bool) -> None:
-        """Send one frame of a message sent in parts; `opcode` 0 continues it."""
+    def _write_fragment(self, opcode: int, payload: bytes, fin: bool, compress: bool | None) -> None:
+        """Send one part of a message sent in parts; `opcode` 0 continues it.
+
+        Its first part decides whether it is compressed: the size of the whole is not known.
+        """
     def _write_ping(self, payload: bytes) -> None:
         """Send a ping now, before whatever waits in the outbox."""
     def _outbox_push(self, message: Message, compress: bool | None) -> None:
@@ -156,6 +160,8 @@ class Connection(Outlet):
         """Write what waits in the outbox, as far as the transport takes it."""
     def _set_fragmenting(self, fragmenting: bool) -> None:
         """While a message is being sent in parts, other data waits in the outbox."""
+    def _release_codec(self) -> None:
+        """Give back the memory of compression that an idle connection need not keep."""
     def _has_partial_message(self) -> bool:
         """Is a message half received?"""
     def _recv_part(self) -> Coroutine[Any, Any, Message | Part | None]: ...
@@ -167,6 +173,7 @@ class Connection(Outlet):
     def _on_pong(self, payload: bytes) -> None: ...
     def _on_writable(self) -> None: ...
     def _on_error(self, error: BaseException) -> None: ...
+    def _on_taken_back(self, message: Message) -> None: ...
     def _fault(self, code: int, reason: str) -> Exception: ...
     def _send_later(self, message: Any, compress: bool | None) -> Coroutine[Any, Any, None]: ...
     def _queue_now(self, message: Any, compress: bool | None) -> None: ...

@@ -22,7 +22,7 @@ from cython cimport final, likely, unlikely
 from libc.stdint cimport int64_t, uint8_t
 from picows.picows cimport MemoryBuffer, WSFrame, WSListener, WSTransport
 
-from fabric_ext.bucket cimport RateGate
+from fabric_ext.bucket cimport RateGate, monotonic_ns
 from fabric_ext.counters cimport Counters, coarse_monotonic_ns
 from fabric_ext.deflate cimport Codec
 from fabric_ext.inbox cimport DONE, Recv
@@ -35,11 +35,10 @@ from fabric_ext.reassembly cimport (V_BAD_UTF8, V_EXPECTED_CONTINUATION, V_MESSA
                                     V_TOO_MANY_FRAGMENTS, V_UNEXPECTED_CONTINUATION, Assembler)
 from fabric_ext.ring cimport Ring
 
-import time
-
 from picows.picows import WSProtocol
 
 from fabric_ext.deflate import CorruptData, OutputLimit
+from fabric_ext.message import Frame
 from fabric_ext.protocol import State
 
 cdef extern from "Python.h":
@@ -58,6 +57,7 @@ cdef extern from *:
 cdef enum Pause:
     QUEUE_FULL = 1
     OVER_RATE = 2
+    OVERDRAWN = 4                # more was taken from the rate limit than it had
 
 cdef enum GateAction:
     SLOW = 0
@@ -76,7 +76,7 @@ cdef enum:
     GATHER = 16                  # messages of one read for which a waiting task is resumed once
     GATHER_BYTES = 16 * 1024
 
-cdef object monotonic_ns = time.monotonic_ns
+cdef dict GATE_ACTIONS = {"slow": SLOW, "drop": DROP, "close": CLOSE}
 cdef object wsprotocol_get_buffer = WSProtocol.get_buffer
 
 # picows gives each transport 1 KB to write from; we write for it, except when its parser finds a fault and it sends
@@ -96,6 +96,14 @@ cdef inline Py_ssize_t weight(Message message):
     if message.kind == K_TEXT:
         return PyUnicode_GET_LENGTH(message.data) * PyUnicode_KIND(message.data)
     return PyBytes_GET_SIZE(message.data)
+
+
+cdef Message unsent_message(int kind, list parts):
+    """The message whose payload came in `parts`, or is the only one."""
+    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    if kind == K_TEXT:
+        return new_message(kind, data if type(data) is str else bytes(data).decode())
+    return new_message(kind, bytes(data))
 
 
 @final
@@ -241,9 +249,11 @@ cdef class Connection(Outlet):
         self._close_timeout = close_timeout
         self._on_message = on_message
 
-    def _limit_rate(self, RateGate gate, str on_exceed):
+    def _limit_rate(self, RateGate gate, str on_exceed, str on_shared_exceed):
+        """Ask `gate` for what arrives; say what to do when its own buckets refuse, and when the shared ones do."""
         self._gate = gate
-        self._gate_action = {"slow": SLOW, "drop": DROP, "close": CLOSE}[on_exceed]
+        self._gate_action = GATE_ACTIONS[on_exceed]
+        self._shared_action = GATE_ACTIONS[on_shared_exceed]
 
     def _new_link(self):
         """The listener for the next transport; severs the one before."""
@@ -267,7 +277,9 @@ cdef class Connection(Outlet):
         self._write = self._io.write
         self._io.set_write_buffer_limits(high=0)       # `_blocked` is then: the transport holds something
         self._fd = -1 if transport.is_secure else transport._socket
-        self._blocked = self._deaf = self._discarding = self._fragmenting = self._inflating = False
+        self._blocked = self._lost = self._deaf = self._discarding = self._fragmenting = self._inflating = False
+        self._taken_back = 0
+        self._unfinished = None
         self._read_pauses = 0
         self._sent_code = self._received_code = 0
         self._close_text = ""
@@ -311,7 +323,7 @@ cdef class Connection(Outlet):
         self._fd = -1
         self._blocked = True
         self._sendable = False
-        self.drop_output()
+        self._take_back(self.take_output())
         self._release_held()
         if self._assembler is not None:
             self._assembler.reset()
@@ -362,12 +374,12 @@ cdef class Connection(Outlet):
     cdef int on_fault(self, int code, str reason) except -1:
         """picows cannot read on. The frame before the fault may be delivered after this call, so fail a moment later."""
         self._transport.is_close_frame_sent = True             # keeps picows from sending its own
+        self._hear_no_more()
         if self._deaf:                                         # nothing it reads matters any more
             return 0
         if code == 1009:                                       # picows says "..., 70000 > 65536"
             self._oversize = int(re.search(r"(\d+) > \d+$", reason)[1])
             reason = f"message over {self._max_message_size} bytes"
-        self._io.pause_reading()
         self._loop.call_soon(self._refuse_fault, self._link, code, reason)
         return 0
 
@@ -393,7 +405,7 @@ cdef class Connection(Outlet):
         if frame.rsv1:
             self._inflating = True
         if not self._inflating:
-            return self._receive_data(opcode, frame.fin, p, n)
+            return self._receive_data(opcode, frame.fin, p, n, None)
         first = opcode != K_CONTINUATION
         try:
             plain = self._codec.decompress(p, n, first, frame.fin, self._room())
@@ -408,27 +420,31 @@ cdef class Connection(Outlet):
             self._inflating = False
         self._counters.decompression_bytes_in += n
         self._counters.decompression_bytes_out += PyBytes_GET_SIZE(plain)
-        return self._receive_data(opcode, frame.fin, PyBytes_AS_STRING(plain), PyBytes_GET_SIZE(plain))
+        return self._receive_data(opcode, frame.fin, PyBytes_AS_STRING(plain), PyBytes_GET_SIZE(plain), plain)
 
     def _refuse_with(self, int code, str reason, error):
         self._failure = error
         self._refuse(code, reason)
         return 0
 
-    cdef int _receive_data(self, int opcode, bint fin, const char* p, Py_ssize_t n) except -1:
+    cdef int _receive_data(self, int opcode, bint fin, const char* p, Py_ssize_t n, bytes owner) except -1:
+        """Take one data frame; `owner` is its payload where that is an object already."""
         cdef Assembler assembler = self._assembler
         cdef object data
         cdef int verdict
         if self._stream != WHOLE and (self._stream_kind or assembler is None or not assembler.active()):
             return self._receive_stream(opcode, fin, p, n)
         if likely(fin and opcode != K_CONTINUATION and (assembler is None or not assembler.active())):
+            if n > self._max_message_size:                     # picows lets frames pass that may be compressed
+                self._oversize = n
+                return self._refuse_verdict(V_TOO_LARGE)
             if opcode == K_TEXT:
                 try:
                     data = PyUnicode_DecodeUTF8(p, n, NULL)
                 except UnicodeDecodeError:                     # RFC 6455 §8.1
                     return self._refuse(1007, "text is not UTF-8")
             else:
-                data = PyBytes_FromStringAndSize(p, n)
+                data = PyBytes_FromStringAndSize(p, n) if owner is None else owner
             return self._admit(new_message(opcode, data), n)
         if assembler is None:
             assembler = self._assembler = Assembler(self._max_message_size, self._max_fragments)
@@ -485,6 +501,11 @@ cdef class Connection(Outlet):
             return self._refuse_verdict(V_TOO_LARGE)
         if self._stream_frames >= self._max_fragments:
             return self._refuse_verdict(V_TOO_MANY_FRAGMENTS)
+        if self._gate is not None and not self._admit_part(opcode != K_CONTINUATION, n):
+            if fin and not self._deaf:
+                self._stream_kind = 0
+                self._end_skip()
+            return 0
         self._streamed += n
         self._stream_frames += 1
         data = PyBytes_FromStringAndSize(p, n)
@@ -521,27 +542,85 @@ cdef class Connection(Outlet):
 
     cdef int _admit(self, Message message, Py_ssize_t n) except -1:
         """Pass a message of `n` payload bytes on to the application, if the rate limit lets it."""
-        cdef int64_t wait
+        cdef int64_t wait, now
+        cdef int action
         self._count_received(n)
         if likely(self._gate is None):
             return self._deliver(message)
         if self._held is None or self._held.size == 0:
-            wait = self._gate.admit(n, monotonic_ns())
+            now = monotonic_ns()
+            wait = self._gate.admit(n, now)
             if wait == 0:
                 return self._deliver(message)
-            if self._gate_action == CLOSE or wait < 0:         # below 0: larger than the burst, no wait helps
-                return self._refuse(1008, "rate limit exceeded")
-            if self._gate_action == DROP:
+            action = self._gate_action if self._gate.own_wait_ns(n, now) else self._shared_action
+            if action == DROP:
                 self._counters.rate_limit_drops += 1
                 return 0
+            if action == CLOSE or wait < 0:                    # below 0: larger than the burst, no wait helps
+                return self._refuse(1008, "rate limit exceeded")
             if self._state == OPEN:
                 if self._held is None:
                     self._held = Ring()
                 self._pause(OVER_RATE)
-                self._wait_for_rate(self._gate.reserve(n, monotonic_ns()))
+                self._wait_for_rate(self._gate.reserve(n, now))
         if self._state == OPEN:                                # else reading goes on, up to the peer's close frame
             self._held.push(message)
         return 0
+
+    cdef bint _admit_part(self, bint first, Py_ssize_t n) except -1:
+        """May a part of `n` bytes pass, of a message that is received in parts? Not if the message is dropped or refused.
+
+        What has begun goes on: who is slowed pays for it before more is read.
+        """
+        cdef int64_t wait, now = monotonic_ns()
+        cdef int action
+        if not first:
+            if self._stream == PARTS:
+                self._overdraw(self._gate.reserve_bytes(n, now))
+            return True
+        wait = self._gate.wait_ns(n, now)
+        action = SLOW
+        if wait:
+            action = self._gate_action if self._gate.own_wait_ns(n, now) else self._shared_action
+        if action == DROP:
+            self._counters.rate_limit_drops += 1
+            self._stream = SKIP_THEN_PARTS if self._stream == PARTS else self._stream
+            return False
+        if action == CLOSE or wait < 0:
+            self._refuse(1008, "rate limit exceeded")
+            return False
+        self._overdraw(self._gate.reserve(n, now))
+        return True
+
+    cdef bint _admit_ping(self) except -1:
+        """Is this ping, an operation, to be answered?"""
+        cdef int64_t now = monotonic_ns()
+        cdef int action
+        if self._gate.admit_operations(1, now) == 0:
+            return True
+        action = self._gate_action if self._gate.own_operations_wait_ns(1, now) else self._shared_action
+        if action == CLOSE:
+            self._refuse(1008, "rate limit exceeded")
+        if action != SLOW:
+            return False
+        self._overdraw(self._gate.reserve_operations(1, now))
+        return True
+
+    cdef int _overdraw(self, int64_t ns) except -1:
+        """What was taken will be there in `ns`: read nothing until then."""
+        if ns > 0 and self._state == OPEN and not self._read_pauses & OVERDRAWN:
+            self._pause(OVERDRAWN)
+            self._loop.call_later(ns * 1e-9, self._repay, self._link)
+        return 0
+
+    def _repay(self, link):
+        cdef int64_t wait
+        if link is self._link:
+            wait = self._gate.wait_ns(0, monotonic_ns())       # more may have been taken meanwhile
+            if wait > 0:
+                self._loop.call_later(wait * 1e-9, self._repay, link)
+            else:
+                self._resume(OVERDRAWN)
 
     cdef int _wait_for_rate(self, int64_t ns) except -1:
         self._loop.call_later(ns * 1e-9, self._release_held_in_time, self._link)
@@ -644,7 +723,7 @@ cdef class Connection(Outlet):
             return self._receive_close(p, n)
         if opcode == K_PONG:
             self._on_pong(PyBytes_FromStringAndSize(p, n))
-        else:
+        elif self._gate is None or self._admit_ping():
             # RFC 6455 §5.5.3: it is enough to answer the most recent ping. So one pong waits at most.
             self._pong_due = PyBytes_FromStringAndSize(p, n)
             self._send_pong_due()
@@ -673,6 +752,7 @@ cdef class Connection(Outlet):
         if self._state != OPEN:
             if self._state == CLOSING and not self._deaf:      # our close frame is out already
                 self._deaf = True
+                self._hear_no_more()
                 self._io.abort()
             return 0
         self._deaf = True
@@ -704,7 +784,7 @@ cdef class Connection(Outlet):
         if self._io is None or self._io.is_closing():
             return 0
         if self._failure is not None:
-            self._io.set_protocol(Drain(self._link, self._transport))
+            self._hear_no_more()
             if self._fd >= 0 and self._io.can_write_eof():
                 self._io.write_eof()
             else:
@@ -714,6 +794,11 @@ cdef class Connection(Outlet):
         self._read_pauses = 0
         self._resume_now()
         return self._watch(self._close_timeout)
+
+    cdef int _hear_no_more(self) except -1:
+        """Keep what still comes from picows, which would keep an exception that nobody asks for."""
+        self._io.set_protocol(Drain(self._link, self._transport))
+        return 0
 
     cdef int _watch(self, double seconds) except -1:
         if self._timer is None:
@@ -770,36 +855,77 @@ cdef class Connection(Outlet):
 
     cdef int _write_message(self, int opcode, const char* p, Py_ssize_t n, object owner, object compress) except -1:
         cdef uint8_t first = opcode
-        cdef Py_ssize_t size = n
         cdef bytes packed
         self.messages_sent += 1
         self.bytes_sent += n
         self._counters.messages_sent += 1
         self._counters.bytes_sent += n
         if self._codec is not None and compress is not False and (n >= self._codec.threshold or compress is True):
-            packed = self._codec.compress(p, n)
-            self._counters.compression_bytes_in += n
-            self._counters.compression_bytes_out += PyBytes_GET_SIZE(packed)
-            owner = packed
-            p = PyBytes_AS_STRING(packed)
-            size = PyBytes_GET_SIZE(packed)
-            first |= 0x40
+            packed = self._pack(p, n, True)
+            plain = owner if owner is not None else PyBytes_FromStringAndSize(p, n)
+            return self._write_packed(0x40 | first, packed, plain, True)
+        return self._write_frames(first, p, n, owner, True)
+
+    cdef bytes _pack(self, const char* p, Py_ssize_t n, bint fin):
+        cdef bytes packed = self._codec.compress_part(p, n, fin)
+        self._counters.compression_bytes_in += n
+        self._counters.compression_bytes_out += PyBytes_GET_SIZE(packed)
+        return packed
+
+    cdef int _write_packed(self, uint8_t first, bytes packed, object plain, bint fin) except -1:
+        """Write a compressed message or its first part; while it is gathered, remember what it is."""
+        cdef unsigned long flushes = self._flushes
+        self._plain_now = plain
+        self._write_frames(first, PyBytes_AS_STRING(packed), PyBytes_GET_SIZE(packed), packed, fin)
+        self._plain_now = None
+        return self._remember(plain, flushes)
+
+    cdef int _remember(self, object plain, unsigned long flushes) except -1:
+        if self._out_size and self._flushes == flushes:
+            if self._plain is None:
+                self._plain = Ring()
+            self._plain.push(plain)
+        return 0
+
+    cdef int _write_frames(self, uint8_t first, const char* p, Py_ssize_t size, object owner, bint fin) except -1:
+        """Write a payload as one frame, or as several where it is larger than `fragment_size`."""
         if self._fragment_size:
             while size > self._fragment_size:
                 self.write_frame(first, p, self._fragment_size, owner)
                 p += self._fragment_size
                 size -= self._fragment_size
                 first = K_CONTINUATION
-        return self.write_frame(0x80 | first, p, size, owner)
+        return self.write_frame(0x80 | first if fin else first, p, size, owner)
 
-    def _write_fragment(self, int opcode, bytes payload, bint fin):
-        """Send one frame of a message sent in parts; `opcode` 0 continues it."""
-        self.write_frame((0x80 if fin else 0) | opcode, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), payload)
-        self.bytes_sent += len(payload)
-        self._counters.bytes_sent += len(payload)
+    def _write_fragment(self, int opcode, bytes payload, bint fin, compress):
+        """Send one part of a message sent in parts; `opcode` 0 continues it.
+
+        Its first part decides whether it is compressed: the size of the whole is not known.
+        """
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(payload)
+        cdef uint8_t first = opcode
+        cdef bytes packed
+        if opcode:
+            self._packing = (self._codec is not None and compress is not False
+                             and (n >= self._codec.threshold or compress is True))
+        self.bytes_sent += n
+        self._counters.bytes_sent += n
         if fin:
             self.messages_sent += 1
             self._counters.messages_sent += 1
+        if not self._packing:
+            self._write_frames(first, PyBytes_AS_STRING(payload), n, payload, fin)
+            return
+        packed = self._pack(PyBytes_AS_STRING(payload), n, fin)
+        if opcode:
+            self._parts_plain = bytearray(payload)
+            self._write_packed(0x40 | first, packed, self._parts_plain, fin)
+            if self._out_size == 0:
+                self._parts_plain = None
+        else:
+            if self._parts_plain is not None:
+                self._parts_plain += payload
+            self._write_frames(first, PyBytes_AS_STRING(packed), PyBytes_GET_SIZE(packed), packed, fin)
 
     cdef int _write_control(self, int opcode, bytes payload) except -1:
         return self.write_frame(0x80 | opcode, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), None)
@@ -810,14 +936,22 @@ cdef class Connection(Outlet):
 
     cdef int _write_shared(self, Shared shared) except -1:
         """Write a message that goes to many."""
+        cdef unsigned long flushes = self._flushes
         cdef bytes frame = shared.plain
-        if self._codec is not None and shared.size >= self._codec.threshold:
+        cdef bint packing = (self._codec is not None and shared.compress is not False
+                             and (shared.size >= self._codec.threshold or shared.compress is True))
+        if packing:
             frame = shared.packed_for(self._codec)
         self.messages_sent += 1
         self.bytes_sent += shared.size
         self._counters.messages_sent += 1
         self._counters.bytes_sent += shared.size
-        return self.write_raw(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame), frame)
+        if not packing:
+            return self.write_raw(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame), frame)
+        self._plain_now = shared.payload
+        self.write_raw(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame), frame)
+        self._plain_now = None
+        return self._remember(shared.payload, flushes)
 
     def _outbox_push(self, Message message not None, compress):
         """Keep a message until the transport takes it."""
@@ -860,14 +994,67 @@ cdef class Connection(Outlet):
                 self._on_writable()
         return 0
 
-    cdef int on_broken(self) except -1:
+    cdef int on_written(self) except -1:
+        if self._plain is not None:
+            self._plain.clear()
+            self._parts_plain = None
+        return 0
+
+    cdef int on_broken(self, bytes unwritten) except -1:
         """Nothing more can be sent: keep what waits, for the next transport or for `undelivered`.
 
         What came before the loss is still there to be read, and then the transport ends. One that does not is aborted.
         """
         self._blocked = True
+        self._take_back(unwritten)
         self._update_sendable()
         return self._watch(self._close_timeout)
+
+    def _take_back(self, bytes unwritten):
+        """Let the messages wait that `unwritten` consists of, frames that were gathered and then not written.
+
+        One that does not begin there has been sent in part, and is not sent again.
+        """
+        cdef list found = []
+        cdef Py_ssize_t at = 0
+        # Of a message that is there from its beginning: its opcode, its payload so far, and is it compressed?
+        kind, message, packed = self._unfinished or (0, None, False)
+        view = memoryview(unwritten)
+        while (parsed := Frame.parse(view[at:])) is not None:
+            frame, at = parsed[0], at + parsed[1]
+            if frame.opcode >= K_CLOSE:
+                continue
+            if frame.opcode != K_CONTINUATION:
+                kind, message, packed = frame.opcode, [], frame.rsv1
+                if packed:
+                    message.append(self._plain.pop() if self._plain is not None and self._plain.size
+                                   else self._plain_now)
+            if message is None:
+                continue
+            if not packed:
+                message.append(frame.payload)
+            if frame.fin:
+                found.append((unsent_message(kind, message), packed))
+                message = None
+        self._unfinished = None if message is None else (kind, message, packed)
+        self._wait_first(found)
+        self.on_written()
+
+    cdef int _wait_first(self, list found) except -1:
+        """Put messages that counted as sent before those that wait, and behind those put there before."""
+        cdef list waiting = [self._outbox.pop() for _ in range(self._taken_back)]
+        for message, packed in found:
+            waiting.append(message if self._codec is None else (message, packed))
+            self._outbox_bytes += len(message)
+            self.messages_sent -= 1
+            self.bytes_sent -= len(message)
+            self._counters.messages_sent -= 1
+            self._counters.bytes_sent -= len(message)
+            self._on_taken_back(message)
+        self._taken_back = len(waiting)
+        for item in reversed(waiting):
+            self._outbox.push_front(item)
+        return 0
 
     def _set_fragmenting(self, bint fragmenting):
         """While a message is being sent in parts, other data waits in the outbox."""
@@ -917,6 +1104,11 @@ cdef class Connection(Outlet):
     @property
     def _codec_now(self):
         return self._codec
+
+    def _release_codec(self):
+        """Give back the memory of compression that an idle connection need not keep."""
+        if self._codec is not None:
+            self._codec.release_idle()
 
     def _has_partial_message(self):
         """Is a message half received?"""
@@ -998,6 +1190,9 @@ cdef class Connection(Outlet):
     def _on_writable(self):
         """Nothing waits to be written any more."""
 
+    def _on_taken_back(self, message):
+        """A message that counted as sent waits again."""
+
     def _on_error(self, error):
         """The application's callback raised; the connection is failed with 1011."""
 
@@ -1018,8 +1213,10 @@ cdef class Connection(Outlet):
 cdef class Shared:
     """A message for many connections of a server: its frame is built once, and compressed once per agreed setting."""
 
-    def __init__(self, Message message not None):
+    def __init__(self, Message message not None, compress, Py_ssize_t fragment_size):
         self.opcode = message.kind
+        self.compress = compress
+        self.fragment_size = fragment_size
         self.payload = message.as_bytes()
         self.size = len(self.payload)
         self.plain = self._frame(self.payload, 0)
@@ -1057,6 +1254,15 @@ cdef class Shared:
         return known[1] if own is alone else self._frame(own, 0x40)
 
     cdef bytes _frame(self, bytes payload, uint8_t rsv):
+        """The frame of `payload`, or the frames where it is larger than `fragment_size`."""
         cdef uint8_t header[14]
-        cdef Py_ssize_t size = write_header(header, 0x80 | rsv | self.opcode, len(payload), False, 0)
-        return PyBytes_FromStringAndSize(<char*>header, size) + payload
+        cdef uint8_t first = self.opcode | rsv
+        cdef Py_ssize_t start, n, size, total = PyBytes_GET_SIZE(payload)
+        cdef Py_ssize_t step = self.fragment_size or max(total, 1)
+        cdef list parts = []
+        for start in range(0, max(total, 1), step):
+            n = min(step, total - start)
+            size = write_header(header, first | (0x80 if start + n == total else 0), n, False, 0)
+            parts += PyBytes_FromStringAndSize(<char*>header, size), payload[start:start + n]
+            first = K_CONTINUATION
+        return b"".join(parts)

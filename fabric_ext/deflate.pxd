@@ -38,6 +38,9 @@ cdef class Codec:
     # A whole message: the payload of frames of which the first has RSV1 set. It must be sent, in this order.
     cdef bytes compress(self, const char* p, Py_ssize_t n)
 
+    # The same for a message in parts, each of which can be read when it arrives.
+    cdef bytes compress_part(self, const char* p, Py_ssize_t n, bint fin)
+
     # One frame's payload; `limit` is what the message may still produce. Raises OutputLimit or CorruptData.
     cdef bytes decompress(self, const char* p, Py_ssize_t n, bint first, bint fin, Py_ssize_t limit)
 
@@ -54,7 +57,7 @@ cdef class Codec:
     cdef bytes pack_alone(self, const char* p, Py_ssize_t n)
     cdef bytes unpack(self, const char* p, Py_ssize_t n, bint fin, Py_ssize_t limit)
     cdef object new_inflater(self)
-    cdef object inflate(self, bytes data, Py_ssize_t limit, bint fin)
+    cdef object inflate(self, object data, Py_ssize_t limit, bint fin)
     cdef bytes left_over(self, bytes unused, bint fin)
 
 
@@ -66,6 +69,7 @@ cdef class DeflateCodec(Codec):
     cdef bytes window                       # the peer's context while there is no inflater; None when empty
 
     cdef bytes read_window(self)
+    cdef bytes unpack_large(self, object data, bint fin, Py_ssize_t limit)
 
 
 @cython.final

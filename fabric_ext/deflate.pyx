@@ -11,8 +11,9 @@ hostile, so it goes through zlib: zlib-ng's, or the standard library's where tha
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_READ, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
@@ -33,6 +34,7 @@ cdef extern from "Python.h":
 cdef enum:
     DEFAULT_LEVEL = 3
     SCRATCH = 1 << 16
+    UNCOPIED = 1 << 15      # bytes; payloads from here on are read from where they lie
     MAX_RESTARTS = 64       # streams in one frame; each costs a new decompressor, so the peer may not choose
 
 cdef Py_ssize_t MAX_SIZE = (<Py_ssize_t>1 << (8 * sizeof(Py_ssize_t) - 2))
@@ -74,6 +76,9 @@ cdef class Codec:
         self.plain_out += n
         self.wire_out += PyBytes_GET_SIZE(payload)
         return payload
+
+    cdef bytes compress_part(self, const char* p, Py_ssize_t n, bint fin):
+        return self.compress(p, n)
 
     cdef bytes decompress(self, const char* p, Py_ssize_t n, bint first, bint fin, Py_ssize_t limit):
         cdef bytes plain
@@ -121,7 +126,7 @@ cdef class Codec:
     cdef bytes unpack(self, const char* p, Py_ssize_t n, bint fin, Py_ssize_t limit):
         raise NotImplementedError
 
-    cdef object inflate(self, bytes data, Py_ssize_t limit, bint fin):
+    cdef object inflate(self, object data, Py_ssize_t limit, bint fin):
         """Decompress, and go on behind the end of a stream: BFINAL (RFC 7692 §7.2.3.4), or of a zstd frame."""
         cdef bytes plain, rest
         cdef list parts = None
@@ -274,6 +279,11 @@ cdef class DeflateCodec(Codec):
                 raise MemoryError
         return deflated(self.encoder, p, n)
 
+    cdef bytes compress_part(self, const char* p, Py_ssize_t n, bint fin):
+        # RFC 7692 §7.2.1: only the end of a message does without the tail.
+        cdef bytes payload = self.compress(p, n)
+        return payload if fin else payload + TAIL
+
     cdef object group(self):
         return "deflate", self.own_window_bits, self.level, self.mem_level
 
@@ -327,6 +337,8 @@ cdef class DeflateCodec(Codec):
             # Nothing at all has come of the message, not even the one byte of §7.2.3.6, or what came ended
             # with its final block. The tail alone would not be a block.
             return b""
+        if n >= UNCOPIED:
+            return self.unpack_large(PyMemoryView_FromMemory(<char*>p, n, PyBUF_READ), fin, limit)
         if fin:
             data = PyBytes_FromStringAndSize(NULL, n + 4)
             out = PyBytes_AS_STRING(data)
@@ -336,6 +348,19 @@ cdef class DeflateCodec(Codec):
             data = PyBytes_FromStringAndSize(p, n)
         try:
             return self.inflate(data, limit, fin)
+        except ZlibError as error:
+            self.inflater = None
+            raise CorruptData(f"invalid DEFLATE data: {error}") from None
+
+    cdef bytes unpack_large(self, object data, bint fin, Py_ssize_t limit):
+        """The same where a copy, for the tail to stand behind, would cost more than a second call."""
+        cdef bytes plain, rest
+        try:
+            plain = self.inflate(data, limit, False)
+            if not fin or self.inflater is None:        # it has ended with its final block
+                return plain
+            rest = self.inflate(TAIL, limit - PyBytes_GET_SIZE(plain), True)
+            return plain + rest if rest else plain
         except ZlibError as error:
             self.inflater = None
             raise CorruptData(f"invalid DEFLATE data: {error}") from None

@@ -36,6 +36,8 @@ cdef class Outlet(Inbox):
     cdef int _fd                 # -1: no direct writes (TLS, or not connected)
     cdef bint _masking           # a client: RFC 6455 §5.3
     cdef bint _blocked           # the transport holds bytes that the kernel has not taken
+    cdef bint _lost              # the kernel has said so
+    cdef unsigned long _flushes  # how often what was gathered has left
     cdef bint _is_dirty          # among those that the hub knows to hold bytes
     cdef Outlet _next_dirty      # the one after it there
     cdef unsigned long _turn     # the turn in which this outlet last wrote at once
@@ -48,8 +50,9 @@ cdef class Outlet(Inbox):
     cdef int flush(self) except -1
     cdef int _write_large(self, const char* header, Py_ssize_t size, const char* p, Py_ssize_t n,
                           object owner) except -1
-    cdef int on_broken(self) except -1
-    cdef void drop_output(self) noexcept
+    cdef int on_written(self) except -1
+    cdef int on_broken(self, bytes unwritten) except -1
+    cdef bytes take_output(self)
     cdef int _reserve(self, Py_ssize_t n) except -1
     cdef int _gather(self) except -1
     cdef int _pass_on(self, const char* p, Py_ssize_t n, object owner) except -1

@@ -191,9 +191,8 @@ cdef class Outlet(Inbox):
             sent = c_send(self._fd, p, n)
             if sent == n:
                 return 0
-            if sent == LOST:
-                return self.on_broken()
             if sent < 0:
+                self._lost = sent == LOST
                 sent = 0
         elif n < LARGE:
             self._reserve(n)
@@ -202,6 +201,8 @@ cdef class Outlet(Inbox):
             return self._gather()
         else:
             self.flush()
+        if self._lost:
+            return self.on_broken(PyBytes_FromStringAndSize(p, n))
         return self._pass_on(p + sent, n - sent, owner)
 
     cdef int _write_large(self, const char* header, Py_ssize_t size, const char* p, Py_ssize_t n,
@@ -212,10 +213,11 @@ cdef class Outlet(Inbox):
             sent = c_send_two(self._fd, header, size, p, n)
             if sent == size + n:
                 return 0
-            if sent == LOST:
-                return self.on_broken()
             if sent < 0:
-                sent = 0                       # whatever is wrong, the transport finds it out and reports it
+                self._lost = sent == LOST
+                sent = 0                       # whatever else is wrong, the transport finds it out and reports it
+        if self._lost:
+            return self.on_broken(PyBytes_FromStringAndSize(header, size) + PyBytes_FromStringAndSize(p, n))
         if sent < size:
             self._pass_on(header + sent, size - sent, None)
             sent = size
@@ -242,18 +244,20 @@ cdef class Outlet(Inbox):
         if size == 0:
             return 0
         self._out_size = 0
+        self._flushes += 1
         try:
             if self._fd >= 0 and not self._blocked:
                 sent = c_send(self._fd, self._out, size)
-                if sent == LOST:
-                    return self.on_broken()
                 if sent < 0:
+                    self._lost = sent == LOST
                     sent = 0
+            if self._lost:
+                return self.on_broken(PyBytes_FromStringAndSize(self._out, size))
             if sent < size:
                 self._pass_on(self._out + sent, size - sent, None)
+            return self.on_written()
         finally:
             self._release()
-        return 0
 
     cdef int _pass_on(self, const char* p, Py_ssize_t n, object owner) except -1:
         """Hand bytes to the transport, which keeps them until the kernel takes them.
@@ -270,15 +274,24 @@ cdef class Outlet(Inbox):
             self._write(PyBytes_FromStringAndSize(p, n))
         return 0
 
-    cdef int on_broken(self) except -1:
-        """The kernel says that the connection is lost; the transport will learn it when it reads."""
+    cdef int on_written(self) except -1:
+        """All that was gathered has left."""
+        return 0
+
+    cdef int on_broken(self, bytes unwritten) except -1:
+        """The kernel says that the connection is lost, and took no byte of `unwritten`, which are whole frames.
+
+        The transport will learn it when it reads.
+        """
         self._blocked = True
         return 0
 
-    cdef void drop_output(self) noexcept:
-        """Forget what was gathered: the transport is gone."""
+    cdef bytes take_output(self):
+        """What was gathered and not written: the transport is gone."""
+        cdef bytes unwritten = PyBytes_FromStringAndSize(self._out, self._out_size)
         self._out_size = 0
         self._release()
+        return unwritten
 
     cdef int _reserve(self, Py_ssize_t n) except -1:
         cdef Py_ssize_t needed = self._out_size + n

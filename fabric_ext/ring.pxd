@@ -5,6 +5,7 @@ cdef class Ring:
     cdef Py_ssize_t size
 
     cdef int push(self, object item) except -1
+    cdef int push_front(self, object item) except -1
     cdef object pop(self)
     cdef object peek(self)
     cdef void clear(self) noexcept

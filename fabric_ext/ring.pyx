@@ -28,6 +28,15 @@ cdef class Ring:
         self.size += 1
         return 0
 
+    cdef int push_front(self, object item) except -1:
+        if self.size == self._capacity and self._grow() < 0:
+            return -1
+        self._head = (self._head - 1) & (self._capacity - 1)
+        Py_INCREF(item)                                # held by the slot, as by push()
+        self._slots[self._head] = <void*>item
+        self.size += 1
+        return 0
+
     cdef object pop(self):
         if self.size == 0:
             raise IndexError("pop from an empty Ring")
@@ -78,6 +87,10 @@ cdef class Ring:
     def append(self, item):
         """Add `item` at the end."""
         self.push(item)
+
+    def appendleft(self, item):
+        """Add `item` before all others."""
+        self.push_front(item)
 
     def popleft(self):
         """Take the oldest item; `IndexError` when there is none."""

@@ -8,17 +8,18 @@ import logging
 import random
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
 from fabric.client import WebSocketClient
-from fabric.config import BackpressureConfig, ReconnectConfig
+from fabric.config import BackpressureConfig, CompressionConfig, ReconnectConfig
 from fabric.error import BufferFull, ConnectionClosed, ReconnectTimeout
 from fabric.handshake import accept_key
 from fabric.server import ConnectedClient
+from fabric_ext.protocol import State
 from fault.counted import account, number_of, numbered
 from fault.relay import HARD, Relay
 from fault.service import Service
@@ -168,12 +169,14 @@ class Accepted:
         while not head.endswith(b"\r\n\r\n"):
             head += await loop.sock_recv(sock, 4096)
         key = next(line for line in head.decode().split("\r\n") if line.lower().startswith("sec-websocket-key:"))
-        lines = (
+        lines = [
             "HTTP/1.1 101 Switching Protocols",
             "Upgrade: websocket",
             "Connection: Upgrade",
             f"Sec-WebSocket-Accept: {accept_key(key.partition(': ')[2])}",
-        )
+        ]
+        if b"permessage-deflate" in head:
+            lines.append("Sec-WebSocket-Extensions: permessage-deflate")
         await loop.sock_sendall(sock, "\r\n".join([*lines, "", ""]).encode())
         return cls(sock)
 
@@ -183,31 +186,114 @@ class Accepted:
         del self._buffer[: found[1]]
         return found[0]
 
+    async def message(self) -> bytes:
+        """The payload of one message, of one frame or several."""
+        parts = [frame := await self.frame()]
+        while not frame.fin:
+            parts.append(frame := await self.frame())
+        return b"".join(part.payload for part in parts)
+
     def reset(self) -> None:
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, HARD)
         self._sock.close()
 
 
-async def test_what_is_sent_after_a_write_has_failed_waits_for_the_next_connection() -> None:
-    """The loss is found by a write, before anything could be read: only that write is lost."""
+@contextlib.asynccontextmanager
+async def direct(**options: Any) -> AsyncIterator[tuple[socket.socket, WebSocketClient, Accepted]]:
+    """A listener, a client, and the server's end of its first connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         url = f"ws://127.0.0.1:{listener.getsockname()[1]}/"
-        connecting = asyncio.create_task(WebSocketClient.connect(url, **PLAIN))
+        connecting = asyncio.create_task(WebSocketClient.connect(url, **(PLAIN | options)))
         first = await Accepted.by(listener)
         client = await connecting
+        try:
+            yield listener, client, first
+        finally:
+            await client.close()
+
+
+async def test_what_a_failed_write_has_not_taken_waits_for_the_next_connection() -> None:
+    """The loss is found by a write, before anything could be read: the kernel took nothing of it."""
+    async with direct() as (listener, client, first):
         first.reset()
         for number in range(100):
             client.send_nowait(numbered(number))
-        assert client.backpressure.messages == 99
+        assert client.backpressure.messages == 100
+        assert client.metrics.messages_sent == 0
         second = await Accepted.by(listener)
-        arrived = [number_of((await second.frame()).payload.decode()) for _ in range(99)]
-        assert account(range(100), [arrived]) == [0]
+        assert [number_of((await second.frame()).payload.decode()) for _ in range(100)] == list(range(100))
         second.reset()
         for number in range(100, 110):
             client.send_nowait(numbered(number))
         await client.close()
-        assert [number_of(message) for message in client.undelivered] == list(range(101, 110))
+        assert [number_of(message) for message in client.undelivered] == list(range(100, 110))
+        assert client.metrics.messages_sent == 100
+
+
+@pytest.mark.parametrize("fragment_size", [None, 10])
+async def test_what_is_gathered_when_the_connection_is_lost_waits_for_the_next(fragment_size: int | None) -> None:
+    async with direct(fragment_size=fragment_size) as (listener, client, first):
+        await client.send("written")  # leaves at once; what follows in this turn of the loop is gathered
+        first.reset()
+        for number in range(50):
+            await client.send(numbered(number, 25))
+        await client.send(bytearray(b"mutable"))
+        await client.send(iter([b"in ", b"parts"]))
+        await client.send(b"large" * 20_000)
+        second = await Accepted.by(listener)
+        arrived = [await second.message() for _ in range(53)]
+        assert [number_of(payload.decode()) for payload in arrived[:50]] == list(range(50))
+        assert arrived[50:] == [b"mutable", b"in parts", b"large" * 20_000]
+        second.reset()
+
+
+async def test_what_is_gathered_compressed_is_taken_back_as_it_was() -> None:
+    async with direct(compression=CompressionConfig(threshold=20)) as (_, client, first):
+        assert client.extensions
+        await client.send("written")
+        first.reset()
+        sent: list[str | bytes] = []
+        for number in range(20):
+            sent += [numbered(number, 40), numbered(number, 40).encode(), "short", b"a secret that stays plain" * 2]
+            for message in sent[-4:]:
+                await client.send(message, compress=None if message != sent[-1] else False)
+        await client.send(bytearray(b"mutable" * 10))
+        await client.send(iter(["in ", "parts" * 10]), compress=True)
+        await asyncio.sleep(0)
+        await client.close()
+        taken = [message.as_text() if message.is_text else message.payload for message in client.undelivered]
+        assert taken == [*sent, b"mutable" * 10, "in " + "parts" * 10]
+
+
+async def test_a_message_that_left_in_part_is_not_sent_again() -> None:
+    async with direct(fragment_size=40_000) as (listener, client, first):
+        await client.send("written")
+        await client.send("a" * 100_000)  # its first two frames fill the buffer and leave
+        first.reset()
+        await client.send("b")
+        second = await Accepted.by(listener)
+        assert await second.message() == b"b"
+        second.reset()
+
+
+async def test_who_waits_for_room_when_the_connection_is_lost_is_not_overtaken() -> None:
+    async with direct(backpressure=BackpressureConfig(max_buffer_size=10)) as (listener, client, first):
+        first.reset()
+        for number in range(8):
+            client.send_nowait(numbered(number))
+        older = asyncio.create_task(client.send(numbered(8)))
+        await asyncio.sleep(0)
+        assert client.backpressure.waiting == 1
+        await until(lambda: client.state is State.RECONNECTING)
+        await client.send(numbered(9))
+        await older
+        with pytest.raises(BufferFull):
+            await client.send(numbered(10))
+        assert client.metrics.send_errors == 1
+        second = await Accepted.by(listener)
+        assert [number_of((await second.frame()).payload.decode()) for _ in range(10)] == list(range(10))
+        second.reset()
 
 
 async def test_resets_and_half_closes_in_mid_stream(stack: contextlib.AsyncExitStack, rng: random.Random) -> None:

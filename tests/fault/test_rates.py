@@ -13,6 +13,8 @@ from fabric.client import WebSocketClient
 from fabric.config import BackpressureConfig, RateLimitConfig
 from fabric.error import ConnectionClosed
 from fault.counted import number_of, numbered
+from support.frames import BINARY, CONTINUATION, PING, PONG, TEXT, encode
+from support.raw_peer import RawPeer
 from support.serving import Recorder, serve, until
 
 OPTIONS: dict[str, Any] = {"compression": None}
@@ -114,3 +116,105 @@ async def test_the_global_limit_is_shared(stack: contextlib.AsyncExitStack) -> N
         await until(lambda: len(received) == 10)
         assert received == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
         assert server.metrics.rate_limit_drops == 30
+
+
+async def test_each_limit_has_its_own_consequence(stack: contextlib.AsyncExitStack) -> None:
+    """The connection's own limit only slows; the common one, which is lower, closes."""
+    recorder = Recorder()
+    own = RateLimitConfig(messages_per_second=1000, messages_burst=1000)
+    common = RateLimitConfig(messages_per_second=RARELY, messages_burst=3, on_exceed="close")
+    server = await serve(stack, recorder, rate_limit=own, global_rate_limit=common)
+    async with await RawPeer.open(server.port) as peer:
+        for number in range(4):
+            peer.send_text(numbered(number))
+        assert await peer.close_seen() == (1008, "rate limit exceeded")
+    assert list(map(number_of, recorder.messages)) == list(range(3))
+
+
+@pytest.mark.parametrize(("on_exceed", "code"), [("drop", 1000), ("slow", 1008), ("close", 1008)])
+async def test_a_message_larger_than_the_burst(stack: contextlib.AsyncExitStack, on_exceed: Any, code: int) -> None:
+    """No wait would let it in."""
+    recorder = Recorder()
+    limit = RateLimitConfig(bytes_per_second=1000, bytes_burst=1000, on_exceed=on_exceed)
+    server = await serve(stack, recorder, rate_limit=limit)
+    async with await RawPeer.open(server.port) as peer:
+        peer.send_binary(bytes(1001))
+        peer.send_close()
+        assert (await peer.close_seen())[0] == code
+    assert recorder.messages == []
+    assert server.metrics.rate_limit_drops == (on_exceed == "drop")
+
+
+OPERATIONS = RateLimitConfig(operations_per_second=RARELY, operations_burst=3)
+
+
+async def test_messages_and_pings_are_operations(stack: contextlib.AsyncExitStack) -> None:
+    recorder = Recorder()
+    server = await serve(stack, recorder, rate_limit=OPERATIONS.with_on_exceed("drop"))
+    async with await RawPeer.open(server.port) as peer:
+        for number in range(3):
+            peer.send_frame(PING, b"%d" % number)
+            peer.send_text(numbered(number))
+        peer.send_close()
+        answers = [wire.payload for wire in await peer.rest() if wire.opcode == PONG]
+    assert answers == [b"0", b"1"]
+    assert list(map(number_of, recorder.messages)) == [0]
+
+
+async def test_pings_over_the_limit_close_or_stop_the_reading(stack: contextlib.AsyncExitStack) -> None:
+    recorder = Recorder()
+    server = await serve(stack, recorder, rate_limit=OPERATIONS.with_on_exceed("close"))
+    async with await RawPeer.open(server.port) as peer:
+        peer.send(*(encode(PING, b"%d" % number) for number in range(4)))
+        assert await peer.close_seen() == (1008, "rate limit exceeded")
+    recorder = Recorder()
+    quick = RateLimitConfig(operations_per_second=20, operations_burst=3)
+    server = await serve(stack, recorder, rate_limit=quick)
+    async with await RawPeer.open(server.port) as peer:
+        client = await recorder.connected()
+        began = time.monotonic()
+        for number in range(14):
+            peer.send_frame(PING, b"%d" % number)
+            assert (await peer.frame()).payload == b"%d" % number
+        assert time.monotonic() - began > 0.4  # 11 of 14 wait, 50 ms each; the last one's is still to come
+        assert client._is_reading_paused
+
+
+@pytest.mark.parametrize(("on_exceed", "code"), [("drop", 1000), ("close", 1008)])
+async def test_streams_are_limited_too(stack: contextlib.AsyncExitStack, on_exceed: Any, code: int) -> None:
+    streams: list[list[Any]] = []
+
+    async def handle(client: Any) -> None:
+        while client.is_connected:
+            streams.append([])
+            async for part in client.recv_stream():
+                streams[-1].append(part)
+
+    limit = RateLimitConfig(messages_per_second=RARELY, messages_burst=2, on_exceed=on_exceed)
+    server = await serve(stack, handle, rate_limit=limit)
+    async with await RawPeer.open(server.port) as peer:
+        for number in range(4):
+            peer.send_frame(TEXT, f"{number}a", fin=False)
+            peer.send_frame(CONTINUATION, f"{number}b")
+        peer.send_close()
+        assert (await peer.close_seen())[0] == code
+        await until(lambda: not server.connection_count)
+    assert ["".join(stream) for stream in streams if stream] == ["0a0b", "1a1b"]
+    assert server.metrics.rate_limit_drops == (2 if on_exceed == "drop" else 0)
+
+
+async def test_the_parts_of_a_stream_are_paid_for_before_more_is_read(stack: contextlib.AsyncExitStack) -> None:
+    arrived: list[int] = []
+
+    async def handle(client: Any) -> None:
+        async for part in client.recv_stream():
+            arrived.append(len(part))
+
+    limit = RateLimitConfig(bytes_per_second=20_000, bytes_burst=1000)
+    server = await serve(stack, handle, rate_limit=limit)
+    async with await RawPeer.open(server.port) as peer:
+        began = time.monotonic()
+        for number in range(7):
+            peer.send_frame(CONTINUATION if number else BINARY, bytes(1000), fin=number == 6)
+            await until(lambda number=number: len(arrived) == number + 1)
+        assert time.monotonic() - began > 0.2  # 5 wait, 50 ms each

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import zlib
 from collections.abc import Callable, Iterator
 from itertools import chain, repeat
@@ -71,6 +72,14 @@ BOMBS: dict[str, tuple[Callable[[], Iterator[bytes]], int]] = {
 }
 
 
+def noise(size: int) -> bytes:
+    """`size` bytes that do not compress, deflated."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packed = compressor.compress(random.Random(size).randbytes(size)) + compressor.flush(zlib.Z_SYNC_FLUSH)
+    assert len(packed) > size
+    return packed.removesuffix(b"\x00\x00\xff\xff")
+
+
 def deflated_byte() -> Iterator[bytes]:
     compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
     yield encode(CONTINUATION, compressor.compress(b"!") + compressor.flush(zlib.Z_SYNC_FLUSH), fin=False)
@@ -92,6 +101,7 @@ async def throw(peer: RawPeer, frames: Iterator[bytes]) -> tuple[int | None, str
 @pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)
 @pytest.mark.parametrize("name", BOMBS)
 async def test_a_bomb_is_closed_and_costs_twice_the_limit_at_most(name: str) -> None:
+    """picows (Protocol): `max_frame_size` bounds a frame, not a message."""
     bomb, code = BOMBS[name]
     async with measured(max_message_size=LIMIT, ping_interval=None) as server:
         async with await RawPeer.open(server.port, DEFLATE) as peer:
@@ -124,6 +134,27 @@ async def test_a_message_that_just_fits_is_accepted(name: str) -> None:
     assert told["peak"] <= 2 * LIMIT + SLACK
 
 
+@pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)
+async def test_a_message_within_the_limit_is_accepted_in_a_frame_that_is_not() -> None:
+    """What does not compress is larger for it; it is there twice, while zlib joins what it has inflated."""
+    async with measured(max_message_size=LIMIT, ping_interval=None) as server:
+        async with await RawPeer.open(server.port, DEFLATE) as peer:
+            peer.send(*fragments(noise(LIMIT), 1, rsv=RSV1))
+            peer.send_close()
+            assert await peer.close_seen() == (1000, "")
+        told = await server.ended()
+    assert (told["code"], told["received"]) == (1000, {str(LIMIT): 1})
+    assert told["peak"] <= 3 * LIMIT + SLACK
+
+
+@pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)
+async def test_a_frame_that_only_compression_would_allow_is_refused() -> None:
+    async with measured(max_message_size=LIMIT, ping_interval=None) as server:
+        async with await RawPeer.open(server.port, DEFLATE) as peer:
+            assert await throw(peer, fragments(bytes(LIMIT + 1), 1)) == (1009, f"message over {LIMIT} bytes")
+        assert (await server.ended())["code"] == 1009
+
+
 async def measure(peer: RawPeer) -> dict[str, int]:
     peer.send_text("measure")
     told: dict[str, int] = json.loads(await peer.payload())
@@ -132,7 +163,7 @@ async def measure(peer: RawPeer) -> dict[str, int]:
 
 @pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)
 async def test_a_connection_keeps_no_more_than_its_largest_frame() -> None:
-    """picows enlarges its read buffer for a frame that does not fit, and never gives it back."""
+    """picows (Resources): the read buffer grows for a frame that does not fit, and never shrinks."""
     async with (
         measured(max_message_size=LIMIT, ping_interval=None) as server,
         await RawPeer.open(server.port) as peer,
@@ -145,7 +176,7 @@ async def test_a_connection_keeps_no_more_than_its_largest_frame() -> None:
 
 @pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)
 async def test_many_small_frames_do_not_enlarge_the_read_buffer() -> None:
-    """picows doubles its read buffer whenever a read fills it, be it with what waited during a pause."""
+    """picows (Resources): the read buffer doubles whenever a read fills it, be it with what waited during a pause."""
     async with (
         measured(max_message_size=LIMIT, ping_interval=None) as server,
         await RawPeer.open(server.port) as peer,

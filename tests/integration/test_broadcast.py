@@ -12,7 +12,7 @@ import pytest
 from fabric.config import BackpressureConfig, CompressionConfig
 from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
-from support.frames import BINARY, TEXT, Wire
+from support.frames import BINARY, CONTINUATION, TEXT, Wire
 from support.raw_peer import RawPeer
 from support.serving import Held, serve, turns, until
 
@@ -189,6 +189,7 @@ async def test_slow_peer_wait(stack: Stack) -> None:
         assert await slow.payload() == b"x" * 100_000
     assert await slow.payload() == b"x"
     assert await sending == 2
+    assert server.metrics.slow_peer_drops == 0
 
 
 @pytest.mark.parametrize("how", ["reset", "cancelled"])
@@ -201,6 +202,7 @@ async def test_slow_peer_wait_and_it_never_comes(stack: Stack, how: str) -> None
     if how == "reset":
         slow.reset()
         assert await asyncio.wait_for(sending, 5) == 0
+        assert server.metrics.slow_peer_drops == 1
     else:
         sending.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -223,3 +225,28 @@ async def test_with_compression_it_arrives_all_the_same(stack: Stack) -> None:
     wire = await packed.frame()
     assert (wire.opcode, wire.rsv) == (TEXT, 4)
     assert len(wire.payload) < 100
+
+
+async def test_what_is_larger_than_a_fragment_goes_out_in_several(stack: Stack) -> None:
+    server = await serve(stack, Held(), compression=None, fragment_size=100)
+    (peer,) = await crowd(stack, server, 1)
+    for size, sizes in ((0, [0]), (100, [100]), (101, [100, 1]), (1000, [100] * 10)):
+        assert await server.broadcast_binary(b"x" * size) == 1
+        frames = [await peer.frame() for _ in sizes]
+        assert [len(frame.payload) for frame in frames] == sizes
+        assert [frame.opcode for frame in frames] == [BINARY] + [CONTINUATION] * (len(sizes) - 1)
+        assert [frame.fin for frame in frames] == [False] * (len(sizes) - 1) + [True]
+
+
+async def test_the_sender_says_whether_it_is_compressed(stack: Stack) -> None:
+    server = await serve(stack, Held(), compression=CompressionConfig(threshold=100))
+    peer = await stack.enter_async_context(
+        await RawPeer.open(server.port, "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover")
+    )
+    for send in (server.broadcast, server.broadcast_text):
+        for size, compress, packed in ((10, None, 0), (10, True, 4), (1000, None, 4), (1000, False, 0)):
+            assert await send("x" * size, compress=compress) == 1
+            assert (await peer.frame()).rsv == packed
+    await server.broadcast_json("x" * 1000, compress=False)
+    await server.broadcast_binary(b"x" * 1000, compress=False)
+    assert [(await peer.frame()).rsv for _ in range(2)] == [0, 0]

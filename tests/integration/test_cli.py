@@ -64,6 +64,14 @@ class Server:
         return self.process.returncode, said
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Children start with SIGINT at its default; those of a shell's background job would inherit that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
     running = Server()

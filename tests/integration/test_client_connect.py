@@ -216,6 +216,13 @@ def test_a_bad_url_is_a_value_error_at_the_call(bad: str) -> None:
         WebSocketClient.connect(bad)
 
 
+def test_a_socket_for_datagrams_is_refused_at_the_call_and_left_alone() -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        with pytest.raises(ValueError, match=r"sock = .*stream socket"):
+            WebSocketClient.connect("ws://h/", sock=sock)
+        assert sock.fileno() >= 0
+
+
 def test_bad_options_are_errors_at_the_call() -> None:
     with pytest.raises(TypeError, match="no_such"):
         WebSocketClient.connect("ws://h/", no_such=1)
@@ -233,6 +240,7 @@ def test_bad_options_are_errors_at_the_call() -> None:
 
 
 async def test_unix_sockets_work(tmp_path: Path, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
+    """picows (Handshake): an AF_UNIX listener crashes the interpreter, and a client hangs."""
     for secure in (False, True):
         path = str(tmp_path / f"secure={secure}")
         async with WebSocketServer(ServerConfig(f"unix:{path}", ssl=server_tls if secure else None), echo):
@@ -246,6 +254,9 @@ async def test_unix_sockets_work(tmp_path: Path, server_tls: ssl.SSLContext, cli
             async with WebSocketClient.connect(address, sock=sock, **options) as client:
                 await client.send(b"y")
                 assert await client.recv() == Message(b"y")
+    async with WebSocketServer(ServerConfig("unix:\0fabric-test"), echo):  # Linux: no file
+        async with WebSocketClient.connect("ws://localhost/", unix_path="\0fabric-test") as client:
+            assert client.is_connected
     with pytest.raises(ConnectionFailed, match="connection to /nowhere/at/all failed: No such file"):
         await WebSocketClient.connect("ws://localhost/", unix_path="/nowhere/at/all")
 
@@ -264,6 +275,8 @@ async def test_a_refused_connection_and_an_unknown_name_fail_by_name() -> None:
 
 
 async def test_a_timeout_names_the_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    """picows (Handshake): its time limit does not cover TCP."""
+
     async def never(*args: object) -> Any:
         await asyncio.Event().wait()
 
@@ -306,6 +319,8 @@ async def test_a_server_that_says_nothing_times_out_naming_the_phase() -> None:
 
 
 async def test_a_server_that_closes_at_once_fails_by_name() -> None:
+    """picows (Handshake): to be closed upon before the answer is no error, but a connection that is None."""
+
     async def close(visit: Visit) -> None:
         pass
 
@@ -364,13 +379,13 @@ async def test_another_answer_than_101_comes_with_status_headers_and_body(
 async def test_authentication_failures_have_their_challenge(status: int) -> None:
     async def handle(visit: Visit) -> None:
         await visit.request()
-        challenge = 'WWW-Authenticate: Basic realm="x"'
-        visit.send(f"HTTP/1.1 {status} No", challenge, "Content-Length: 2", body=b"no")
+        challenges = ("WWW-Authenticate: Negotiate", 'WWW-Authenticate: Basic realm="x"')
+        visit.send(f"HTTP/1.1 {status} No", *challenges, "Content-Length: 2", body=b"no")
         await visit.until_closed()
 
     with pytest.raises(AuthenticationFailed) as info:
         await connect_to(handle)
-    assert (info.value.status, info.value.body, info.value.challenge) == (status, b"no", 'Basic realm="x"')
+    assert (info.value.status, info.value.body, info.value.challenge) == (status, b"no", 'Negotiate, Basic realm="x"')
 
 
 async def test_a_refusal_whose_body_does_not_end_is_still_a_refusal() -> None:
@@ -471,6 +486,7 @@ async def talk(visit: Visit) -> None:
 
 
 async def test_list_headers_may_be_split_and_mixed() -> None:
+    """picows (Handshake): the client is as strict about `Connection` as the server."""
     for lines in (
         ("Upgrade: WebSocket", "Connection: keep-alive, Upgrade"),
         ("Upgrade: foo", "Upgrade: websocket", "Connection: keep-alive", "Connection: UPGRADE"),
@@ -587,6 +603,8 @@ async def test_tls_to_a_plain_server_and_plain_to_a_tls_server(
 
 
 async def test_a_server_silent_in_the_tls_handshake_times_out(client_tls: ssl.SSLContext) -> None:
+    """picows (Handshake): its time limit does not cover TLS."""
+
     async def handle(visit: Visit) -> None:
         await visit.until_closed()
 

@@ -95,6 +95,25 @@ async def test_credentials(kind: type[Proxy]) -> None:
                 assert info.value.challenge == 'Basic realm="p"'
 
 
+@pytest.mark.parametrize("login", ["me:hunter2%C3%A4", "me:" + "hunter2" * 37])
+def test_a_login_that_cannot_be_sent_is_refused_at_the_call(login: str) -> None:
+    with pytest.raises(ValueError, match=r"ClientConfig\.proxy") as info:
+        WebSocketClient.connect("ws://h/", proxy=f"socks5://{login}@127.0.0.1:1")
+    assert "hunter2" not in str(info.value)
+
+
+@pytest.mark.parametrize("password", ["pä", "p" * 300])
+async def test_what_python_socks_cannot_encode_is_not_shown(monkeypatch: pytest.MonkeyPatch, password: str) -> None:
+    async with SocksProxy(password=password) as proxy:
+        way = Url("socks5", "127.0.0.1", proxy.port, username="me", password=password)
+        monkeypatch.setattr("fabric.dialing.proxy_for", lambda *args: way)
+        with pytest.raises(ConnectionFailed, match="through the proxy") as info:
+            await WebSocketClient.connect("ws://127.0.0.1:1/", proxy="socks5://127.0.0.1:1")
+    assert password not in str(info.value)
+    assert "ä" not in str(info.value)
+    assert info.value.__cause__ is None
+
+
 async def test_a_proxy_that_refuses_fails_or_is_silent() -> None:
     async def refuse(visit: Visit) -> None:
         await visit.request()
@@ -146,7 +165,19 @@ async def test_a_socks_proxy_that_refuses_fails_or_is_silent() -> None:
         visit.writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         await visit.until_closed()
 
-    for handle, error in ((silent, Timeout), (close, ConnectionFailed), (nonsense, ConnectionFailed)):
+    async def not_text(visit: Visit) -> None:
+        await visit.reader.readexactly(3)
+        visit.writer.write(b"\x05\x00")
+        await visit.reader.readexactly(5)
+        visit.writer.write(b"\x05\x00\x00\x03\x01\xff\x00\x50")  # the name that it has bound
+        await visit.until_closed()
+
+    for handle, error in (
+        (silent, Timeout),
+        (close, ConnectionFailed),
+        (nonsense, ConnectionFailed),
+        (not_text, ConnectionFailed),
+    ):
         async with RawServer(handle) as raw:
             address = raw.url.replace("ws:", "socks5h:")
             with pytest.raises(error, match="through the proxy"):
@@ -199,6 +230,13 @@ def test_the_environment_is_read_when_asked(
 def test_a_proxy_of_an_unknown_kind_is_not_supported(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("http_proxy", "socks4://user:secret@p")
     with pytest.raises(NotSupported, match="socks5h") as info:
+        proxy_for(Url.parse("ws://h/"), True)
+    assert "secret" not in str(info.value)
+
+
+def test_a_login_in_the_environment_that_cannot_be_sent_is_not_supported(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("all_proxy", "socks5://user:secretä@p")
+    with pytest.raises(NotSupported, match="ASCII") as info:
         proxy_for(Url.parse("ws://h/"), True)
     assert "secret" not in str(info.value)
 

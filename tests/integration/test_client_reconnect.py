@@ -561,6 +561,57 @@ async def test_callbacks_that_raise_are_logged(caplog: pytest.LogCaptureFixture)
     assert errors == ["fabric.client"] * 3
 
 
+async def test_a_cancellation_that_a_callback_lets_through_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Such as of a helper task that the callback has cancelled and awaits."""
+
+    async def stop_helper(client: WebSocketClient, error: Exception) -> None:
+        helper = asyncio.create_task(asyncio.sleep(60))
+        helper.cancel()
+        await helper
+
+    async with Echo() as echo, WebSocketClient.connect(echo.url, reconnect=QUICK, on_disconnect=stop_helper) as client:
+        await echo.kill()
+        await echo.start()
+        await until(lambda: client.is_connected and client.metrics.reconnections)
+    assert [record.name for record in caplog.records if record.levelname == "ERROR"] == ["fabric.client"] * 2
+
+
+async def test_two_closes_of_which_one_is_cancelled() -> None:
+    async def handle(visit: Visit) -> None:
+        await visit.accept()
+        await lose.wait()
+        visit.writer.transport.abort()
+
+    lose = asyncio.Event()
+    async with RawServer(handle) as server:
+        client = await WebSocketClient.connect(server.url, reconnect=QUICK, compression=None)
+        await client.send(b"x" * 10_000_000)  # more than the kernel takes
+        await client.send(b"kept")
+        first, second = asyncio.create_task(client.close()), asyncio.create_task(client.close())
+        await turns()
+        first.cancel()
+        await turns()
+        lose.set()
+        await asyncio.wait_for(second, 3)
+        assert client.state.name == "CLOSED"
+        assert server.visits == 1
+        assert [message.payload for message in client.undelivered] == [b"kept"]
+
+
+async def test_close_does_not_wait_for_ever_for_a_callback() -> None:
+    gate = asyncio.Event()
+
+    async def wait(client: WebSocketClient, error: Exception) -> None:
+        await gate.wait()
+
+    async with Echo() as echo:
+        client = await WebSocketClient.connect(echo.url, on_disconnect=wait, close_timeout=0.2)
+        await asyncio.wait_for(client.close(), 2)
+        assert client.state.name == "CLOSED"
+        gate.set()
+        await client.wait_closed()
+
+
 async def test_on_reconnect_is_cancelled_by_the_next_loss() -> None:
     calls = []
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from fabric.client import WebSocketClient
@@ -93,6 +98,28 @@ async def test_there_is_an_end_to_it() -> None:
         assert len(chain.requests) == 5
         assert info.value.headers is not None
         assert info.value.headers["Location"] == "/"
+
+
+@pytest.mark.parametrize("how", ["sock", "unix_path"])
+@pytest.mark.parametrize("location", ["ws://elsewhere.invalid/", "/there"])
+async def test_a_socket_of_the_users_leads_to_one_server(tmp_path: Path, how: str, location: str) -> None:
+    chain = Chain({"/": (302, location)})
+    path = str(tmp_path / "socket")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await chain(Visit(reader, writer))
+        writer.close()
+        await writer.wait_closed()
+
+    options: dict[str, Any] = {"unix_path": path}
+    async with await asyncio.start_unix_server(serve, path):
+        if how == "sock":
+            options = {"sock": socket.socket(socket.AF_UNIX)}
+            options["sock"].connect(path)
+        with pytest.raises(HandshakeFailed, match=r"302 Found$") as info:
+            await WebSocketClient.connect("ws://localhost/", **options)
+    assert (info.value.status, info.value.body) == (302, b"away")
+    assert len(chain.requests) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import random
 import zlib
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -16,7 +18,7 @@ from integration.raw import RawServer, Visit
 from support.deflate import Deflate, agreed
 from support.frames import BINARY, CLOSE, CONTINUATION, TEXT, Wire, encode
 from support.raw_peer import RawPeer, request
-from support.serving import Held, echo, serve
+from support.serving import Held, echo, serve, turns
 
 Stack = contextlib.AsyncExitStack
 
@@ -277,6 +279,53 @@ async def test_the_sender_of_a_message_has_the_last_word(stack: Stack) -> None:
             wire = await peer.frame()
             assert wire.rsv == (RSV1 if packed else 0)
             assert (unpacker.unpack(wire.payload) if packed else wire.payload) == b"x" * size
+
+
+@pytest.mark.parametrize("config", [WIDE, FORGETFUL], ids=["takeover", "none"])
+async def test_a_message_in_parts_is_compressed_part_by_part(stack: Stack, config: CompressionConfig) -> None:
+    """Each part can be read when it arrives; the first one decides (RFC 7692 §6.1: RSV1 on the first frame only)."""
+    held = Held()
+    server = await serve(stack, held, compression=config.with_threshold(100), fragment_size=60)
+    async with await RawPeer.open(server.port, OFFER) as peer:
+        client = await held.next()
+        unpacker = Deflate()
+        for first, compress, packed in ((100, None, True), (99, None, False), (5, True, True), (500, False, False)):
+            parts = ["x" * first, "", "y" * 10_000, "z"]
+            await client.send(iter(parts), compress=compress)
+            frames = [await peer.frame()]
+            while not frames[-1].fin:
+                frames.append(await peer.frame())
+            assert [frame.rsv for frame in frames] == [RSV1 * packed] + [0] * (len(frames) - 1)
+            assert all(len(frame.payload) <= 60 for frame in frames)
+            data = b"".join(frame.payload for frame in frames)
+            assert (unpacker.unpack(data) if packed else data) == "".join(parts).encode()
+        await client.send("x" * 1000)
+        assert unpacker.unpack((await peer.frame()).payload) == b"x" * 1000
+
+
+async def test_parts_arrive_while_the_message_goes_on(stack: Stack) -> None:
+    held = Held()
+    server = await serve(stack, held, compression=WIDE)
+    client = await WebSocketClient.connect(f"ws://127.0.0.1:{server.port}/", compression=WIDE)
+    stack.push_async_callback(client.close)
+    sender = await held.next()
+    received: asyncio.Queue[str | bytes] = asyncio.Queue()
+
+    async def receive() -> None:
+        async for part in client.recv_stream():
+            received.put_nowait(part)
+
+    async def parts() -> AsyncIterator[str]:
+        for number in range(5):
+            yield f"part {number} " * 50
+            if number:  # a part leaves when the next one is there
+                assert await received.get() == f"part {number - 1} " * 50
+
+    receiving = asyncio.create_task(receive())
+    await turns()  # a message that has begun before the stream is asked for comes whole
+    await sender.send(parts())
+    await receiving
+    assert client.metrics.decompression_bytes_out == 5 * 350
 
 
 async def test_a_compressed_message_is_split_after_it_is_compressed(stack: Stack, rng: random.Random) -> None:

@@ -86,7 +86,10 @@ KINDS = {1002: InvalidFrame, 1007: Utf8Error, 1009: MessageTooLarge}
 @pytest.mark.parametrize("arrival", ["alone", "after a message"])
 @pytest.mark.parametrize("case", FAULTS)
 async def test_a_fault_fails_the_connection(stack: Stack, case: str, arrival: str) -> None:
-    """RFC 6455 §7.1.7; and what came before in the same read is served first."""
+    """picows (Protocol): order of fragments, reserved bits, UTF-8 and some close codes are not checked.
+
+    RFC 6455 §7.1.7; and what came before in the same read is served first.
+    """
     data, code = FAULTS[case]
     recorder = Recorder(echo=True)
     server = await serve(stack, recorder, max_message_size=LIMIT)
@@ -148,7 +151,10 @@ async def test_a_peer_that_ignores_that_it_was_refused(stack: Stack, case: str) 
 
 
 async def test_a_peer_that_floods_after_it_was_refused(stack: Stack) -> None:
-    """What it still sends is thrown away, so the close frame is not destroyed by a reset."""
+    """picows (Protocol): it parses on for 10 ms after a fault.
+
+    What still comes is thrown away, so the close frame is not destroyed by a reset.
+    """
     recorder = Recorder()
     server = await serve(stack, recorder)
     async with await RawPeer.open(server.port) as peer:
@@ -280,6 +286,7 @@ async def test_a_waiting_task_is_resumed_once_for_some_messages_of_a_read(
 
 @pytest.mark.parametrize("code", [1000, 1001, 1002, 1003, 1007, 1008, 1010, 1011, 1014, 3000, 3999, 4000, 4999])
 async def test_the_peer_closes(stack: Stack, code: int) -> None:
+    """picows (Protocol): CLOSE is not answered by itself."""
     recorder = Recorder()
     server = await serve(stack, recorder)
     reason = "r" * 121 + "é"
@@ -303,6 +310,7 @@ async def test_the_peer_closes(stack: Stack, code: int) -> None:
 
 
 async def test_the_peer_closes_without_a_code(stack: Stack) -> None:
+    """picows (Protocol): `send_close()` without a code writes code 0."""
     recorder = Recorder()
     server = await serve(stack, recorder)
     async with await RawPeer.open(server.port) as peer:
@@ -314,6 +322,7 @@ async def test_the_peer_closes_without_a_code(stack: Stack) -> None:
 
 
 async def test_data_after_the_close_frame_is_ignored(stack: Stack) -> None:
+    """picows (Protocol): data after CLOSE is handed over."""
     recorder = Recorder(echo=True)
     server = await serve(stack, recorder)
     async with await RawPeer.open(server.port) as peer:
@@ -578,6 +587,7 @@ async def test_a_handler_that_ends_closes(stack: Stack, returns: str, caplog: py
 
 @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 2999, 5000, "1000", None, 1000.0])
 async def test_codes_that_close_does_not_send(stack: Stack, code: Any) -> None:
+    """picows (Protocol): any code is sent, and a reason beyond 125 bytes of payload."""
     held = Held()
     server = await serve(stack, held)
     async with await RawPeer.open(server.port):

@@ -8,18 +8,19 @@ import gc
 import random
 import socket
 import struct
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from fabric.client import WebSocketClient
 from fabric.config import ClientConfig, HeartbeatConfig, PoolConfig
-from fabric.error import ConnectionFailed, InvalidState
+from fabric.error import ConnectionClosed, ConnectionFailed, InvalidState
 from fabric.message import Frame
 from fabric.pool import ConnectionPool
 from fabric.server import ConnectedClient, WebSocketServer
 from integration.raw import RawServer, Visit
-from support.serving import Held, echo, serve, until
+from support.serving import Held, echo, serve, turns, until
 
 
 def make(stack: contextlib.AsyncExitStack, **options: Any) -> ConnectionPool:
@@ -233,6 +234,121 @@ async def test_a_connection_that_another_task_reads_is_not_lent(stack: contextli
     assert await reader is None
 
 
+async def test_nothing_that_a_borrower_began_goes_on_after_the_loan(stack: contextlib.AsyncExitStack) -> None:
+    server = await serve(stack, echo)
+    pool = make(stack, max_connections=1)
+    loan = await pool.get(url(server))
+    messages = aiter(loan)
+    begun = [anext(messages), loan.recv(), loan.ping(), loan.send(["in", "parts"])]
+    tasks = [asyncio.ensure_future(each) for each in begun]  # which have not had their turn
+    loan.release()
+    assert pool.stats().idle == 1
+    assert await ask(pool, url(server), "mine") is not None
+    for each in (*tasks, anext(messages)):
+        with pytest.raises(InvalidState, match="given back"):
+            await each
+    assert server.metrics.messages_received == 1
+    assert pool.stats().discarded == 0
+
+
+async def test_a_loop_over_messages_that_gives_the_connection_back_is_over(stack: contextlib.AsyncExitStack) -> None:
+    server = await serve(stack, echo)
+    pool = make(stack, max_connections=1)
+    for end in ("release", "close"):
+        loan = await pool.get(url(server))
+        await loan.send("x")
+        with pytest.raises(InvalidState, match="given back"):
+            async for _ in loan:
+                await getattr(loan, end)()
+    assert pool.stats().opened == 1
+
+
+async def test_a_loop_over_messages_keeps_the_loan(stack: contextlib.AsyncExitStack) -> None:
+    server = await serve(stack, echo)
+    pool = make(stack, max_connections=1)
+    loan = await pool.get(url(server))
+    await loan.send("x")
+    messages = aiter(loan)
+    del loan
+    gc.collect()
+    assert (await anext(messages)).as_text() == "x"
+    assert pool.stats().in_use == 1
+    messages.release()  # type: ignore[attr-defined]
+
+
+async def test_a_connection_that_another_task_is_about_to_send_on_is_not_lent(
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    server = await serve(stack, echo)
+    pool = make(stack)
+    loan = await pool.get(url(server))
+    go = asyncio.Event()
+
+    async def parts() -> AsyncIterator[str]:
+        await go.wait()
+        yield "first"
+
+    async def send_and_release() -> None:
+        await loan.send(parts())
+        loan.release()  # the second one has its turn, and does not know it yet
+
+    first = asyncio.create_task(send_and_release())
+    await turns()
+    second = asyncio.create_task(loan.send(["second"]))
+    await turns()
+    go.set()
+    await first
+    assert pool.stats().discarded == 1
+    await asyncio.gather(second, return_exceptions=True)
+
+
+@pytest.mark.parametrize("asleep", [True, False], ids=["waiting", "between two parts"])
+async def test_a_connection_that_is_read_in_parts_is_not_lent(stack: contextlib.AsyncExitStack, asleep: bool) -> None:
+    held = Held()
+    server = await serve(stack, held)
+    pool = make(stack)
+    loan = await pool.get(url(server))
+    peer = await held.next()
+    stream = loan.inner.recv_stream()
+    go = asyncio.Event()
+
+    async def parts() -> AsyncIterator[str]:
+        yield "one"
+        yield "two"
+        await go.wait()
+
+    sending = asyncio.create_task(peer.send(parts()))
+    assert await anext(stream) == "one"
+    reading = asyncio.create_task(anext(stream)) if asleep else None
+    await turns()
+    loan.release()
+    assert pool.stats().discarded == 1
+    with pytest.raises(ConnectionClosed):
+        await (reading or anext(stream))
+    go.set()
+    await asyncio.gather(sending, return_exceptions=True)
+
+
+async def test_who_has_read_all_parts_takes_nothing_from_the_next(stack: contextlib.AsyncExitStack) -> None:
+    server = await serve(stack, echo)
+    pool = make(stack, max_connections=1)
+    loan = await pool.get(url(server))
+    stream = loan.inner.recv_stream()
+    reading = asyncio.create_task(anext(stream))
+    await turns()
+    await loan.send("x")
+    assert await reading == "x"
+    loan.release()  # only the end of the stream is left to be told
+    async with pool.get(url(server)) as other:
+        receiving = asyncio.create_task(other.recv())
+        await turns()
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+        await other.send("y")
+        assert (await receiving).as_text() == "y"
+    assert pool.stats().reused == 1
+
+
 async def test_a_connection_with_something_to_send_is_not_lent(stack: contextlib.AsyncExitStack) -> None:
     held = Held()
     server = await serve(stack, held, buffer_size=1)
@@ -256,6 +372,7 @@ async def test_a_server_that_hangs_up_at_once(stack: contextlib.AsyncExitStack) 
     for _ in range(20):
         with contextlib.suppress(ConnectionFailed):
             loan = await pool.get(url(server))
+            assert [message async for message in loan] == []
             assert await loan.recv() is None
             loan.release()
     for _ in range(3):
@@ -278,6 +395,25 @@ async def test_a_silent_connection_is_dropped_and_replaced(stack: contextlib.Asy
     await until(lambda: server.visits == 2 and pool.stats().idle)
     assert not first.is_connected
     assert pool.stats().discarded == 1
+
+
+async def test_a_server_that_answers_nothing_keeps_nobody_from_its_place(stack: contextlib.AsyncExitStack) -> None:
+    told = []
+
+    async def handle(visit: Visit) -> None:
+        await visit.accept()
+        told.append((await visit.frame()).opcode)
+        await visit.until_closed()
+
+    server = await stack.enter_async_context(RawServer(handle))
+    pool = make(stack, max_connections=1, acquire_timeout=2)
+    for _ in range(3):  # for longer than one `acquire_timeout`, were each to take its `close_timeout`
+        with pytest.raises(ZeroDivisionError):
+            async with pool.get(server.url):
+                raise ZeroDivisionError
+    await until(lambda: not pool.stats().total)
+    assert told == [8, 8, 8]
+    assert server.visits == 3
 
 
 async def test_the_minimum_is_kept_warm(stack: contextlib.AsyncExitStack) -> None:

@@ -185,6 +185,15 @@ async def test_iterables_go_out_as_one_message(stack: Stack) -> None:
     assert await peer.frame() == Wire(TEXT, b"")
 
 
+async def test_parts_that_are_larger_than_a_fragment_are_split(stack: Stack) -> None:
+    client, peer = await pair(stack, fragment_size=10)
+    await client.send([b"a" * 25, b"b" * 10, b"c"])
+    frames = [await peer.frame() for _ in range(5)]
+    assert [frame.payload for frame in frames] == [b"a" * 10, b"a" * 10, b"a" * 5, b"b" * 10, b"c"]
+    assert [frame.opcode for frame in frames] == [BINARY] + [CONTINUATION] * 4
+    assert [frame.fin for frame in frames] == [False] * 4 + [True]
+
+
 async def test_other_senders_wait_for_the_end_of_a_message_in_parts(stack: Stack) -> None:
     """RFC 6455 §5.4: fragments of two messages MUST NOT be interleaved; control frames may come between."""
     client, peer = await pair(stack)
@@ -522,6 +531,7 @@ async def test_a_cancelled_wait_closed(stack: Stack) -> None:
 
 @pytest.mark.parametrize("stage", ["closing", "closed", "lost"])
 async def test_sending_after_the_end(stack: Stack, stage: str) -> None:
+    """picows (Protocol): sends after close are silently dropped."""
     client, peer = await pair(stack)
     closing = None
     if stage == "lost":
@@ -586,6 +596,7 @@ async def test_everybody_who_waits_learns_of_the_end(stack: Stack, how: str) -> 
 
 
 async def test_two_pings_with_the_same_data(stack: Stack) -> None:
+    """picows (Protocol): outgoing control payloads have no limit of 125 bytes."""
     client, peer = await pair(stack)
     first = asyncio.create_task(client.ping("same"))
     await peer.frame()
@@ -598,6 +609,7 @@ async def test_two_pings_with_the_same_data(stack: Stack) -> None:
 
 
 async def test_a_pong_answers_the_pings_before_it_too(stack: Stack) -> None:
+    """picows (Resources): its automatic ping takes any PONG for an answer."""
     client, peer = await pair(stack)
     pings = [asyncio.create_task(client.ping(name)) for name in (b"1", b"2", b"3")]
     for _ in pings:

@@ -16,8 +16,10 @@ import aiohttp
 import pytest
 import websockets
 
-from fabric.config import RateLimitConfig, ServerConfig
-from fabric.error import ConnectionClosed, InvalidState, Io
+from fabric.client import WebSocketClient
+from fabric.config import BackpressureConfig, RateLimitConfig, ServerConfig
+from fabric.error import BufferFull, ConnectionClosed, HandshakeFailed, InvalidState, Io
+from fabric.handshake import Request, Response
 from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
 from fabric_ext.protocol import State
@@ -536,3 +538,50 @@ async def test_a_port_scanner(stack: Stack) -> None:
             pass
     await until(lambda: not server.pending)
     assert server.connection_count == 0
+
+
+async def test_each_request_can_have_headers_and_a_subprotocol_of_its_own(stack: Stack) -> None:
+    def choose(request: Request) -> Any:
+        if request.path == "/plain":
+            return None
+        if request.path == "/wrong":
+            return Response(101, {"Sec-WebSocket-Protocol": "v3"})
+        return (
+            101,
+            [("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("sec-websocket-protocol", "v1"), ("Upgrade", "x")],
+            "",
+        )
+
+    held = Held()
+    server = await serve(stack, held, process_request=choose, subprotocols=("v2", "v1"), headers={"Server": "mine"})
+    url = f"ws://127.0.0.1:{server.port}"
+    options: dict[str, Any] = {"subprotocols": ("v2", "v1"), "auto_reconnect": False}
+    async with WebSocketClient.connect(f"{url}/", **options) as client:
+        assert client.subprotocol == "v1"
+        assert client.response is not None
+        assert client.response.headers.getall("Set-Cookie") == ["a=1", "b=2"]
+        assert client.response.headers.getall("Upgrade") == ["websocket"]
+        assert client.response.headers["Server"] == "mine"
+        assert (await held.next()).subprotocol == "v1"
+    async with WebSocketClient.connect(f"{url}/plain", **options) as client:
+        assert client.subprotocol == "v2"
+    with pytest.raises(HandshakeFailed) as caught:
+        await WebSocketClient.connect(f"{url}/wrong", **options)
+    assert caught.value.status == 500
+
+
+async def test_who_cannot_send_is_counted(stack: Stack) -> None:
+    held = Held()
+    server = await serve(stack, held, backpressure=BackpressureConfig(max_buffer_size=1))
+    async with await RawPeer.open(server.port, receive_buffer=4096):
+        client = await held.next()
+        with pytest.raises(BufferFull):
+            while True:
+                client.send_nowait(b"x" * 100_000)
+        assert server.metrics.send_errors == 1
+        client._abort()
+        await client.wait_closed()
+    for _ in range(2):
+        with pytest.raises(ConnectionClosed):
+            await client.send("late")
+    assert server.metrics.send_errors == 3

@@ -1,4 +1,7 @@
-"""The opening handshake as the server sees it, byte by byte: what is upgraded, what is answered, and when."""
+"""The opening handshake as the server sees it, byte by byte: what is upgraded, what is answered, and when.
+
+At the end, what a client's handshake leaves to us besides what test_client_connect.py shows.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from fabric.client import WebSocketClient
+from fabric.error import Timeout
 from fabric.handshake import Request, Response
 from support.frames import TEXT, encode
 from support.raw_peer import ACCEPT, Answer, RawPeer, request
@@ -35,7 +40,7 @@ async def ask(port: int, data: bytes) -> Answer:
     "data",
     [
         request(),
-        request(Connection="keep-alive, Upgrade"),  # Firefox; PICOWS: only exactly `upgrade` would do
+        request(Connection="keep-alive, Upgrade"),  # Firefox
         request("Connection: keep-alive"),
         request("Connection: x", "connection: UPGRADE", "UPGRADE:WebSocket", Connection=None, Upgrade=None),
         request("Sec-WebSocket-Protocol: a", "Sec-WebSocket-Protocol: b, c", "Sec-WebSocket-Extensions: x"),
@@ -48,6 +53,7 @@ async def ask(port: int, data: bytes) -> Answer:
     ids=lambda data: "",
 )  # fmt: skip
 async def test_it_is_upgraded(stack: Stack, data: bytes) -> None:
+    """picows (Handshake): only `Connection: upgrade` exactly will do, on one line."""
     server = await serve(stack, echo)
     async with await RawPeer.connect(server.port) as peer:
         peer.send(data)
@@ -169,6 +175,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 async def test_it_is_refused(stack: Stack, case: str) -> None:
+    """picows (Handshake): a missing `Host` and the versions 7 and 8 are accepted."""
     data, status = REFUSED[case]
     server = await serve(stack, echo)
     answer = await ask(server.port, data)
@@ -259,6 +266,7 @@ def judges(answer: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["plain", "coroutine"])
 async def test_process_request_answers_plain_http(stack: Stack, kind: str) -> None:
+    """picows (Handshake): HEAD and HTTP/1.0 get 400, before anybody is asked."""
     server = await serve(stack, echo, process_request=judges(Response(200, {"X": "y"}, "fine\n"))[kind])
     for line in ("GET /health HTTP/1.1", "GET /health HTTP/1.0"):
         answer = await ask(server.port, f"{line}\r\nHost: x\r\n\r\n".encode())
@@ -281,11 +289,12 @@ async def test_process_request_returns_a_tuple(stack: Stack, kind: str) -> None:
 async def test_a_process_request_that_fails(
     stack: Stack, kind: str, wrong: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """picows (Handshake): an exception is sent to the peer as the body of a 500, and not logged."""
     server = await serve(stack, echo, process_request=judges(wrong)[kind])
     with caplog.at_level(logging.ERROR, "fabric.server"):
         answer = await ask(server.port, request())
     assert answer.status == 500
-    assert b"secret" not in answer.body  # PICOWS: would be the body
+    assert b"secret" not in answer.body
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
@@ -494,3 +503,41 @@ async def test_a_straggler_whose_request_is_being_judged(stack: Stack) -> None:
         assert (await peer.read_answer()).status == 503
         await stopping
         await cancelled.wait()
+
+
+# --- the client's side -------------------------------------------------------------------------------------
+
+
+async def test_a_name_lookup_that_never_answers_is_inside_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """picows (Handshake): its time limit does not cover DNS."""
+
+    async def never(*args: Any, **options: Any) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", never)
+    begun = time.monotonic()
+    with pytest.raises(Timeout, match=r"^name lookup of silent\.invalid timed out after 0\.05 s"):
+        await WebSocketClient.connect("ws://silent.invalid/", connection_timeout=0.05)
+    assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize("kind", ["plain", "coroutine"])
+async def test_a_type_error_of_the_application_calls_nothing_twice(stack: Stack, kind: str) -> None:
+    """picows (Handshake): a TypeError inside a two-argument client factory makes it call that again with none."""
+    called: list[Any] = []
+
+    def plain(*args: Any) -> None:
+        called.append(args)
+        raise TypeError("of the application")
+
+    async def coroutine(*args: Any) -> None:
+        plain(*args)
+
+    held = Held()
+    server = await serve(stack, held)
+    on_connect = plain if kind == "plain" else coroutine
+    with pytest.raises(TypeError, match="of the application"):
+        await WebSocketClient.connect(f"ws://127.0.0.1:{server.port}/", on_connect=on_connect)
+    assert [len(args) for args in called] == [1]
+    await (await held.next()).wait_closed()
+    assert server.metrics.total_connections == 1

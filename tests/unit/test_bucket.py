@@ -302,10 +302,24 @@ def test_reservations_through_a_shared_gate_are_in_order() -> None:
     assert [gate.reserve(0, 0) for gate in (one, two, one, two)] == [0, SECOND, 2 * SECOND, 3 * SECOND]
 
 
-def test_operations_are_apart_from_messages() -> None:
+def test_a_message_is_an_operation_but_other_operations_are_no_messages() -> None:
     gate = RateGate(TokenBucket(1, 1), None, TokenBucket(2, 2), RateGate(operations=TokenBucket(1, 3)))
     assert gate.admit(0, 0) == 0
-    assert gate.admit_operations(2, 0) == 0
-    assert gate.admit_operations(2, 0) == gate.operations_wait_ns(2, 0) == SECOND
+    assert gate.admit_operations(1, 0) == 0
+    assert gate.admit_operations(1, 0) == gate.operations_wait_ns(1, 0) == SECOND // 2
     assert gate.admit_operations(3, 0) == NEVER
-    assert gate.admit_operations(2, SECOND) == 0
+    assert gate.wait_ns(0, SECOND // 2) == SECOND // 2  # for the message; an operation may pass
+    assert gate.admit_operations(1, SECOND // 2) == 0
+    assert gate.reserve_operations(1, SECOND // 2) == SECOND // 2
+    assert (gate.own_operations_wait_ns(1, SECOND), gate.operations_wait_ns(1, SECOND)) == (SECOND // 2, SECOND)
+    gate.give_back(0)
+    assert gate.operations_wait_ns(1, SECOND) == 0
+
+
+def test_bytes_of_a_message_in_parts_may_be_owed() -> None:
+    gate = RateGate(None, TokenBucket(10, 10), None, RateGate(None, TokenBucket(5, 10)))
+    assert gate.reserve_bytes(10, 0) == 0
+    assert gate.reserve_bytes(25, 0) == 2 * SECOND  # what is more than the burst, too
+    assert gate.own_wait_ns(0, 0) == 25 * SECOND // 10
+    assert gate.wait_ns(0, 0) == 5 * SECOND
+    assert RateGate().reserve_bytes(1, 0) == 0

@@ -11,6 +11,7 @@ import pickle
 import re
 import socket
 import ssl
+import sys
 import typing
 from datetime import timedelta
 from typing import Any
@@ -34,6 +35,11 @@ from fabric.error import InvalidHeader, InvalidSubprotocol
 from fabric.headers import HeaderMap
 from fabric.url import Url
 from fabric.validation import Config
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 MIB = 1024 * 1024
 URL = "ws://h/"
@@ -151,15 +157,21 @@ REFUSED: list[tuple[type[Config], str, list[object], list[object]]] = [
     (ClientConfig, "reconnect", [], [True, HeartbeatConfig()]),
     (ClientConfig, "compression", [], ["deflate", False]),
     (ClientConfig, "ssl", [ssl.create_default_context()], [True]),  # the url is ws://
-    (ClientConfig, "proxy", ["ftp://h", "h:80"], [False, 3]),
+    (ClientConfig, "proxy", ["ftp://h", "h:80", "http://h\ud800", "socks5://u:p%C3%A4@h"], [False, 3]),
     (ClientConfig, "max_redirects", [-1], [None]),
     (ClientConfig, "sock", [], [3]),
-    (ClientConfig, "unix_path", [], [b"/tmp/x"]),
+    (ClientConfig, "unix_path", ["", "a\0b", "a\ud800"], [b"/tmp/x"]),
     (
         ServerConfig,
         "bind",
-        ["", "h", "::1:80", "h:x", "h:65536", "h:-1", "a b:1", "http://h:1", "unix:"],
+        ["", "h", "::1:80", "h:x", "h:65536", "h:-1", "a b:1", "http://h:1", "a\0b:1", "a..b:1", f"{'a' * 64}:1"],
         [8080],
+    ),
+    (
+        ServerConfig,
+        "bind",
+        ["unix:", "unix:a\0b", "unix:a\ud800"],
+        [],
     ),
     (ServerConfig, "max_connections", [0], [None]),
     (ServerConfig, "max_connections_per_ip", [-1], [None]),
@@ -340,6 +352,21 @@ def test_levels_are_those_of_the_algorithm() -> None:
         CompressionConfig(level=22)
 
 
+def test_a_dictionary_that_zstd_cannot_load_is_refused() -> None:
+    for corrupt in (b"\x37\xa4\x30\xecjunkjunkjunk", b"\x37\xa4\x30\xec1234"):
+        with pytest.raises(ValueError, match=rf"CompressionConfig\.zstd_dictionary = <{len(corrupt)} bytes>: expected"):
+            CompressionConfig(algorithm="zstd", zstd_dictionary=corrupt)
+        unused = CompressionConfig(zstd_dictionary=corrupt)
+        with pytest.raises(ValueError, match="zstd_dictionary"):
+            unused.with_algorithm("zstd")
+
+
+def test_a_dictionary_is_trained_or_any_content() -> None:
+    trained = zstd.train_dict([b'{"type": "trade", "price": %d}' % (i * 37 % 1000) for i in range(2000)], 2000)
+    for content in (trained.dict_content, b"any other content", bytes(8)):
+        assert CompressionConfig(algorithm="zstd", zstd_dictionary=content).zstd_dictionary == content
+
+
 def test_rates() -> None:
     config = RateLimitConfig().with_messages(2.5).with_bytes(1000, 5000).with_on_exceed("close")
     assert config.is_limited
@@ -416,6 +443,32 @@ def test_one_way_to_connect() -> None:
         ClientConfig(URL, proxy=True, unix_path="/tmp/x")
     context = ssl.create_default_context()
     assert ClientConfig("wss://h/", ssl=context).ssl is context
+
+
+def test_a_socket_is_a_stream_and_a_refused_one_stays_open() -> None:
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with one, other:
+        assert ClientConfig(URL, sock=one).sock is one
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    secure = ssl.create_default_context().wrap_socket(socket.socket(), server_hostname="h")
+    for sock in (datagrams, secure):
+        with sock:
+            with pytest.raises(ValueError, match=r"ClientConfig\.sock = <.+>: expected a connected stream socket"):
+                ClientConfig(URL, sock=sock)
+            assert sock.fileno() >= 0
+
+
+def test_a_unix_path_may_be_abstract() -> None:
+    assert ClientConfig(URL, unix_path="\0name").unix_path == "\0name"
+    assert ServerConfig("unix:\0name").unix_path == "\0name"
+
+
+@pytest.mark.parametrize("login", ["me:hunter2ä", "me:" + "hunter2" * 37, "hunter2" * 37])
+def test_an_error_about_a_socks_login_names_the_proxy_and_shows_no_secret(login: str) -> None:
+    with pytest.raises(ValueError, match=r"ClientConfig\.proxy = 'socks5://\*\*\*@p'.*(ASCII|255 bytes)") as caught:
+        ClientConfig(URL, proxy=f"socks5://{login}@p")
+    assert "hunter2" not in str(caught.value)
+    assert "ä" not in str(caught.value)
 
 
 # ServerConfig

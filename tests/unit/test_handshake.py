@@ -452,6 +452,14 @@ def test_refusals_for_want_of_credentials(status: int, name: str | None) -> None
     assert (error.status, error.body, error.challenge) == (status, b"body", "Basic realm=x" if name else "")
 
 
+@pytest.mark.parametrize(("status", "name"), [(401, "WWW-Authenticate"), (407, "Proxy-Authenticate")])
+def test_a_refusal_tells_every_challenge(status: int, name: str) -> None:
+    _, headers = answered(f"HTTP/1.1 {status} No", f"{name}: Negotiate", "X: y", f'{name.lower()}: Basic realm="x"')
+    error = refusal(status, headers, b"")
+    assert isinstance(error, AuthenticationFailed)
+    assert error.challenge == 'Negotiate, Basic realm="x"'
+
+
 @pytest.mark.parametrize("status", [100, 200, 301, 404, 503, 599, 999])
 def test_other_refusals(status: int) -> None:
     _, headers = answered(f"HTTP/1.1 {status} Why")

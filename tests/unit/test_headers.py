@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
+from fabric.config import ClientConfig
 from fabric.error import InvalidHeader
 from fabric.headers import (
     HeaderMap,
@@ -111,6 +112,7 @@ def _put(how: str, headers: HeaderMap, name: str, value: str) -> object:
         "mapping": lambda: HeaderMap({name: value}),
         "keywords": lambda: HeaderMap(**{name: value}),
         "builder": lambda: headers.with_header(name, value),
+        "builder of all": lambda: headers.with_headers({name: value}),
     }
     return ways[how]()
 
@@ -126,6 +128,7 @@ WAYS_IN = [
     "mapping",
     "keywords",
     "builder",
+    "builder of all",
 ]
 
 
@@ -231,6 +234,25 @@ def test_builders_change_a_copy() -> None:
     assert full["Origin"] == "https://a.example"
     assert full.getall("Cookie") == ["a=1; b=2; c=3"]
     assert full["X-API-Key"] == "k"
+
+
+def test_with_headers_replaces_all_as_the_config_does() -> None:
+    headers = HeaderMap(A="1")
+    for given_headers in ({"B": "2"}, [("B", "2")], HeaderMap(B="2")):
+        changed = headers.with_headers(given_headers)
+        assert type(changed) is HeaderMap
+        assert changed == ClientConfig("ws://h/", headers=headers).with_headers(given_headers).headers == {"B": "2"}
+    assert headers == {"A": "1"}
+    assert headers.with_headers(None) == {}
+
+
+def test_every_builder_of_headers_is_there() -> None:
+    for name in (
+        "with_header with_headers with_authorization with_bearer with_basic_auth with_user_agent with_origin"
+        " with_cookie with_api_key"
+    ).split():
+        assert callable(getattr(HeaderMap, name))
+        assert callable(getattr(ClientConfig, name))
 
 
 def test_authorization_replaces() -> None:

@@ -129,6 +129,7 @@ def bits(key: bytes) -> list[int]:
 
 
 def test_keys_come_from_the_system_all_of_each_pool_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """picows (Protocol): masking keys come from an unseeded C `rand()`."""
     module._drop_pool()
     given_out = []
 
@@ -157,6 +158,7 @@ def test_a_failing_system_source_is_an_error_not_a_weak_key(monkeypatch: pytest.
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_shares_no_key_with_its_parent() -> None:
+    """picows (Protocol): masking keys are the same in every process."""
     random_key()  # there is a pool to inherit
     read_end, write_end = os.pipe()
     child = os.fork()

@@ -114,6 +114,7 @@ async def test_the_first_message_of_a_turn_leaves_at_once_the_others_together(da
 
 
 async def test_what_a_read_causes_leaves_by_one_call_when_it_ends(datagrams: Kernel) -> None:
+    """picows (Resources): each frame costs a system call of its own."""
     hold_back(asyncio.get_running_loop(), FOR_EVER)
     connection = Echo()
     transport = open_on(datagrams, connection)
@@ -356,6 +357,7 @@ async def test_while_the_transport_is_blocked_messages_wait_and_then_go_in_order
 
 
 async def test_one_pong_waits_while_the_transport_is_blocked(stream: Kernel) -> None:
+    """picows (Resources): automatic pongs to a peer that does not read pile up."""
     connection = Echo()
     transport = open_on(stream, connection)
     transport.protocol.pause_writing()

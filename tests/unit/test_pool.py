@@ -37,7 +37,7 @@ class Client(Inbox):  # type: ignore[type-arg]
         self.pings = 0
         self.answers = True
         self.close_calls: list[tuple[int, str]] = []
-        self.aborted = False
+        self._aborted = asyncio.Event()
         self.metrics = MetricsCollector()
         self.metrics.record_connection()
         self._server = server
@@ -66,11 +66,18 @@ class Client(Inbox):  # type: ignore[type-arg]
         assert len(self.close_calls) == 1, "closed twice by the pool"
         if self.is_connected:
             self.is_connected = False
-            await asyncio.sleep(0 if self.aborted else self._server.closing_takes)
+            await asyncio.sleep(0)
+            with contextlib.suppress(TimeoutError):  # in which the server answers the close frame
+                async with asyncio.timeout(self._server.closing_takes):
+                    await self._aborted.wait()
         self._gone()
 
+    @property
+    def aborted(self) -> bool:
+        return self._aborted.is_set()
+
     def _abort(self) -> None:
-        self.aborted = True
+        self._aborted.set()
 
     def break_(self) -> None:
         """The server or the network ends it."""
@@ -204,11 +211,12 @@ async def test_a_loan_ends_once() -> None:
         assert not client.is_connected
         with pytest.raises(InvalidState, match="given back"):
             client.inner  # noqa: B018
-        for use in (client.recv, client.__aiter__, lambda: client.send("x"), lambda: client.send_nowait("x")):
+        for use in (client.__aiter__, lambda: client.send("x"), lambda: client.send_nowait("x")):
             with pytest.raises(InvalidState):
                 use()
-        with pytest.raises(InvalidState):
-            await client.ping()
+        for wait in (client.recv, client.__anext__, client.ping):
+            with pytest.raises(InvalidState):
+                await wait()
         assert pool.stats().idle == 1
         other = await pool.get(URL)
         client.release()  # does not end the other's loan
@@ -315,6 +323,51 @@ async def stuck_receiver(client: Client) -> asyncio.Task[Any]:
     task = asyncio.ensure_future(client.recv())
     await asyncio.sleep(0)
     return task
+
+
+@in_fake_time
+async def test_a_server_that_answers_no_close_frame_keeps_nobody_from_its_place() -> None:
+    pool, servers = make(max_connections=1, acquire_timeout=5)
+    servers.closing_takes = 5  # the default `close_timeout`
+    async with pool:
+        for number in range(3):
+            before = now()
+            with pytest.raises(ZeroDivisionError):
+                async with pool.get(URL) as client:
+                    assert now() == before + (0.5 if number else 0)  # `Servers` insists on the limit
+                    assert client.inner is servers.clients[number]
+                    raise ZeroDivisionError
+        await asyncio.sleep(0.5)
+        await settle()
+        assert pool.stats().total == 0
+        assert all(client.aborted and client.close_calls == [(1000, "")] for client in servers.clients)
+
+
+@in_fake_time
+async def test_a_server_that_answers_the_close_frame_is_left_to_it() -> None:
+    pool, servers = make(max_connections=1, acquire_timeout=5)
+    servers.closing_takes = 0.4
+    async with pool:
+        with pytest.raises(ZeroDivisionError):
+            async with pool.get(URL):
+                raise ZeroDivisionError
+        before = now()
+        (await pool.get(URL)).release()
+        assert now() == before + 0.4
+        await asyncio.sleep(HOUR)
+        assert not servers.clients[0].aborted
+
+
+@in_fake_time
+async def test_who_closes_by_himself_has_the_time_of_his_config() -> None:
+    pool, servers = make(max_connections=1, acquire_timeout=5)
+    servers.closing_takes = 5
+    async with pool:
+        client = await pool.get(URL)
+        before = now()
+        await client.close()
+        assert now() == before + 5
+        assert not servers.clients[0].aborted
 
 
 UNCLEAN: dict[str, Callable[[Client], None]] = {
@@ -744,18 +797,19 @@ async def test_a_connection_is_lent_only_for_the_config_it_was_opened_with() -> 
         assert servers.attempts == 2
 
 
+@pytest.mark.parametrize(("closing_takes", "waited"), [(0.4, 0.4), (5, 0.5)])
 @in_fake_time
-async def test_an_idle_connection_makes_room_for_another_config() -> None:
-    pool, servers = make(max_connections=2)
-    servers.closing_takes = 1
+async def test_an_idle_connection_makes_room_for_another_config(closing_takes: float, waited: float) -> None:
+    pool, servers = make(max_connections=2, acquire_timeout=5)
     other = ClientConfig(URL).with_header("X-User", "b")
     async with pool:
         one, two = await pool.get(URL), await pool.get(URL)
         one.release()
         two.release()
+        servers.closing_takes = closing_takes
         before = now()
         async with pool.get(other) as client:
-            assert now() == before + 1  # a connection counts until it is closed: `Servers` insists on it
+            assert now() == before + waited  # a connection counts until it is closed: `Servers` insists on it
             assert client.inner.config.headers == other.headers
             assert [each.is_connected for each in servers.clients] == [False, True, True]  # the oldest
         async with pool.get(URL):
@@ -1262,7 +1316,7 @@ class Model:
     def change(self) -> None:
         """The servers become faster, slower or worse."""
         self.servers.opening_takes = self.rng.choice((0, 0, 0.01, 0.4, 4))
-        self.servers.closing_takes = self.rng.choice((0, 0, 0.01, 0.4))
+        self.servers.closing_takes = self.rng.choice((0, 0, 0.01, 0.4, 4))
         self.servers.refuses = ConnectionFailed("refused") if self.rng.random() < 0.15 else None
         self.servers.closes_at_once = self.rng.random() < 0.05
 

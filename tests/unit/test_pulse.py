@@ -7,9 +7,7 @@ import struct
 
 import pytest
 
-from fabric.pulse import _silence_of
-
-pytestmark = pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="this system has no TCP_INFO")
+from fabric.pulse import Pulse, _silence_of
 
 
 class Told:
@@ -29,6 +27,7 @@ class Told:
         return self.info[:size]
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="this system has no TCP_INFO")
 @pytest.mark.parametrize(
     ("told", "silence"),
     [
@@ -42,3 +41,40 @@ class Told:
 )
 def test_how_long_the_kernel_has_owed_an_acknowledgement(told: Told, silence: float | None) -> None:
     assert _silence_of(told) == silence
+
+
+class Recording:
+    """Enough of a connection for a pulse that sends pings."""
+
+    is_connected = True
+
+    def __init__(self) -> None:
+        self.messages_sent = self.messages_received = 0
+        self.done: list[str] = []
+
+    def _write_ping(self, payload: bytes) -> None:
+        self.done.append("ping")
+
+    def _release_codec(self) -> None:
+        self.done.append("release")
+
+
+class Nobody:
+    """A heartbeat that does nothing by itself."""
+
+    def add(self, target: object) -> None:
+        pass
+
+
+def test_what_was_idle_from_one_ping_to_the_next_lets_its_compression_go() -> None:
+    peer = Recording()
+    pulse = Pulse(peer, Nobody())  # type: ignore[arg-type]
+    pulse.send_ping(b"1")
+    peer.messages_sent += 1
+    pulse.send_ping(b"2")
+    assert peer.done == ["ping", "ping"]
+    pulse.send_ping(b"3")
+    assert peer.done == ["ping", "ping", "release", "ping"]
+    peer.messages_received += 1
+    pulse.send_ping(b"4")
+    assert peer.done[4:] == ["ping"]

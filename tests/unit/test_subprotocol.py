@@ -80,6 +80,17 @@ def test_required_means_required(offered: list[str]) -> None:
     assert negotiator.select(["x", "b"]) == "b"
 
 
+@pytest.mark.parametrize("supported", [["*"], ["a"]])
+def test_what_is_offered_is_checked(supported: list[str]) -> None:
+    negotiator = SubprotocolNegotiator(supported)
+    for offered in (["a b\r\n"], [""], ["b", 3], ["b", "b"]):
+        with pytest.raises(InvalidSubprotocol):
+            negotiator.select(offered)  # type: ignore[arg-type]
+    for one in ("a", b"a"):
+        with pytest.raises(TypeError, match="several"):
+            negotiator.select(one)  # type: ignore[arg-type]
+
+
 def test_a_negotiator_checks_its_names() -> None:
     with pytest.raises(InvalidSubprotocol):
         SubprotocolNegotiator(["a b"])

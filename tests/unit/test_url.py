@@ -57,11 +57,13 @@ def test_parts(text: str, scheme: str, host: str, port: int, resource: str, auth
         ("ws://h/a b", "spaces"),
         ("ws://h/a\r\nHost: x", "spaces or control"),
         ("ws://h\t/", "spaces"),
+        ("ws://h/\ud800", "surrogates"),
+        ("ws://[fe80::1%ä]/", "host"),
         ("ws://a..b/", "host"),
         ("ws://-a/", "host"),
         ("ws://%41/", "host"),
-        ("ws://" + "a" * 64 + "/", "host"),
-        ("ws://" + "a." * 128 + "a/", "host"),
+        ("ws://" + "a" * 64 + "/", "63 between dots"),
+        ("ws://" + "a." * 128 + "a/", "at most 254 characters"),
         ("ws://[::1/", "expected"),
         ("ws://[zz]/", "expected|host"),
         ("ws://..ü/", "host"),
@@ -119,6 +121,7 @@ def test_a_name_without_a_password() -> None:
         "ws://user:\nhunter2@h/",
         "ws://user:hunter2@[zz]/",
         "ws://user:hunter2@\nh/",
+        "ws://user:hunter2\ud800@h/",
     ],
 )
 def test_an_error_shows_no_password(text: str) -> None:
@@ -137,6 +140,29 @@ def test_proxies(text: str, port: int) -> None:
     assert Url.parse(text, PROXY_SCHEMES).port == port
     with pytest.raises(ValueError, match="socks5"):
         Url.parse("ws://p", PROXY_SCHEMES)
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
+@pytest.mark.parametrize(
+    ("login", "why"),
+    [
+        ("me:hunter2%C3%A4", "ASCII"),
+        ("hunter2ä:x", "ASCII"),
+        ("me:" + "hunter2" * 37, "at most 255 bytes"),
+        ("hunter2" * 37 + ":x", "at most 255 bytes"),
+    ],
+)
+def test_a_login_that_socks_cannot_carry(scheme: str, login: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why) as caught:
+        Url.parse(f"{scheme}://{login}@p", PROXY_SCHEMES)
+    assert "hunter2" not in str(caught.value)
+    assert "ä" not in str(caught.value)
+    assert Url.parse(f"http://{login}@p", PROXY_SCHEMES).authorization  # HTTP can
+
+
+def test_a_login_that_socks_just_can_carry() -> None:
+    url = Url.parse(f"socks5://{'u' * 255}:{'p' * 255}@p", PROXY_SCHEMES)
+    assert (url.username, url.password) == ("u" * 255, "p" * 255)
 
 
 @pytest.mark.parametrize(
