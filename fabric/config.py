@@ -264,10 +264,12 @@ class RateLimitConfig(Config):
     """How much a connection, or all of a server's together, may receive. Off by default.
 
     Attributes:
-        messages_per_second, bytes_per_second, operations_per_second: sustained rates; None = no limit.
+        messages_per_second, bytes_per_second, operations_per_second: sustained rates; None = no limit. Operations
+            are messages and pings.
         messages_burst, bytes_burst, operations_burst: what may come at once; None = what one second brings,
             and at least 1.
-        on_exceed: "slow" stops reading until it is allowed, "drop" drops the message, "close" closes (1008).
+        on_exceed: "slow" stops reading until it is allowed, "drop" drops the message, "close" closes (1008). A message
+            larger than `bytes_burst`, which no wait would let in, is dropped or closes the connection.
     """
 
     messages_per_second: float | None = None

@@ -29,6 +29,7 @@ from python_socks.async_.asyncio import Proxy
 
 from fabric.answer import AnswerReader
 from fabric.error import AuthenticationFailed, ConnectionFailed, HandshakeFailed, Io, NotSupported, Tls
+from fabric.tls_loop import TlsLoop
 from fabric.url import PROXY_SCHEMES, Url
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _failures(progress: Progress, address: Url) -> Iterator[None]:
         # asyncio puts "Connect call failed" where the system's words would stand; a resolver has its own
         # numbers.
         if error.errno is None or isinstance(error, socket.gaierror):
-            why = error.strerror or str(error)
+            why = error.strerror or str(error) or "the other end hung up"
         else:
             why = os.strerror(error.errno)
         text = f"{progress.phase} failed: {why}"
@@ -226,7 +227,7 @@ async def _attach(
     progress: Progress,
 ) -> None:
     """Make a transport of a connected socket."""
-    loop = asyncio.get_running_loop()
+    loop: Any = asyncio.get_running_loop()
     is_unix = sock.family == socket.AF_UNIX
     connect: Any
     if context is None:
@@ -235,7 +236,7 @@ async def _attach(
     else:
         progress.phase = f"TLS handshake with {host}"
         connect = aiofastnet.create_unix_connection if is_unix else aiofastnet.create_connection
-        await connect(loop, lambda: protocol, sock=sock, ssl=context, **_tls_options(host, config))
+        await connect(TlsLoop(loop), lambda: protocol, sock=sock, ssl=context, **_tls_options(host, config))
 
 
 # Proxies
@@ -342,8 +343,9 @@ async def _connect_tunnel(
             transport.set_protocol(protocol)
         else:
             progress.phase = f"TLS handshake with {address.host}"
+            loop: Any = TlsLoop(asyncio.get_running_loop())
             transport = await aiofastnet.start_tls(
-                asyncio.get_running_loop(), transport, protocol, context, **_tls_options(address.host, config)
+                loop, transport, protocol, context, **_tls_options(address.host, config)
             )
         if transport.is_closing():
             raise ConnectionFailed(f"{progress.phase} failed: the proxy hung up", url=str(address))

@@ -42,6 +42,7 @@ from fabric.metrics import MetricsCollector
 from fabric.peer import Peer, data_message
 from fabric.ratelimit import GlobalRateLimiter, connection_gate
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
+from fabric.tls_loop import TlsLoop
 from fabric.upgrade import finish_server, frame_limit
 from fabric_ext.connection import Shared
 from fabric_ext.inbox import iterates_in_c
@@ -235,12 +236,13 @@ class WebSocketServer:
     async def _listen(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractServer:
         """The loop's own transports for plain connections; aiofastnet's for TLS, where they are faster."""
         config = self.config
+        tls_loop: Any = TlsLoop(loop)
         options: dict[str, Any] = {"backlog": config.backlog}
         if config.ssl is not None:
             options |= {"ssl": config.ssl, "ssl_handshake_timeout": config.handshake_timeout} | TLS_BUFFERS
         if config.unix_path is not None:
             if config.ssl is not None:
-                return await aiofastnet.create_unix_server(loop, self._accept, config.unix_path, **options)
+                return await aiofastnet.create_unix_server(tls_loop, self._accept, config.unix_path, **options)
             return await loop.create_unix_server(self._accept, config.unix_path, **options)
         # uvloop would look even an address up in threads, which then stay: system calls of a process that has several
         # cost more.
@@ -249,7 +251,7 @@ class WebSocketServer:
         else:
             options |= {"host": config.host, "port": config.port, "reuse_port": config.reuse_port or None}
         if config.ssl is not None:
-            return await aiofastnet.create_server(loop, self._accept, **options)
+            return await aiofastnet.create_server(tls_loop, self._accept, **options)
         return await loop.create_server(self._accept, **options)
 
     def _accept(self) -> Acceptance:

@@ -380,6 +380,7 @@ cdef class Connection(Outlet):
         if code == 1009:                                       # picows says "..., 70000 > 65536"
             self._oversize = int(re.search(r"(\d+) > \d+$", reason)[1])
             reason = f"message over {self._max_message_size} bytes"
+        reason = reason.partition(":")[0]                      # what follows is the peer's own bytes
         self._loop.call_soon(self._refuse_fault, self._link, code, reason)
         return 0
 

@@ -27,8 +27,8 @@ LAYERS = {
         fabric.heartbeat fabric.ratelimit fabric.metrics fabric.prometheus
     """,
     "endpoints": """
-        fabric.pulse fabric.pending fabric.peer fabric.upgrade fabric.answer fabric.dialing fabric.opening
-        fabric.acceptance fabric.client fabric.server
+        fabric.pulse fabric.pending fabric.peer fabric.upgrade fabric.answer fabric.tls_loop fabric.dialing
+        fabric.opening fabric.acceptance fabric.client fabric.server
     """,
     "top": "fabric.serverpool fabric.pool fabric fabric.cli fabric.__main__",
 }
