@@ -44,8 +44,8 @@ from fabric.ratelimit import GlobalRateLimiter, connection_gate
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
 from fabric.tls_loop import TlsLoop
 from fabric.upgrade import finish_server, frame_limit
-from fabric_ext.connection import Shared
 from fabric_ext.inbox import iterates_in_c
+from fabric_ext.sender import Shared
 
 __all__ = ["ConnectedClient", "WebSocketServer"]
 

@@ -1,17 +1,14 @@
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, Self, TypeVar, final
+from typing import Any, Self, final
 
 from typing_extensions import disjoint_base
 
 from fabric_ext.bucket import RateGate
-from fabric_ext.counters import Counters
 from fabric_ext.deflate import Codec
 from fabric_ext.message import Message
-from fabric_ext.outlet import Outlet
 from fabric_ext.protocol import State
-
-_C = TypeVar("_C", bound=Connection)
+from fabric_ext.sender import Sender
 
 @final
 class Part:
@@ -60,21 +57,12 @@ class Drain(asyncio.Protocol):
 
     def __init__(self, link: Link, transport: Any) -> None: ...
 
-@final
-class Shared:
-    """A message for many connections of a server: its frame is built once, and compressed once per agreed setting."""
-
-    def __init__(self, message: Message, compress: bool | None, fragment_size: int) -> None: ...
-    def send_to(self, peers: list[_C]) -> tuple[int, list[_C]]:
-        """Write it to those of `peers` that take it now; return their number, and the open ones that do not."""
-
 @disjoint_base
-class Connection(Outlet):
+class Connection(Sender):
     """The base of `WebSocketClient` and `ConnectedClient`."""
 
     _inbound_seen: bool
     _close_timeout: float
-    _backpressure: Any
     _sent_code: int
     _received_code: int
     _close_text: str
@@ -82,23 +70,15 @@ class Connection(Outlet):
 
     messages_received: int
     bytes_received: int
-    messages_sent: int
-    bytes_sent: int
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, masking: bool, counters: Counters) -> None: ...
     def recv(self) -> Coroutine[Any, Any, Message | None]: ...
     def __aiter__(self) -> Self: ...
     def __anext__(self) -> Coroutine[Any, Any, Message]: ...
-    def send(self, message: Any, *, compress: bool | None = None) -> Coroutine[Any, Any, None]:
-        """Send a message; see `fabric.peer.Peer.send`."""
-    def send_nowait(self, message: Any, *, compress: bool | None = None) -> None:
-        """Send a message without waiting: `BufferFull` when the outbox is, `InvalidState` when not connected."""
 
     # For `fabric.peer` and the modules beside it.
 
     _oversize: int
     _max_message_size: int
-    _outbox_bytes: int
     @property
     def _state_now(self) -> State: ...
     @property
@@ -143,23 +123,6 @@ class Connection(Outlet):
         """Send our close frame and wait for the peer's; the transport is aborted when that takes too long."""
     def _abort(self) -> None:
         """Drop the transport now, whatever it still holds."""
-    def _write_fragment(self, opcode: int, payload: bytes, fin: bool, compress: bool | None) -> None:
-        """Send one part of a message sent in parts; `opcode` 0 continues it.
-
-        Its first part decides whether it is compressed: the size of the whole is not known.
-        """
-    def _write_ping(self, payload: bytes) -> None:
-        """Send a ping now, before whatever waits in the outbox."""
-    def _outbox_push(self, message: Message, compress: bool | None) -> None:
-        """Keep a message until the transport takes it."""
-    def _set_waiting(self, change: int) -> None:
-        """One sender more, or one less, waits for room in the outbox."""
-    def _outbox_pop(self) -> tuple[Message, bool | None]:
-        """The oldest message kept, as (message, compress); `IndexError` when there is none."""
-    def _flush_outbox(self) -> None:
-        """Write what waits in the outbox, as far as the transport takes it."""
-    def _set_fragmenting(self, fragmenting: bool) -> None:
-        """While a message is being sent in parts, other data waits in the outbox."""
     def _release_codec(self) -> None:
         """Give back the memory of compression that an idle connection need not keep."""
     def _has_partial_message(self) -> bool:
@@ -171,9 +134,5 @@ class Connection(Outlet):
     def _opened(self, request: Any, response: Any) -> None: ...
     def _on_lost(self) -> None: ...
     def _on_pong(self, payload: bytes) -> None: ...
-    def _on_writable(self) -> None: ...
     def _on_error(self, error: BaseException) -> None: ...
-    def _on_taken_back(self, message: Message) -> None: ...
     def _fault(self, code: int, reason: str) -> Exception: ...
-    def _send_later(self, message: Any, compress: bool | None) -> Coroutine[Any, Any, None]: ...
-    def _queue_now(self, message: Any, compress: bool | None) -> None: ...

@@ -17,7 +17,7 @@ LAYERS = {
         fabric_ext.bucket fabric_ext.counters fabric_ext.deflate fabric_ext.histogram fabric_ext.mask
         fabric_ext.message fabric_ext.protocol fabric_ext.reassembly fabric_ext.ring
     """,
-    "core": "fabric_ext.inbox fabric_ext.outlet fabric_ext.connection fabric_ext",
+    "core": "fabric_ext.inbox fabric_ext.outlet fabric_ext.sender fabric_ext.connection fabric_ext",
     "vocabulary": """
         fabric._version fabric.error fabric.url fabric.headers fabric.message fabric.subprotocol
         fabric.handshake fabric.validation
