@@ -795,11 +795,6 @@ cdef class Connection(Sender):
     # ------------------------------------------------------------------ for Peer: what it may see
 
     @property
-    def _fault_code(self):
-        """The close code with which we failed the connection, or 0."""
-        return self._sent_code if self._failure is not None else 0
-
-    @property
     def _state_now(self):
         return State(self._state)
 

@@ -85,7 +85,7 @@ FIRST = ("pipelined-cpu", "latency", "idle-memory")
 
 def origin(results: Results) -> str:
     """What was measured, where and when."""
-    whole, machine = results.everything, results.everything["machine"]
+    whole, machine, effort = (results.everything, *(results.everything[name] for name in ("machine", "effort")))
     versions = whole["versions"]
     names = {"picows": "picows", "aiohttp": "aiohttp", "websockets": "websockets", "uvloop": "uvloop"}
     beside = ", ".join(f"{name} {versions[key]}" for key, name in names.items() if versions.get(key))
@@ -94,7 +94,8 @@ def origin(results: Results) -> str:
     return (
         f"Measured {whole['began'][:10]} at commit {whole['commit'][:10]}{tree}: {where}, over loopback;\n"
         f"Python {versions['python']}, {beside}.\n"
-        f"Medians; peers took turns, {whole['effort']['rounds']} times each.\n"
+        f"Medians; peers took turns, {effort['rounds'] * effort['turns']} times each"
+        f" in {effort['rounds']} processes of their own.\n"
     )
 
 
@@ -121,6 +122,10 @@ def bars(results: Results) -> Iterator[str]:
     for bar in results.everything["bars"]:
         sign = "≤" if bar["sense"] == "at most" else "≥"
         value = "—" if bar["value"] is None else number(bar["value"])
+        if "by_cpu" in bar:
+            value += f" ({number(bar['by_cpu'])} by CPU time)"
+        if "floor" in bar:
+            value += f" (raw C: {number(bar['floor'])})"
         limit = f"{sign} {number(bar['limit'])} {bar['unit']}".strip()
         yield f"| ({bar['workload']}) {bar['bar']} | {value} | {limit} | {bar['verdict']} |"
 

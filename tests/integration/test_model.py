@@ -289,7 +289,7 @@ async def play(rng: Random, seen: Counter[str]) -> None:
         seen["actions"] += len(episode.log)
         seen["broken"] += episode.broken
         seen["arrived"] += sum(len(side.got) for side in episode.sides)
-        seen["failed"] += any(side._fault_code for side in episode.sides)
+        seen["failed"] += any(side._failure is not None for side in episode.sides)
 
 
 @pytest.mark.deadline(300)
