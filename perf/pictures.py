@@ -318,12 +318,12 @@ def draw_lines(results: Results) -> Iterable[tuple[str, str]]:
 
 
 def open_loop_series(results: Results) -> dict[str, Points]:
-    """Peer -> (rate, p99 in µs) at each share of its capacity."""
+    """Peer -> (rate, p99 in µs) at each rate that was tried."""
     series: dict[str, Points] = {}
     for name, peer in results.peers("c", "16 × 32 B").items():
         median = peer["median"]
         shares = [key.removeprefix("p99 at ") for key in median if key.startswith("p99 at ")]
-        series[name] = [(median[f"achieved at {share}"], median[f"p99 at {share}"] / 1e3) for share in shares]
+        series[name] = sorted((median[f"achieved at {share}"], median[f"p99 at {share}"] / 1e3) for share in shares)
     return {name: points for name, points in series.items() if points}
 
 

@@ -181,6 +181,8 @@ def pipelined(quick: bool) -> Iterator[Case]:
 
 # ------------------------------------------------------------------ (c) open loop
 
+EQUAL_RATES = (20_000, 60_000, 120_000)  # messages a second: the same for all whose capacity allows it
+
 
 def open_loop(quick: bool) -> Iterator[Case]:
     shares = (0.5, 0.9) if quick else (0.1, 0.5, 0.75, 0.9)
@@ -190,17 +192,22 @@ def open_loop(quick: bool) -> Iterator[Case]:
         with Server(peer_named(peer_name).command) as server:
             capacity = process.load(server, "echo", (*connections, "--depth", "4", *timing))["per_second"]
             found: Figures = {"capacity": capacity}
-            for share in shares:
-                result = process.load(server, "open", (*connections, "--rate", f"{share * capacity:.0f}", *timing))
-                name = f"{share:.0%}"
+            rates = {f"{share:.0%}": share * capacity for share in shares}
+            rates |= {f"{rate // 1000} k/s": rate for rate in EQUAL_RATES if rate < 0.9 * capacity}
+            for name, rate in rates.items():
+                result = process.load(server, "open", (*connections, "--rate", f"{rate:.0f}", *timing))
                 found |= {f"{key} at {name}": result["latency"][key] for key in ("p50", "p99", "p999")}
                 found[f"achieved at {name}"] = result["per_second"]
                 found[f"cpu_ns at {name}"] = result["server_cpu_ns"]
                 found[f"p99 from send at {name}"] = result["from_send"]["p99"]
         return found
 
-    peers = ("fabric", "websockets") if quick else PYTHON
-    facts = {"shares of capacity": shares, "capacity": "closed loop, 16 connections, depth 4, 32 B"}
+    peers = ("fabric", "websockets") if quick else (*PYTHON, "Boost.Beast", FLOOR)
+    facts = {
+        "shares of capacity": shares,
+        "equal rates": EQUAL_RATES,
+        "capacity": "closed loop, 16 connections, depth 4, 32 B",
+    }
     yield once("c", "16 × 32 B", peers, measure, facts)
 
 
