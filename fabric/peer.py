@@ -482,6 +482,7 @@ class Peer(Connection):
         await self._until_closed()
 
     async def _until_closed(self) -> None:
+        """Wait for the end, and for nothing that a subclass has to do about it."""
         if self.state.name == "CLOSED":
             return
         if self._closed_waiter is None:

@@ -53,9 +53,17 @@ logger = logging.getLogger("fabric.server")
 
 SUBPROTOCOL = istr("Sec-WebSocket-Protocol")  # looked up in each handshake: its case is folded once
 
-# Of the answer to an opening handshake, what is not the application's to write.
+# Of the answer to an opening handshake, what is not the application's to write; and a 101 has no content.
 OWN_FIELDS = frozenset(
-    {"upgrade", "connection", "sec-websocket-accept", "sec-websocket-protocol", "sec-websocket-extensions"}
+    {
+        "upgrade",
+        "connection",
+        "sec-websocket-accept",
+        "sec-websocket-protocol",
+        "sec-websocket-extensions",
+        "content-type",
+        "content-length",
+    }
 )
 
 DEFAULT_SHUTDOWN_TIMEOUT = 10.0  # seconds

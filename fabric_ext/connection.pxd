@@ -86,7 +86,7 @@ cdef class Connection(Sender):
     cdef int _receive_close(self, const char* p, Py_ssize_t n) except -1
     @final
     cdef int _admit(self, Message message, Py_ssize_t n) except -1
-    cdef bint _admit_part(self, bint first, Py_ssize_t n) except -1
+    cdef int _admit_part(self, bint first, Py_ssize_t n) except -1
     cdef bint _admit_ping(self) except -1
     cdef int _overdraw(self, int64_t ns) except -1
     cdef int _wait_for_rate(self, int64_t ns) except -1

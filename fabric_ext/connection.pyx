@@ -24,7 +24,7 @@ from fabric_ext.counters cimport Counters, coarse_monotonic_ns
 from fabric_ext.deflate cimport Codec
 from fabric_ext.inbox cimport Recv
 from fabric_ext.message cimport K_CLOSE, K_CONTINUATION, K_PONG, K_TEXT, Message, new_message
-from fabric_ext.protocol cimport (CLOSE_BEGUN, CLOSED, CLOSING, CONNECTING, ENDED, LOST, OPEN, OPENED, CloseFrame,
+from fabric_ext.protocol cimport (CLOSE_BEGUN, CLOSED, CLOSING, ENDED, LOST, OPEN, OPENED, CloseFrame,
                                   check_data_frame, next_state, read_close)
 from fabric_ext.reassembly cimport (V_BAD_UTF8, V_EXPECTED_CONTINUATION, V_MESSAGE, V_MORE, V_TOO_LARGE,
                                     V_TOO_MANY_FRAGMENTS, V_UNEXPECTED_CONTINUATION, Assembler)
@@ -467,11 +467,6 @@ cdef class Connection(Sender):
             return self._refuse_verdict(V_TOO_LARGE)
         if self._stream_frames >= self._max_fragments:
             return self._refuse_verdict(V_TOO_MANY_FRAGMENTS)
-        if self._gate is not None and not self._admit_part(opcode != K_CONTINUATION, n):
-            if fin and not self._deaf:
-                self._stream_kind = 0
-                self._end_skip()
-            return 0
         self._streamed += n
         self._stream_frames += 1
         data = PyBytes_FromStringAndSize(p, n)
@@ -480,6 +475,10 @@ cdef class Connection(Sender):
                 data = self._stream_decoder.decode(data, fin)
             except UnicodeDecodeError:
                 return self._refuse_verdict(V_BAD_UTF8)
+        if self._gate is not None:
+            self._admit_part(opcode != K_CONTINUATION, n)
+            if self._deaf:
+                return 0
         if fin:
             self._stream_kind = 0
             self._count_received(self._streamed)
@@ -533,30 +532,28 @@ cdef class Connection(Sender):
             self._held.push(message)
         return 0
 
-    cdef bint _admit_part(self, bint first, Py_ssize_t n) except -1:
-        """May a part of `n` bytes pass, of a message that is received in parts? Not if the message is dropped or refused.
+    cdef int _admit_part(self, bint first, Py_ssize_t n) except -1:
+        """Charge `n` bytes of a message that is received in parts; with the first part, drop or refuse the message.
 
         What has begun goes on: who is slowed pays for it before more is read.
         """
         cdef int64_t wait, now = monotonic_ns()
-        cdef int action
+        cdef int action = SLOW
         if not first:
             if self._stream == PARTS:
                 self._overdraw(self._gate.reserve_bytes(n, now))
-            return True
+            return 0
         wait = self._gate.wait_ns(n, now)
-        action = SLOW
         if wait:
             action = self._gate_action if self._gate.own_wait_ns(n, now) else self._shared_action
         if action == DROP:
             self._counters.rate_limit_drops += 1
-            self._stream = SKIP_THEN_PARTS if self._stream == PARTS else self._stream
-            return False
+            if self._stream == PARTS:
+                self._stream = SKIP_THEN_PARTS
+            return 0
         if action == CLOSE or wait < 0:
-            self._refuse(1008, "rate limit exceeded")
-            return False
-        self._overdraw(self._gate.reserve(n, now))
-        return True
+            return self._refuse(1008, "rate limit exceeded")
+        return self._overdraw(self._gate.reserve(n, now))
 
     cdef bint _admit_ping(self) except -1:
         """Is this ping, an operation, to be answered?"""
@@ -777,7 +774,7 @@ cdef class Connection(Sender):
             self._io.abort()
 
     cdef int on_blocked(self, bint blocked) except -1:
-        self._blocked = blocked
+        self._blocked = blocked = blocked or self._lost
         self._update_sendable()
         if not blocked:
             self.begin_delivery()
@@ -788,7 +785,7 @@ cdef class Connection(Sender):
         return 0
 
     cdef int on_broken(self, bytes unwritten) except -1:
-        """What came before the loss is still there to be read, then the transport ends. One that does not is aborted."""
+        """What came before the loss can still be read, then the transport ends. One that does not is aborted."""
         Sender.on_broken(self, unwritten)
         return self._watch(self._close_timeout)
 

@@ -6,8 +6,9 @@ When bytes leave. While the frames of one read are being delivered (`hub.reading
 connection of the loop, is gathered and leaves when the read ends. Outside a read, the first send of a connection in a
 turn of the loop leaves at once; what follows in the same turn is gathered and leaves at the end of the turn. Nothing
 waits for a timer, and nothing waits long for others: where the messages of one read take their time, what has been
-gathered leaves before the read ends (PATIENCE_NS). What the kernel does not take goes to the transport, which holds it and says when it is through
-(`_blocked`, set and cleared by the connection); until then nothing is written directly, so the order holds.
+gathered leaves before the read ends (PATIENCE_NS). What the kernel does not take goes to the transport, which holds it
+and says when it is through (`_blocked`, set and cleared by the connection); until then nothing is written directly, so
+the order holds.
 
 Payloads of LARGE bytes and more are not copied when they need no mask: header and payload leave by one writev().
 """
@@ -19,16 +20,15 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
+from fabric_ext.bucket cimport monotonic_ns
 from fabric_ext.mask cimport apply_mask, next_key
 from fabric_ext.message cimport MAX_HEADER, write_header
 
 cdef extern from *:
     """
     #include <errno.h>
-    #include <stdint.h>
     #include <sys/socket.h>
     #include <sys/uio.h>
-    #include <time.h>
 
     #ifndef MSG_NOSIGNAL
     #define MSG_NOSIGNAL 0      /* macOS; Python ignores SIGPIPE anyway */
@@ -37,12 +37,6 @@ cdef extern from *:
     /* -1: not now, or whatever the transport will find out; -2: the connection is lost, and says so but once. */
     static inline ssize_t fabric_sent(ssize_t n) {
         return n < 0 && (errno == EPIPE || errno == ECONNRESET || errno == ETIMEDOUT) ? -2 : n;
-    }
-
-    static inline int64_t fabric_monotonic_ns(void) {
-        struct timespec now;
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
     }
 
     static inline ssize_t fabric_send(int fd, const void *p, size_t n) {
@@ -57,7 +51,6 @@ cdef extern from *:
         return fabric_sent(sendmsg(fd, &message, MSG_NOSIGNAL));
     }
     """
-    int64_t monotonic_ns "fabric_monotonic_ns"() noexcept
     ssize_t c_send "fabric_send"(int fd, const void* p, size_t n) noexcept
     ssize_t c_send_two "fabric_send_two"(int fd, const void* a, size_t na, const void* b, size_t nb) noexcept
 
@@ -106,7 +99,7 @@ cdef class Hub:
         self.reading = True
         self._held = 0
         self._look_at = 2                      # a lone answer leaves anyway
-        self._held_since = 0
+        self._held_since = self._looked = 0
 
     cdef int hold(self) except -1:
         """One more frame waits for the end of the read; or leaves now, with all others, when that takes too long."""
@@ -121,11 +114,8 @@ cdef class Hub:
             self._held_since = now
             self._look_at = self._held + 1
             return self.flush_all()
-        elif now - self._looked < self.patience_ns // STRIDE:  # STRIDE more will not take too long
-            self._look_at = self._held + STRIDE
-            self._looked = now
-            return 0
-        self._look_at = self._held + 1
+        # Those since the latest look tell whether STRIDE more would take too long.
+        self._look_at = self._held + (STRIDE if now - self._looked < self.patience_ns // STRIDE else 1)
         self._looked = now
         return 0
 

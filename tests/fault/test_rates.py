@@ -203,6 +203,28 @@ async def test_streams_are_limited_too(stack: contextlib.AsyncExitStack, on_exce
     assert server.metrics.rate_limit_drops == (2 if on_exceed == "drop" else 0)
 
 
+async def test_a_stream_that_is_dropped_may_cut_characters(stack: contextlib.AsyncExitStack) -> None:
+    streams: list[list[Any]] = []
+
+    async def handle(client: Any) -> None:
+        while client.is_connected:
+            streams.append([])
+            async for part in client.recv_stream():
+                streams[-1].append(part)
+
+    limit = RateLimitConfig(messages_per_second=RARELY, messages_burst=1, on_exceed="drop")
+    server = await serve(stack, handle, rate_limit=limit)
+    async with await RawPeer.open(server.port) as peer:
+        await until(lambda: streams)
+        peer.send_text("first")
+        await until(lambda: len(streams) == 2)
+        for part, fin in ((b"\xc3", False), (b"\xa9", True)):
+            peer.send_frame(CONTINUATION if fin else TEXT, part, fin=fin)
+        peer.send_close()
+        assert (await peer.close_seen())[0] == 1000
+    assert server.metrics.rate_limit_drops == 1
+
+
 async def test_the_parts_of_a_stream_are_paid_for_before_more_is_read(stack: contextlib.AsyncExitStack) -> None:
     arrived: list[int] = []
 

@@ -561,6 +561,7 @@ async def test_each_request_can_have_headers_and_a_subprotocol_of_its_own(stack:
         assert client.response is not None
         assert client.response.headers.getall("Set-Cookie") == ["a=1", "b=2"]
         assert client.response.headers.getall("Upgrade") == ["websocket"]
+        assert "Content-Type" not in client.response.headers
         assert client.response.headers["Server"] == "mine"
         assert (await held.next()).subprotocol == "v1"
     async with WebSocketClient.connect(f"{url}/plain", **options) as client:
