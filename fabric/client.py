@@ -1,8 +1,8 @@
 """The client: connects, and stays connected.
 
 Owns the life of a `WebSocketClient` over all its connections: the first one, the loss of each, the attempts
-to replace it, and the end. What a connection does while it is open is `fabric.peer`'s, how one is opened
-`fabric.opening`'s, when to try again `fabric.reconnect`'s.
+to replace it, and the end. What a connection does while it is open is `fabric._connection.base`'s, how one is opened
+`fabric._handshake.client`'s, when to try again `fabric.reconnect`'s.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakValueDictionary
 
+from fabric._connection.base import BaseConnection
+from fabric._connection.open_context import OpenContext
+from fabric._handshake.client import HandshakeResult, open_connection
+from fabric._http.messages import Request, Response, parse_response
 from fabric.config import ClientConfig
 from fabric.error import ConnectionClosed, ReconnectTimeout
-from fabric.handshake import Request, Response, parse_response
 from fabric.heartbeat import HeartbeatManager
 from fabric.metrics import MetricsCollector
-from fabric.opening import Answer, open_connection
-from fabric.peer import Peer
-from fabric.pending import Pending
 from fabric.ratelimit import connection_gate
 from fabric.reconnect import FINAL_CLOSE_CODES, ReconnectState, retry_after, should_retry
 from fabric_ext.inbox import iterates_in_c
@@ -54,7 +54,7 @@ def _heartbeat_of(loop: asyncio.AbstractEventLoop, config: HeartbeatConfig) -> H
 
 
 @iterates_in_c
-class WebSocketClient(Peer):
+class WebSocketClient(BaseConnection):
     """A connection to a WebSocket server, made by `connect`.
 
     When it is lost it is replaced, unless `ClientConfig.auto_reconnect` says otherwise: the object stays the
@@ -107,7 +107,7 @@ class WebSocketClient(Peer):
         self._schedule = ReconnectState(config.reconnect)
         # A socket that was handed to us serves once.
         self._keeps_on = config.auto_reconnect and config.reconnect.enabled and config.sock is None
-        self._answer: Answer | None = None  # of the latest opening handshake
+        self._answer: HandshakeResult | None = None  # of the latest opening handshake
         self._given_up: ReconnectTimeout | None = None
         self._stopping = False  # close() was called
         self._closers: list[asyncio.Task[Any] | None] = []  # the tasks that are in close()
@@ -243,7 +243,7 @@ class WebSocketClient(Peer):
         self._metrics.record_handshake(time.perf_counter() - began)
         logger.debug("connected to %s", self.url)
 
-    def _accepted(self, answer: Answer) -> None:
+    def _accepted(self, answer: HandshakeResult) -> None:
         self._answer = answer
         self._subprotocol = answer.subprotocol
         self._set_codec(answer.codec)
@@ -412,7 +412,7 @@ def _current_task() -> asyncio.Task[Any] | None:
     return asyncio.current_task()
 
 
-class Connecting(Pending[_Client]):
+class Connecting(OpenContext[_Client]):
     """What `WebSocketClient.connect` returns: awaitable for the client, or the context of an `async with`."""
 
     __slots__ = ()

@@ -22,11 +22,7 @@ from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal, Self
 
-from fabric.error import InvalidHeader
-from fabric.headers import HeaderBuilders, HeaderMap, HeaderName, HeadersLike, is_sensitive
-from fabric.subprotocol import SubprotocolList
-from fabric.url import PROXY_SCHEMES, Url
-from fabric.validation import (
+from fabric._config.validation import (
     Builder,
     Config,
     Converted,
@@ -36,6 +32,10 @@ from fabric.validation import (
     default,
     default_factory,
 )
+from fabric._http.url import PROXY_SCHEMES, Url
+from fabric.error import InvalidHeader
+from fabric.headers import HeaderBuilders, HeaderMap, HeaderName, HeadersLike, is_sensitive
+from fabric.subprotocol import SubprotocolList
 
 __all__ = [
     "DEFAULT_BUFFER_SIZE",

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from multidict import CIMultiDict
 
+from fabric._http.url import basic_authorization
 from fabric.error import InvalidHeader
-from fabric.url import basic_authorization
 
 if TYPE_CHECKING:
     from multidict._abc import MDArg

@@ -1,7 +1,7 @@
 """A pool of client connections: opened when needed, kept while useful, lent in the order they were asked for.
 
 Owns what callers see, `ConnectionPool`, `PooledClient` and statistics, and when idle connections are looked
-after. What happens to the connections of one server is `fabric.serverpool`'s. A server is a URL, credentials
+after. What happens to the connections of one server is `fabric._pool.host`'s. A server is a URL, credentials
 aside. Connections of a pool do not reconnect by themselves: the pool replaces them.
 """
 
@@ -17,12 +17,12 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
+from fabric._connection.open_context import OpenContext
+from fabric._pool.host import Counts, HostPool, Member, ServerPoolStats, now
 from fabric.client import WebSocketClient
 from fabric.config import ClientConfig, PoolConfig
 from fabric.error import InvalidState
 from fabric.metrics import MetricsCollector
-from fabric.pending import Pending
-from fabric.serverpool import Counts, Member, ServerPool, ServerPoolStats, now
 from fabric_ext.inbox import Done
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class PooledClient:
 
     __slots__ = ("__weakref__", "_loop", "_member", "_server")
 
-    def __init__(self, server: ServerPool, member: Member) -> None:
+    def __init__(self, server: HostPool, member: Member) -> None:
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._member: Member | None = member
@@ -199,7 +199,7 @@ class PooledClient:
         return f"<PooledClient of {self._server.url}{' (released)' if self._member is None else ''}>"
 
 
-class _Getting(Pending[PooledClient]):
+class _Getting(OpenContext[PooledClient]):
     """What `get` returns: awaitable for the connection, or the context of an `async with`."""
 
     __slots__ = ()
@@ -234,7 +234,7 @@ class ConnectionPool:
         self._config = config or PoolConfig()
         self._connect = connect
         self._past = MetricsCollector()  # of all connections that are closed by now
-        self._servers: dict[_Key, ServerPool] = {}
+        self._servers: dict[_Key, HostPool] = {}
         self._forgotten = Counter[str]()  # counts of servers that are not kept any more
         self._upkeep: asyncio.Task[None] | None = None
         self._is_closed = False
@@ -292,7 +292,7 @@ class ConnectionPool:
         self._check_open()
         server = self._servers.get(key)
         if server is None:
-            server = self._servers[key] = ServerPool(key[0], self._config, self._connect, self._past)
+            server = self._servers[key] = HostPool(key[0], self._config, self._connect, self._past)
         if self._config.enable_health_check:
             self.start_health_check_task()
         return PooledClient(server, await server.get(config))

@@ -21,7 +21,11 @@ from typing import Any, Self
 import aiofastnet
 from multidict import istr
 
-from fabric.acceptance import Acceptance
+from fabric._connection.base import BaseConnection, data_message
+from fabric._handshake.server import ServerHandshake
+from fabric._handshake.tls import TlsLoop
+from fabric._handshake.upgrade import finish_server, frame_limit
+from fabric._http.messages import Rejection, Request
 from fabric.compression import HEADER as EXTENSIONS
 from fabric.compression import Agreement, answer_offers
 from fabric.config import ServerConfig
@@ -34,16 +38,12 @@ from fabric.error import (
     Io,
     SubprotocolNegotiationFailed,
 )
-from fabric.handshake import Rejection, Request
 from fabric.headers import HeaderMap
 from fabric.heartbeat import HeartbeatManager
 from fabric.message import Message
 from fabric.metrics import MetricsCollector
-from fabric.peer import Peer, data_message
 from fabric.ratelimit import GlobalRateLimiter, connection_gate
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
-from fabric.tls_loop import TlsLoop
-from fabric.upgrade import finish_server, frame_limit
 from fabric_ext.inbox import iterates_in_c
 from fabric_ext.sender import Shared
 
@@ -77,7 +77,7 @@ Handler = Callable[["ConnectedClient"], Awaitable[Any]]
 
 
 @iterates_in_c
-class ConnectedClient(Peer):
+class ConnectedClient(BaseConnection):
     """A client's connection, as its server sees it."""
 
     __slots__ = ("_ip", "_request", "_server", "_task")
@@ -206,8 +206,8 @@ class WebSocketServer:
         self._shutting_down = False
         self._is_short = False  # of file descriptors, and has said so
         self._gone: asyncio.Event | None = None
-        # for Acceptance
-        self.pending: set[Acceptance] = set()
+        # for ServerHandshake
+        self.pending: set[ServerHandshake] = set()
         self.handshake_timeout = self.config.handshake_timeout
         self.max_header_size = self.config.max_header_size
         self.logger = logger
@@ -262,8 +262,8 @@ class WebSocketServer:
             return await aiofastnet.create_server(tls_loop, self._accept, **options)
         return await loop.create_server(self._accept, **options)
 
-    def _accept(self) -> Acceptance:
-        return Acceptance(self)
+    def _accept(self) -> ServerHandshake:
+        return ServerHandshake(self)
 
     async def serve_forever(self) -> None:
         """Serve until cancelled or shut down; starts the server when that has not been done."""
@@ -390,7 +390,7 @@ class WebSocketServer:
         state = "running" if self.is_running else "stopped"
         return f"<WebSocketServer {self.config.bind} {state}, {self.connection_count} connections>"
 
-    # -- the opening handshake, called by Acceptance
+    # -- the opening handshake, called by ServerHandshake
 
     def accepted(self, descriptor: int) -> None:
         """Say when file descriptors run out: uvloop would turn clients away in silence."""
@@ -412,7 +412,7 @@ class WebSocketServer:
 
     def upgrade(
         self,
-        acceptance: Acceptance,
+        acceptance: ServerHandshake,
         request: Request,
         headers: HeaderMap,
         key: str,
@@ -451,7 +451,7 @@ class WebSocketServer:
             raise
         self._metrics.record_handshake(time.perf_counter() - acceptance.began)
 
-    def _check_capacity(self, acceptance: Acceptance) -> str | None:
+    def _check_capacity(self, acceptance: ServerHandshake) -> str | None:
         if self._shutting_down:
             raise _unavailable("the server is shutting down")
         if len(self._clients) >= self.config.max_connections:

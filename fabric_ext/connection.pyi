@@ -75,7 +75,7 @@ class Connection(Sender):
     def __aiter__(self) -> Self: ...
     def __anext__(self) -> Coroutine[Any, Any, Message]: ...
 
-    # For `fabric.peer` and the modules beside it.
+    # For `fabric._connection.base` and the modules beside it.
 
     _oversize: int
     _max_message_size: int

@@ -2,7 +2,7 @@
 """One WebSocket connection over picows' transport: frames in, messages out, and the other way round.
 
 Owns a connection from the end of its handshake to the loss of its transport, and again with the next transport when
-its owner reconnects. Decides with small integers and close codes; the Python class above it (`fabric.peer.Peer`) turns
+its owner reconnects. Decides with small integers and close codes; the Python class above it (`fabric._connection.base.Peer`) turns
 them into exceptions, reconnects, waits. The hooks it overrides are at the end of this file.
 
 Only this module knows picows. Whose fault a thing was does not matter to users, so what picows leaves to us is done
@@ -834,7 +834,7 @@ cdef class Connection(Sender):
         return self._stream_kind != 0 or (self._assembler is not None and self._assembler.active())
 
     def recv(self):
-        """Return an awaitable for the next message; see `fabric.peer.Peer`. Gives up a stream that is not at its end."""
+        """Return an awaitable for the next message; see `fabric._connection.base.Peer`. Gives up a stream that is not at its end."""
         cdef Recv recv = Recv.__new__(Recv)
         recv._inbox = self
         if unlikely(self._streaming):

@@ -27,11 +27,11 @@ class Sender(Outlet):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, masking: bool, counters: Counters) -> None: ...
     def send(self, message: Any, *, compress: bool | None = None) -> Coroutine[Any, Any, None]:
-        """Send a message; see `fabric.peer.Peer.send`."""
+        """Send a message; see `fabric._connection.base.Peer.send`."""
     def send_nowait(self, message: Any, *, compress: bool | None = None) -> None:
         """Send a message without waiting: `BufferFull` when the outbox is, `InvalidState` when not connected."""
 
-    # For `fabric.peer` and the modules beside it.
+    # For `fabric._connection.base` and the modules beside it.
 
     _backpressure: Any
     _outbox_bytes: int

@@ -65,7 +65,7 @@ cdef class Sender(Outlet):
                           and self._outbox.size == 0 and self._waiting == 0)
 
     def send(self, message, *, compress=None):
-        """Send a message; see `fabric.peer.Peer.send`."""
+        """Send a message; see `fabric._connection.base.Peer.send`."""
         if self._sendable and self._write_object(message, compress):
             return DONE
         return self._send_later(message, compress)

@@ -19,18 +19,19 @@ LAYERS = {
     """,
     "core": "fabric_ext.inbox fabric_ext.outlet fabric_ext.sender fabric_ext.connection fabric_ext",
     "vocabulary": """
-        fabric._version fabric.error fabric.url fabric.headers fabric.message fabric.subprotocol
-        fabric.handshake fabric.validation
+        fabric._version fabric.error fabric._http.url fabric.headers fabric.message fabric.subprotocol
+        fabric._http.messages fabric._http fabric._config.validation fabric._config
     """,
     "policies": """
         fabric.config fabric.compression fabric.fragmentation fabric.reconnect fabric.backpressure
         fabric.heartbeat fabric.ratelimit fabric.metrics fabric.prometheus
     """,
     "endpoints": """
-        fabric.pulse fabric.pending fabric.peer fabric.upgrade fabric.answer fabric.tls_loop fabric.dialing
-        fabric.opening fabric.acceptance fabric.client fabric.server
+        fabric._connection.liveness fabric._connection.open_context fabric._connection.base fabric._connection
+        fabric._handshake.upgrade fabric._handshake.response_reader fabric._handshake.tls fabric._handshake.dial
+        fabric._handshake.client fabric._handshake.server fabric._handshake fabric.client fabric.server
     """,
-    "top": "fabric.serverpool fabric.pool fabric fabric.cli fabric.__main__",
+    "top": "fabric._pool.host fabric._pool fabric.pool fabric fabric.cli fabric.__main__",
 }
 ORDER = [module for row in LAYERS.values() for module in row.split()]
 LAYER = {module: layer for layer, row in LAYERS.items() for module in row.split()}

@@ -27,9 +27,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from fabric._http.messages import Request, Response
 from fabric._version import VERSION
 from fabric.error import Error
-from fabric.handshake import Request, Response
 from fabric.server import ConnectedClient, WebSocketServer
 from fabric_ext.histogram import Histogram
 

@@ -14,6 +14,7 @@ import signal
 import time
 from typing import Any
 
+from fabric._http.messages import Request, Response
 from fabric._version import VERSION
 from fabric.cli.arguments import Formatter, UsageError, add_loop_option, count, duration, server_context, size
 from fabric.cli.dashboard import PAGE, Dashboard
@@ -21,7 +22,6 @@ from fabric.cli.screen import Screen
 from fabric.cli.units import format_bytes, format_count, format_rate
 from fabric.config import DEFAULT_MAX_MESSAGE_SIZE, ServerConfig
 from fabric.error import Error
-from fabric.handshake import Request, Response
 from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
 

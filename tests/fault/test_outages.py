@@ -14,10 +14,10 @@ from typing import Any, Self
 
 import pytest
 
+from fabric._http.messages import accept_key
 from fabric.client import WebSocketClient
 from fabric.config import BackpressureConfig, CompressionConfig, ReconnectConfig
 from fabric.error import BufferFull, ConnectionClosed, ReconnectTimeout
-from fabric.handshake import accept_key
 from fabric.server import ConnectedClient
 from fabric_ext.protocol import State
 from fault.counted import account, number_of, numbered

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from fabric._connection.base import BaseConnection
 from fabric.config import ServerConfig
 from fabric.message import Message
 from fabric.metrics import MetricsCollector
-from fabric.peer import Peer
 from fabric_ext.deflate import DeflateCodec
 from support.fake_transport import FakeTransport
 from support.frames import CLOSE, CONTINUATION, PING, PONG, TEXT, Wire, decode_all, xor
@@ -43,13 +43,13 @@ async def receive(pieces: Iterable[bytes], *, compressed: bool = False) -> Outco
     """Feed a new connection `pieces`, one read each, and check that what it answers is well-formed."""
     outcome = Outcome()
 
-    def take(_peer: Peer, message: Message) -> None:
+    def take(_peer: BaseConnection, message: Message) -> None:
         if message.is_text:
             outcome.messages.append(("text", message.as_text()))
         else:
             outcome.messages.append(("binary", message.as_bytes()))
 
-    peer = Peer(
+    peer = BaseConnection(
         asyncio.get_running_loop(),
         ServerConfig(),
         masking=False,

@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+from fabric._http.messages import Rejection, check_response, check_upgrade, parse_request, parse_response
+from fabric._http.url import Url
 from fabric.compression import Decompressor, accept_answer, answer_offers
 from fabric.config import CompressionConfig
 from fabric.error import (
@@ -21,11 +23,9 @@ from fabric.error import (
     JsonError,
     MessageTooLarge,
 )
-from fabric.handshake import Rejection, check_response, check_upgrade, parse_request, parse_response
 from fabric.headers import parse_items
 from fabric.message import Frame, Message
 from fabric.subprotocol import SubprotocolList
-from fabric.url import Url
 from fabric_ext.histogram import Histogram
 from fuzz.receiver import LIMIT, Model, receive
 

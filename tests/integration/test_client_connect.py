@@ -14,6 +14,7 @@ import pytest
 import trustme
 
 from fabric import _version
+from fabric._http.messages import accept_key
 from fabric.client import WebSocketClient
 from fabric.config import ClientConfig, ServerConfig
 from fabric.error import (
@@ -26,7 +27,6 @@ from fabric.error import (
     Timeout,
     Tls,
 )
-from fabric.handshake import accept_key
 from fabric.message import Frame, Message
 from fabric.server import ConnectedClient, WebSocketServer
 from integration.raw import SWITCHING, UPGRADE, RawServer, Visit
@@ -189,14 +189,14 @@ async def test_a_host_with_several_addresses_is_reached_by_the_one_that_answers(
             async def resolve(address: object, progress: object, infos: Any = infos) -> Any:
                 return infos
 
-            monkeypatch.setattr("fabric.dialing._resolve", resolve)
+            monkeypatch.setattr("fabric._handshake.dial._resolve", resolve)
             async with WebSocketClient.connect(f"ws://many.invalid:{server.port}/") as client:
                 assert client.remote_addr == here[4]
 
         async def all_refuse(address: object, progress: object) -> Any:
             return [refuses, refuses]
 
-        monkeypatch.setattr("fabric.dialing._resolve", all_refuse)
+        monkeypatch.setattr("fabric._handshake.dial._resolve", all_refuse)
         with pytest.raises(ConnectionFailed, match="refused"):
             await WebSocketClient.connect("ws://many.invalid/")
 
@@ -280,7 +280,7 @@ async def test_a_timeout_names_the_phase(monkeypatch: pytest.MonkeyPatch) -> Non
     async def never(*args: object) -> Any:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("fabric.dialing._connect_one", never)
+    monkeypatch.setattr("fabric._handshake.dial._connect_one", never)
     with pytest.raises(Timeout, match=r"^TCP connection to 127\.0\.0\.1:9 timed out after 0\.05 s"):
         await WebSocketClient.connect("ws://127.0.0.1:9/", connection_timeout=0.05)
 
@@ -289,7 +289,7 @@ async def test_no_more_descriptors_is_an_error_of_this_process(monkeypatch: pyte
     async def full(*args: object) -> socket.socket:
         raise OSError(errno.EMFILE, "too many")
 
-    monkeypatch.setattr("fabric.dialing._connect_one", full)
+    monkeypatch.setattr("fabric._handshake.dial._connect_one", full)
     with pytest.raises(Io, match="Too many open files") as info:
         await WebSocketClient.connect("ws://127.0.0.1:9/")
     assert info.value.errno == errno.EMFILE

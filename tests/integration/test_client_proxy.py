@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import trustme
 
+from fabric._handshake.dial import proxy_for
+from fabric._http.url import Url
 from fabric.client import WebSocketClient
 from fabric.config import ServerConfig
-from fabric.dialing import proxy_for
 from fabric.error import AuthenticationFailed, ConnectionFailed, HandshakeFailed, NotSupported, Timeout
 from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
-from fabric.url import Url
 from integration.proxies import HttpProxy, Proxy, SocksProxy
 from integration.raw import RawServer, Visit
 
@@ -60,7 +60,7 @@ async def test_an_echo_goes_through(
     client_tls: ssl.SSLContext,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fabric.dialing._default_context", lambda: client_tls)
+    monkeypatch.setattr("fabric._handshake.dial._default_context", lambda: client_tls)
     server = WebSocketServer(ServerConfig("127.0.0.1:0", ssl=server_tls if secure else None), echo)
     kind = SocksProxy if scheme.startswith("socks") else HttpProxy
     proxy: Proxy = kind(ssl=server_tls if scheme == "https" else None)
@@ -106,7 +106,7 @@ def test_a_login_that_cannot_be_sent_is_refused_at_the_call(login: str) -> None:
 async def test_what_python_socks_cannot_encode_is_not_shown(monkeypatch: pytest.MonkeyPatch, password: str) -> None:
     async with SocksProxy(password=password) as proxy:
         way = Url("socks5", "127.0.0.1", proxy.port, username="me", password=password)
-        monkeypatch.setattr("fabric.dialing.proxy_for", lambda *args: way)
+        monkeypatch.setattr("fabric._handshake.dial.proxy_for", lambda *args: way)
         with pytest.raises(ConnectionFailed, match="through the proxy") as info:
             await WebSocketClient.connect("ws://127.0.0.1:1/", proxy="socks5://127.0.0.1:1")
     assert password not in str(info.value)

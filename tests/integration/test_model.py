@@ -24,10 +24,10 @@ from typing import Any
 
 import pytest
 
+from fabric._connection.base import BaseConnection
 from fabric.config import BackpressureConfig, ServerConfig
 from fabric.error import BufferFull, ConnectionClosed, InvalidState
 from fabric.metrics import MetricsCollector
-from fabric.peer import Peer
 from fabric_ext.protocol import State
 from support.pipe import PipeTransport, join
 
@@ -40,7 +40,7 @@ LOGGER = logging.getLogger("fabric.test")
 FILLERS = ("", "x" * 40, "é💥" * 30, "y" * 3000)
 
 
-class Side(Peer):
+class Side(BaseConnection):
     """One end, and what its application did."""
 
     def __init__(self, name: str, *, masking: bool) -> None:

@@ -16,10 +16,10 @@ import aiohttp
 import pytest
 import websockets
 
+from fabric._http.messages import Request, Response
 from fabric.client import WebSocketClient
 from fabric.config import BackpressureConfig, RateLimitConfig, ServerConfig
 from fabric.error import BufferFull, ConnectionClosed, HandshakeFailed, InvalidState, Io
-from fabric.handshake import Request, Response
 from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
 from fabric_ext.protocol import State

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from fabric._http.messages import Request, Response
 from fabric.client import WebSocketClient
 from fabric.error import Timeout
-from fabric.handshake import Request, Response
 from support.frames import TEXT, encode
 from support.raw_peer import ACCEPT, Answer, RawPeer, request
 from support.serving import Held, echo, serve, until

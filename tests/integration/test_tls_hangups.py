@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import trustme
 
+from fabric._handshake.tls import TlsLoop
 from fabric.client import WebSocketClient
 from fabric.config import ReconnectConfig, ServerConfig
 from fabric.error import ConnectionFailed
 from fabric.server import WebSocketServer
-from fabric.tls_loop import TlsLoop
 from integration.proxies import HttpProxy
 from integration.raw import RawServer, Visit
 from support.serving import echo, serve, until

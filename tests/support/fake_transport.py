@@ -6,7 +6,7 @@ import asyncio
 import socket
 from typing import Any
 
-from fabric.upgrade import finish_server
+from fabric._handshake.upgrade import finish_server
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 """The key of the example in RFC 6455 §1.3."""

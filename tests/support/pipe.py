@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fabric.upgrade import begin_client, finish_client, finish_server
+from fabric._handshake.upgrade import begin_client, finish_client, finish_server
 from support.fake_transport import KEY, FakeTransport
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fabric._http.messages import Request
 from fabric.cli import bench, chart, main
 from fabric.cli.arguments import UsageError, client_config, server_context
 from fabric.cli.connect import Transcript, parse_close
@@ -25,7 +26,6 @@ from fabric.cli.units import (
     parse_rate,
     parse_size,
 )
-from fabric.handshake import Request
 from fabric.message import Message
 from fabric_ext.histogram import Histogram
 

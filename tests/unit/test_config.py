@@ -1,4 +1,4 @@
-"""`fabric.config`, and `fabric.validation` under it: defaults, limits, builders, and what is shown."""
+"""`fabric.config`, and `fabric._config.validation` under it: defaults, limits, builders, and what is shown."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric import config as module
+from fabric._config.validation import Config
+from fabric._http.url import Url
 from fabric.config import (
     BackpressureConfig,
     ClientConfig,
@@ -33,8 +35,6 @@ from fabric.config import (
 )
 from fabric.error import InvalidHeader, InvalidSubprotocol
 from fabric.headers import HeaderMap
-from fabric.url import Url
-from fabric.validation import Config
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -347,7 +347,7 @@ async def test_while_the_transport_is_blocked_messages_wait_and_then_go_in_order
     transport = open_on(stream, connection)
     transport.protocol.pause_writing()
     with pytest.raises(RuntimeError):
-        connection.send_nowait(b"x")  # the bare core keeps nothing: fabric.peer has the outbox
+        connection.send_nowait(b"x")  # the bare core keeps nothing: fabric._connection.base has the outbox
     assert transport.written == []
     transport.protocol.resume_writing()
     connection.send_nowait(b"y")

@@ -1,4 +1,4 @@
-"""fabric.pool and fabric.serverpool against servers that are made up, in a time that passes at once."""
+"""fabric.pool and fabric._pool.host against servers that are made up, in a time that passes at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fabric.url`: valid addresses, credentials that stay hidden, redirects that stay safe."""
+"""`fabric._http.url`: valid addresses, credentials that stay hidden, redirects that stay safe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric.url import PROXY_SCHEMES, Url, redact
+from fabric._http.url import PROXY_SCHEMES, Url, redact
 
 
 @pytest.mark.parametrize(

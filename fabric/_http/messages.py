@@ -1,6 +1,6 @@
 """The opening handshake (RFC 6455 §4) as HTTP/1.1 text: what a request and a response say, and whether they are valid.
 
-Owns parsing and building; never touches a socket, never waits. `fabric.upgrade` carries the bytes.
+Owns parsing and building; never touches a socket, never waits. `fabric._handshake.upgrade` carries the bytes.
 A fault of the peer is a `Rejection` on the server, which knows its HTTP answer, and a `HandshakeFailed` on the client.
 """
 

@@ -1,7 +1,7 @@
 """One attempt to connect, on the client's side: from the name lookup to 101, within one deadline.
 
 Owns the request, the judgement of the answer (RFC 6455 §4.1) and redirects. How bytes get to the server is
-`fabric.dialing`'s, when to try again the client's.
+`fabric._handshake.dial`'s, when to try again the client's.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from fabric._handshake.dial import Progress, dial
+from fabric._handshake.response_reader import ResponseReader
+from fabric._handshake.upgrade import begin_client, finish_client, frame_limit
+from fabric._http.messages import check_response
 from fabric._version import VERSION
-from fabric.answer import AnswerReader
 from fabric.compression import HEADER as EXTENSIONS
 from fabric.compression import accept_answer, make_offer
-from fabric.dialing import Progress, dial
 from fabric.error import HandshakeFailed, Timeout
-from fabric.handshake import check_response
-from fabric.upgrade import begin_client, finish_client, frame_limit
 
 if TYPE_CHECKING:
+    from fabric._http.url import Url
     from fabric.config import ClientConfig
     from fabric.headers import HeaderMap
-    from fabric.url import Url
     from fabric_ext.connection import Link
     from fabric_ext.deflate import Codec
 
-__all__ = ["Answer", "open_connection"]
+__all__ = ["HandshakeResult", "open_connection"]
 
 USER_AGENT = f"websocket-fabric/{VERSION}"
 
@@ -35,7 +35,7 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SUBPROTOCOL = "Sec-WebSocket-Protocol"
 
 
-class Answer:
+class HandshakeResult:
     """What an opening handshake has agreed on, and the heads of its request and response."""
 
     __slots__ = ("codec", "request", "response", "subprotocol")
@@ -48,10 +48,10 @@ class Answer:
 
 
 Prepare = Callable[[], "Link"]
-Accepted = Callable[[Answer], None]
+Accepted = Callable[[HandshakeResult], None]
 
 
-class ClientHandshake(AnswerReader):
+class ClientHandshake(ResponseReader):
     """The protocol of a transport from the request to 101; then picows takes over."""
 
     def __init__(self, address: Url, config: ClientConfig, accepted: Accepted) -> None:
@@ -93,7 +93,7 @@ class ClientHandshake(AnswerReader):
         subprotocol = self._config.subprotocols.confirm(chosen[0] if chosen else None)
         agreement = accept_answer(headers.getall(EXTENSIONS, ()), self._config.compression)
         codec = None if agreement is None else agreement.codec(self._config.compression, "client")
-        self._accepted(Answer(self._request, head, subprotocol, codec))
+        self._accepted(HandshakeResult(self._request, head, subprotocol, codec))
         # In this very step: a frame that comes right behind the head must find its reader.
         finish_client(self.transport, self._protocol, self._key, rest)
 

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from fabric.pulse import Pulse, _silence_of
+from fabric._connection.liveness import LivenessProbe, _silence_of
 
 
 class Told:
@@ -68,7 +68,7 @@ class Nobody:
 
 def test_what_was_idle_from_one_ping_to_the_next_lets_its_compression_go() -> None:
     peer = Recording()
-    pulse = Pulse(peer, Nobody())  # type: ignore[arg-type]
+    pulse = LivenessProbe(peer, Nobody())  # type: ignore[arg-type]
     pulse.send_ping(b"1")
     peer.messages_sent += 1
     pulse.send_ping(b"2")

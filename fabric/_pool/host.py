@@ -29,7 +29,7 @@ from fabric.config import ClientConfig, PoolConfig
 from fabric.error import ConnectionFailed, Error, InvalidState, Timeout
 from fabric.metrics import MetricsCollector
 
-__all__ = ["Member", "ServerPool", "ServerPoolStats"]
+__all__ = ["HostPool", "Member", "ServerPoolStats"]
 
 logger = logging.getLogger("fabric.pool")
 
@@ -130,7 +130,7 @@ class _Waiter:
         self.grant: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
 
 
-class ServerPool:
+class HostPool:
     """The connections to one server.
 
     Args:

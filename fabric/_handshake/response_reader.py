@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from fabric._http.messages import HEAD_END, parse_response, refusal
 from fabric.error import ConnectionFailed, HandshakeFailed
-from fabric.handshake import HEAD_END, parse_response, refusal
 
 if TYPE_CHECKING:
     from fabric.headers import HeaderMap
 
-__all__ = ["AnswerReader"]
+__all__ = ["ResponseReader"]
 
 MAX_HEAD = 16 * 1024  # bytes
 MAX_BODY = 64 * 1024  # bytes kept of the body of a refusal
@@ -23,7 +23,7 @@ MAX_BODY = 64 * 1024  # bytes kept of the body of a refusal
 _HTTP = b"HTTP/1."
 
 
-class AnswerReader(asyncio.Protocol):
+class ResponseReader(asyncio.Protocol):
     """The protocol of a transport until its peer has answered; `wait` tells how it went.
 
     Args:

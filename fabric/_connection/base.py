@@ -15,6 +15,7 @@ import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any
 
+from fabric._connection.liveness import LivenessProbe
 from fabric.backpressure import BackpressureController
 from fabric.error import (
     CompressionError,
@@ -26,7 +27,6 @@ from fabric.error import (
     Utf8Error,
 )
 from fabric.message import Message, MessageType
-from fabric.pulse import Pulse
 from fabric_ext import inbox
 from fabric_ext.connection import Connection, Part
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fabric.metrics import MetricsCollector
     from fabric_ext.protocol import State
 
-__all__ = ["Peer", "data_message"]
+__all__ = ["BaseConnection", "data_message"]
 
 inbox.bind_errors(concurrent_recv=InvalidState)
 
@@ -52,7 +52,7 @@ Sendable = str | bytes | bytearray | memoryview | Message
 
 
 @inbox.iterates_in_c
-class Peer(Connection):
+class BaseConnection(Connection):
     """One end of a WebSocket connection; see `WebSocketClient` and `ConnectedClient`."""
 
     __slots__ = (
@@ -111,7 +111,7 @@ class Peer(Connection):
         self._remote_addr: Any = None
         self._parts_lock: asyncio.Lock | None = None
         self._pings: dict[bytes, tuple[asyncio.Future[float], int]] | None = None
-        self._pulse: Pulse | None = None  # while the heartbeat watches this connection
+        self._pulse: LivenessProbe | None = None  # while the heartbeat watches this connection
         self._undelivered: tuple[Message, ...] = ()
         self._writable_waiters: list[asyncio.Future[None]] | None = None
 
@@ -435,7 +435,7 @@ class Peer(Connection):
     def _begin_heartbeat(self, manager: HeartbeatManager | None) -> None:
         """Have `manager` find out whether the other end is still there, as long as there is this transport."""
         if manager is not None:
-            self._pulse = Pulse(self, manager)
+            self._pulse = LivenessProbe(self, manager)
 
     def _fail_silently(self, error: Exception) -> None:
         """The other end does not hear us: drop the connection because of `error`."""

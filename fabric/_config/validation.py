@@ -12,7 +12,7 @@ from dataclasses import MISSING, field, fields, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar, overload
 
-from fabric.url import redact
+from fabric._http.url import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

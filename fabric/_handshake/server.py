@@ -13,15 +13,15 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fabric.handshake import HEAD_END, Rejection, Request, as_response, check_upgrade, parse_request
+from fabric._http.messages import HEAD_END, Rejection, Request, as_response, check_upgrade, parse_request
 
 if TYPE_CHECKING:
     import logging
 
-    from fabric.handshake import Response
+    from fabric._http.messages import Response
     from fabric.headers import HeaderMap
 
-__all__ = ["Acceptance", "Acceptor"]
+__all__ = ["Acceptor", "ServerHandshake"]
 
 
 LINGER = 1.0  # seconds that a client has to hang up once it was told to
@@ -30,12 +30,12 @@ _EMPTY_LINES = b"\r\n"  # before a request, RFC 9112 §2.2
 
 
 class Acceptor(Protocol):
-    """What an `Acceptance` asks of its server."""
+    """What an `ServerHandshake` asks of its server."""
 
     handshake_timeout: float  # seconds
     max_header_size: int  # bytes
     logger: logging.Logger
-    pending: set[Acceptance]
+    pending: set[ServerHandshake]
 
     def accepted(self, descriptor: int) -> None:
         """A connection was accepted, by the socket with this file descriptor."""
@@ -45,7 +45,7 @@ class Acceptor(Protocol):
 
     def upgrade(
         self,
-        acceptance: Acceptance,
+        acceptance: ServerHandshake,
         request: Request,
         headers: HeaderMap,
         key: str,
@@ -55,7 +55,7 @@ class Acceptor(Protocol):
         """Take the transport over, with `more` in the answer, or raise Rejection."""
 
 
-class Acceptance(asyncio.Protocol):
+class ServerHandshake(asyncio.Protocol):
     """The protocol of a transport during its opening handshake."""
 
     __slots__ = ("_acceptor", "_buffer", "_task", "_timer", "began", "transport")

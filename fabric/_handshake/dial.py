@@ -27,10 +27,10 @@ import aiofastnet
 from python_socks import ProxyConnectionError, ProxyError, ProxyType
 from python_socks.async_.asyncio import Proxy
 
-from fabric.answer import AnswerReader
+from fabric._handshake.response_reader import ResponseReader
+from fabric._handshake.tls import TlsLoop
+from fabric._http.url import PROXY_SCHEMES, Url
 from fabric.error import AuthenticationFailed, ConnectionFailed, HandshakeFailed, Io, NotSupported, Tls
-from fabric.tls_loop import TlsLoop
-from fabric.url import PROXY_SCHEMES, Url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -59,7 +59,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.phase = "connecting"
-        self.reader: AnswerReader | None = None
+        self.reader: ResponseReader | None = None
 
 
 @contextlib.contextmanager
@@ -90,7 +90,7 @@ def _reason(error: ssl.SSLError) -> str:
     return str(error.reason or error)
 
 
-async def dial(address: Url, config: ClientConfig, protocol: AnswerReader, progress: Progress) -> None:
+async def dial(address: Url, config: ClientConfig, protocol: ResponseReader, progress: Progress) -> None:
     """Connect `protocol` to the server at `address`, as `config` says.
 
     Raises:
@@ -220,7 +220,7 @@ def _tls_options(host: str, config: ClientConfig) -> dict[str, Any]:
 
 async def _attach(
     sock: socket.socket,
-    protocol: AnswerReader,
+    protocol: ResponseReader,
     context: ssl.SSLContext | None,
     host: str,
     config: ClientConfig,
@@ -301,7 +301,7 @@ async def _connect_socks(proxy: Url, address: Url, config: ClientConfig, progres
     return sock
 
 
-class _Tunnel(AnswerReader):
+class _Tunnel(ResponseReader):
     """Asks an HTTP proxy for a connection (RFC 9110 §9.3.6)."""
 
     def ask(self, proxy: Url, address: Url) -> None:
@@ -323,7 +323,7 @@ async def _connect_tunnel(
     proxy: Url,
     address: Url,
     config: ClientConfig,
-    protocol: AnswerReader,
+    protocol: ResponseReader,
     context: ssl.SSLContext | None,
     progress: Progress,
 ) -> None:

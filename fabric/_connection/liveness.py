@@ -17,7 +17,7 @@ from fabric.error import Timeout
 if TYPE_CHECKING:
     from fabric.heartbeat import HeartbeatManager
 
-__all__ = ["Pulse"]
+__all__ = ["LivenessProbe"]
 
 # Of struct tcp_info in linux/tcp.h: how often a full receiver was probed since anything was acknowledged; segments on
 # their way, not acknowledged; milliseconds since data were sent, and since an acknowledgement came.
@@ -25,13 +25,13 @@ _TCP_INFO = struct.Struct("=3xB20xI16xI8xI")
 _HAS_TCP_INFO = sys.platform == "linux"
 
 
-class Pulse:
+class LivenessProbe:
     """One connection, watched by `manager` until `stop`."""
 
     __slots__ = ("_exchanged", "_manager", "_peer")
 
     def __init__(self, peer: Any, manager: HeartbeatManager) -> None:
-        self._peer = peer  # a fabric.peer.Peer, which makes its own pulse
+        self._peer = peer  # a fabric._connection.base.BaseConnection, which makes its own pulse
         self._manager = manager
         self._exchanged = -1  # messages, when the latest ping was sent
         manager.add(self)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from picows import WSAutoPingStrategy, WSUpgradeResponseWithListener
 
-from fabric.handshake import accept_key
+from fabric._http.messages import accept_key
 from fabric_ext.connection import Reader
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""fabric.handshake: requests and responses as bytes, valid and not (RFC 6455 §4, RFC 9112)."""
+"""fabric._http.messages: requests and responses as bytes, valid and not (RFC 6455 §4, RFC 9112)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric.error import AuthenticationFailed, HandshakeFailed, InvalidHeader
-from fabric.handshake import (
+from fabric._http.messages import (
     MAX_HEADERS,
     Rejection,
     Request,
@@ -26,6 +25,7 @@ from fabric.handshake import (
     parse_response,
     refusal,
 )
+from fabric.error import AuthenticationFailed, HandshakeFailed, InvalidHeader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Pending"]
+__all__ = ["OpenContext"]
 
 T = TypeVar("T")
 
 
-class Pending(Coroutine[Any, Any, T], Generic[T]):
+class OpenContext(Coroutine[Any, Any, T], Generic[T]):
     """A coroutine for `create_task` and `wait_for` too. A subclass says in `__aexit__` how `_result` is given up."""
 
     __slots__ = ("_begin", "_coroutine", "_result")

@@ -1,0 +1,1 @@
+"""How the fields of the configurations are checked."""

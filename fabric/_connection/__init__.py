@@ -1,0 +1,1 @@
+"""What a client and a connection of a server have in common."""

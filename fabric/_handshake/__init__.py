@@ -1,0 +1,1 @@
+"""The opening handshake of both sides: from a TCP connection to an open WebSocket."""
