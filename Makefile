@@ -14,6 +14,7 @@ endif
 
 EXTRAS ?= dev
 FUZZ_SECONDS ?= 600
+SEEDS ?= 200
 SOAK_SECONDS ?= 1800
 FABRIC_AUTOBAHN ?= all
 LONG := -o faulthandler_timeout=0
@@ -26,9 +27,9 @@ BENCH := $(VENV)/.bench
 FUZZ := $(VENV)/.fuzz
 NODE := tests/interop/node/node_modules/.made
 COMPILED := setup.py $(wildcard fabric_ext/*.pyx fabric_ext/*.pxd fabric_ext/*.h fabric_ext/_*.c)
-PACKAGED := pyproject.toml MANIFEST.in README.md $(COMPILED) $(wildcard fabric/*.py fabric_ext/*.py fabric_ext/*.pyi)
+PACKAGED := pyproject.toml MANIFEST.in README.md $(COMPILED) $(wildcard fabric/*.py fabric/*/*.py fabric_ext/*.py fabric_ext/*.pyi)
 
-.PHONY: demo test debug lint types bench bench-quick docs wheel conformance soak fuzz env build clean distclean
+.PHONY: demo test debug lint types bench bench-quick docs wheel conformance seeds soak fuzz env build clean distclean
 
 demo: $(BUILT)
 	$(BIN)/python -m fabric demo
@@ -62,6 +63,10 @@ wheel: dist/.made
 
 conformance: $(BUILT)
 	FABRIC_AUTOBAHN=$(FABRIC_AUTOBAHN) $(BIN)/python -m pytest $(LONG) -q -m autobahn tests/conformance/autobahn $(ARGS)
+
+# Each episode of the model draws a seed of its own: so many a seed are enough.
+seeds: $(BUILT)
+	FABRIC_SEEDS=$(SEEDS) FABRIC_EPISODES=1000 $(BIN)/python -m pytest -q -m "seeded and not soak" $(ARGS)
 
 soak: $(BUILT)
 	FABRIC_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest $(LONG) -m soak $(ARGS)

@@ -24,6 +24,11 @@ DIRECTIVES = {
     "initializedcheck": DEBUG,
     "cdivision": not DEBUG,
     "embedsignature": True,
+    "embedsignature.format": "clinic",
+    # Cython's own functions do not check the type of `self`: `Ring.popleft(5)` would crash.
+    "binding": False,
+    # What Cython makes for copy and pickle reads C pointers as strings. A type that can be copied says how itself.
+    "auto_pickle": False,
 }
 
 

@@ -5,6 +5,7 @@ each: `client server message config reconnect backpressure heartbeat metrics poo
 subprotocol headers ratelimit error`; and `prometheus`, which needs the extra of that name.
 """
 
+from fabric._http.messages import Request, Response
 from fabric._version import VERSION
 from fabric.backpressure import BackpressureController
 from fabric.client import WebSocketClient
@@ -59,6 +60,7 @@ from fabric.ratelimit import GlobalRateLimiter, RateLimiter, RateLimitStatus, Ra
 from fabric.reconnect import ReconnectState
 from fabric.server import ConnectedClient, WebSocketServer
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
+from fabric_ext.protocol import State
 
 __version__ = VERSION
 
@@ -120,8 +122,11 @@ __all__ = [
     "ReconnectConfig",
     "ReconnectState",
     "ReconnectTimeout",
+    "Request",
+    "Response",
     "ServerConfig",
     "ServerPoolStats",
+    "State",
     "SubprotocolList",
     "SubprotocolNegotiationFailed",
     "SubprotocolNegotiator",

@@ -107,7 +107,7 @@ class BackpressureController:
     async def acquire(self, size: int = 0) -> None:
         """Count one message of `size` bytes, waiting in line while backpressure is active.
 
-        A cancelled wait counts nothing.
+        A wait that is ended, by its cancellation or any other exception, counts nothing.
 
         Raises:
             BackpressureTimeout: `config.timeout` has passed.
@@ -177,19 +177,19 @@ class BackpressureController:
     async def _wait(self, size: int) -> None:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
+        timeout = self._config.timeout
+        timer = None if timeout is None else loop.call_later(timeout, self._time_out, waiter, timeout)
         if self._waiters is None:
             self._waiters = OrderedDict()
         self._waiters[waiter] = size
-        timeout = self._config.timeout
-        timer = None if timeout is None else loop.call_later(timeout, self._time_out, waiter, timeout)
         try:
             await waiter
-        except asyncio.CancelledError:
-            if waiter.cancelled():
-                self._leave(waiter)
-            elif waiter.exception() is None:  # let in, and cancelled before it could know
-                self._waking -= 1
+        except BaseException:  # GeneratorExit too, where the coroutine is closed
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._waking -= 1  # let in, and ended before it could know
                 self.release(size)
+            else:
+                self._leave(waiter)
             raise
         else:
             self._waking -= 1
@@ -218,15 +218,15 @@ class BackpressureController:
         admits = admits or self._admits
         while self._waiters:
             waiter, size = next(iter(self._waiters.items()))
-            if not waiter.done():
-                if not admits(size):
-                    return
-                waiter.set_result(None)
-                self._waking += 1
+            if waiter.done() or waiter.get_loop().is_closed():
                 del self._waiters[waiter]
-                self._take(size)
-            else:
-                del self._waiters[waiter]
+                continue
+            if not admits(size):
+                return
+            waiter.set_result(None)
+            self._waking += 1
+            del self._waiters[waiter]
+            self._take(size)
 
     def _change(self, active: bool) -> None:
         self._active = active

@@ -11,27 +11,29 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from weakref import WeakValueDictionary
 
-from fabric._connection.base import BaseConnection
+from fabric._client.description import DescribedClient
+from fabric._client.heartbeats import heartbeat_of
+from fabric._client.report import is_cancelled, log, told
+from fabric._connection.base import check_close, is_normal, loss_of
+from fabric._connection.callbacks import check_callback
+from fabric._connection.fork import stays_with_parent
 from fabric._connection.open_context import OpenContext
 from fabric._handshake.client import HandshakeResult, open_connection
-from fabric._http.messages import Request, Response, parse_response
 from fabric.config import ClientConfig
-from fabric.error import ConnectionClosed, ReconnectTimeout
-from fabric.heartbeat import HeartbeatManager
+from fabric.error import ConnectionClosed, InvalidState, ReconnectTimeout
 from fabric.metrics import MetricsCollector
 from fabric.ratelimit import connection_gate
-from fabric.reconnect import FINAL_CLOSE_CODES, ReconnectState, retry_after, should_retry
-from fabric_ext.inbox import iterates_in_c
+from fabric.reconnect import ReconnectState, retry_after, should_retry
 from fabric_ext.protocol import State
+from fabric_ext.receive_queue import fresh, iterates_in_c
 
 if TYPE_CHECKING:
-    from fabric.config import HeartbeatConfig
     from fabric.message import Message
+    from fabric_ext.session import Session
 
 __all__ = ["WebSocketClient"]
 
@@ -39,50 +41,51 @@ logger = logging.getLogger("fabric.client")
 
 _Client = TypeVar("_Client", bound="WebSocketClient")
 
-_heartbeats: WeakValueDictionary[tuple[int, HeartbeatConfig], HeartbeatManager] = WeakValueDictionary()
-
-
-def _heartbeat_of(loop: asyncio.AbstractEventLoop, config: HeartbeatConfig) -> HeartbeatManager | None:
-    """The one sweep of all clients of `loop` with this heartbeat. It keeps its loop, and clients keep it."""
-    if not config.enabled:
-        return None
-    key = id(loop), config
-    manager = _heartbeats.get(key)
-    if manager is None:
-        manager = _heartbeats[key] = HeartbeatManager(config, loop)
-    return manager
+# What each callback is called with.
+_CALLED_WITH = {
+    "on_message": ("client", "message"),
+    "on_connect": ("client",),
+    "on_disconnect": ("client", "error"),
+    "on_reconnect": ("client",),
+}
 
 
 @iterates_in_c
-class WebSocketClient(BaseConnection):
+class WebSocketClient(DescribedClient):
     """A connection to a WebSocket server, made by `connect`.
 
     When it is lost it is replaced, unless `ClientConfig.auto_reconnect` says otherwise: the object stays the
     same, and so do its queue, its metrics and its callbacks. Meanwhile `recv` and `async for` wait, and
-    `send` keeps messages up to the backpressure limits, then raises `BufferFull`. They go out in order once
-    there is a connection, before any newer one. What was written to a connection that was then lost may or
-    may not have arrived. A message sent in parts and a ping end with their connection, in `ConnectionClosed`.
+    `send` keeps messages up to the backpressure limits, then raises `BufferFull` (or see `ClientConfig.outage`). They
+    go out in order once there is a connection, before any newer one; `clear_queue` takes them back. What
+    was written to a connection that was then lost may or may not have arrived. A message sent in parts and a ping
+    end with their connection, in `ConnectionClosed`.
 
-    Final are a local `close`, the close codes 1000, 1002, 1003, 1007, 1008 and 1010, and an attempt that
-    fails in a way that would only repeat itself (401, 403 and most other 4xx, a certificate that is not
-    accepted). After the latter, and when `ReconnectConfig.max_attempts` is used up, `recv` and `wait_closed`
-    raise `ReconnectTimeout`.
+    A child that is forked lets go of the connection: it stays the parent's.
+
+    What is final is said in `fabric.reconnect.should_retry`, and can be overruled by `ReconnectConfig.decide`. When
+    an attempt fails for good, and when `ReconnectConfig.max_attempts` is used up, `recv` and `wait_closed` raise
+    `ReconnectTimeout`.
     """
 
     __slots__ = (
-        "_answer",
         "_closers",
-        "_config",
+        "_connected_waiter",
         "_given_up",
-        "_heartbeat",
-        "_interruptible",
+        "_hurry",
+        "_is_handed_over",
+        "_judged",
         "_keeps_on",
         "_on_connect",
         "_on_disconnect",
         "_on_reconnect",
-        "_schedule",
+        "_outage",
+        "_renewed",
+        "_repair",
+        "_session_end",
         "_stopping",
         "_task",
+        "_verdict",
     )
 
     def __init__(
@@ -93,32 +96,40 @@ class WebSocketClient(BaseConnection):
         on_connect: Callable[[Any], Any] | None = None,
         on_disconnect: Callable[[Any, ConnectionClosed | ReconnectTimeout], Any] | None = None,
         on_reconnect: Callable[[Any], Any] | None = None,
+        _by_connect: bool = False,
     ) -> None:
+        if not _by_connect:
+            raise TypeError("a client is made by `await WebSocketClient.connect(...)`, or in `async with`")
         loop = asyncio.get_running_loop()
         super().__init__(loop, config, masking=True, metrics=MetricsCollector(), logger=logger, on_message=on_message)
-        if config.rate_limit.is_limited:
-            on_exceed = config.rate_limit.on_exceed
-            self._limit_rate(connection_gate(config.rate_limit), on_exceed, on_exceed)
-        self._config = config
+        stays_with_parent(self)
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
         self._on_reconnect = on_reconnect
-        self._heartbeat = _heartbeat_of(loop, config.heartbeat)
+        self._heartbeat = heartbeat_of(loop, config.heartbeat)
         self._schedule = ReconnectState(config.reconnect)
         # A socket that was handed to us serves once.
         self._keeps_on = config.auto_reconnect and config.reconnect.enabled and config.sock is None
-        self._answer: HandshakeResult | None = None  # of the latest opening handshake
+        self._handshake: HandshakeResult | None = None  # of the latest session
         self._given_up: ReconnectTimeout | None = None
+        self._is_handed_over = False  # `connect` has returned it
         self._stopping = False  # close() was called
-        self._closers: list[asyncio.Task[Any] | None] = []  # the tasks that are in close()
-        self._task: asyncio.Task[None] | None = None  # sees to callbacks and reconnecting, one at a time
-        self._interruptible = False  # close() cancels what it is doing
+        self._outage = config.outage
+        self._renewed: Session | None = None  # that reconnect() has closed
+        self._hurry: asyncio.Event | None = None  # set: the next attempt begins now
+        self._connected_waiter: asyncio.Future[None] | None = None  # done when there is a connection, and at the end
+        self._closers = 0  # calls of close() that have not returned
+        self._session_end: asyncio.Future[ConnectionClosed] | None = None  # how the present session ends
+        self._task: asyncio.Task[None] | None = None  # see _live
+        self._repair: asyncio.Task[None] | None = None  # the search for another session, while it lasts
+        self._judged: Session | None = None  # the session whose loss `_verdict` is about
+        self._verdict: bool | float = True  # on the latest error: does another attempt follow?
 
     @classmethod
     def connect(
         cls,
-        url: str | ClientConfig,
-        *,
+        url: str | Callable[[], str | Awaitable[str]] | ClientConfig,
+        *wrong: Any,
         on_message: Callable[[Any, Message], Any] | None = None,
         on_connect: Callable[[Any], Any] | None = None,
         on_disconnect: Callable[[Any, ConnectionClosed | ReconnectTimeout], Any] | None = None,
@@ -132,7 +143,7 @@ class WebSocketClient(BaseConnection):
             async with WebSocketClient.connect("ws://localhost:8080") as client:  # closes it at the end
                 ...
 
-        The first connection is tried once: what is wrong is raised here. Only one that stood is replaced.
+        The first connection is tried once, and what is wrong is raised here, unless `first_connect` is "retry".
 
         Args:
             url: the address, or a whole `ClientConfig`.
@@ -156,22 +167,24 @@ class WebSocketClient(BaseConnection):
             SubprotocolNegotiationFailed: the server chose a subprotocol that was not offered.
             Io: this process may not open another socket.
         """
-        if on_message is not None and inspect.iscoroutinefunction(on_message):
-            raise TypeError("on_message must be a plain function; a coroutine can iterate over the client")
-        callbacks = {
+        callbacks: dict[str, Any] = {
             "on_message": on_message,
             "on_connect": on_connect,
             "on_disconnect": on_disconnect,
             "on_reconnect": on_reconnect,
         }
         for name, function in callbacks.items():
-            if function is not None and not callable(function):
-                raise TypeError(f"{name} must be callable, not {type(function).__name__}")
+            if function is not None:
+                check_callback(name, function, _CALLED_WITH[name])
+        if inspect.iscoroutinefunction(on_message):
+            raise TypeError("on_message must be a plain function; a coroutine can iterate over the client")
+        if wrong:
+            raise TypeError(f'the address is one argument, connect("ws://{url}:{wrong[0]}"); all others have names')
         if isinstance(url, ClientConfig):
             config = replace(url, **options) if options else url
         else:
             config = ClientConfig(url, **options)
-        return Connecting(lambda: cls(config, **callbacks)._begin())  # type: ignore[arg-type]
+        return Connecting("connect()", lambda: cls(config, **callbacks, _by_connect=True)._begin())
 
     async def __aenter__(self) -> Self:
         return self
@@ -179,85 +192,82 @@ class WebSocketClient(BaseConnection):
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    # -- what it is
-
-    @property
-    def config(self) -> ClientConfig:
-        """What it was made with."""
-        return self._config
-
-    @property
-    def url(self) -> str:
-        """The address, without credentials."""
-        return str(self._config.address)
-
-    @property
-    def request(self) -> Request | None:
-        """The request of the latest opening handshake; None before it."""
-        return None if self._answer is None else Request(self._answer.request)
-
-    @property
-    def response(self) -> Response | None:
-        """The server's answer to `request`."""
-        if self._answer is None:
-            return None
-        return Response(*parse_response(self._answer.response))
-
-    @property
-    def extensions(self) -> tuple[str, ...]:
-        """The extensions agreed on, with their parameters."""
-        response = self.response
-        return () if response is None else tuple(response.headers.get_list("Sec-WebSocket-Extensions"))
-
-    @property
-    def heartbeat(self) -> HeartbeatManager | None:
-        """What finds out that the server is gone, shared by clients configured alike; None when off."""
-        return self._heartbeat
-
-    @property
-    def reconnect(self) -> ReconnectState:
-        """The schedule of attempts to reconnect."""
-        return self._schedule
-
     # -- opening
 
     async def _begin(self) -> Self:
         """Connect for the first time."""
         try:
-            await self._open()
-            if self._on_connect is not None:
-                result = self._on_connect(self)
-                if inspect.isawaitable(result):
-                    await result
+            try:
+                await self._open()
+            except Exception as error:
+                retry = self._config.first_connect == "retry" and self._keeps_on
+                if not retry or self._decide(error) is False:
+                    raise
+                log(logging.WARNING, "no connection to %s: %s", self._authority, error)
+                failed = await self._search(error)
+                if failed is not None:
+                    raise failed[1] from None
+            await self._introduce()
         except BaseException:
-            # Nobody will get to know this client, even if it is connected by now.
+            # The caller will not get this client, even if it is connected by now.
             self._on_disconnect = None
             self._stop()
-            self._abort()
+            if self._session_now is not None:
+                self._session_now._abort()
             raise
+        self._is_handed_over = True
+        session = self._session_now
+        if session is not None and session.closing is not None and self._waits_for_transport():
+            session.io.close()  # the server has closed it already: nothing is worth waiting for
+        self._task = asyncio.get_running_loop().create_task(self._live())
         return self
+
+    async def _introduce(self) -> None:
+        """Call `on_connect`; not for longer than the connection lasts."""
+        if self._on_connect is None:
+            return
+        result = self._on_connect(self)
+        if not inspect.isawaitable(result):
+            return
+        assert self._session_end is not None
+        callback = asyncio.ensure_future(result)
+        try:
+            await asyncio.wait([callback, self._session_end], return_when=asyncio.FIRST_COMPLETED)
+            if not callback.done() and not self._stopping:
+                raise self._lost_error()
+            await asyncio.wait([callback])
+        finally:
+            if not callback.done():
+                callback.cancel()
+                await asyncio.wait([callback])
+        callback.result()
 
     async def _open(self) -> None:
         began = time.perf_counter()
-        await open_connection(self._config, self._new_link, self._accepted)
+        await open_connection(self._config, self._accepted)
         self._metrics.record_handshake(time.perf_counter() - began)
-        logger.debug("connected to %s", self.url)
+        logger.debug("connected to %s", self._where)
 
-    def _accepted(self, answer: HandshakeResult) -> None:
-        self._answer = answer
-        self._subprotocol = answer.subprotocol
-        self._set_codec(answer.codec)
-        answer.codec = None
+    def _accepted(self, transport: asyncio.BaseTransport, handshake: HandshakeResult, rest: bytes) -> None:
+        """An opening handshake has succeeded: begin a session."""
+        self._handshake = handshake
+        self._subprotocol = handshake.subprotocol
+        codec, handshake.codec = handshake.codec, None
+        limit = self._config.rate_limit
+        gate = connection_gate(limit) if limit.is_limited else None
+        self._open_session(transport, codec, gate, (limit.on_exceed, limit.on_exceed), rest)
 
-    def _opened(self, request: Any, response: Any) -> None:
-        transport = self._transport_now
+    def _opened(self) -> None:
+        transport = self._transport
         self._local_addr = transport.get_extra_info("sockname")
         self._remote_addr = transport.get_extra_info("peername")
+        self._session_end = asyncio.get_running_loop().create_future()
         self._metrics.record_connection()
         if self._loss is not None:
             self._metrics.record_reconnection()
         self._schedule.connected(self._loop_time())
         self._begin_heartbeat(self._heartbeat)
+        self._tell_waiters()
         self._flush_outbox()
         if not self._outbox_size:
             self._on_writable()
@@ -273,78 +283,202 @@ class WebSocketClient(BaseConnection):
         return self.state is State.RECONNECTING
 
     def _waits_for_transport(self) -> bool:
-        return self._is_reconnecting
+        """Is there no transport now, or one that is done, and will there be another?"""
+        if self._is_reconnecting:
+            return True
+        session = self._session_now
+        if session is None or session.closing is None:
+            return False
+        by_us = session.closing.began_by == "local" and session is not self._renewed
+        return not by_us and self._is_followed(session)
 
-    def _on_lost(self) -> None:
-        closed = self._take_loss()
+    async def _await_transport(self) -> bool:
+        if self._outage == "raise":
+            raise self._outage_error()
+        if self._outage == "wait":
+            await self.wait_connected()
+        return self._outage == "wait"
+
+    def _queue_now(self, message: Any, compress: bool | None) -> None:
+        if self._outage != "queue" and self._waits_for_transport():
+            self._metrics.record_send_error()
+            raise self._outage_error()
+        super()._queue_now(message, compress)
+
+    def _outage_error(self) -> ConnectionClosed | InvalidState:
+        """What `send` raises in an outage, where it is not to queue."""
+        return self._lost_error() if self._is_reconnecting else self._closed_error()
+
+    def _is_followed(self, session: Session) -> bool:
+        """Does another session follow this one, which has ended or was closed by the peer?"""
+        if not self._keeps_on or not self._is_handed_over or self._stopping:
+            return False
+        if session is self._renewed:
+            self._judged, self._verdict = session, 0.0
+        if self._judged is not session:  # asked once for each
+            self._judged = session
+            self._decide(loss_of(session, self._config.max_message_size))
+        return self._verdict is not False
+
+    def _on_lost(self, session: Session) -> None:
+        if self._is_loop_closed:  # there is nobody to look for another connection
+            super()._on_lost(session)
+            return
+        try:
+            self._settle_loss(session)
+        except BaseException as error:
+            self._break_off(error)
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+
+    def _settle_loss(self, session: Session) -> None:
+        loss = self._take_loss(session)
         self._metrics.record_disconnection()
         self._schedule.disconnected(self._loop_time())
-        if self._stopping or not self._keeps_on or closed.code in FINAL_CLOSE_CODES:
-            self._look_after(closed)
-            self._end(None if self._is_normal(closed) else closed)
-        else:
+        if self._is_followed(session):
+            log(logging.WARNING, "connection to %s lost, reconnecting: %s", self._authority, told(loss))
             self._lose()
             if self._backpressure is not None:
                 self._backpressure.let_in()  # an outage has room up to the limits
-            self._close_code = self._closed_by = None
-            self._look_after(closed)
+            self._close_code = None
+        assert self._session_end is not None
+        self._session_end.set_result(loss)
+        if not self._is_reconnecting:
+            normal = is_normal(session, loss)
+            if self._is_handed_over and not self._stopping:
+                level = logging.INFO if normal else logging.WARNING
+                log(level, "connection to %s lost for good: %s", self._authority, told(loss))
+            self._end(None if normal else loss)
 
-    def _look_after(self, error: ConnectionClosed | ReconnectTimeout) -> None:
-        """Start the task that has the callback called, and a replacement sought if there is to be one."""
-        previous = self._task
-        if previous is not None and previous not in self._closers and previous is not _current_task():
-            previous.cancel()
-        if self._is_reconnecting or self._on_disconnect is not None:
-            self._interruptible = False
-            self._task = asyncio.get_running_loop().create_task(self._see_to(error))
+    async def _live(self) -> None:
+        """See to each session's end: tell of it, then find another one, until there is none to be had."""
+        telling: asyncio.Task[None] | None = None  # on_reconnect
+        try:
+            while True:
+                assert self._session_end is not None
+                loss = await asyncio.shield(self._session_end)
+                if telling is not None:
+                    telling.cancel()
+                await self._notify(self._on_disconnect, loss)
+                if not self._is_reconnecting:
+                    break
+                self._repair = asyncio.get_running_loop().create_task(self._replace(loss))
+                await asyncio.wait([self._repair])
+                repair, self._repair = self._repair, None
+                if not repair.cancelled():
+                    repair.result()
+                elif self._is_reconnecting:
+                    raise asyncio.CancelledError  # something in it was cancelled, and not by this client
+                if self._given_up is not None:
+                    await self._notify(self._on_disconnect, self._given_up)
+                if self._is_closed:
+                    break
+                if self._on_reconnect is not None:
+                    telling = asyncio.get_running_loop().create_task(self._notify(self._on_reconnect))
+        except BaseException as error:  # nothing may leave the client neither connected nor closed
+            if is_cancelled(error):  # the loop is being shut down
+                if self._repair is not None:
+                    self._repair.cancel()
+                if self._session_now is not None:
+                    self._session_now._abort()
+                elif self._is_reconnecting:
+                    self._end_outage(None)
+                raise
+            self._break_off(error)
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            await self._notify(self._on_disconnect, self._given_up)
+        finally:
+            if telling is not None and not telling.done() and not self._is_closed:
+                telling.cancel()
+            if telling is not None:
+                await asyncio.wait([telling])
 
-    async def _see_to(self, error: ConnectionClosed | ReconnectTimeout) -> None:
-        await asyncio.sleep(0)  # let the transport, which has just told of its end, come to it
-        await self._notify(self._on_disconnect, error)
-        self._interruptible = True
-        if self._is_reconnecting:
-            await self._replace()
-            if self._is_open:
-                await self._notify(self._on_reconnect)
+    async def _replace(self, loss: ConnectionClosed) -> None:
+        """Find another session, or end."""
+        failed = await self._search(loss)
+        if failed is not None:
+            self._give_up(*failed)
 
-    async def _replace(self) -> None:
-        """Try until there is a connection, or no more reason to try."""
-        failure: Exception | None = self._loss
-        while self._is_reconnecting:
-            delay = self._schedule.next_delay(retry_after(failure))
+    async def _search(self, failure: BaseException) -> tuple[str, BaseException] | None:
+        """Try until there is a session, or no more reason to try: then why, and the latest error."""
+        while self._waits_for_session:
+            exactly = None if self._verdict is True else self._verdict
+            delay = self._schedule.next_delay(retry_after(failure), exactly=exactly)
             if delay is None:
                 attempts = self._config.reconnect.max_attempts
-                self._give_up(f"no connection to {self.url} after {attempts} attempts", failure)
-                return
-            logger.info(
-                "attempt %d to reconnect to %s in %.3g s",
-                self._schedule.attempts,
-                self._config.address.authority,
-                delay,
-            )
-            await asyncio.sleep(delay)
+                return f"no connection to {self._authority} after {attempts} attempts", failure
+            log(logging.INFO, "attempt %d to reach %s in %.3g s", self._schedule.attempts, self._authority, delay)
+            await self._pause(delay)
             try:
                 await self._open()
-            except Exception as error:  # noqa: BLE001  (given up for it or not, it is told)
+            except (Exception, asyncio.CancelledError) as error:
+                if is_cancelled(error):
+                    raise
+                level = logging.INFO if str(error) == str(failure) else logging.WARNING  # each kind once
                 failure = error
-                logger.info("no connection to %s: %s", self._config.address.authority, error)
-                if not should_retry(error):
-                    self._give_up(f"reconnecting to {self.url} is of no use", error)
+                log(level, "no connection to %s: %s", self._authority, error)
+                if self._decide(error) is False:
+                    return f"connecting to {self._authority} again is of no use", error
+        return None
 
-    def _give_up(self, why: str, cause: Exception | None) -> None:
-        logger.warning("%s: %s", why, cause)
+    @property
+    def _waits_for_session(self) -> bool:
+        return self._is_reconnecting or self.state is State.CONNECTING
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait before an attempt, or until `reconnect` asks for it."""
+        self._hurry = asyncio.Event()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._hurry.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._hurry = None
+
+    def _decide(self, error: BaseException) -> bool | float:
+        """What follows `error`; see `ReconnectState.decide`."""
+        try:
+            self._verdict = self._schedule.decide(error)
+        except Exception as raised:  # noqa: BLE001  (of the application; logged)
+            log(logging.ERROR, "%s: ReconnectConfig.decide raised for %r", self._authority, error, exc_info=raised)
+            self._verdict = should_retry(error)
+        return self._verdict
+
+    def _break_off(self, error: BaseException) -> None:
+        """Something in the repair raised that should not: close for good, with `error` as the reason."""
+        self._keeps_on = False
+        if self._session_now is not None:
+            self._session_now._abort(error)  # it ends the client
+        elif not self._is_closed:
+            self._give_up(f"reconnecting to {self._authority} failed", error)
+        if self._session_end is not None and not self._session_end.done() and self._loss is not None:
+            self._session_end.set_result(self._loss)
+
+    def _give_up(self, why: str, cause: BaseException | None) -> None:
+        log(logging.WARNING, "%s: %s", why, cause)
         undelivered = self._empty_outbox()
         self._undelivered += undelivered
         error = ReconnectTimeout(why, attempts=self._schedule.attempts, undelivered=undelivered, cause=cause)
         self._given_up = error
-        self._look_after(error)
-        self._end_outage(error)
+        if not self._is_closed:
+            self._end_outage(error)
 
     def _end_outage(self, error: ReconnectTimeout | None) -> None:
-        """There will be no other connection than the one that was lost."""
-        assert self._loss is not None
-        self._close_code = self._loss.code
+        """There will be no other session than the one that was lost."""
+        self._close_code = 1006 if self._loss is None else self._loss.code
         self._end(error)
+
+    def _end(self, error: Exception | None) -> None:
+        super()._end(error)
+        self._tell_waiters()
+
+    def _closed_error(self) -> ConnectionClosed | InvalidState:
+        error = super()._closed_error()
+        if self._given_up is not None:
+            error.__cause__ = self._given_up
+        return error
 
     async def _notify(self, callback: Callable[..., Any] | None, *args: Any) -> None:
         if callback is None:
@@ -354,10 +488,61 @@ class WebSocketClient(BaseConnection):
             if inspect.isawaitable(result):
                 await result
         except (Exception, asyncio.CancelledError) as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                raise  # not of a task of the callback's, but of this one
-            logger.error("%s raised for client %s", callback, self.id, exc_info=error)
+            if is_cancelled(error):
+                raise
+            log(logging.ERROR, "%s raised for client %s", callback, self.id, exc_info=error)
+
+    # -- what the application asks for
+
+    async def wait_connected(self) -> None:
+        """Wait until there is a connection; return at once while there is one.
+
+        Raises:
+            ConnectionClosed: the client is closed for good; its cause says why.
+        """
+        while not self.is_connected:
+            if self._is_closed:
+                raise self._closed_error()
+            if self._connected_waiter is None:
+                self._connected_waiter = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._connected_waiter)
+
+    def _tell_waiters(self) -> None:
+        waiter, self._connected_waiter = self._connected_waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def reconnect(self) -> None:
+        """Replace the connection by a fresh one, and wait until there is one.
+
+        What was sent before is delivered first, then this end closes with 1001, and connects again at once. During an
+        outage the next attempt begins now. Meanwhile it is as in any outage.
+
+        Raises:
+            ConnectionClosed: the client is closed, or no new connection could be made.
+            InvalidState: this client does not reconnect.
+        """
+        if not self._keeps_on:
+            raise InvalidState("this client does not reconnect; make another one", state=self.state.name)
+        session = self._session_now
+        if session is not None and self._is_open:
+            await self._drain()
+            if session is self._session_now and self._is_open:
+                self._renewed = session
+                self._begin_closing(1001, "reconnecting")
+                while self._session_now is session:
+                    await asyncio.shield(self._session_ended())
+        elif self._hurry is not None:
+            self._hurry.set()
+        await self.wait_connected()
+
+    def _session_ended(self) -> asyncio.Future[ConnectionClosed]:
+        assert self._session_end is not None
+        return self._session_end
+
+    def clear_queue(self) -> tuple[Message, ...]:
+        """Take back the messages that were accepted and not yet written, oldest first: they will not be sent."""
+        return self._empty_outbox()
 
     # -- closing
 
@@ -365,30 +550,30 @@ class WebSocketClient(BaseConnection):
         """Close for good, and wait until it is done; a search for another connection ends at once.
 
         What was sent before is delivered first, as far as there is a connection: see `undelivered`. The close
-        handshake is bounded by `close_timeout`; a cancelled `close` goes on by itself once it has begun.
+        handshake goes on as long as the peer takes bytes within each `close_timeout`; a cancelled `close` goes on by
+        itself once it has begun.
 
         Args:
             code: 1000 to 1003, 1007 to 1014, or 3000 to 4999.
             reason: at most 123 bytes of UTF-8.
         """
-        self._check_close(code, reason)
-        self._closers.append(_current_task())
+        check_close(code, reason)
+        self._closers += 1
         try:
             self._stop()
             await super().close(code, reason)
         finally:
-            self._closers.remove(_current_task())
+            self._closers -= 1
             if self._is_open and not self._closers:
                 self._stopping = False  # not begun: it is as if close() had not been called
-        await self._settled(self._close_timeout)
+        await self._settled(self._config.close_timeout)
 
     def _stop(self) -> None:
-        """Let nothing follow the present connection."""
+        """Let nothing follow the present session."""
         self._stopping = True
-        if self._task is not None and self._interruptible and self._task is not _current_task():
-            self._task.cancel()
+        if self._repair is not None and self._repair is not asyncio.current_task():
+            self._repair.cancel()
         if self._is_reconnecting:
-            self._closed_by = "local"
             self._end_outage(None)
 
     async def wait_closed(self) -> None:
@@ -400,16 +585,12 @@ class WebSocketClient(BaseConnection):
         await self._until_closed()
         await self._settled()
         if self._given_up is not None and not self._stopping:
-            raise self._given_up.with_traceback(None)
+            raise fresh(self._given_up)
 
     async def _settled(self, timeout: float | None = None) -> None:
-        """Wait for the callbacks that tell of the end, `timeout` seconds at most."""
-        if self._task is not None and self._task is not _current_task():
+        """Wait for the callbacks that tell of the end, `timeout` seconds at most; not from within them."""
+        if self._task is not None and self._task is not asyncio.current_task() and not self._is_loop_closed:
             await asyncio.wait([self._task], timeout=timeout)
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    return asyncio.current_task()
 
 
 class Connecting(OpenContext[_Client]):

@@ -230,12 +230,20 @@ class Io(Error, OSError):
 
 
 class Tls(Error, OSError):
-    """The TLS handshake failed, or the certificate is not accepted. As `ssl.SSLError` is, an OSError."""
+    """TLS failed, or the peer's certificate is not accepted. As `ssl.SSLError` is, an OSError.
+
+    Args:
+        message: what failed, and why.
+        reason: OpenSSL's name of the reason, as in "WRONG_VERSION_NUMBER"; "" if there is none.
+        certificate_rejected: this end does not accept the peer's certificate.
+    """
 
     is_retryable = True
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, reason: str = "", certificate_rejected: bool = False) -> None:
         super().__init__(message)
+        self.reason = reason
+        self.certificate_rejected = certificate_rejected
 
 
 # The opening handshake

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fabric.error import ConnectionLimitExceeded, Error, InvalidFrame, MessageTooLarge, Utf8Error
 from fabric.message import Frame, Message, MessageType
-from fabric_ext.reassembly import DEFAULT_MAX_FRAGMENTS, Assembler, Verdict
+from fabric_ext.assembler import DEFAULT_MAX_FRAGMENTS, Assembler, Verdict
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

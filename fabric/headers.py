@@ -29,6 +29,7 @@ __all__ = [
     "is_token",
     "parse_items",
     "parse_list",
+    "valid_headers",
 ]
 
 HeadersLike = Mapping[str, str] | Iterable[tuple[str, str]] | None
@@ -299,19 +300,18 @@ class HeaderMap(HeaderBuilders, CIMultiDict[str]):
         """The elements of a list-valued header, from all its lines; see `parse_list`."""
         return parse_list(name, self.getall(name, ()))
 
-    def get_items(self, name: str) -> list[ListItem]:
-        """The elements of a list-valued header with their parameters; see `parse_items`."""
-        return parse_items(name, self.getall(name, ()))
-
-    def has_token(self, name: str, token: str) -> bool:
-        """Whether the list-valued header `name` holds `token`, in any case: `Connection: Upgrade`."""
-        return token.lower() in (element.lower() for element in self.get_list(name))
-
     def _get_headers(self) -> HeaderMap:
         return self
 
     def _set_headers(self, headers: HeaderMap) -> Self:
         return type(self)(headers)
+
+
+def valid_headers(pairs: Iterable[tuple[str, str]]) -> HeaderMap:
+    """A map of headers that were found valid when they were read, and so are not checked one by one again."""
+    headers = HeaderMap.__new__(HeaderMap)
+    CIMultiDict.__init__(headers, pairs)
+    return headers
 
 
 def _checked(arg: Any, kwargs: Mapping[str, str]) -> list[tuple[str, str]]:

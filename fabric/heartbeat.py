@@ -6,7 +6,8 @@ the scheduler's and, for round trips, the one it is given; `sweep` is told the t
 
 The rules (RFC 6455 §5.5.2 leaves them open):
 
-- Any inbound traffic proves life. A peer is pinged only after `ping_interval` of silence.
+- Any inbound traffic proves life. A peer is pinged only after `ping_interval` of silence; in the mode "always" once in
+  each `ping_interval`, for a peer or a proxy that takes a connection without pings for dead.
 - A ping unanswered for `ping_timeout`, with nothing else received since, is death; unless the peer is borne
   with: for `busy_timeout` longer it is asked again, a ping each `ping_timeout`, if its kernel acknowledges them.
 - Silence that is ours proves nothing. While the ping still waits behind our own data the peer cannot answer;
@@ -88,11 +89,12 @@ class Scheduler(Protocol):
 class _Slot:
     """What is known of one peer. Moments are the scheduler's, except `sent`."""
 
-    __slots__ = ("again", "deferred", "due", "heard", "ping", "sent", "target", "waiting")
+    __slots__ = ("again", "deferred", "due", "heard", "ping", "pinged", "sent", "target", "waiting")
 
     def __init__(self, target: HeartbeatTarget, now: float, due: float) -> None:
         self.target: HeartbeatTarget | None = target  # None: removed
         self.heard = now  # at the latest
+        self.pinged = now  # when the last ping was begun
         self.due = due  # the next look
         self.ping: bytes | None = None  # payload of the last ping, until its pong
         self.sent = 0.0
@@ -124,6 +126,7 @@ class HeartbeatManager:
 
     __slots__ = (
         "__weakref__",
+        "_always",
         "_armed",
         "_clock",
         "_config",
@@ -157,6 +160,7 @@ class HeartbeatManager:
         self._loop = loop
         self._on_rtt = on_rtt
         self._clock = clock
+        self._always = self._config.mode == "always"
         interval, timeout = self._config.ping_interval, self._config.ping_timeout
         self._tick = interval / LOOKS
         self._quantum = self._tick / GROUPS
@@ -273,7 +277,9 @@ class HeartbeatManager:
             target.inbound_seen = False
             slot.heard = now
             slot.waiting = False
-        elif not slot.waiting and now - slot.heard >= self._quiet:
+            if not self._always:
+                return 1
+        if not slot.waiting and now - (slot.pinged if self._always else slot.heard) >= self._quiet:
             self._ping(slot, target, now)
             return PING_COST
         return 1
@@ -281,6 +287,7 @@ class HeartbeatManager:
     def _ping(self, slot: _Slot, target: HeartbeatTarget, now: float) -> None:
         ping = slot.ping = os.urandom(PAYLOAD_SIZE)
         slot.waiting, slot.deferred, slot.again = True, False, 0
+        slot.pinged = now
         slot.sent = self._clock()
         self._send(slot, target, ping, now)
 

@@ -17,13 +17,14 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
+from fabric._connection.base import check_close
 from fabric._connection.open_context import OpenContext
+from fabric._http.url import redact
 from fabric._pool.host import Counts, HostPool, Member, ServerPoolStats, now
 from fabric.client import WebSocketClient
 from fabric.config import ClientConfig, PoolConfig
 from fabric.error import InvalidState
 from fabric.metrics import MetricsCollector
-from fabric_ext.inbox import Done
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -65,11 +66,14 @@ class CleanupStats:
     left: int
 
 
-class _Done:
+class _Released:
     """An awaitable with nothing to wait for."""
 
     def __await__(self) -> Generator[Any, None, None]:
         yield from ()
+
+
+RELEASED = _Released()
 
 
 class PooledClient:
@@ -108,38 +112,34 @@ class PooledClient:
         """Is the connection open, and still ours?"""
         return self._member is not None and self._member.client.is_connected
 
-    def send(self, message: Any, *, compress: bool | None = None) -> Any:
+    async def send(self, message: Any, *, compress: bool | None = None) -> None:
         """See `WebSocketClient.send`."""
-        return self._sending(self.inner.send(message, compress=compress))
+        await self._counted(self.inner.send(message, compress=compress))
 
     def send_nowait(self, message: Any, *, compress: bool | None = None) -> None:
         """See `WebSocketClient.send_nowait`."""
         self.inner.send_nowait(message, compress=compress)
 
-    def send_text(self, text: str, *, compress: bool | None = None) -> Any:
+    async def send_text(self, text: str, *, compress: bool | None = None) -> None:
         """See `WebSocketClient.send_text`."""
-        return self._sending(self.inner.send_text(text, compress=compress))
+        await self._counted(self.inner.send_text(text, compress=compress))
 
-    def send_binary(self, data: bytes | bytearray | memoryview, *, compress: bool | None = None) -> Any:
+    async def send_binary(self, data: bytes | bytearray | memoryview, *, compress: bool | None = None) -> None:
         """See `WebSocketClient.send_binary`."""
-        return self._sending(self.inner.send_binary(data, compress=compress))
+        await self._counted(self.inner.send_binary(data, compress=compress))
 
-    def send_json(self, value: Any, *, compress: bool | None = None) -> Any:
+    async def send_json(self, value: Any, *, compress: bool | None = None) -> None:
         """See `WebSocketClient.send_json`."""
-        return self._sending(self.inner.send_json(value, compress=compress))
+        await self._counted(self.inner.send_json(value, compress=compress))
 
-    def _sending(self, sent: Any) -> Any:
-        """What a `send` of ours returns for what the client's has returned."""
-        return sent if isinstance(sent, Done) else self._send_later(sent)
-
-    async def _send_later(self, sending: Any) -> None:
-        with contextlib.closing(sending):
-            member = self._lent()
-            member.senders += 1
-            try:
-                await sending
-            finally:
-                member.senders -= 1
+    async def _counted(self, sending: Awaitable[None]) -> None:
+        """Send, and have a loan that ends meanwhile know that something is still being sent."""
+        member = self._lent()
+        member.senders += 1
+        try:
+            await sending
+        finally:
+            member.senders -= 1
 
     async def recv(self) -> Message | None:
         """See `WebSocketClient.recv`."""
@@ -162,7 +162,7 @@ class PooledClient:
         It is done when this returns: the result may be awaited, and need not be. A second call does nothing.
         """
         self._give_back()
-        return _Done()
+        return RELEASED
 
     def _give_back(self, error: BaseException | None = None) -> None:
         """End the loan. Who was interrupted by `error` may have left an answer on its way, not to be got."""
@@ -174,7 +174,7 @@ class PooledClient:
         """Close the connection instead of giving it back; see `WebSocketClient.close`."""
         if self._member is None:
             return
-        self.inner._check_close(code, reason)
+        check_close(code, reason)
         member, self._member = self._member, None
         if self._server.owns(member):
             await asyncio.shield(self._server.retire(member, code, reason))
@@ -281,7 +281,7 @@ class ConnectionPool:
             InvalidState: the pool is closed.
         """
         key, wanted = self._prepare(url, config)
-        return _Getting(lambda: self._get(key, wanted))
+        return _Getting("pool.get()", lambda: self._get(key, wanted))
 
     def _prepare(self, url: str | ClientConfig, config: ClientConfig | None = None) -> tuple[_Key, ClientConfig]:
         if config is None and isinstance(url, str):
@@ -292,7 +292,7 @@ class ConnectionPool:
         self._check_open()
         server = self._servers.get(key)
         if server is None:
-            server = self._servers[key] = HostPool(key[0], self._config, self._connect, self._past)
+            server = self._servers[key] = HostPool(redact(key[0]), self._config, self._connect, self._past)
         if self._config.enable_health_check:
             self.start_health_check_task()
         return PooledClient(server, await server.get(config))
@@ -400,4 +400,4 @@ def _prepare(url: str | ClientConfig, config: ClientConfig | None = None) -> tup
         raise TypeError("give a URL and a config, or a config alone")
     if config.sock is not None:
         raise ValueError("a pool opens its connections itself: a socket serves only once")
-    return (str(config.address), config.unix_path), replace(config, auto_reconnect=False)
+    return (config.address.full, config.unix_path), replace(config, auto_reconnect=False)

@@ -40,12 +40,13 @@ class _Timer(Protocol):
 class _Line:
     """Those who wait for one kind of token, oldest first, each with how many; the timer of the first."""
 
-    __slots__ = ("timer", "waiters")
+    __slots__ = ("timer", "waiters", "waking")
 
     def __init__(self) -> None:
         # Not a dict: taking the first of it again and again would pass by all that were taken before.
         self.waiters: OrderedDict[asyncio.Future[None], int] = OrderedDict()
         self.timer: _Timer | None = None
+        self.waking = 0  # served, and not yet running again: nobody overtakes these either
 
 
 class RateLimiter(Limiter):
@@ -82,15 +83,21 @@ class RateLimiter(Limiter):
         return self._gate
 
     async def acquire(self, type: RateLimitType, n: int = 1) -> RateLimitStatus:  # noqa: A002
-        """Take `n` tokens, waiting in line for them. A cancelled wait takes none.
+        """Take `n` tokens, waiting in line for them; calls return in the order in which they were made.
+
+        A wait that is ended, by its cancellation or any other exception, takes none.
 
         Raises:
             RateLimitExceeded: `n` is more than the burst, which no waiting brings; `retry_after` is infinite.
             ValueError: there is no such type, or `n` is below 1.
         """
-        status = self.try_acquire(type, n)
-        if status.allowed:
-            return status
+        line = self._lines.get(type)
+        if line is not None and line.waking:
+            status = self.check(type, n)  # tokens or not, this one waits until they run
+        else:
+            status = self.try_acquire(type, n)
+            if status.allowed:
+                return status
         if status.retry_after == math.inf:
             raise RateLimitExceeded(RateLimitType(type).name.lower(), math.inf)
         await self._wait(type, n)
@@ -109,17 +116,21 @@ class RateLimiter(Limiter):
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         line.waiters[turn] = n
         self._wait_in_line(kind, n)
-        if line.timer is None:
-            self._serve(kind)
         try:
+            if line.timer is None and not line.waking:
+                self._serve(kind)
             await turn
-        except asyncio.CancelledError:
-            if not turn.cancelled():  # served, and cancelled before it could know
+        except BaseException:  # GeneratorExit too, where the coroutine is closed
+            if turn.done() and not turn.cancelled():  # served, and ended before it could know
+                line.waking -= 1
                 self._limited(kind).give_back(n)
             elif line.waiters.pop(turn, None) is not None:
                 self._wait_in_line(kind, -n)
             self._serve(kind)
             raise
+        line.waking -= 1
+        if line.waiters and line.timer is None:  # who came meanwhile
+            self._serve(kind)
 
     def _serve(self, kind: int) -> None:
         """Give tokens to those in front, as far as they go; come back when there are enough for the next."""
@@ -132,11 +143,13 @@ class RateLimiter(Limiter):
         bucket, now = self._limited(kind), self._now()
         while line.waiters:
             turn, n = next(iter(line.waiters.items()))
-            if not turn.cancelled():
+            loop = turn.get_loop()
+            if not turn.cancelled() and not loop.is_closed():
                 if not bucket.take(n, now):
-                    call_later = self._call_later or turn.get_loop().call_later
+                    call_later = self._call_later or loop.call_later
                     line.timer = call_later(bucket.wait_ns(n, now) / _NS_PER_S, self._serve, kind)
                     return
+                line.waking += 1
                 turn.set_result(None)
             del line.waiters[turn]
             self._wait_in_line(kind, -n)

@@ -2,28 +2,45 @@
 
 Owns the schedule (`ReconnectState`) and the table of what is final (`should_retry`). Reads no clock, never
 sleeps, opens nothing: the moment is passed in, the delay is returned.
+
+    verdict = state.decide(error)           # False: the end
+    delay = state.next_delay(retry_after(error), exactly=None if verdict is True else verdict)
 """
 
 from __future__ import annotations
 
+import math
 import random
 import ssl
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 from fabric.config import ReconnectConfig
-from fabric.error import ConnectionClosed, Error, HandshakeFailed
+from fabric.error import (
+    AuthenticationFailed,
+    CompressionError,
+    ConnectionClosed,
+    Error,
+    HandshakeFailed,
+    InvalidFrame,
+    Tls,
+    Utf8Error,
+)
 
 __all__ = ["FINAL_CLOSE_CODES", "ReconnectState", "parse_retry_after", "retry_after", "should_retry"]
 
-# RFC 6455 §7.4.1: done; or this end or the other speaks wrongly, which a new connection would repeat.
+# RFC 6455 §7.4.1: the peer is done, or says that this end speaks wrongly, which it would do again.
 FINAL_CLOSE_CODES = frozenset({1000, 1002, 1003, 1007, 1008, 1010})
+
+# Codes with which this end fails a connection for what would happen again: the peer's messages are over our limits
+# (1008, 1009), or the application's callback raised (1011). Wrong bytes (1002, 1007) may have been an accident.
+FINAL_FAILURES = frozenset({1008, 1009, 1011})
 
 # RFC 9110 §15.5: a 4xx status blames the request, and the next one will be the same, except for these:
 # Request Timeout, Too Early (RFC 8470), Too Many Requests (RFC 6585).
 RETRIED_CLIENT_ERRORS = frozenset({408, 425, 429})
 
-# Seconds. Who was told a year would look dead, not patient.
+# Seconds. A client that waits for a year because it was told to looks dead.
 MAX_RETRY_AFTER = 86_400.0
 
 # No state: 2.5 KB less for each client, and forked processes do not draw the same.
@@ -72,18 +89,47 @@ class ReconnectState:
         limit = self._config.max_attempts
         return not self._config.enabled or bool(limit and self._attempts >= limit)
 
-    def next_delay(self, retry_after: float | None = None) -> float | None:
+    def decide(self, error: BaseException) -> bool | float:
+        """What follows `error`, which ended a connection or an attempt to make one.
+
+        `ReconnectConfig.decide` says so, and where it says None, `should_retry`. It is asked once for each error,
+        but not about a `close()` of this end, which is always final.
+
+        Returns:
+            False for nothing, True for another attempt as scheduled, seconds for one after just that time.
+
+        Raises:
+            TypeError, ValueError: `ReconnectConfig.decide` returned something else. What it raises is raised.
+        """
+        hook = self._config.decide
+        verdict = None if hook is None or _is_own_close(error) else hook(error, self._attempts)
+        if verdict is None:
+            return should_retry(error)
+        if isinstance(verdict, bool):
+            return verdict
+        seconds = verdict.total_seconds() if isinstance(verdict, timedelta) else verdict
+        allowed = "expected True, False, None, or a duration of 0 s or more"
+        if not isinstance(seconds, (int, float)):
+            raise TypeError(f"ReconnectConfig.decide returned {verdict!r}: {allowed}")
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise ValueError(f"ReconnectConfig.decide returned {verdict!r}: {allowed}")
+        return float(seconds)
+
+    def next_delay(self, retry_after: float | None = None, *, exactly: float | None = None) -> float | None:
         """Begin an attempt: seconds to wait before it, or None when there is none left.
 
         Args:
             retry_after: seconds the server asked for. The delay is never less, even where it is more than
                 `max_delay`; jitter comes on top, so that not all who were told the same come at once.
+            exactly: seconds to wait instead of all that; the schedule goes on as if it had been followed.
         """
         if self.is_exhausted:
             return None
         self._attempts += 1
         delay, jitter = self._delay, self._config.jitter * self._rng.random()
         self._delay = min(delay * self._config.backoff_multiplier, self._config.max_delay)
+        if exactly is not None:
+            return exactly
         if retry_after is not None and retry_after > delay * (1 - jitter):
             return retry_after + delay * jitter
         return delay * (1 - jitter)
@@ -109,22 +155,39 @@ class ReconnectState:
 
 
 def should_retry(error: BaseException) -> bool:
-    """Whether another attempt may help after `error`, which ended a connection or an attempt to make one.
+    """Whether another attempt may help after `error`, by default.
 
-    Final are: a close by this end, or with 1000, 1002, 1003, 1007, 1008 or 1010; the HTTP statuses
-    401 and 403, and other 4xx except 408, 425 and 429; what TLS refused; what is no network error at all.
+    Final are:
+
+    - a `close()` by this end, and the peer's 1000, 1002, 1003, 1007, 1008 and 1010;
+    - a connection that this end failed because the peer's messages are over its limits, or because the application's
+      callback raised;
+    - the HTTP statuses 401 and 403, and other 4xx except 408, 425 and 429; a proxy that refuses the login;
+    - a certificate of the peer's that this end does not accept;
+    - a subprotocol that was not offered, and errors that are none of the network's, as a ValueError.
+
+    Everything else is tried again: what was refused, lost or timed out, any other failure of TLS (an alert, plain HTTP
+    on the port, garbage), wrong bytes, a malformed close frame.
     """
     if isinstance(error, ConnectionClosed):
-        # This end also closes when it fails the connection; the cause tells that from close().
-        closed_here = error.by == "local" and error.__cause__ is None
-        return not closed_here and error.code not in FINAL_CLOSE_CODES
+        if error.by != "local":
+            return error.code not in FINAL_CLOSE_CODES
+        return not _is_own_close(error) and error.code not in FINAL_FAILURES
     if isinstance(error, HandshakeFailed):
         status = error.status
-        return status is None or not 400 <= status < 500 or status in RETRIED_CLIENT_ERRORS
+        if status is None:
+            return not isinstance(error, AuthenticationFailed)
+        return not 400 <= status < 500 or status in RETRIED_CLIENT_ERRORS
+    if isinstance(error, Tls):
+        return not error.certificate_rejected
     if isinstance(error, Error):
-        return error.should_reconnect
-    # A certificate that was not accepted will not be accepted next time.
-    return isinstance(error, (OSError, EOFError)) and not isinstance(error, ssl.SSLError)
+        return error.should_reconnect or isinstance(error, (CompressionError, InvalidFrame, Utf8Error))
+    return isinstance(error, (OSError, EOFError)) and not isinstance(error, ssl.SSLCertVerificationError)
+
+
+def _is_own_close(error: BaseException) -> bool:
+    """Whether this end has closed the connection by `close()`: when it fails a connection, there is a cause."""
+    return isinstance(error, ConnectionClosed) and error.by == "local" and error.__cause__ is None
 
 
 def retry_after(error: BaseException | None, now: datetime | None = None) -> float | None:
@@ -146,7 +209,7 @@ def parse_retry_after(value: str, now: datetime | None = None) -> float | None:
         return min(float(text), MAX_RETRY_AFTER)
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+    except Exception:  # noqa: BLE001  (a peer's text meets a lenient parser: ValueError, OverflowError, …)
         return None
     if date.tzinfo is None:  # "-0000": in UTC, from an unknown place
         date = date.replace(tzinfo=UTC)

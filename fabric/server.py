@@ -6,29 +6,35 @@ Owns the listening sockets, the set of connections and the tasks of their handle
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import enum
+import functools
 import inspect
 import ipaddress
 import logging
 import re
 import resource
 import socket
+import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Any, Self
+from collections.abc import Awaitable, Callable, Container, Iterable
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import aiofastnet
-from multidict import istr
 
-from fabric._connection.base import BaseConnection, data_message
-from fabric._handshake.server import ServerHandshake
-from fabric._handshake.tls import TlsLoop
-from fabric._handshake.upgrade import finish_server, frame_limit
-from fabric._http.messages import Rejection, Request
+from fabric._connection.base import BaseConnection, check_close, data_message, is_end
+from fabric._connection.callbacks import check_callback, check_handler
+from fabric._connection.fork import stays_with_parent
+from fabric._handshake.rules import Rejection, switching_protocols, unavailable
+from fabric._handshake.server import PendingHandshakes, ServerHandshake, too_many_from_one_address
+from fabric._handshake.tls import TLS_BUFFERS, TlsLoop, tls_context
+from fabric._handshake.tls_listener import TlsListener, listen_tls
+from fabric._http.messages import Request, encode_headers
 from fabric.compression import HEADER as EXTENSIONS
 from fabric.compression import Agreement, answer_offers
-from fabric.config import ServerConfig
+from fabric.config import CompressionConfig, ServerConfig
 from fabric.error import (
     BufferFull,
     ConnectionClosed,
@@ -44,14 +50,16 @@ from fabric.message import Message
 from fabric.metrics import MetricsCollector
 from fabric.ratelimit import GlobalRateLimiter, connection_gate
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
-from fabric_ext.inbox import iterates_in_c
-from fabric_ext.sender import Shared
+from fabric_ext.broadcast import Shared
+from fabric_ext.http_head import RequestHead
+from fabric_ext.receive_queue import iterates_in_c
+
+if TYPE_CHECKING:
+    from fabric_ext.session import Session
 
 __all__ = ["ConnectedClient", "WebSocketServer"]
 
 logger = logging.getLogger("fabric.server")
-
-SUBPROTOCOL = istr("Sec-WebSocket-Protocol")  # looked up in each handshake: its case is folded once
 
 # Of the answer to an opening handshake, what is not the application's to write; and a 101 has no content.
 OWN_FIELDS = frozenset(
@@ -67,11 +75,21 @@ OWN_FIELDS = frozenset(
 )
 
 DEFAULT_SHUTDOWN_TIMEOUT = 10.0  # seconds
+LAST_MOMENT = 0.1  # seconds that what was aborted and cancelled has to end
 
-# Bytes of either TLS buffer of a connection: a record and some more. aiofastnet would take 263 KB each.
-TLS_BUFFERS = {"ssl_incoming_bio_size": 20 * 1024, "ssl_outgoing_bio_size": 20 * 1024}
 SPARE_DESCRIPTORS = 8  # file descriptors; with so few left, clients are about to be turned away
-RETRY_AFTER = "5"  # seconds, told to clients that find the server full or closing
+KNOWN_OFFERS = 64  # different Sec-WebSocket-Extensions whose answer is kept
+
+
+class Phase(enum.Enum):
+    """Where a server is in its life."""
+
+    NEW = "not started"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "shutting down"
+    STOPPED = "stopped"
+
 
 Handler = Callable[["ConnectedClient"], Awaitable[Any]]
 
@@ -110,37 +128,38 @@ class ConnectedClient(BaseConnection):
         """The request that opened this connection: path, query, headers."""
         return self._request
 
-    def _opened(self, request: Any, response: Any) -> None:
-        self._remote_addr = self.remote_addr  # a socket that was reset does not know it any more
+    @property
+    def state_data(self) -> dict[str, Any]:
+        """Of the application, for this connection; begins as what `process_request` put into `Request.state`."""
+        return self._request.state
+
+    def _opened(self) -> None:
+        self._local_addr = self.local_addr
         self._server._connected(self)
 
     def _handler_done(self, task: asyncio.Task[Any]) -> None:
         """The handler has returned or raised: close the connection if it has not."""
-        self._server._tasks.discard(task)
+        self._server._task_done(task)
         self._task = None
         code, reason = 1000, ""
         error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, ConnectionClosed):
+        if error is not None and (self._is_open or not is_end(error)):
             logger.error("the handler of connection %s raised", self.id, exc_info=error)
             code, reason = 1011, "internal error"
         if not self._is_open:
             return
         if self._outbox_size:
-            self._server._spawn(self.close(code, reason))
+            self._server._spawn(self.close(code, reason), self)
         else:
-            self._begin_closing(code, reason.encode())
+            self._begin_closing(code, reason)
 
-    def _release_transport(self) -> None:
-        self._local_addr = self.local_addr
-        super()._release_transport()
-
-    def _on_lost(self) -> None:
-        super()._on_lost()
+    def _on_lost(self, session: Session) -> None:
+        super()._on_lost(session)
         self._server._disconnected(self)
 
 
 class WebSocketServer:
-    """A WebSocket server.
+    """A WebSocket server. A child that is forked lets go of its sockets: they stay the parent's.
 
         async def handler(client):
             async for message in client:
@@ -171,18 +190,24 @@ class WebSocketServer:
         on_disconnect: Callable[[ConnectedClient], Any] | None = None,
         process_request: Callable[[Request], Any] | None = None,
     ) -> None:
+        if not isinstance(config, (str, ServerConfig)):
+            kind = type(config).__name__
+            raise TypeError(
+                f"the first argument is a ServerConfig or an address, not {kind}: WebSocketServer(config, handler)"
+            )
         self.config = ServerConfig(config) if isinstance(config, str) else config
         if handler is not None and on_message is not None:
             raise ValueError("give either handler or on_message: each message goes to one of them")
-        for name, function in (
-            ("handler", handler),
-            ("on_message", on_message),
-            ("on_connect", on_connect),
-            ("on_disconnect", on_disconnect),
-            ("process_request", process_request),
+        if handler is not None:
+            check_handler("handler", handler, ("client",), hint="; the path is client.request.path")
+        for name, function, arguments in (
+            ("on_message", on_message, ("client", "message")),
+            ("on_connect", on_connect, ("client",)),
+            ("on_disconnect", on_disconnect, ("client",)),
+            ("process_request", process_request, ("request",)),
         ):
-            if function is not None and not callable(function):
-                raise TypeError(f"{name} must be callable, not {type(function).__name__}")
+            if function is not None:
+                check_callback(name, function, arguments)
         self._is_callback = on_message is not None and not inspect.iscoroutinefunction(on_message)
         self._handler = handler
         if on_message is not None and not self._is_callback:
@@ -202,19 +227,22 @@ class WebSocketServer:
         self._by_id: dict[uuid.UUID, ConnectedClient] = {}
         self._per_ip: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._listener: asyncio.AbstractServer | None = None
-        self._shutting_down = False
+        self._listener: asyncio.AbstractServer | TlsListener | None = None
+        self._phase = Phase.NEW
+        self._changed = asyncio.Event()  # a connection or a task has ended
         self._is_short = False  # of file descriptors, and has said so
-        self._gone: asyncio.Event | None = None
-        # for ServerHandshake
-        self.pending: set[ServerHandshake] = set()
-        self.handshake_timeout = self.config.handshake_timeout
-        self.max_header_size = self.config.max_header_size
-        self.logger = logger
+        self._plenty = 0  # a file descriptor below this number means that there are many more
+        self._gone = asyncio.Event()  # shut down
+        self._handshakes: PendingHandshakes | None = None
+        self._response_fields = encode_headers(self.config.headers.items())  # of each 101
+        # Most clients make one of a few offers.
+        self._answer_offers = functools.lru_cache(KNOWN_OFFERS)(functools.partial(_answer, self.config.compression))
 
     @classmethod
-    def bind(cls, address: str, handler: Handler | None = None, **options: Any) -> Self:
+    def bind(cls, address: str, handler: Handler | None = None, *wrong: Any, **options: Any) -> Self:
         """A server for `address`, "host:port"; `options` are fields of `ServerConfig` or arguments of this class."""
+        if isinstance(handler, int) or wrong:
+            raise TypeError(f'the address is one argument: bind("{address}:{handler}", handler)')
         own = {"on_connect", "on_message", "on_disconnect", "process_request"}
         config = {name: value for name, value in options.items() if name not in own}
         rest = {name: value for name, value in options.items() if name in own}
@@ -229,47 +257,78 @@ class WebSocketServer:
             Io: the address is in use, or not ours.
             InvalidState: the server was started before.
         """
-        if self._listener is not None or self._shutting_down:
-            raise InvalidState("a server starts once; make a new one", state="started")
+        if self._phase is not Phase.NEW:
+            raise InvalidState("a server starts once; make a new one", state=self._phase.value)
+        self._phase = Phase.STARTING
         loop = self._loop = asyncio.get_running_loop()
+        self._handshakes = PendingHandshakes(
+            loop, self.config, logger, self._process_request, self._upgrade, self._check_descriptor
+        )
+        try:
+            listener = await self._listen(loop)
+        except BaseException as error:
+            if self._phase is Phase.STARTING:
+                self._phase = Phase.NEW
+            if isinstance(error, OSError):
+                why = error.strerror or error
+                raise Io(f"cannot listen on {self.config.bind}: {why}", errno=error.errno) from error
+            raise
+        if self._phase is not Phase.STARTING:
+            listener.close()
+            self._handshakes.close(unavailable("the server is shutting down"))
+            raise InvalidState("the server was shut down while it started", state=self._phase.value)
         if self.config.heartbeat.enabled:
             self._heartbeat = HeartbeatManager(self.config.heartbeat, loop)
-        try:
-            self._listener = await self._listen(loop)
-        except OSError as error:
-            raise Io(f"cannot listen on {self.config.bind}: {error.strerror or error}", errno=error.errno) from error
-        self._gone = asyncio.Event()
+        self._listener = listener
+        stays_with_parent(self)
+        self._phase = Phase.RUNNING
         logger.info("listening on %s", ", ".join(str(socket.getsockname()) for socket in self.sockets))
 
-    async def _listen(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractServer:
+    async def _listen(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractServer | TlsListener:
         """The loop's own transports for plain connections; aiofastnet's for TLS, where they are faster."""
-        config = self.config
+        assert self._handshakes is not None
+        config, handshakes = self.config, self._handshakes
         tls_loop: Any = TlsLoop(loop)
         options: dict[str, Any] = {"backlog": config.backlog}
         if config.ssl is not None:
-            options |= {"ssl": config.ssl, "ssl_handshake_timeout": config.handshake_timeout} | TLS_BUFFERS
+            options["tls"] = {
+                "ssl": tls_context(config.ssl),
+                "ssl_handshake_timeout": config.handshake_timeout,
+            } | TLS_BUFFERS
         if config.unix_path is not None:
             if config.ssl is not None:
-                return await aiofastnet.create_unix_server(tls_loop, self._accept, config.unix_path, **options)
-            return await loop.create_unix_server(self._accept, config.unix_path, **options)
+                create_unix = aiofastnet.create_unix_server
+                return await listen_tls(create_unix, tls_loop, handshakes, config.unix_path, **options)
+            return await loop.create_unix_server(handshakes.accept, config.unix_path, **options)
         # uvloop would look even an address up in threads, which then stay: system calls of a process that has several
         # cost more.
-        if config.host and (bound := _bound(config.host, config.port, reuse_port=config.reuse_port)) is not None:
-            options["sock"] = bound
-        else:
-            options |= {"host": config.host, "port": config.port, "reuse_port": config.reuse_port or None}
+        create: Callable[..., Awaitable[asyncio.AbstractServer | TlsListener]]
         if config.ssl is not None:
-            return await aiofastnet.create_server(tls_loop, self._accept, **options)
-        return await loop.create_server(self._accept, **options)
+            create = functools.partial(listen_tls, aiofastnet.create_server, tls_loop, handshakes)
+        else:
+            create = functools.partial(loop.create_server, handshakes.accept)
+        if config.host and (bound := _bound(config.host, config.port, reuse_port=config.reuse_port)) is not None:
+            return await create(sock=bound, **options)
+        options |= {"host": config.host, "reuse_port": config.reuse_port or None}
+        attempts = 1 if config.port else 10  # another process may be faster at a port that was free
+        while True:
+            attempts -= 1
+            try:
+                return await create(port=config.port or _free_port(), **options)
+            except OSError:
+                if not attempts:
+                    raise
 
-    def _accept(self) -> ServerHandshake:
-        return ServerHandshake(self)
+    def _descriptors(self) -> list[int]:
+        """The file descriptors of its sockets, those that listen and those of connections."""
+        handshakes = [] if self._handshakes is None else self._handshakes.sockets()
+        mine = [sock.fileno() for sock in (*self.sockets, *handshakes) if sock is not None]
+        return mine + [number for client in self._clients for number in client._descriptors()]
 
     async def serve_forever(self) -> None:
         """Serve until cancelled or shut down; starts the server when that has not been done."""
-        if self._listener is None:
+        if self._phase is Phase.NEW:
             await self.start()
-        assert self._gone is not None
         try:
             await self._gone.wait()
         except asyncio.CancelledError:
@@ -277,50 +336,79 @@ class WebSocketServer:
             raise
 
     async def __aenter__(self) -> Self:
-        if self._listener is None:
+        if self._phase is Phase.NEW:
             await self.start()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         await self.shutdown()
 
-    async def shutdown(self, timeout: float = DEFAULT_SHUTDOWN_TIMEOUT) -> None:
-        """Stop: refuse what comes (503), deliver what was sent, close each connection with 1001, then abort.
+    def __enter__(self) -> NoReturn:
+        raise TypeError("write `async with` instead of `with`")
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def stop_accepting(self) -> None:
+        """Take no new connections; those that are open stay. Before a `shutdown`, for a load balancer to notice."""
+        if self._listener is not None and not self._loop.is_closed():
+            self._listener.close()
+
+    async def shutdown(self, timeout: float = DEFAULT_SHUTDOWN_TIMEOUT, *, code: int = 1001) -> None:
+        """Stop: refuse what comes (503), deliver what was sent, close each connection, then abort.
 
         Args:
-            timeout: seconds until what is still open is aborted and handlers that still run are cancelled.
+            timeout: seconds until what is still open is aborted and handlers that still run are cancelled; those that
+                do not end at once then are left behind, and logged.
+            code: the close code for the clients: 1001 (going away), or 1012 (service restart), say.
         """
-        if self._listener is None or self._gone is None:
-            self._shutting_down = True
-            return
-        if self._shutting_down:
+        check_close(code, "")
+        if self._phase is Phase.STOPPING:
             await self._gone.wait()
+        if self._phase is not Phase.RUNNING:
+            self._phase = Phase.STOPPED
+            self._gone.set()
             return
-        self._shutting_down = True
-        self._listener.close()
-        for acceptance in list(self.pending):
-            acceptance.answer(_unavailable("the server is shutting down").response)
-        for client in list(self._clients):
-            if client._outbox_size:
-                self._spawn(client.close(1001, "server shutdown"))
-            elif client.is_connected:
-                client._begin_closing(1001, b"server shutdown")
+        self._phase = Phase.STOPPING
         try:
-            async with asyncio.timeout(timeout):
-                await self._all_gone()
-        except TimeoutError:
-            logger.warning("shutdown: %d connections aborted after %g seconds", len(self._clients), timeout)
+            self.stop_accepting()
+            assert self._handshakes is not None
+            self._handshakes.close(unavailable("the server is shutting down"))
+            for client in list(self._clients):
+                self._survive(self._say_goodbye, client, code)
+            await self._all_gone(timeout)
+            if self._clients or self._other_tasks():
+                logger.warning(
+                    "shutdown: %d connections aborted, %d handlers cancelled after %g seconds",
+                    len(self._clients),
+                    len(self._other_tasks()),
+                    timeout,
+                )
         finally:
             await self._abort_rest()
+            self._phase = Phase.STOPPED
             self._gone.set()
         logger.info("stopped")
 
-    async def _all_gone(self) -> None:
-        while self._clients or self._other_tasks():
-            waiting: list[Awaitable[Any]] = [client.wait_closed() for client in self._clients]
-            waiting += [asyncio.shield(task) for task in self._other_tasks()]
-            await asyncio.gather(*waiting, return_exceptions=True)
-            await asyncio.sleep(0)  # gather of what is done already does not let its callbacks run
+    def _survive(self, function: Callable[..., Any], *args: Any) -> None:
+        """Whatever one connection does, the others are seen to."""
+        try:
+            function(*args)
+        except Exception as error:
+            logger.error("shutdown: %s raised", function, exc_info=error)
+
+    def _say_goodbye(self, client: ConnectedClient, code: int) -> None:
+        if client._outbox_size:
+            self._spawn(client.close(code, "server shutdown"), client)
+        else:
+            client._begin_closing(code, "server shutdown")
+
+    async def _all_gone(self, timeout: float) -> None:
+        """Wait until no connection and no handler is left, for `timeout` seconds at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self._clients or self._other_tasks():
+                    self._changed.clear()
+                    await self._changed.wait()
 
     def _other_tasks(self) -> set[asyncio.Task[Any]]:
         """All but the one that is in shutdown(), which may be a handler's."""
@@ -328,29 +416,32 @@ class WebSocketServer:
 
     async def _abort_rest(self) -> None:
         for client in list(self._clients):
-            client._abort()
-        tasks = self._other_tasks()
-        for task in tasks:
+            self._survive(client._abort)
+        for task in self._other_tasks():
             task.cancel()
         if self._heartbeat is not None:
             self._heartbeat.stop()
-        await asyncio.gather(*(client.wait_closed() for client in list(self._clients)))
-        if tasks:
-            await asyncio.wait(tasks)
+        await self._all_gone(LAST_MOMENT)
+        for task in self._other_tasks():
+            logger.warning("shutdown: %r goes on although it was cancelled", task)
         assert self._listener is not None
-        await self._listener.wait_closed()
+        if self._loop.is_closed():
+            return
+        closed = asyncio.ensure_future(self._listener.wait_closed())
+        await asyncio.wait([closed], timeout=LAST_MOMENT)
+        closed.cancel()
 
     # -- what it is
 
     @property
     def is_running(self) -> bool:
         """Are connections accepted?"""
-        return self._listener is not None and not self._shutting_down
+        return self._phase is Phase.RUNNING
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
         """The listening sockets."""
-        return tuple(self._listener.sockets) if self._listener is not None else ()  # type: ignore[attr-defined]
+        return tuple(self._listener.sockets) if self._listener is not None else ()  # type: ignore[union-attr]
 
     @property
     def port(self) -> int:
@@ -390,87 +481,64 @@ class WebSocketServer:
         state = "running" if self.is_running else "stopped"
         return f"<WebSocketServer {self.config.bind} {state}, {self.connection_count} connections>"
 
-    # -- the opening handshake, called by ServerHandshake
+    # -- the opening handshake, called by PendingHandshakes
 
-    def accepted(self, descriptor: int) -> None:
-        """Say when file descriptors run out: uvloop would turn clients away in silence."""
+    def _check_descriptor(self, descriptor: int) -> None:
+        """Say when file descriptors run out: uvloop would turn clients away in silence. A new one is the lowest."""
+        if descriptor < self._plenty and not self._is_short:
+            return
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # A new one is the lowest that was free.
-        if limit == resource.RLIM_INFINITY or descriptor < limit - 4 * SPARE_DESCRIPTORS:
+        self._plenty = sys.maxsize if limit == resource.RLIM_INFINITY else limit - 4 * SPARE_DESCRIPTORS
+        if descriptor < self._plenty:
             self._is_short = False
         elif descriptor >= limit - SPARE_DESCRIPTORS and not self._is_short:
             self._is_short = True
+            pending = 0 if self._handshakes is None else len(self._handshakes)
             logger.error(
                 "file descriptors run short: %d connections, and hardly one of %d left; then clients are turned away",
-                len(self._clients) + len(self.pending),
+                len(self._clients) + pending,
                 limit,
             )
 
-    def process_request(self, request: Request) -> Any:
-        """The application's answer to a plain HTTP request, None, or an awaitable of either."""
-        return None if self._process_request is None else self._process_request(request)
-
-    def upgrade(
-        self,
-        acceptance: ServerHandshake,
-        request: Request,
-        headers: HeaderMap,
-        key: str,
-        rest: bytes,
-        more: HeaderMap | None,
-    ) -> None:
+    def _upgrade(self, handshake: ServerHandshake, head: RequestHead, rest: bytes, more: HeaderMap | None) -> None:
         """Make a connection of a valid opening handshake, or raise Rejection; `more` goes into the answer."""
-        ip = self._check_capacity(acceptance)
-        self._check_origin(headers)
-        self._check_required(headers)
-        answer = list(self.config.headers.items())
+        self._check_capacity(handshake)
+        self._check_origin(head)
+        self._check_required(head)
+        fields = self._response_fields
         chosen = None
         if more is not None:
-            chosen = more.get(SUBPROTOCOL)
-            answer += ((name, value) for name, value in more.items() if name.lower() not in OWN_FIELDS)
-        subprotocol = self._select_subprotocol(headers, chosen)
-        if subprotocol is not None:
-            answer.append((SUBPROTOCOL, subprotocol))
-        agreement = self._agree_on_compression(headers)
-        if agreement is not None:
-            answer.append((EXTENSIONS, str(agreement)))
-        client = ConnectedClient(self, request, ip)
+            chosen = more.get("Sec-WebSocket-Protocol")
+            fields += encode_headers((name, value) for name, value in more.items() if name.lower() not in OWN_FIELDS)
+        subprotocol = self._select_subprotocol(head, chosen)
+        agreement, extensions = self._answer_offers(*head.get_all(EXTENSIONS))
+        answer = switching_protocols(head.key, fields, subprotocol, extensions)
+        client = ConnectedClient(self, handshake.request, handshake.ip)
         client._subprotocol = subprotocol
+        client._remote_addr = handshake.remote_addr
         gate = connection_gate(self.config.rate_limit, self._global_limit)
-        if gate is not None:
-            client._limit_rate(gate, *self._on_exceed)
-        if agreement is not None:
-            client._set_codec(agreement.codec(self.config.compression, "server"))
-        link = client._new_link()
-        transport = acceptance.take_transport()
-        limit = frame_limit(self.config.max_message_size, compressed=agreement is not None)
+        codec = None if agreement is None else agreement.codec(self.config.compression, "server")
+        transport = handshake.take_transport()
         try:
-            finish_server(transport, link, key, answer, rest, limit)
+            transport.write(answer)
+            client._open_session(transport, codec, gate, self._on_exceed, rest)
         except BaseException:
-            transport.abort()  # nobody else knows of it any more
+            transport.abort()
             raise
-        self._metrics.record_handshake(time.perf_counter() - acceptance.began)
+        self._metrics.record_handshake(time.perf_counter() - handshake.began)
 
-    def _check_capacity(self, acceptance: ServerHandshake) -> str | None:
-        if self._shutting_down:
-            raise _unavailable("the server is shutting down")
+    def _check_capacity(self, handshake: ServerHandshake) -> None:
         if len(self._clients) >= self.config.max_connections:
-            raise _unavailable(f"the server has its {self.config.max_connections} connections")
-        if not self.config.max_connections_per_ip or self.config.unix_path:
-            return None
-        assert acceptance.transport is not None
-        ip = str(acceptance.transport.get_extra_info("peername")[0])
-        if self._per_ip[ip] >= self.config.max_connections_per_ip:
-            limit = self.config.max_connections_per_ip
-            raise Rejection(429, f"{limit} connections from one address are the limit", [("Retry-After", RETRY_AFTER)])
-        return ip
+            raise unavailable(f"the server has its {self.config.max_connections} connections")
+        if handshake.ip is not None and self._per_ip[handshake.ip] >= self.config.max_connections_per_ip:
+            raise too_many_from_one_address(self.config.max_connections_per_ip)
 
-    def _check_origin(self, headers: HeaderMap) -> None:
+    def _check_origin(self, head: RequestHead) -> None:
         """RFC 6455 §10.2: browsers say which site's script connects."""
         allowed = self.config.origins
         if allowed is None:
             return
-        origins = headers.getall("Origin", [])
+        origins = head.get_all("Origin")
         if len(origins) > 1:
             raise Rejection(403, "more than one Origin header")
         origin = origins[0] if origins else None
@@ -482,15 +550,15 @@ class WebSocketServer:
                 return
         raise Rejection(403, "this origin is not allowed")
 
-    def _check_required(self, headers: HeaderMap) -> None:
+    def _check_required(self, head: RequestHead) -> None:
         for name in self.config.required_headers:
-            if name not in headers:
+            if not head.has(name):
                 if name.lower() == "authorization":
                     raise Rejection(401, "authorization is required", [("WWW-Authenticate", "Bearer")])
                 raise Rejection(400, f"the {name} header is required")
 
-    def _select_subprotocol(self, headers: HeaderMap, chosen: str | None) -> str | None:
-        lines = headers.getall(SUBPROTOCOL, ())
+    def _select_subprotocol(self, head: RequestHead, chosen: str | None) -> str | None:
+        lines = head.get_all("Sec-WebSocket-Protocol")
         if not lines and chosen is None and not self._negotiator.required:
             return None
         try:
@@ -505,12 +573,6 @@ class WebSocketServer:
         except Error as error:
             raise Rejection(400, f"malformed Sec-WebSocket-Protocol: {error}") from None
 
-    def _agree_on_compression(self, headers: HeaderMap) -> Agreement | None:
-        try:
-            return answer_offers(headers.getall(EXTENSIONS, ()), self.config.compression)
-        except InvalidHeader as error:
-            raise Rejection(400, str(error)) from None
-
     # -- connections come and go, called by ConnectedClient
 
     def _connected(self, client: ConnectedClient) -> None:
@@ -522,13 +584,18 @@ class WebSocketServer:
         if self._on_connect is not None:
             self._call(self._on_connect, client)
         if self._handler is not None:
-            task = client._task = asyncio.ensure_future(self._handler(client), loop=self._loop)
+            running = self._handler(client)
+            if not inspect.isawaitable(running):
+                what = f"the handler returned {running!r}, which cannot be awaited: write it as `async def`"
+                raise TypeError(what)
+            task = client._task = asyncio.ensure_future(running, loop=self._loop)
             assert task is not None
             self._tasks.add(task)
             task.add_done_callback(client._handler_done)
 
     def _disconnected(self, client: ConnectedClient) -> None:
         self._clients.pop(client, None)
+        self._changed.set()
         if client._id is not None:
             self._by_id.pop(client._id, None)
         if client._ip is not None:
@@ -536,7 +603,7 @@ class WebSocketServer:
             if not self._per_ip[client._ip]:
                 del self._per_ip[client._ip]
         self._metrics.record_disconnection()
-        if self._on_disconnect is not None:
+        if self._on_disconnect is not None and not client._is_loop_closed:
             self._call(self._on_disconnect, client)
 
     def _call(self, function: Callable[[ConnectedClient], Any], client: ConnectedClient) -> None:
@@ -547,18 +614,23 @@ class WebSocketServer:
             logger.error("%s raised for connection %s", function, client.id, exc_info=error)
             return
         if inspect.isawaitable(result):
-            self._spawn(result)
+            self._spawn(result, client)
 
-    def _spawn(self, awaitable: Awaitable[Any]) -> None:
-        """Run something whose end only shutdown() waits for."""
+    def _spawn(self, awaitable: Awaitable[Any], client: ConnectedClient) -> None:
+        """Run something for `client` whose end only shutdown() waits for."""
         task: asyncio.Task[Any] = asyncio.ensure_future(awaitable)
         self._tasks.add(task)
-        task.add_done_callback(self._spawned_done)
+        task.add_done_callback(functools.partial(self._spawned_done, client))
 
-    def _spawned_done(self, task: asyncio.Task[Any]) -> None:
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("a callback raised", exc_info=task.exception())
+        self._changed.set()
+
+    def _spawned_done(self, client: ConnectedClient, task: asyncio.Task[Any]) -> None:
+        self._task_done(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and (client._is_open or not is_end(error)):
+            logger.error("a callback of connection %s raised", client.id, exc_info=error)
 
     async def _handle_messages(self, client: ConnectedClient) -> None:
         assert self._on_message is not None
@@ -568,7 +640,12 @@ class WebSocketServer:
     # -- broadcast
 
     async def broadcast(
-        self, message: str | bytes | bytearray | memoryview | Message, *, compress: bool | None = None
+        self,
+        message: str | bytes | bytearray | memoryview | Message,
+        *,
+        to: Iterable[ConnectedClient] | None = None,
+        exclude: ConnectedClient | Container[ConnectedClient] | None = None,
+        compress: bool | None = None,
     ) -> int:
         """Send a message to every connection; return how many it was written to or is kept for.
 
@@ -576,11 +653,17 @@ class WebSocketServer:
         full is treated as `config.slow_peer` says, and never delays the others.
 
         Args:
+            to: only these connections; by default all.
+            exclude: one connection, or several, that do not get it: the one it came from, say.
             compress: as in `send`.
         """
+        peers = list(self._clients if to is None else to)
+        if exclude is not None:
+            left_out = (exclude,) if isinstance(exclude, ConnectedClient) else exclude
+            peers = [peer for peer in peers if peer not in left_out]
         data = data_message(message)
         shared = Shared(data, compress, self.config.fragment_size or 0)
-        reached, later = shared.send_to(list(self._clients))
+        reached, later = shared.send_to(peers)
         waiting = []
         for client in later:
             try:
@@ -588,19 +671,31 @@ class WebSocketServer:
                 reached += 1
             except BufferFull:
                 if self.config.slow_peer == "wait":
-                    waiting.append(client.send(data, compress=compress))
+                    waiting.append(self._send_to_slow(client, data, compress))
                     continue
                 self._metrics.record_slow_peer_drop()
                 if self.config.slow_peer == "close":
-                    client._begin_closing(1008, b"too slow")
+                    client._begin_closing(1008, "too slow")
             except (ConnectionClosed, InvalidState):
                 pass
         if waiting:
-            results = await asyncio.gather(*waiting, return_exceptions=True)
-            sent = sum(result is None for result in results)
-            self._metrics.record_slow_peer_drop(len(results) - sent)
+            sent = sum(await asyncio.gather(*waiting))
+            self._metrics.record_slow_peer_drop(len(waiting) - sent)
             reached += sent
         return reached
+
+    async def _send_to_slow(self, client: ConnectedClient, message: Message, compress: bool | None) -> bool:
+        """Wait as long as the peer takes bytes; one that takes none for `close_timeout` is cut off. Is it kept?"""
+        sending = asyncio.ensure_future(client.send(message, compress=compress))
+        try:
+            left = client._left_to_send()
+            while not (await asyncio.wait([sending], timeout=self.config.close_timeout))[0]:
+                before, left = left, client._left_to_send()
+                if left >= before:
+                    client._cut_off()
+            return sending.exception() is None
+        finally:
+            sending.cancel()
 
     async def broadcast_text(self, text: str, *, compress: bool | None = None) -> int:
         """Send a text message to every connection; see `broadcast`."""
@@ -622,8 +717,25 @@ def _bound(host: str, port: int, *, reuse_port: bool) -> socket.socket | None:
     except ValueError:
         return None
     family = socket.AF_INET6 if version == 6 else socket.AF_INET
-    return socket.create_server((host, port), family=family, reuse_port=reuse_port)
+    bound = socket.create_server((host, port), family=family, reuse_port=reuse_port)
+    # Accepted sockets inherit it. Its protocol number is 0, and the event loops set the option only where it is TCP's.
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return bound
 
 
-def _unavailable(why: str) -> Rejection:
-    return Rejection(503, why, [("Retry-After", RETRY_AFTER)])
+def _free_port() -> int:
+    """A port that is free on every address: the event loops would choose one for each address that they listen on."""
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    with socket.create_server(("", 0), family=family, dualstack_ipv6=dual) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _answer(config: CompressionConfig, *offers: str) -> tuple[Agreement | None, str | None]:
+    """What is agreed on with a client that sends `offers`, its Sec-WebSocket-Extensions, and the answer to them."""
+    try:
+        agreement = answer_offers(offers, config)
+    except InvalidHeader as error:
+        raise Rejection(400, str(error)) from None
+    return agreement, None if agreement is None else str(agreement)

@@ -2,31 +2,18 @@ from libc.stdint cimport int64_t
 
 cdef extern from *:
     """
-    #include <stdint.h>
-    #include <time.h>
-
     typedef __int128 fabric_int128;
-
-    #if defined(CLOCK_UPTIME_RAW)   /* macOS: the clock behind time.monotonic() */
-    #define FABRIC_CLOCK CLOCK_UPTIME_RAW
-    #else
-    #define FABRIC_CLOCK CLOCK_MONOTONIC
-    #endif
-
-    static inline int64_t fabric_monotonic_ns(void) {
-        struct timespec now;
-        clock_gettime(FABRIC_CLOCK, &now);
-        return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-    }
     """
-    # time.monotonic_ns() without Python, about 20 ns.
-    int64_t monotonic_ns "fabric_monotonic_ns"() noexcept nogil
     # Declared as the widest integer Cython knows, so that mixed expressions keep this type; C sees 128 bits.
     ctypedef long long int128 "fabric_int128"
 
 cdef enum:
     # What wait_ns() and admit() answer when no waiting helps: more is asked for than the burst holds.
     WAIT_NEVER = -1
+
+cpdef enum:
+    # In place of a message's size, to a RateGate: an operation that is no message.
+    NO_MESSAGE = -1
 
 
 cdef class TokenBucket:
@@ -57,15 +44,9 @@ cdef class RateGate:
     cpdef int64_t own_wait_ns(self, int64_t size, int64_t now) noexcept
     cpdef int64_t wait_ns(self, int64_t size, int64_t now) noexcept
     cpdef int64_t admit(self, int64_t size, int64_t now) noexcept
-    cpdef int64_t own_operations_wait_ns(self, int64_t n, int64_t now) noexcept
-    cpdef int64_t operations_wait_ns(self, int64_t n, int64_t now) noexcept
-    cpdef int64_t admit_operations(self, int64_t n, int64_t now) noexcept
-    cpdef int64_t reserve_operations(self, int64_t n, int64_t now) noexcept
-    cpdef int64_t reserve_bytes(self, int64_t size, int64_t now) noexcept
     cpdef int64_t reserve(self, int64_t size, int64_t now) noexcept
-    cpdef void give_back(self, int64_t size) noexcept
+    cpdef int64_t reserve_bytes(self, int64_t size, int64_t now) noexcept
     cdef void spend(self, int64_t size, int64_t now) noexcept
-    cdef void spend_operations(self, int64_t n, int64_t now) noexcept
 
 
 cdef class RateLimitStatus:

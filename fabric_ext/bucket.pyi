@@ -7,6 +7,9 @@ from typing_extensions import disjoint_base
 NEVER: Final[int]
 """What a wait is when no waiting helps: more is asked for than the burst holds. It is -1."""
 
+NO_MESSAGE: Final[int]
+"""What a RateGate is asked for in place of a message's size: an operation that is no message. It is -1."""
+
 @final
 class TokenBucket:
     """A bucket of `burst` tokens that refills at `rate_per_second`; it starts full.
@@ -61,9 +64,10 @@ class TokenBucket:
 class RateGate:
     """The limits of one connection: up to three buckets, asked together.
 
-    A message takes one token of `messages`, its size of `bytes` and, like anything else that a peer asks for, one of
-    `operations`; if one of them refuses, none is taken from. `shared` is another gate that must agree as well,
-    such as a server's global limit. Whatever is None does not limit.
+    A message takes one token of `messages`, its size of `bytes` and one of `operations`; if one of them refuses, none
+    is taken from. Anything else that a peer asks for, such as a ping, takes one of `operations` only: in place of the
+    size it is NO_MESSAGE. `shared` is another gate that must agree as well, such as a server's global limit. Whatever
+    is None does not limit.
     """
 
     def __new__(
@@ -96,23 +100,8 @@ class RateGate:
         NEVER, and nothing taken, as TokenBucket.reserve.
         """
 
-    def own_operations_wait_ns(self, n: int, now: int) -> int:
-        """As operations_wait_ns, without the shared gate."""
-
-    def operations_wait_ns(self, n: int, now: int) -> int:
-        """As wait_ns, for `n` operations that are no messages."""
-
-    def admit_operations(self, n: int, now: int) -> int:
-        """As admit, for `n` operations that are no messages."""
-
-    def reserve_operations(self, n: int, now: int) -> int:
-        """As reserve, for `n` operations that are no messages."""
-
     def reserve_bytes(self, size: int, now: int) -> int:
         """Take `size` bytes of a message that has passed, into debt if need be; return nanoseconds to wait for them."""
-
-    def give_back(self, size: int) -> None:
-        """Return the tokens of one admitted or reserved message of `size` bytes that was not used."""
 
 @final
 class RateLimitStatus:

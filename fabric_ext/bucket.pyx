@@ -1,5 +1,3 @@
-# cython: auto_pickle=False
-# A copy would make every token exist twice.
 """Token buckets that never drift: integers only, and the time is an argument.
 
 Owns: how many tokens there are at a given nanosecond, and how long until there are enough. Never reads a
@@ -17,6 +15,8 @@ A clock that goes back is harmless: the bucket then looks emptier than it is, ne
 """
 
 cimport cython
+
+from fabric_ext.clock cimport monotonic_ns
 
 import math
 import time
@@ -158,10 +158,11 @@ cdef class RateGate:
 
     cpdef int64_t own_wait_ns(self, int64_t size, int64_t now) noexcept:
         cdef int64_t wait = 0
-        if self.messages is not None:
-            wait = self.messages.wait_ns(1, now)
-        if self.bytes is not None:
-            wait = longer(wait, self.bytes.wait_ns(size, now))
+        if size != NO_MESSAGE:
+            if self.messages is not None:
+                wait = self.messages.wait_ns(1, now)
+            if self.bytes is not None:
+                wait = longer(wait, self.bytes.wait_ns(size, now))
         if self.operations is not None:
             wait = longer(wait, self.operations.wait_ns(1, now))
         return wait
@@ -184,27 +185,6 @@ cdef class RateGate:
             self.spend(size, now)
         return wait
 
-    cpdef int64_t own_operations_wait_ns(self, int64_t n, int64_t now) noexcept:
-        return 0 if self.operations is None else self.operations.wait_ns(n, now)
-
-    cpdef int64_t operations_wait_ns(self, int64_t n, int64_t now) noexcept:
-        cdef int64_t wait = self.own_operations_wait_ns(n, now)
-        return wait if self.shared is None else longer(wait, self.shared.operations_wait_ns(n, now))
-
-    cpdef int64_t admit_operations(self, int64_t n, int64_t now) noexcept:
-        cdef int64_t wait = self.operations_wait_ns(n, now)
-        if wait == 0:
-            self.spend_operations(n, now)
-        return wait
-
-    cpdef int64_t reserve_operations(self, int64_t n, int64_t now) noexcept:
-        cdef int64_t wait = self.operations_wait_ns(n, now)
-        if wait == LONGEST_WAIT:
-            return WAIT_NEVER
-        if wait != WAIT_NEVER:
-            self.spend_operations(n, now)
-        return wait
-
     cpdef int64_t reserve_bytes(self, int64_t size, int64_t now) noexcept:
         cdef int64_t wait = 0
         if self.bytes is not None:
@@ -212,31 +192,16 @@ cdef class RateGate:
             self.bytes.spend(size, now)
         return wait if self.shared is None else longer(wait, self.shared.reserve_bytes(size, now))
 
-    cpdef void give_back(self, int64_t size) noexcept:
-        if self.messages is not None:
-            self.messages.give_back(1)
-        if self.bytes is not None:
-            self.bytes.give_back(size)
-        if self.operations is not None:
-            self.operations.give_back(1)
-        if self.shared is not None:
-            self.shared.give_back(size)
-
     cdef void spend(self, int64_t size, int64_t now) noexcept:
-        if self.messages is not None:
-            self.messages.spend(1, now)
-        if self.bytes is not None:
-            self.bytes.spend(size, now)
+        if size != NO_MESSAGE:
+            if self.messages is not None:
+                self.messages.spend(1, now)
+            if self.bytes is not None:
+                self.bytes.spend(size, now)
         if self.operations is not None:
             self.operations.spend(1, now)
         if self.shared is not None:
             self.shared.spend(size, now)
-
-    cdef void spend_operations(self, int64_t n, int64_t now) noexcept:
-        if self.operations is not None:
-            self.operations.spend(n, now)
-        if self.shared is not None:
-            self.shared.spend_operations(n, now)
 
 
 cdef object KINDS = ("MESSAGES", "BYTES", "OPERATIONS")
@@ -343,4 +308,5 @@ cdef class Limiter:
 
     def _wait_in_line(self, int type, int64_t n):
         """`n` more tokens are waited for; less, if `n` is negative."""
+        self.bucket_of(type)
         self._ahead[type] += n

@@ -1,105 +1,58 @@
 from cython cimport final
-from libc.stdint cimport int64_t
-from picows.picows cimport WSFrame, WSListener, WSTransport
 
-from fabric_ext.bucket cimport RateGate
 from fabric_ext.message cimport Message
-from fabric_ext.outlet cimport Hub
-from fabric_ext.reassembly cimport Assembler
 from fabric_ext.ring cimport Ring
-from fabric_ext.sender cimport Sender
+from fabric_ext.session cimport Part, Session, SessionUser
 
 
-cdef class Link(WSListener):
-    cdef Connection _connection  # None once another transport has taken over, or this one is gone
-    cdef Hub _hub
-    cdef public object transport # asyncio's, under picows'; set before picows takes it over
+cdef class Connection(SessionUser):
+    # what a broadcast looks at, side by side
+    cdef int _state              # protocol.State
+    cdef bint _sendable          # OPEN, and nothing waits to be sent before a new message
+    cdef Session _session        # None while there is no transport
 
+    # messages accepted and not yet written, because the transport is blocked or away
+    cdef Ring _outbox
+    cdef readonly Py_ssize_t _outbox_bytes
+    cdef int _waiting            # senders that wait for room in it
+    cdef public object _backpressure   # told of each message that leaves the outbox; None until needed
+    cdef Py_ssize_t _taken_back  # how many stand at its front that counted as sent, since the transport is lost
 
-cdef class Connection(Sender):
-    cdef Link _link
-    cdef WSTransport _transport  # None while there is none
-    cdef bint _deaf              # failed or closed: frames are read and thrown away until the transport ends
-    cdef bint _discarding        # closing, and the queue is full: messages are thrown away
-    cdef public bint _inbound_seen     # something arrived since the heartbeat last looked
-    cdef int _read_pauses        # Pause bits: why the socket is not being read
-
-    # limits and policies, set by _configure
-    cdef Py_ssize_t _queue_limit       # messages received and not taken before reading stops
+    # messages received and not yet taken
+    cdef Py_ssize_t _queue_limit       # before reading stops
     cdef Py_ssize_t _queue_byte_limit
     cdef Py_ssize_t _queued_bytes
-    cdef bint _gathering         # more frames of this read follow: what came before them may wait for them
-    cdef Py_ssize_t _gather_limit      # messages that wait for each other at most
-    cdef Py_ssize_t _gather_byte_limit
-    cdef readonly Py_ssize_t _max_message_size
-    cdef Py_ssize_t _max_fragments
-    cdef public double _close_timeout
+    cdef Py_ssize_t _batch_limit       # messages for which a waiting task is resumed once
+    cdef Py_ssize_t _batch_byte_limit
+    cdef bint _dropping          # closing, and the queue is full: messages are thrown away
     cdef object _on_message
-    cdef RateGate _gate          # None: no inbound rate limit
-    cdef int _gate_action        # GateAction, for the connection's own limit
-    cdef int _shared_action      # the same, for the limit that it shares
-    cdef Ring _held              # inbound messages that the rate limit makes wait; None until needed
 
-    # the message being received
-    cdef Assembler _assembler    # None until a fragmented message comes
-    cdef bint _inflating         # the message being received is compressed
-    cdef int _stream             # StreamMode
-    cdef bint _streaming         # somebody receives parts, and has not given up
+    cdef bint _streaming         # a task receives parts, and has not given up
+    cdef bint _wants_parts       # the first message of the next session is to be delivered in parts
     cdef int _stream_number      # of the latest stream
-    cdef int _stream_kind        # opcode of the message being streamed; 0 between messages
-    cdef Py_ssize_t _streamed    # its bytes so far
-    cdef Py_ssize_t _stream_frames
-    cdef object _stream_decoder
-
-    cdef bytes _pong_due         # the newest ping's payload while its pong cannot be written
-
-    # closing
-    cdef public int _sent_code         # of the close frame we sent; 0: none
-    cdef public int _received_code     # of the close frame received; 0: none, 1005: it had no body
-    cdef public str _close_text        # the reason that goes with the code that counts
-    cdef readonly Py_ssize_t _oversize # bytes that the message refused with 1009 has, or has at least
-    cdef public object _failure        # the exception for which we failed the connection
-    cdef object _timer           # aborts a transport that does not end
-
-    # of this object's life, over all its transports
-    cdef readonly long long messages_received
-    cdef readonly long long bytes_received
-
-    cdef int on_connected(self, Link link, WSTransport transport) except -1
-    @final
-    cdef int on_frame(self, WSFrame frame) except -1
-    cdef int on_fault(self, int code, str reason) except -1
-    cdef int on_disconnected(self, WSTransport transport) except -1
-    cdef int on_blocked(self, bint blocked) except -1
 
     @final
-    cdef int _receive(self, WSFrame frame) except -1
+    cdef inline bint write_object(self, object message, object compress) except -1
     @final
-    cdef int _receive_data(self, int opcode, bint fin, const char* p, Py_ssize_t n, bytes owner) except -1
-    cdef Py_ssize_t _room(self) noexcept
+    cdef inline int enqueue(self, object item, Py_ssize_t n) except -1
     @final
-    cdef void _count_received(self, Py_ssize_t n) noexcept
-    cdef int _receive_stream(self, int opcode, bint fin, const char* p, Py_ssize_t n) except -1
-    cdef void _end_skip(self) noexcept
-    cdef int _give_up_stream(self) except -1
-    cdef int _receive_control(self, int opcode, const char* p, Py_ssize_t n) except -1
-    cdef int _receive_close(self, const char* p, Py_ssize_t n) except -1
+    cdef inline int check_here(self) except -1
+    cdef int notice_closed_loop(self) except -1
     @final
-    cdef int _admit(self, Message message, Py_ssize_t n) except -1
-    cdef int _admit_part(self, bint first, Py_ssize_t n) except -1
-    cdef bint _admit_ping(self) except -1
-    cdef int _overdraw(self, int64_t ns) except -1
-    cdef int _wait_for_rate(self, int64_t ns) except -1
+    cdef int move(self, int event) except -1
     @final
-    cdef int _deliver(self, Message message) except -1
+    cdef void update_sendable(self) noexcept
     @final
-    cdef int _enqueue(self, object item) except -1
-    cdef int _pause(self, int reason) except -1
-    cdef int _resume(self, int reason) except -1
-    cdef int _refuse(self, int code, str reason) except -1
+    cdef int callback_raised(self) except -1
+    @final
+    cdef int drain_outbox(self) except -1
+    @final
+    cdef int give_up_stream(self) except -1
 
-    cdef int _move(self, int event) except -1
-    cdef int _send_close(self, int code, bytes body) except -1
-    cdef int _end_transport(self) except -1
-    cdef int _hear_no_more(self) except -1
-    cdef int _watch(self, double seconds) except -1
+
+cdef class Send:
+    cdef Connection _connection
+    cdef object _message
+    cdef object _compress
+    cdef object _later           # the coroutine that goes on where it could not be written at once
+    cdef bint _begun

@@ -1,138 +1,184 @@
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Self, final
 
 from typing_extensions import disjoint_base
 
-from fabric_ext.bucket import RateGate
-from fabric_ext.deflate import Codec
+from fabric_ext.counters import Counters
 from fabric_ext.message import Message
 from fabric_ext.protocol import State
-from fabric_ext.sender import Sender
+from fabric_ext.session import Part, Session, SessionUser
 
-@final
-class Part:
-    """One part of a message that is received as a stream."""
-
-    @property
-    def data(self) -> str | bytes: ...
-    @property
-    def final(self) -> bool: ...
-    @property
-    def is_cut_off(self) -> bool: ...
-
-@final
-class Link:
-    """What picows calls: ties one transport to its connection. picows' logger too, and the transport it sees."""
-
-    transport: Any
-    """asyncio's transport, under picows'; set before picows takes it over."""
-
-    def on_ws_connected(self, transport: Any) -> None: ...
-    def on_ws_frame(self, transport: Any, frame: Any) -> None: ...
-    def on_ws_disconnected(self, transport: Any) -> None: ...
-    def pause_writing(self) -> None: ...
-    def resume_writing(self) -> None: ...
-    def isEnabledFor(self, level: Any) -> bool: ...  # noqa: N802  # logging's name
-    def log(self, *args: Any) -> None: ...
-    def debug(self, *args: Any) -> None: ...
-    def info(self, *args: Any) -> None: ...
-    def warning(self, *args: Any) -> None: ...
-    def error(self, text: Any, fault: Any) -> None: ...
-    def exception(self, text: Any) -> None: ...
-    def close(self) -> None: ...
-    def abort(self) -> None: ...
-
-class Reader:
-    """picows' protocol, with a bound on what one read takes."""
-
-    link: Link
-    def __init__(self, *args: Any) -> None: ...
-    def get_buffer(self, size_hint: int) -> memoryview: ...
-    def buffer_updated(self, nbytes: int) -> None: ...
-    def connection_made(self, transport: Any) -> None: ...
-
-class Drain(asyncio.Protocol):
-    """The protocol of a transport whose connection has been failed: throws away what still comes."""
-
-    def __init__(self, link: Link, transport: Any) -> None: ...
+def bind_errors(*, wrong_place: Callable[[str], Exception]) -> None:
+    """Set what is raised for a call from a thread that is not the connection's: a class, called with a text."""
 
 @disjoint_base
-class Connection(Sender):
-    """The base of `WebSocketClient` and `ConnectedClient`."""
+class Connection(SessionUser):
+    """One connection over all its sessions; the base of `WebSocketClient` and `ConnectedClient`.
 
-    _inbound_seen: bool
-    _close_timeout: float
-    _sent_code: int
-    _received_code: int
-    _close_text: str
-    _failure: Any
+    Args:
+        loop: the event loop that it belongs to.
+        counters: what its sessions count in, shared with the other connections of the owner.
+        queue_limit: messages received and not yet taken, before the socket is not read.
+        queue_byte_limit: their bytes in memory.
+        on_message: called with (connection, message) where a message arrives; then nothing is queued.
+    """
 
-    messages_received: int
-    bytes_received: int
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        counters: Counters,
+        *,
+        queue_limit: int,
+        queue_byte_limit: int,
+        on_message: Callable[[Any, Message], Any] | None = None,
+    ) -> None: ...
+    @property
+    def state(self) -> State:
+        """CONNECTING, OPEN, CLOSING, RECONNECTING or CLOSED."""
 
-    def recv(self) -> Coroutine[Any, Any, Message | None]: ...
+    def recv(self) -> Coroutine[Any, Any, Message | None]:
+        """Receive the next message: `message = await connection.recv()`.
+
+        Returns None after a normal close. Gives up a stream (`recv_stream`) that is not at its end. Cancelling it loses
+        no message.
+
+        Raises:
+            ConnectionClosed: after an end that was not normal.
+            ReconnectTimeout: a lost connection was not replaced.
+            InvalidState: another task waits in `recv` already.
+        """
+
     def __aiter__(self) -> Self: ...
     def __anext__(self) -> Coroutine[Any, Any, Message]: ...
+    def send(self, message: Any, *, compress: bool | None = None) -> Coroutine[Any, Any, None]:
+        """Send a message: `await connection.send("text")`.
+
+        A str goes out as text, bytes-like objects as binary; an iterator or async iterator as one message, each item
+        as a part of it. It begins when it is awaited. When it returns, the message has been given to the system, or is
+        kept until the peer takes it: then it waits while too much is kept (see `BackpressureConfig`).
+
+        Args:
+            compress: True or False for this message alone; None as configured.
+
+        Raises:
+            TypeError: anything else.
+            ConnectionClosed: after the end.
+            BackpressureTimeout: room took too long.
+            BufferFull: an outage has used it up.
+        """
+
+    def send_nowait(self, message: Any, *, compress: bool | None = None) -> None:
+        """Send a message without waiting.
+
+        Raises:
+            BufferFull: too much is kept.
+            InvalidState: not connected, or called from a thread that is not the connection's.
+            ConnectionClosed, TypeError: as `send`.
+        """
+
+    def flush(self) -> None:
+        """Give the system now what has been gathered, rather than at the end of the turn."""
 
     # For `fabric._connection.base` and the modules beside it.
 
-    _oversize: int
-    _max_message_size: int
+    _backpressure: Any
+    """Told of each message that leaves the outbox; None until needed."""
+
     @property
-    def _state_now(self) -> State: ...
+    def _session_now(self) -> Session | None: ...
+    @property
+    def _is_loop_closed(self) -> bool: ...
     @property
     def _is_open(self) -> bool: ...
     @property
-    def _is_blocked(self) -> bool: ...
+    def _is_closed(self) -> bool: ...
     @property
-    def _is_fragmenting(self) -> bool: ...
+    def _is_awaited(self) -> bool:
+        """Does a task wait in `recv`?"""
+
     @property
-    def _is_reading_paused(self) -> bool: ...
+    def _is_blocked(self) -> bool:
+        """Is there no transport, or does it hold bytes that the kernel has not taken?"""
+
     @property
-    def _outbox_size(self) -> int: ...
+    def _outbox_size(self) -> int:
+        """Messages accepted and not yet written."""
+
     @property
-    def _transport_now(self) -> Any: ...
-    @property
-    def _codec_now(self) -> Codec | None: ...
-    def _configure(
-        self,
-        *,
-        max_message_size: int,
-        max_fragments: int,
-        queue_limit: int,
-        queue_byte_limit: int,
-        fragment_size: int,
-        close_timeout: float,
-        on_message: Any = None,
-    ) -> None:
-        """Set what stays the same over all transports. Sizes in bytes; `fragment_size` 0 never splits."""
-    def _limit_rate(self, gate: RateGate | None, on_exceed: str, on_shared_exceed: str) -> None:
-        """Ask `gate` for what arrives; say what to do when its own buckets refuse, and when the shared ones do."""
-    def _new_link(self) -> Link:
-        """The listener for the next transport; severs the one before."""
-    def _set_codec(self, codec: Codec | None) -> None:
-        """Compression as negotiated for the transport that is about to open; None for none."""
-    def _release_transport(self) -> None:
-        """Let go of the transport; what it still reports is ignored."""
+    def _outbox_bytes(self) -> int: ...
+    def _begin_session(self, session: Session) -> None:
+        """`session` has the transport `io` from now on."""
+
     def _lose(self) -> None:
         """The transport is gone, another one will be sought."""
+
     def _finish(self, error: BaseException | None = None) -> None:
         """No transport will come any more: receivers get what is queued, then None or `error`."""
-    def _begin_close(self, code: int, reason: bytes) -> None:
-        """Send our close frame and wait for the peer's; the transport is aborted when that takes too long."""
-    def _abort(self) -> None:
-        """Drop the transport now, whatever it still holds."""
-    def _release_codec(self) -> None:
-        """Give back the memory of compression that an idle connection need not keep."""
-    def _has_partial_message(self) -> bool:
-        """Is a message half received?"""
-    def _recv_part(self) -> Coroutine[Any, Any, Message | Part | None]: ...
-    def _start_stream(self) -> int: ...
-    def _is_stream(self, number: int) -> bool: ...
-    def _stop_stream(self, number: int) -> None: ...
-    def _opened(self, request: Any, response: Any) -> None: ...
-    def _on_lost(self) -> None: ...
-    def _on_pong(self, payload: bytes) -> None: ...
-    def _on_error(self, error: BaseException) -> None: ...
-    def _fault(self, code: int, reason: str) -> Exception: ...
+
+    def _take_now(self) -> Message | None:
+        """The next message if there is one already."""
+
+    def _recv_part(self) -> Coroutine[Any, Any, Message | Part | None]:
+        """Return an awaitable for the next item of a stream: a Part, or a whole Message that was there before."""
+
+    def _start_stream(self) -> int:
+        """Deliver the next message in parts, unless one is queued already; return the number of this stream."""
+
+    def _is_stream(self, number: int) -> bool:
+        """Is this still the stream that parts are for?"""
+
+    def _stop_stream(self, number: int) -> None:
+        """No more parts are wanted, if they are those of this stream."""
+
+    def _cork(self, change: int) -> None:
+        """One more (1), or one less (-1), asks that what is sent is gathered."""
+
+    def _outbox_push(self, message: Message, compress: bool | None) -> None:
+        """Keep a message until the transport takes it."""
+
+    def _outbox_pop(self) -> tuple[Message, bool | None]:
+        """The oldest message kept, as (message, compress); `IndexError` when there is none."""
+
+    def _flush_outbox(self) -> None:
+        """Write what waits in the outbox, as far as the transport takes it."""
+
+    def _set_waiting(self, change: int) -> None:
+        """One sender more, or one less, waits for room in the outbox."""
+
+    def _write_part(self, opcode: int, payload: bytes, fin: bool, compress: bool | None) -> None:
+        """Send one part of a message; meanwhile other messages wait in the outbox."""
+
+    def _end_parts(self) -> None:
+        """No message is being sent in parts any more."""
+
+    # Hooks, overridden in Python.
+
+    def _on_lost(self, session: Session) -> None:
+        """`session` has ended: finish, or find another."""
+
+    def _on_writable(self) -> None:
+        """Nothing waits to be written any more."""
+
+    def _on_taken_back(self, message: Message) -> None:
+        """A message that counted as sent waits again."""
+
+    def _send_later(self, message: Any, compress: bool | None) -> Coroutine[Any, Any, None]:
+        """The coroutine that goes on where `send` could not write at once."""
+
+    def _queue_now(self, message: Any, compress: bool | None) -> None:
+        """What `send_nowait` does when it could not write at once."""
+
+@final
+class Send(Coroutine[Any, Any, None]):
+    """One `send()`: awaitable, and a coroutine for `create_task`, `gather`, `run_coroutine_threadsafe`.
+
+    It begins with its first step. One that is never awaited sends nothing, and warns as a coroutine does.
+    """
+
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> Any: ...
+    def __await__(self) -> Any: ...
+    def send(self, value: Any) -> Any: ...
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any: ...
+    def close(self) -> None: ...

@@ -53,17 +53,8 @@ class Counters:
     def record_receive_error(self) -> None:
         """Count a message or frame that could not be received."""
 
-    def record_rate_limit_drop(self, messages: int = 1) -> None:
-        """Count messages dropped because the connection was over its rate limit."""
-
     def record_slow_peer_drop(self, messages: int = 1) -> None:
         """Count broadcast messages not delivered because the peer did not read fast enough."""
-
-    def record_compression(self, bytes_in: int, bytes_out: int) -> None:
-        """Count one message, or several, compressed from `bytes_in` to `bytes_out`."""
-
-    def record_decompression(self, bytes_in: int, bytes_out: int) -> None:
-        """Count one message, or several, decompressed from `bytes_in` to `bytes_out`."""
 
     def add(self, other: Counters) -> None:
         """Add `other` to these numbers, field by field; `last_activity_ns` becomes the later of the two."""

@@ -4,6 +4,8 @@ Owns: the numbers. Never: a lock (the event loop's thread is the only writer), a
 A parent (server, pool) is summed from its parts with `add` when somebody looks, so a message is counted once.
 """
 
+from fabric_ext.clock cimport coarse_monotonic_ns
+
 # The counted quantities, in the order in which they are reported; `last_activity_ns` is a time, not a count.
 FIELDS = (
     "active_connections",
@@ -62,23 +64,9 @@ cdef class Counters:
         """Count a message or frame that could not be received."""
         self.receive_errors += 1
 
-    def record_rate_limit_drop(self, long long messages=1):
-        """Count messages dropped because the connection was over its rate limit."""
-        self.rate_limit_drops += messages
-
     def record_slow_peer_drop(self, long long messages=1):
         """Count broadcast messages not delivered because the peer did not read fast enough."""
         self.slow_peer_drops += messages
-
-    def record_compression(self, long long bytes_in, long long bytes_out):
-        """Count one message, or several, compressed from `bytes_in` to `bytes_out`."""
-        self.compression_bytes_in += bytes_in
-        self.compression_bytes_out += bytes_out
-
-    def record_decompression(self, long long bytes_in, long long bytes_out):
-        """Count one message, or several, decompressed from `bytes_in` to `bytes_out`."""
-        self.decompression_bytes_in += bytes_in
-        self.decompression_bytes_out += bytes_out
 
     def add(self, Counters other not None):
         """Add `other` to these numbers, field by field; `last_activity_ns` becomes the later of the two."""

@@ -33,7 +33,6 @@ cdef class Codec:
     cdef bint inside                        # a message is arriving
     cdef bint failed                        # the peer's window is lost: nothing can be decompressed any more
     cdef object inflater                    # the peer's context; None until needed
-    cdef Py_ssize_t history                 # bytes the inflater has produced: how far its window is filled
 
     # A whole message: the payload of frames of which the first has RSV1 set. It must be sent, in this order.
     cdef bytes compress(self, const char* p, Py_ssize_t n)
@@ -56,9 +55,6 @@ cdef class Codec:
     cdef bytes pack(self, const char* p, Py_ssize_t n)
     cdef bytes pack_alone(self, const char* p, Py_ssize_t n)
     cdef bytes unpack(self, const char* p, Py_ssize_t n, bint fin, Py_ssize_t limit)
-    cdef object new_inflater(self)
-    cdef object inflate(self, object data, Py_ssize_t limit, bint fin)
-    cdef bytes left_over(self, bytes unused, bint fin)
 
 
 @cython.final
@@ -66,8 +62,12 @@ cdef class DeflateCodec(Codec):
     cdef int level
     cdef int mem_level                      # the hash table has 2 ** (mem_level + 6) entries of two bytes
     cdef fabric_deflate* encoder            # owned; NULL until the first message, and after release_idle()
+    cdef Py_ssize_t history                 # bytes the inflater has produced: how far its window is filled
     cdef bytes window                       # the peer's context while there is no inflater; None when empty
 
+    cdef object new_inflater(self)
+    cdef bytes inflate(self, object data, Py_ssize_t limit, bint fin)
+    cdef bytes left_over(self, bytes unused, bint fin)
     cdef bytes read_window(self)
     cdef bytes unpack_large(self, object data, bint fin, Py_ssize_t limit)
 
@@ -76,9 +76,10 @@ cdef class DeflateCodec(Codec):
 cdef class ZstdCodec(Codec):
     cdef int level
     cdef readonly bytes dictionary
-    cdef object loaded                      # ZstdDict, shared by all codecs of that dictionary
-    cdef object compressor                  # None until the first message, and after release_idle()
+    cdef object loaded                      # ZstdCompressionDict, shared by all codecs of that dictionary
+    cdef object stream                      # what we send with takeover; None until the first message, and released
     cdef bint open_frame                    # the peer's decompressor is inside a frame of ours
 
     cdef object new_compressor(self)
+    cdef object new_inflater(self)
     cdef bytes closing(self, bytes payload)

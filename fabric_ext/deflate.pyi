@@ -130,11 +130,11 @@ class ZstdCodec(Codec):
         dictionary: trained, or any content; the same on both sides.
         threshold: see `Codec.threshold`.
 
-    A compressor in use takes some 800 KB at level 3, a decompressor 30 to 50.
+    A compressor in use takes some 800 KB at level 3, a decompressor 30 to 50. While it decompresses, `decode` may
+    take 8 times the peer's window (and never more than 1 MB) above its limit.
 
     Raises:
         ValueError: a number is out of its range.
-        ImportError: neither Python 3.14's `compression.zstd` nor `backports.zstd` is there.
     """
 
     dictionary: bytes | None

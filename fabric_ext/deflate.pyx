@@ -1,4 +1,3 @@
-# cython: auto_pickle=False
 """Compression of whole messages between two ends that share a window: permessage-deflate (RFC 7692) and zstd.
 
 Owns both directions of one connection's compression state, and the bound on what a message may become.
@@ -7,7 +6,8 @@ names.
 
 What we send goes through our own encoder (_deflate.c): on JSON it is several times faster than zlib and
 zlib-ng at equal savings, and a connection's state is 16 KB where zlib-ng's is 150 KB. What a peer sends is
-hostile, so it goes through zlib: zlib-ng's, or the standard library's where that is not installed.
+hostile, so it goes through zlib: zlib-ng's, or the standard library's where that is not installed. Both
+directions of zstd are the package zstandard's.
 """
 
 cimport cython
@@ -19,6 +19,8 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
 import functools
+
+import zstandard
 
 try:
     from zlib_ng import zlib_ng as zlib
@@ -36,19 +38,21 @@ cdef enum:
     SCRATCH = 1 << 16
     UNCOPIED = 1 << 15      # bytes; payloads from here on are read from where they lie
     MAX_RESTARTS = 64       # streams in one frame; each costs a new decompressor, so the peer may not choose
+    ZSTD_BUFFER = 1 << 14   # bytes; what zstandard decompresses to at a time
+    SHORTEST_BLOCK = 4      # bytes of a zstd block that becomes more than it is: RFC 8878 §3.1.1.2, a header and a byte
+    SHARED = 16             # compressors kept for messages that refer to nothing before them
+    SHORTEST_SLICE = 32     # bytes; shorter ones would let a peer that sends empty blocks cost a call for each
 
 cdef Py_ssize_t MAX_SIZE = (<Py_ssize_t>1 << (8 * sizeof(Py_ssize_t) - 2))
 
 cdef object new_inflate = zlib.decompressobj
 cdef object ZlibError = zlib.error
 cdef bytes TAIL = b"\x00\x00\xff\xff"       # RFC 7692 §7.2.1: left out by the sender; §7.2.2: put back
+cdef int FLUSH_BLOCK = zstandard.COMPRESSOBJ_FLUSH_BLOCK
 cdef bytes END_OF_FRAME = b"\x01\x00\x00"   # RFC 8878 §3.1.1.2: a last block, raw, of no bytes
 
 # Where short messages are compressed to, before their size is known. Holds nothing between calls.
 cdef uint8_t scratch[SCRATCH]
-
-cdef dict shared_encoders = {}
-cdef dict shared_compressors = {}
 
 
 class OutputLimit(ValueError):
@@ -68,8 +72,8 @@ cdef class Codec:
     """Base of the two algorithms: limits, counters, and what must not happen after an error."""
 
     def __cinit__(self):
-        if type(self) is Codec:
-            raise TypeError("use DeflateCodec or ZstdCodec")
+        if not isinstance(self, (DeflateCodec, ZstdCodec)):
+            raise TypeError(f"{type(self).__name__} is no codec: use DeflateCodec or ZstdCodec")
 
     cdef bytes compress(self, const char* p, Py_ssize_t n):
         cdef bytes payload = self.pack(p, n) if self.own_takeover else self.pack_alone(p, n)
@@ -95,7 +99,6 @@ cdef class Codec:
         plain = self.unpack(p, n, fin, 0 if limit < 0 else limit if limit < MAX_SIZE else MAX_SIZE)
         if fin and not self.peer_takeover:
             self.inflater = None
-            self.history = 0
         self.produced += PyBytes_GET_SIZE(plain)
         self.wire_in += n
         self.plain_in += PyBytes_GET_SIZE(plain)
@@ -120,50 +123,8 @@ cdef class Codec:
     cdef bytes pack_alone(self, const char* p, Py_ssize_t n):
         raise NotImplementedError
 
-    cdef object new_inflater(self):
-        raise NotImplementedError
-
     cdef bytes unpack(self, const char* p, Py_ssize_t n, bint fin, Py_ssize_t limit):
         raise NotImplementedError
-
-    cdef object inflate(self, object data, Py_ssize_t limit, bint fin):
-        """Decompress, and go on behind the end of a stream: BFINAL (RFC 7692 §7.2.3.4), or of a zstd frame."""
-        cdef bytes plain, rest
-        cdef list parts = None
-        cdef int restarts = 0
-        cdef Py_ssize_t left = limit
-        if self.inflater is None:
-            self.inflater = self.new_inflater()
-        while True:
-            # One byte more than allowed tells too much from just enough.
-            plain = self.inflater.decompress(data, left + 1)
-            if PyBytes_GET_SIZE(plain) > left:
-                self.inflater = None
-                raise OutputLimit(self.produced + limit + 1, self.produced + limit)
-            left -= PyBytes_GET_SIZE(plain)
-            self.history += PyBytes_GET_SIZE(plain)
-            if not self.inflater.eof:
-                break
-            rest = self.left_over(self.inflater.unused_data, fin)
-            self.inflater = None
-            self.history = 0
-            if not rest:
-                break
-            restarts += 1
-            if restarts > MAX_RESTARTS:
-                raise CorruptData(f"more than {MAX_RESTARTS} compressed streams in one frame")
-            if parts is None:
-                parts = []
-            parts.append(plain)
-            self.inflater = self.new_inflater()
-            data = rest
-        if parts is None:
-            return plain
-        parts.append(plain)
-        return b"".join(parts)
-
-    cdef bytes left_over(self, bytes unused, bint fin):
-        return unused
 
     # For Python: the same on any buffer.
 
@@ -210,6 +171,31 @@ cdef int check(str name, int value, int low, int high) except -1:
     return value
 
 
+cdef int counted_restart(int restarts) except -1:
+    """One more than `restarts`; raises CorruptData for more than a sender has reason to send."""
+    if restarts == MAX_RESTARTS:
+        raise CorruptData(f"more than {MAX_RESTARTS} compressed streams in one frame")
+    return restarts + 1
+
+
+# Compressors for messages that refer to nothing before them: one for each `Codec.group` that is in use. Each is taken
+# out while it works, since zstandard's let other threads run, and must not be entered by two.
+cdef dict shared_compressors = {}       # the longest unused first
+
+
+cdef object take_shared(object key):
+    """The compressor of the group `key`, or None."""
+    return shared_compressors.pop(key, None)
+
+
+cdef int keep_shared(object key, object compressor) except -1:
+    """Keep `compressor` for the next message of its group, and forget the one that was longest unused."""
+    shared_compressors[key] = compressor
+    if len(shared_compressors) > SHARED:
+        del shared_compressors[next(iter(shared_compressors))]
+    return 0
+
+
 # permessage-deflate
 
 
@@ -217,15 +203,17 @@ cdef int check(str name, int value, int low, int high) except -1:
 cdef class _Encoder:
     """One encoder for all whose messages refer to nothing before them."""
 
-    cdef fabric_deflate* encoder
-
-    def __cinit__(self, int window_bits, int level, int mem_level):
-        self.encoder = fabric_deflate_new(window_bits, level, mem_level + 6)
-        if self.encoder is NULL:
-            raise MemoryError
+    cdef fabric_deflate* encoder        # owned; NULL only in one that Python code has made
 
     def __dealloc__(self):
         fabric_deflate_free(self.encoder)
+
+
+cdef fabric_deflate* new_encoder(int window_bits, int level, int mem_level) except NULL:
+    cdef fabric_deflate* encoder = fabric_deflate_new(window_bits, level, mem_level + 6)
+    if encoder is NULL:
+        raise MemoryError
+    return encoder
 
 
 cdef bytes deflated(fabric_deflate* encoder, const char* p, Py_ssize_t n):
@@ -274,9 +262,7 @@ cdef class DeflateCodec(Codec):
 
     cdef bytes pack(self, const char* p, Py_ssize_t n):
         if self.encoder is NULL:
-            self.encoder = fabric_deflate_new(self.own_window_bits, self.level, self.mem_level + 6)
-            if self.encoder is NULL:
-                raise MemoryError
+            self.encoder = new_encoder(self.own_window_bits, self.level, self.mem_level)
         return deflated(self.encoder, p, n)
 
     cdef bytes compress_part(self, const char* p, Py_ssize_t n, bint fin):
@@ -288,13 +274,16 @@ cdef class DeflateCodec(Codec):
         return "deflate", self.own_window_bits, self.level, self.mem_level
 
     cdef bytes pack_alone(self, const char* p, Py_ssize_t n):
-        cdef tuple key = (self.own_window_bits, self.level, self.mem_level)
-        cdef _Encoder shared = shared_encoders.get(key)
+        cdef object key = self.group()
+        cdef _Encoder shared = take_shared(key)
         if shared is None:
-            shared = shared_encoders[key] = _Encoder(self.own_window_bits, self.level, self.mem_level)
+            shared = _Encoder()
+            shared.encoder = new_encoder(self.own_window_bits, self.level, self.mem_level)
         # First, so that no message of one connection is ever behind a reference in another's.
         fabric_deflate_forget(shared.encoder)
-        return deflated(shared.encoder, p, n)
+        cdef bytes payload = deflated(shared.encoder, p, n)
+        keep_shared(key, shared)
+        return payload
 
     cdef bytes adopt(self, bytes alone, const char* p, Py_ssize_t n):
         # No encoder: its first message will refer to nothing, whatever the peer's window then holds.
@@ -325,10 +314,44 @@ cdef class DeflateCodec(Codec):
     cdef object new_inflater(self):
         cdef bytes window = self.window
         if window is None:
+            self.history = 0
             return new_inflate(-self.peer_window_bits)
         self.window = None
         self.history = PyBytes_GET_SIZE(window)
         return new_inflate(-self.peer_window_bits, zdict=window)
+
+    cdef bytes inflate(self, object data, Py_ssize_t limit, bint fin):
+        """Decompress, and go on behind a final block (RFC 7692 §7.2.3.4), which ends a stream."""
+        cdef bytes plain, rest
+        cdef list parts = None
+        cdef int restarts = 0
+        cdef Py_ssize_t left = limit
+        if self.inflater is None:
+            self.inflater = self.new_inflater()
+        while True:
+            # One byte more than allowed tells too much from just enough.
+            plain = self.inflater.decompress(data, left + 1)
+            if PyBytes_GET_SIZE(plain) > left:
+                self.inflater = None
+                raise OutputLimit(self.produced + limit + 1, self.produced + limit)
+            left -= PyBytes_GET_SIZE(plain)
+            self.history += PyBytes_GET_SIZE(plain)
+            if not self.inflater.eof:
+                break
+            rest = self.left_over(self.inflater.unused_data, fin)
+            self.inflater = None
+            if not rest:
+                break
+            restarts = counted_restart(restarts)
+            if parts is None:
+                parts = []
+            parts.append(plain)
+            self.inflater = self.new_inflater()
+            data = rest
+        if parts is None:
+            return plain
+        parts.append(plain)
+        return b"".join(parts)
 
     cdef bytes unpack(self, const char* p, Py_ssize_t n, bint fin, Py_ssize_t limit):
         cdef bytes data
@@ -377,19 +400,10 @@ cdef class DeflateCodec(Codec):
 # permessage-zstd
 
 
-@functools.cache
-def _zstd():
-    try:
-        from compression import zstd
-    except ImportError:
-        from backports import zstd
-    return zstd
+@functools.lru_cache(maxsize=SHARED)
+def _loaded_dictionary(bytes content):
+    return zstandard.ZstdCompressionDict(content)
 
-
-@functools.lru_cache(maxsize=16)
-def _load_dictionary(bytes content):
-    # RFC 8878 §5: a trained dictionary starts with this number, any other content is raw.
-    return _zstd().ZstdDict(content, is_raw=content[:4] != b"\x37\xa4\x30\xec")
 
 
 @cython.final
@@ -398,28 +412,23 @@ cdef class ZstdCodec(Codec):
 
     def __cinit__(self, *, int own_window_bits=15, int peer_window_bits=15, bint own_takeover=True,
                   bint peer_takeover=True, level=None, bytes dictionary=None, Py_ssize_t threshold=0):
-        _zstd()
         self.own_window_bits = check("own_window_bits", own_window_bits, 10, 27)
         self.peer_window_bits = check("peer_window_bits", peer_window_bits, 10, 27)
         self.own_takeover = own_takeover
         self.peer_takeover = peer_takeover
         self.level = check("level", DEFAULT_LEVEL if level is None else level, 1, 22)
         self.dictionary = dictionary
-        self.loaded = None if dictionary is None else _load_dictionary(dictionary)
+        self.loaded = None if dictionary is None else _loaded_dictionary(dictionary)
         self.threshold = threshold
 
     cdef object new_compressor(self):
-        zstd = _zstd()
-        option = zstd.CompressionParameter
-        return zstd.ZstdCompressor(
-            options={
-                option.compression_level: self.level,
-                option.window_log: self.own_window_bits,
-                option.content_size_flag: 0,
-                option.dict_id_flag: 0,
-            },
-            zstd_dict=self.loaded,
+        parameters = zstandard.ZstdCompressionParameters(
+            compression_level=self.level,
+            window_log=self.own_window_bits,
+            write_content_size=False,
+            write_dict_id=False,
         )
+        return zstandard.ZstdCompressor(compression_params=parameters, dict_data=self.loaded)
 
     cdef bytes closing(self, bytes payload):
         """The frame that the peer is inside of must end before another begins."""
@@ -427,50 +436,77 @@ cdef class ZstdCodec(Codec):
 
     cdef bytes pack(self, const char* p, Py_ssize_t n):
         cdef bytes payload
-        if self.compressor is not None:
-            payload = self.compressor.compress(p[:n], self.compressor.FLUSH_BLOCK)
-            self.open_frame = self.open_frame or payload
-            return payload
-        self.compressor = self.new_compressor()
-        payload = self.compressor.compress(p[:n], self.compressor.FLUSH_BLOCK)
-        try:
-            return self.closing(payload)
-        finally:
+        cdef object stream = self.stream
+        cdef bint begins = stream is None
+        if begins:
+            stream = self.new_compressor().compressobj()
+        self.stream = None      # until this call succeeds: the peer will not see a part of what it makes
+        payload = stream.compress(p[:n]) + stream.flush(FLUSH_BLOCK)
+        if begins:
             # An empty message does not even begin a frame.
-            self.open_frame = bool(payload)
+            payload, self.open_frame = self.closing(payload), bool(payload)
+        else:
+            self.open_frame = self.open_frame or payload
+        self.stream = stream
+        return payload
 
     cdef object group(self):
         return "zstd", self.own_window_bits, self.level, self.dictionary
 
     cdef bytes pack_alone(self, const char* p, Py_ssize_t n):
-        key = self.group()
-        compressor = shared_compressors.get(key)
-        if compressor is None:
-            compressor = shared_compressors[key] = self.new_compressor()
-        return compressor.compress(p[:n], compressor.FLUSH_FRAME)
+        cdef object key = self.group()
+        shared = take_shared(key)
+        if shared is None:
+            shared = self.new_compressor()
+        cdef bytes payload = shared.compress(p[:n])
+        keep_shared(key, shared)
+        return payload
 
     cdef bytes adopt(self, bytes alone, const char* p, Py_ssize_t n):
         cdef bytes payload = self.closing(alone)
-        self.compressor = None
+        self.stream = None
         self.open_frame = False
         self.plain_out += n
         self.wire_out += PyBytes_GET_SIZE(payload)
         return payload
 
     cpdef void release_idle(self) noexcept:
-        self.compressor = None
+        self.stream = None
 
     cdef object new_inflater(self):
-        zstd = _zstd()
         # zstd would otherwise take as much memory as the frame's header asks for.
-        options = {zstd.DecompressionParameter.window_log_max: self.peer_window_bits}
-        return zstd.ZstdDecompressor(zstd_dict=self.loaded, options=options)
+        decompressor = zstandard.ZstdDecompressor(dict_data=self.loaded, max_window_size=1 << self.peer_window_bits)
+        return decompressor.decompressobj(write_size=ZSTD_BUFFER)
 
     cdef bytes unpack(self, const char* p, Py_ssize_t n, bint fin, Py_ssize_t limit):
-        if n == 0:
-            return b""
-        try:
-            return self.inflate(p[:n], limit, fin)
-        except _zstd().ZstdError as error:
-            self.inflater = None
-            raise CorruptData(f"invalid zstd data: {error}") from None
+        """Decompress slice by slice, since zstandard takes no limit on what comes out of a slice.
+
+        A slice is short enough that the blocks which can end in it hold no more than is left of the limit, or
+        than `SHORTEST_SLICE` allows: RFC 8878 §3.1.1.2.4 bounds a block by the window and by 128 KB.
+        """
+        cdef Py_ssize_t largest_block = 1 << min(self.peer_window_bits, 17)
+        cdef Py_ssize_t at = 0, size, left = limit
+        cdef int restarts = 0
+        cdef list parts = []
+        cdef bytes plain
+        while at < n:
+            if self.inflater is None:
+                self.inflater = self.new_inflater()
+            size = min(n - at, max(SHORTEST_SLICE, left // largest_block * SHORTEST_BLOCK))
+            try:
+                plain = self.inflater.decompress(p[at:at + size])
+            except zstandard.ZstdError as error:
+                self.inflater = None
+                raise CorruptData(f"invalid zstd data: {error}") from None
+            at += size
+            if PyBytes_GET_SIZE(plain) > left:
+                self.inflater = None
+                raise OutputLimit(self.produced + limit + 1, self.produced + limit)
+            left -= PyBytes_GET_SIZE(plain)
+            parts.append(plain)
+            if self.inflater.eof:
+                at -= PyBytes_GET_SIZE(<bytes>self.inflater.unused_data)
+                self.inflater = None
+                if at < n:
+                    restarts = counted_restart(restarts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -48,6 +48,7 @@ cdef class Histogram:
     cdef int64_t count_of(self, int slot) noexcept nogil
     cdef int next_recorded(self, int slot) noexcept nogil
     cdef void put(self, int64_t value, int64_t n) noexcept nogil
+    cdef void add_unrecorded(self, int64_t n) noexcept nogil
     cdef void put_corrected(self, int64_t value, int64_t interval, int64_t n) noexcept nogil
     cdef int require_room(self, object n) except -1
     cdef Histogram empty_like(self)

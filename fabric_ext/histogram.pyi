@@ -63,10 +63,10 @@ class Histogram:
 
     @property
     def unrecorded(self) -> int:
-        """How many values found no memory for their count. They are in no other number."""
+        """How many values were not recorded: memory was exhausted, or `count` had no room. In no other number."""
 
     def record(self, value: int) -> None:
-        """Count one value."""
+        """Count one value; where there is no room for it, as `unrecorded`."""
 
     def record_n(self, value: int, n: int) -> None:
         """Count `value` n times. Raises ValueError if n is negative, OverflowError past 2^63 in all."""
@@ -95,7 +95,8 @@ class Histogram:
     def copy_corrected(self, expected_interval: int) -> Histogram:
         """A copy with every recorded value corrected for coordinated omission: see `record_corrected`.
 
-        For data that was not corrected when recorded; correcting twice counts twice.
+        For data that was not corrected when recorded; correcting twice counts twice. Costs up to one step for
+        each slot in use and each slot below it, which is much for 5 significant figures and a short interval.
         """
 
     def reset(self) -> None:
@@ -143,6 +144,7 @@ class Histogram:
         """Percentiles in steps that shrink on the way to 100.
 
         There are `ticks_per_half_distance` of them in every halving of the distance to 100; 100 is the last.
+        They are at most 75 times as many, since a double comes no nearer to 100.
         """
 
     def percentile_distribution(self, scale: float = 1.0, ticks_per_half_distance: int = 5) -> str:
@@ -162,8 +164,13 @@ class Histogram:
     def decode(data: str | Buffer) -> Histogram:
         """The histogram in a V2 encoding: plain or compressed bytes, or base64 of either (str or bytes).
 
-        Safe for data from elsewhere: inflates no further than its own layout can need.
-        Raises ValueError for anything that is not exactly one encoded histogram.
+        Safe for data from elsewhere: decoding takes at most 17 bytes for each slot of the layout, 1 MB with 3
+        significant figures and 105 MB with 5. What is read from the histogram is bounded by its slots or by the
+        steps that are asked for; only `copy_corrected` may take long.
+
+        Raises:
+            ValueError: it is not exactly one encoded histogram.
+            TypeError: it is neither a str nor a bytes-like object.
         """
 
     def __eq__(self, other: object) -> bool:

@@ -181,23 +181,27 @@ cdef class Histogram:
         return -1
 
     cdef void put(self, int64_t value, int64_t n) noexcept nogil:
-        """Record `value` n times."""
-        if value < 0:
-            self.clamped_low += n
-            value = 0
-        elif value > self.capacity:
-            self.clamped_high += n
-            value = self.capacity
-        cdef int64_t* cell = self.cell(self.slot_of(value))
+        """Record `value` n times, or count it as unrecorded where there is no room for it."""
+        cdef int64_t within = min(max(value, 0), self.capacity)
+        cdef int64_t* cell = NULL
+        if n <= INT64_MAX - self.count:  # the sum of all cells, so none of them overflows
+            cell = self.cell(self.slot_of(within))
         if cell == NULL:
-            self.unrecorded += n
+            self.add_unrecorded(n)
             return
         cell[0] += n
         self.count += n
-        if value < self.smallest:
-            self.smallest = value
-        if value > self.largest:
-            self.largest = value
+        if value < within:
+            self.clamped_low += n
+        elif value > within:
+            self.clamped_high += n
+        if within < self.smallest:
+            self.smallest = within
+        if within > self.largest:
+            self.largest = within
+
+    cdef void add_unrecorded(self, int64_t n) noexcept nogil:
+        self.unrecorded += min(n, INT64_MAX - self.unrecorded)
 
     cdef int require_room(self, object n) except -1:
         """Raise OverflowError unless n more values can be counted."""
@@ -289,7 +293,7 @@ cdef class Histogram:
             self.largest = max(self.largest, other.largest)
         self.clamped_low += other.clamped_low
         self.clamped_high += other.clamped_high
-        self.unrecorded += other.unrecorded
+        self.add_unrecorded(other.unrecorded)
 
     def copy(self):
         """A histogram of the same layout and counts."""
@@ -307,7 +311,7 @@ cdef class Histogram:
             corrected.record_corrected(slot.highest, expected_interval, slot.samples)
         corrected.clamped_low += self.clamped_low
         corrected.clamped_high += self.clamped_high
-        corrected.unrecorded += self.unrecorded
+        corrected.add_unrecorded(self.unrecorded)
         return corrected
 
     cdef Histogram empty_like(self):
@@ -438,14 +442,19 @@ cdef class Histogram:
         if ticks_per_half_distance < 1:
             raise ValueError(f"ticks_per_half_distance must be at least 1, not {ticks_per_half_distance}")
         cdef list steps = []
-        cdef double level = 0, gap
-        for slot in self.recorded():
-            while level < 100 and 100.0 * slot.total / self.count >= level:
-                steps.append(PercentileStep(slot.highest, level, slot.total))
-                if slot.total == self.count:
+        cdef double level = 0, following
+        cdef int slot = self.next_recorded(0)
+        cdef int64_t total = 0
+        while slot >= 0 and level < 100:
+            total += self.count_of(slot)
+            while level < 100 and 100.0 * <double>total / <double>self.count >= level:
+                steps.append(PercentileStep(self.highest_of(slot), level, total))
+                if total == self.count:
                     break
-                gap = 100 - level
-                level += 100 / (ticks_per_half_distance * pow(2, log2(100 / gap) + 1))
+                following = level + 100 / (ticks_per_half_distance * pow(2, log2(100 / (100 - level)) + 1))
+                # So near to 100 that a double cannot tell the next step from this one.
+                level = following if following > level else 100
+            slot = self.next_recorded(slot + 1)
         if self.count:
             steps.append(PercentileStep(self.max, 100.0, self.count))
         return steps
@@ -515,7 +524,8 @@ cdef class Histogram:
         Safe for data from elsewhere: inflates no further than its own layout can need.
         Raises ValueError for anything that is not exactly one encoded histogram.
         """
-        encoded = data.encode("ascii") if isinstance(data, str) else bytes(data)
+        # A memoryview, since bytes() of a number would be as many zeros.
+        encoded = data.encode("ascii") if isinstance(data, str) else bytes(memoryview(data))
         if encoded.startswith(BASE64_PREFIX):
             try:
                 encoded = base64.b64decode(encoded, validate=True)
@@ -547,6 +557,8 @@ cdef class Histogram:
         if length != len(counts) and (inflater is None or length != len(counts) + V2_HEADER.size):
             raise ValueError(f"encoded histogram: {len(counts)} bytes of counts, the header says {length}")
         decoded.fill(counts)
+        if decoded.unrecorded:
+            raise MemoryError
         return decoded
 
     cdef int fill(self, bytes counts) except -1:

@@ -32,7 +32,11 @@ cdef class Frame:
 
 
 # For trusted callers: `data` must be what Message.data promises for `kind`; nothing is checked.
-cdef Message new_message(int kind, object data)
+cdef inline Message new_message(int kind, object data):
+    cdef Message message = Message.__new__(Message)
+    message.kind = kind
+    message.data = data
+    return message
 
 # May this code stand in a close frame (RFC 6455 §7.4, and the codes IANA has registered since)?
 cdef bint is_wire_close_code(int code) noexcept nogil

@@ -155,13 +155,6 @@ cdef object _typed_decode(object type):
     return msgspec.json.Decoder(type).decode
 
 
-cdef Message new_message(int kind, object data):
-    cdef Message message = Message.__new__(Message)
-    message.kind = kind
-    message.data = data
-    return message
-
-
 def _restore(int kind, data):
     """Unpickle a Message; checks what `new_message` trusts."""
     if kind == K_TEXT:

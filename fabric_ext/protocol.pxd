@@ -16,20 +16,20 @@ cpdef enum Event:
     ENDED = 3                    # the transport is gone for good, or never came
 
 
-cdef enum Refusal:               # of a frame by its header
-    ACCEPT = 0
-    BAD_RSV = 1
-    BAD_RSV1 = 2
-
+cdef enum:
+    MAX_REASON = 123             # bytes of a close reason: RFC 6455 §5.5, 125 less the code
 
 cdef int next_state(int state, int event) noexcept nogil
-cdef int check_data_frame(int opcode, bint rsv1, bint rsv2, bint rsv3, bint compressing, bint continuing) noexcept nogil
+
+# The close code with which a `frames.Fault` fails the connection (RFC 6455 §7.4.1).
+cdef int fault_code(int fault) noexcept nogil
+cdef str fault_text(int fault)
 
 
 cdef class CloseFrame:
     cdef readonly int code       # 1005 when the frame has no body (RFC 6455 §7.1.5)
     cdef readonly str reason
-    cdef readonly int fault      # 0, or the close code that this malformed frame deserves
+    cdef readonly int fault      # 0, or the `frames.Fault` of a malformed frame
 
 
 cdef CloseFrame read_close(const uint8_t* p, Py_ssize_t n)

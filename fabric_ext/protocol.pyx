@@ -1,10 +1,11 @@
-"""The rules of RFC 6455 that need no I/O: the states of a connection, and what a frame's header and a close may say.
+"""The rules of RFC 6455 that need no I/O: the states of a connection, what a close may say, how a fault is answered.
 
-Owns the decisions; performs nothing. `fabric_ext.connection` asks here and acts.
+Owns the decisions; performs nothing. sessions and connections ask here and act.
 """
 
 from libc.stdint cimport uint8_t
 
+from fabric_ext.frames cimport Fault
 from fabric_ext.message cimport is_wire_close_code
 
 cdef extern from "Python.h":
@@ -39,16 +40,41 @@ def move(state, event):
     return State(after)
 
 
-cdef int check_data_frame(int opcode, bint rsv1, bint rsv2, bint rsv3, bint compressing, bint continuing) noexcept nogil:
-    """May a data frame carry these reserved bits (RFC 6455 §5.2, RFC 7692 §6)?
+# For each Fault, in the order of frames.pxd: its close code, and its reason.
+cdef tuple FAULTS = (
+    (0, ""),
+    (1002, "reserved bits set that no extension has given a meaning"),
+    (1002, "unknown opcode"),
+    (1002, "frame of a client is not masked"),
+    (1002, "frame of a server is masked"),
+    (1002, "frame length not in its shortest form"),
+    (1002, "control frame in fragments"),
+    (1002, "control frame of more than 125 bytes"),
+    (1002, "continuation frame without a message to continue"),
+    (1002, "new message inside an unfinished one"),
+    (1007, "text is not UTF-8"),
+    (1009, "message over {} bytes"),
+    (1008, "message in more than {} fragments"),
+    (1007, "message does not inflate"),
+    (1002, "malformed close frame"),
+    (1007, "malformed close frame"),
+    (1008, "rate limit exceeded"),
+    (1011, "internal error"),
+    (1011, "internal error"),
+)
 
-    RSV1 marks a compressed message, on its first frame only, once compression has been negotiated.
-    """
-    if rsv2 or rsv3:
-        return BAD_RSV
-    if rsv1 and (not compressing or opcode == 0 or continuing):
-        return BAD_RSV1
-    return ACCEPT
+cdef int[19] CODES
+for _i, (_code, _) in enumerate(FAULTS):
+    CODES[_i] = _code
+
+
+cdef int fault_code(int fault) noexcept nogil:
+    return CODES[fault]
+
+
+cdef str fault_text(int fault):
+    """The reason to give for a fault; `{}` in it stands for the limit."""
+    return FAULTS[fault][1]
 
 
 cdef class CloseFrame:
@@ -62,16 +88,16 @@ cdef CloseFrame read_close(const uint8_t* p, Py_ssize_t n):
         close.code = 1005                      # RFC 6455 §7.1.5
         return close
     if n == 1:
-        close.fault = 1002                     # RFC 6455 §5.5.1: the first two bytes MUST be the code
+        close.fault = Fault.BAD_CLOSE          # RFC 6455 §5.5.1: the first two bytes MUST be the code
         return close
     close.code = (p[0] << 8) | p[1]
     if not is_wire_close_code(close.code):
-        close.fault = 1002                     # RFC 6455 §7.4
+        close.fault = Fault.BAD_CLOSE          # RFC 6455 §7.4
         return close
     try:
         close.reason = PyUnicode_DecodeUTF8(<const char*>p + 2, n - 2, NULL)
     except UnicodeDecodeError:
-        close.fault = 1007                     # RFC 6455 §8.1
+        close.fault = Fault.BAD_CLOSE_TEXT     # RFC 6455 §8.1
     return close
 
 

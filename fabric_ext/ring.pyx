@@ -53,6 +53,19 @@ cdef class Ring:
             raise IndexError("peek into an empty Ring")
         return <object>self._slots[self._head]
 
+    cdef int drop(self) except -1:
+        """Let go of the item that peek() gives."""
+        cdef PyObject* item
+        if self.size == 0:
+            raise IndexError("drop from an empty Ring")
+        item = <PyObject*>self._slots[self._head]
+        self._head = (self._head + 1) & (self._capacity - 1)
+        self.size -= 1
+        if self.size == 0:
+            self._release()
+        Py_DECREF(<object>item)                        # at last: it may run anything
+        return 0
+
     cdef void clear(self) noexcept:
         cdef void** slots = self._slots
         cdef Py_ssize_t i, head = self._head, size = self.size, mask = self._capacity - 1

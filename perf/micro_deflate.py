@@ -21,7 +21,7 @@ from typing import Any
 
 import pyperf
 
-from fabric_ext.deflate import DeflateCodec
+from fabric_ext.deflate import Codec, DeflateCodec, ZstdCodec
 
 SIZES = {"150 B": (150, 200), "1.2 KB": (1200, 100), "10 KB": (10_000, 20)}  # bytes and messages
 LIMIT = 1 << 20
@@ -52,8 +52,8 @@ def make_messages(size: int, count: int) -> list[bytes]:
     return made
 
 
-def own(bits: int, level: int) -> tuple[Any, Call, Call]:
-    codec = DeflateCodec(own_window_bits=bits, peer_window_bits=bits, level=level)
+def own(make: type[DeflateCodec | ZstdCodec], bits: int, level: int) -> tuple[Any, Call, Call]:
+    codec: Codec = make(own_window_bits=bits, peer_window_bits=bits, level=level)
     return codec, codec.encode, lambda data: codec.decode(data, limit=LIMIT)
 
 
@@ -73,7 +73,9 @@ def other(module: Any, bits: int, level: int, mem_level: int) -> tuple[Any, Call
 def contestants() -> dict[str, Make]:
     found: dict[str, Make] = {}
     for bits, level in ((12, 1), (12, 3), (12, 4), (12, 6), (15, 6), (15, 9)):
-        found[f"fabric -{level}, {bits} bits"] = partial(own, bits, level)
+        found[f"fabric -{level}, {bits} bits"] = partial(own, DeflateCodec, bits, level)
+    for bits in (12, 15):
+        found[f"fabric zstd -3, {bits} bits"] = partial(own, ZstdCodec, bits, 3)
     modules = (
         ("zlib", "zlib", (1, 6)),
         ("zlib-ng", "zlib_ng.zlib_ng", (1, 4)),

@@ -392,6 +392,10 @@ def instructions(quick: bool) -> Iterator[Case]:
         yield case("ping-pong 1 × 32 B", 1, 32, (*FABRIC, "picows core"))
 
 
+SLOWED_DOWN = 1000
+"""More than a process is slowed down by callgrind: where messages come closely, time must not part them."""
+
+
 def count_instructions(peer: Peer, count: int, depth: int, size: int) -> float:
     """Runs `peer` under callgrind and returns instructions per message, start-up and handshake excluded."""
     for tool in ("valgrind", "callgrind_control"):
@@ -400,7 +404,8 @@ def count_instructions(peer: Peer, count: int, depth: int, size: int) -> float:
     out = tools.BUILD / f"callgrind.{os.getpid()}.out"
     valgrind = ("valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={out}")
     try:
-        with Server((*valgrind, *peer.command), core=0, wait=60) as server:
+        slowed = ("--slowed-down", str(SLOWED_DOWN)) if peer.name.startswith("fabric") and depth > 1 else ()
+        with Server((*valgrind, *peer.command, *slowed), core=0, wait=60) as server:
             steps = Steps(server, "echo", ("--count", str(count), "--depth", str(depth), "--size", str(size)))
             try:
                 for phase, switch in (("warm", "on"), ("counted", "off")):

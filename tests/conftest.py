@@ -6,8 +6,9 @@ task, a socket or another descriptor of its own is still there, if an exception 
 reached the loop's exception handler, or if collecting garbage raises a warning. A test that provokes such a
 report claims it with the fixture `loop_reports`.
 
-Randomness comes from the fixtures `seed` and `rng`; FABRIC_SEED repeats a run. Where a peer that is not from
-PyPI is missing, `require` skips the test, or fails it when CI is set.
+Randomness comes from the fixtures `seed` and `rng`; what hypothesis generates follows `seed` too. FABRIC_SEED repeats
+a run. FABRIC_SEEDS=200 runs each test that is seeded, marked `seeded` thereby, for 200 seeds in a row. Where a peer
+that is not from PyPI is missing, `require` skips the test, or fails it when CI is set.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import inspect
 import logging
 import os
 import random
+import re
 import socket
 import stat
 import time
@@ -28,9 +30,9 @@ import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 import uvloop
-from hypothesis import settings
 
 import fabric
 
@@ -46,6 +48,7 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 }
 
 SEED = int(os.environ.get("FABRIC_SEED") or random.SystemRandom().getrandbits(32))
+SEEDS = range(SEED, SEED + int(os.environ.get("FABRIC_SEEDS") or 1))
 IN_CI = bool(os.environ.get("CI") or os.environ.get("FABRIC_CI"))
 
 stack_key = pytest.StashKey[contextlib.AsyncExitStack]()
@@ -74,16 +77,20 @@ def loop_reports(request: pytest.FixtureRequest) -> list[str]:
 
 
 @pytest.fixture
-def seed() -> int:
-    """The run's seed, printed so that a failing test shows it."""
-    print(f"FABRIC_SEED={SEED}")
-    return SEED
+def seed(request: pytest.FixtureRequest) -> int:
+    """This run's seed, printed so that a failing test shows it."""
+    value: int = request.param
+    print(f"FABRIC_SEED={value}")
+    if hypothesis.is_hypothesis_test(request.function):
+        hypothesis.seed(value)(request.function)
+    return value
 
 
 @pytest.fixture
 def rng(seed: int, request: pytest.FixtureRequest) -> random.Random:
     """A generator of this test's own: the same for the same seed, whatever ran before."""
-    return random.Random(f"{seed} {request.node.nodeid}")
+    test = re.sub(r"-?FABRIC_SEED=\d+", "", request.node.nodeid).removesuffix("[]")
+    return random.Random(f"{seed} {test}")
 
 
 @pytest.fixture(scope="session")
@@ -102,8 +109,8 @@ def require() -> Callable[[object, str], None]:
 
 def pytest_configure() -> None:
     # A shared machine stalls now and then; a test that hangs is caught by the deadline of the rig.
-    settings.register_profile("fabric", deadline=None, print_blob=True)
-    settings.load_profile("fabric")
+    hypothesis.settings.register_profile("fabric", deadline=None, print_blob=True)
+    hypothesis.settings.load_profile("fabric")
 
 
 def pytest_report_header() -> str:
@@ -117,6 +124,9 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_collection_finish() -> None:
+    # With its first test hypothesis makes a generator of random numbers and looks for what refers to it. That is not
+    # found where it is frozen.
+    hypothesis.given(hypothesis.strategies.none())(lambda _: None)()
     # What exists by now, thousands of tests among it, stays: the collections around each async test leave it out.
     gc.collect()
     gc.freeze()
@@ -124,8 +134,24 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
-    if inspect.iscoroutinefunction(obj) and collector.istestfunction(obj, name):
-        pytest.mark.usefixtures("loop_factory")(obj)
+    if collector.istestfunction(obj, name):
+        if inspect.iscoroutinefunction(obj):
+            pytest.mark.usefixtures("loop_factory")(obj)
+        if hypothesis.is_hypothesis_test(obj):
+            pytest.mark.usefixtures("seed")(obj)
+
+
+@pytest.hookimpl(trylast=True)  # so that the seed ends the name of the test, where `rng` takes it away
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "seed" in metafunc.fixturenames:
+        names = [f"FABRIC_SEED={seed}" for seed in SEEDS] if len(SEEDS) > 1 else [pytest.HIDDEN_PARAM]
+        runs = [pytest.param(seed, id=name, marks=pytest.mark.seeded) for seed, name in zip(SEEDS, names, strict=True)]
+        metafunc.parametrize("seed", runs, indirect=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # One seed after the other, so that a run that is stopped has tried every test.
+    items.sort(key=lambda item: item.callspec.params["seed"] if item.get_closest_marker("seeded") else SEED)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -14,8 +14,9 @@ import fabric_ext
 
 CONTRACT = set(
     """
-    WebSocketClient WebSocketServer ConnectedClient Message MessageType Frame ClientConfig ServerConfig
-    ReconnectConfig HeartbeatConfig BackpressureConfig CompressionConfig RateLimitConfig PoolConfig
+    WebSocketClient WebSocketServer ConnectedClient State Request Response Message MessageType Frame
+    ClientConfig ServerConfig ReconnectConfig HeartbeatConfig BackpressureConfig CompressionConfig
+    RateLimitConfig PoolConfig
     ConnectionPool PooledClient PoolStats ServerPoolStats CleanupStats ReconnectState
     BackpressureController HeartbeatManager Compressor Decompressor Fragmenter Reassembler ConnectionId
     SubprotocolList SubprotocolNegotiator HeaderMap HeaderName HeaderValue RateLimiter GlobalRateLimiter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -113,12 +114,69 @@ def test_clean_tests_pass_on_both_loops(rig: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*test_echo?uvloop? PASSED*", "*test_echo?asyncio? PASSED*"])
 
 
+DRAW = """
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+def test_rng(rng):
+    print("drawn", rng.random())
+
+@pytest.mark.parametrize("x", "ab")
+async def test_rng_more(rng, x):
+    print("drawn", rng.random())
+
+@given(st.integers())
+def test_generate(n):
+    print("drawn", n)
+
+@pytest.mark.parametrize("x", "ab")
+@given(n=st.integers())
+def test_generate_more(x, n):
+    print("drawn", n)
+
+@pytest.mark.soak
+def test_slow(rng):
+    print("drawn", rng.random())
+
+def test_of_no_chance():
+    print("drawn nothing")
+"""
+
+
+def drawn(
+    rig: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, seed: int, seeds: str, *arguments: str
+) -> dict[str, str]:
+    """What the tests of DRAW drew, by their names."""
+    monkeypatch.setenv("FABRIC_SEED", str(seed))
+    monkeypatch.setenv("FABRIC_SEEDS", seeds)
+    found: dict[str, str] = {}
+    for line in run(rig, DRAW, "-rA", *arguments).outlines:
+        if headline := re.fullmatch(r"_+ (\S+) _+", line):
+            name = headline[1]
+        elif line.startswith("drawn"):
+            found[name] = found.get(name, "") + line
+    return found
+
+
 def test_a_seed_repeats_a_run(rig: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = drawn(rig, monkeypatch, 43, "")
+    assert alone.pop("test_of_no_chance") == "drawn nothing"
+    assert len({draws for name, draws in alone.items() if "rng" in name}) == 1 + 4
+    both = drawn(rig, monkeypatch, 42, "2", "-m", "seeded and not soak")
+    assert len(both) == 2 * len(alone) == 2 * (1 + 4 + 1 + 2)
+    for name, draws in alone.items():
+        begin = f"{name.removesuffix(']')}-" if "[" in name else f"{name}["
+        assert both[f"{begin}FABRIC_SEED=43]"] == draws != both[f"{begin}FABRIC_SEED=42]"]
+
+
+def test_the_seed_of_a_failure_is_printed(rig: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FABRIC_SEED", "42")
-    runs = [run(rig, "def test_draw(rng):\n    assert not rng.random()").stdout for _ in range(2)]
-    drawn = [next(line for line in out.lines if line.startswith("E ")) for out in runs]
-    assert drawn[0] == drawn[1]
-    runs[0].fnmatch_lines(["FABRIC_SEED=42"])
+    monkeypatch.setenv("FABRIC_SEEDS", "3")
+    result = run(rig, "def test_draw(seed):\n    assert seed != 43")
+    result.assert_outcomes(passed=2, failed=1)
+    shown = ["FABRIC_SEED=42", "*- Captured stdout setup -*", "FABRIC_SEED=43", "FAILED *::test_draw?FABRIC_SEED=43? *"]
+    result.stdout.fnmatch_lines(shown)
 
 
 @pytest.mark.parametrize(("ci", "outcome"), [("", "skipped"), ("1", "failed")])

@@ -9,7 +9,7 @@ from libc.string cimport memcpy
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 
-from fabric_ext.bucket cimport monotonic_ns
+from fabric_ext.clock cimport monotonic_ns
 from fabric_ext.histogram cimport Histogram
 from fabric_ext.message cimport K_BINARY, Message
 

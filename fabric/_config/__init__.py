@@ -1,1 +1,1 @@
-"""How the fields of the configurations are checked."""
+"""How configs are declared and checked, and the configs themselves; `fabric.config` is the public module."""

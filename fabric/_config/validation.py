@@ -6,8 +6,12 @@ name.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+import difflib
+import functools
+import inspect
+import ssl
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, field, fields, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar, overload
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
 __all__ = [
+    "LARGEST",
+    "LONGEST",
     "Builder",
     "Config",
     "Converted",
@@ -26,7 +32,14 @@ __all__ = [
     "Seconds",
     "default",
     "default_factory",
+    "explains_unknown_options",
 ]
+
+LARGEST = 2**62
+"""The most of any count or size: sums of two and what compression may add to it still are 64-bit numbers."""
+
+LONGEST = 10**9
+"""Seconds, 31 years: the longest duration. The event loops and nanoseconds in 64 bits reach further."""
 
 _Given = TypeVar("_Given", contravariant=True)
 _Held = TypeVar("_Held", covariant=True)
@@ -93,9 +106,14 @@ class Builder(Generic[_Value]):
 
 
 class Config:
-    """Base of the configs, which are frozen dataclasses. Their `__post_init__` calls the checks below."""
+    """Base of the configs, which are frozen dataclasses. Their `__post_init__` calls the checks below.
+
+    `_OTHER_NAMES` maps names that a field has elsewhere, or that people try, to what to write here.
+    """
 
     __slots__ = ()
+
+    _OTHER_NAMES: ClassVar[Mapping[str, str]] = {}
 
     if TYPE_CHECKING:
         __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -123,48 +141,54 @@ class Config:
                 self._reject(name, "True or False", TypeError)
 
     def _check_integer(
-        self, name: str, low: int, high: int | None = None, *, optional: bool = False, note: str = ""
+        self, name: str, low: int, high: int = LARGEST, *, optional: bool = False, note: str = ""
     ) -> None:
         """An int of `low` to `high`; None too if `optional`, whose meaning `note` may tell."""
         value = getattr(self, name)
         if optional and value is None:
             return
-        allowed = f"an integer of {low} or more" if high is None else f"an integer from {low} to {high}"
+        allowed = f"an integer from {low} to {'2**62' if high == LARGEST else high}"
         allowed += (" or None" if optional else "") + (f" ({note})" if note else "")
         if isinstance(value, bool) or not isinstance(value, int):
             self._reject(name, allowed, TypeError)
-        if value < low or (high is not None and value > high):
+        if not low <= value <= high:
             self._reject(name, allowed)
 
     def _check_number(
-        self, name: str, low: float, high: float = math.inf, *, above: bool = False, optional: bool = False
+        self,
+        name: str,
+        low: float,
+        high: float = sys.float_info.max,
+        *,
+        above: bool = False,
+        optional: bool = False,
     ) -> None:
         """A finite number of `low` to `high`, without `low` itself if `above`. Stored as float."""
         value = getattr(self, name)
         if optional and value is None:
             return
         allowed = f"a number above {low:g}" if above else f"a number of {low:g} or more"
-        if high != math.inf:
+        if high != sys.float_info.max:
             allowed += f" and at most {high:g}"
         allowed += " or None" if optional else ""
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             self._reject(name, allowed, TypeError)
-        if not (math.isfinite(value) and low <= value <= high) or (above and value == low):
+        if not low <= value <= high or (above and value == low):  # nor is NaN within any limits
             self._reject(name, allowed)
         self._set(name, float(value))
 
     def _check_seconds(self, *names: str, zero: bool = False, optional: bool = False) -> None:
-        """A finite duration in seconds or as timedelta, above 0, or also 0 if `zero`. Stored as float."""
+        """A duration of at most LONGEST, in seconds or as timedelta, above 0, or also 0 if `zero`. Stored as float."""
         for name in names:
             value = getattr(self, name)
             if optional and value is None:
                 continue
-            allowed = "a duration " + ("of 0 s or more" if zero else "above 0 s")
+            allowed = "a duration " + ("from 0 s" if zero else "above 0 s") + " to 10**9 s"
             allowed += ", as a number of seconds or a timedelta" + (", or None" if optional else "")
             seconds = value.total_seconds() if isinstance(value, timedelta) else value
             if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
                 self._reject(name, allowed, TypeError)
-            if not (math.isfinite(seconds) and seconds >= 0) or (seconds == 0 and not zero):
+            if not 0 <= seconds <= LONGEST or (seconds == 0 and not zero):
                 self._reject(name, allowed)
             self._set(name, float(seconds))
 
@@ -180,6 +204,19 @@ class Config:
             names = [t.__qualname__ for t in types] + (["None"] if optional else [])
             self._reject(name, f"an instance of {' or '.join(names)}", TypeError)
 
+    def _check_function(self, name: str, arguments: str) -> None:
+        """A plain function, or None."""
+        value = getattr(self, name)
+        if value is not None and (not callable(value) or inspect.iscoroutinefunction(value)):
+            self._reject(name, f"a plain function of {arguments}, or None", TypeError)
+
+    def _check_context(self, name: str, otherwise: str, *, function: bool = False) -> None:
+        """An `ssl.SSLContext`, or None; or a function that returns them, but no class, where one is allowed."""
+        value = getattr(self, name)
+        is_function = function and callable(value) and not isinstance(value, type)
+        if value is not None and not isinstance(value, ssl.SSLContext) and not is_function:
+            self._reject(name, f"an ssl.SSLContext, {otherwise}", TypeError)
+
     def _check_several(self, name: str) -> tuple[Any, ...]:
         """The values of an iterable, which a single str is too, but never is meant to be."""
         value = getattr(self, name)
@@ -188,15 +225,55 @@ class Config:
         return tuple(value)
 
     def _check_part(self, name: str, off: Config) -> None:
-        """A nested config; None stands for `off`."""
-        if getattr(self, name) is None:
+        """A nested config; None and False stand for `off`."""
+        value = getattr(self, name)
+        if value is None or value is False:
             self._set(name, off)
-        self._check_instance(name, type(off), optional=True)
+        elif not isinstance(value, type(off)):
+            self._reject(name, f"a {type(off).__name__}, or None or False for none", TypeError)
 
 
 def _shown(value: object) -> str:
     """The repr of a field's value, without credentials and of bounded length."""
     if isinstance(value, (bytes, bytearray)):
         return f"<{len(value)} bytes>"
-    text = redact(repr(value)) if isinstance(value, str) else repr(value)
+    text = repr(redact(value) if isinstance(value, str) else value)
     return text if len(text) <= 500 else f"{text[:500]}..."
+
+
+# Options that a config does not have.
+
+
+def explains_unknown_options(cls: type[_Config]) -> type[_Config]:
+    """A class decorator for configs: the TypeError for an option that does not exist tells which was meant."""
+    made: Any = cls.__init__
+
+    @functools.wraps(made)
+    def make(self: Any, *args: Any, **options: Any) -> None:
+        known = cls.__dataclass_fields__  # type: ignore[attr-defined]
+        for name in options:
+            if name not in known:
+                raise TypeError(f"{cls.__name__} has no option {name!r}: {_meant(cls, name)}")
+        made(self, *args, **options)
+
+    cls.__init__ = make  # type: ignore[method-assign]
+    return cls
+
+
+def _meant(cls: Any, name: str) -> str:
+    """What to write instead of the option `name`."""
+    if name in cls._OTHER_NAMES:
+        return f"did you mean {cls._OTHER_NAMES[name]}?"
+    own = {f.name: f.name for f in fields(cls)}
+    nested = {
+        inner.name: f"{f.name}={type(f.default).__name__}({inner.name}=...)"
+        for f in fields(cls)
+        if isinstance(f.default, Config)
+        for inner in fields(f.default)
+        if inner.name not in own
+    }
+    options = nested | own
+    close = [name] if name in options else difflib.get_close_matches(name, options, n=1, cutoff=0.7)
+    if close:
+        return f"did you mean {options[close[0]]}?"
+    return f"its options are {', '.join(own)}"

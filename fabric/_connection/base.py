@@ -8,11 +8,11 @@ pings, the close handshake, and which exception says what. Never opens a connect
 from __future__ import annotations
 
 import asyncio
-import copy
+import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fabric._connection.liveness import LivenessProbe
@@ -27,8 +27,11 @@ from fabric.error import (
     Utf8Error,
 )
 from fabric.message import Message, MessageType
-from fabric_ext import inbox
-from fabric_ext.connection import Connection, Part
+from fabric_ext import connection, receive_queue
+from fabric_ext.connection import Connection
+from fabric_ext.frames import Fault
+from fabric_ext.session import Part, SessionProtocol
+from fabric_ext.throttle import Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,11 +39,16 @@ if TYPE_CHECKING:
     from fabric.config import ClientConfig, ServerConfig
     from fabric.heartbeat import HeartbeatManager
     from fabric.metrics import MetricsCollector
-    from fabric_ext.protocol import State
+    from fabric_ext.bucket import RateGate
+    from fabric_ext.deflate import Codec
+    from fabric_ext.session import CloseHandshake, Session
 
-__all__ = ["BaseConnection", "data_message"]
+__all__ = ["BaseConnection", "Sendable", "check_close", "data_message", "is_end", "is_normal", "loss_of"]
 
-inbox.bind_errors(concurrent_recv=InvalidState)
+Sendable = str | bytes | bytearray | memoryview | Message
+
+receive_queue.bind_errors(concurrent_recv=InvalidState)
+connection.bind_errors(wrong_place=InvalidState)
 
 MAX_REASON = 123  # bytes of UTF-8 (RFC 6455 §5.5: 125 less the close code)
 MAX_PING = 125  # bytes (RFC 6455 §5.5)
@@ -48,10 +56,8 @@ MAX_PING = 125  # bytes (RFC 6455 §5.5)
 # Close codes that end `recv` and `async for` without an exception (RFC 6455 §7.4.1): done, going away, no code given.
 NORMAL_CLOSURE = frozenset({1000, 1001, 1005})
 
-Sendable = str | bytes | bytearray | memoryview | Message
 
-
-@inbox.iterates_in_c
+@receive_queue.iterates_in_c
 class BaseConnection(Connection):
     """One end of a WebSocket connection; see `WebSocketClient` and `ConnectedClient`."""
 
@@ -60,16 +66,18 @@ class BaseConnection(Connection):
         "__weakref__",
         "_backpressure_config",
         "_close_code",
-        "_closed_by",
+        "_close_reason",
         "_closed_waiter",
+        "_config",
         "_id",
         "_latency",
         "_local_addr",
         "_logger",
         "_loss",
+        "_masking",
         "_metrics",
         "_parts_lock",
-        "_pings",
+        "_parts_task",
         "_pulse",
         "_remote_addr",
         "_subprotocol",
@@ -87,33 +95,68 @@ class BaseConnection(Connection):
         logger: logging.Logger,
         on_message: Callable[[Any, Message], Any] | None,
     ) -> None:
-        super().__init__(loop, masking, metrics)
-        self._configure(
-            max_message_size=config.max_message_size,
-            max_fragments=config.max_fragments,
+        super().__init__(
+            loop,
+            metrics,
             queue_limit=config.buffer_size,
             queue_byte_limit=config.backpressure.max_buffer_bytes,
-            fragment_size=config.fragment_size or 0,
-            close_timeout=config.close_timeout,
             on_message=on_message,
         )
+        self._config: Any = config
+        self._masking = masking
         self._metrics = metrics
         self._backpressure_config = config.backpressure
         self._logger = logger
         self._id: uuid.UUID | None = None
         self._subprotocol: str | None = None
         self._close_code: int | None = None
-        self._closed_by: str | None = None  # "local" once we have begun to close
+        self._close_reason = ""
         self._closed_waiter: asyncio.Future[None] | None = None
         self._latency: float | None = None
-        self._loss: ConnectionClosed | None = None  # how the latest transport was lost
+        self._loss: ConnectionClosed | None = None  # how the latest session ended
         self._local_addr: Any = None
         self._remote_addr: Any = None
         self._parts_lock: asyncio.Lock | None = None
-        self._pings: dict[bytes, tuple[asyncio.Future[float], int]] | None = None
+        self._parts_task: asyncio.Task[Any] | None = None  # that sends a message in parts
         self._pulse: LivenessProbe | None = None  # while the heartbeat watches this connection
         self._undelivered: tuple[Message, ...] = ()
         self._writable_waiters: list[asyncio.Future[None]] | None = None
+
+    def _open_session(
+        self,
+        transport: asyncio.BaseTransport,
+        codec: Codec | None,
+        gate: RateGate | None = None,
+        on_exceed: tuple[str, str] = ("slow", "slow"),
+        rest: bytes = b"",
+    ) -> None:
+        """Go on over `transport`, whose opening handshake is done; `rest` is what has been read behind it."""
+        config = self._config
+        session = SessionProtocol(
+            self,
+            transport,
+            asyncio.get_running_loop(),
+            masking=self._masking,
+            max_message_size=config.max_message_size,
+            max_fragments=config.max_fragments,
+            fragment_size=config.fragment_size or 0,
+            close_timeout=config.close_timeout,
+            cork=config.cork,
+            codec=codec,
+            throttle=None if gate is None else Throttle(gate, *on_exceed),
+        )
+        self._close_code = None
+        self._begin_session(session)
+        try:
+            self._opened()
+        except Exception as error:
+            self._logger.error("connection %s: opening it failed", self.id, exc_info=error)
+            session._close(1011, "internal error")
+        if rest:
+            session._feed(rest)
+
+    def _opened(self) -> None:
+        """A session has begun; nothing has been read yet."""
 
     # -- what it is
 
@@ -125,14 +168,9 @@ class BaseConnection(Connection):
         return self._id
 
     @property
-    def state(self) -> State:
-        """CONNECTING, OPEN, CLOSING, RECONNECTING or CLOSED."""
-        return self._state_now
-
-    @property
     def is_connected(self) -> bool:
         """Can messages be exchanged right now?"""
-        transport = self._transport_now
+        transport = self._transport
         return self._is_open and transport is not None and not transport.is_closing()
 
     @property
@@ -146,7 +184,7 @@ class BaseConnection(Connection):
     @property
     def close_reason(self) -> str | None:
         """The reason that came with `close_code`; None until the end."""
-        return None if self._close_code is None else self._close_text
+        return None if self._close_code is None else self._close_reason
 
     @property
     def subprotocol(self) -> str | None:
@@ -163,9 +201,39 @@ class BaseConnection(Connection):
         """Address of the other end: `(host, port)`, or longer for IPv6."""
         return self._address("peername", self._remote_addr)
 
+    @property
+    def _transport(self) -> Any:
+        """asyncio's transport, or None."""
+        session = self._session_now
+        return None if session is None else session.io
+
+    def _descriptors(self) -> list[int]:
+        """The file descriptor of its socket, in a list; none while there is no transport."""
+        transport = self._transport
+        sock = None if transport is None else transport.get_extra_info("socket")
+        return [] if sock is None else [sock.fileno()]
+
     def _address(self, name: str, kept: Any) -> Any:
-        transport = self._transport_now
-        return kept if transport is None else transport.get_extra_info(name)
+        transport = self._transport
+        return kept if transport is None else transport.get_extra_info(name) or kept
+
+    @property
+    def is_reading_paused(self) -> bool:
+        """Is the socket not being read, because the queue is full or the rate limit says so?"""
+        session = self._session_now
+        return session is not None and session.is_reading_paused
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Is nothing unread, half received, half sent or waiting to be sent, and does no task wait in `recv`?"""
+        session = self._session_now
+        return not (
+            self.queued
+            or self._is_awaited
+            or self._outbox_size
+            or (self._parts_lock is not None and self._parts_lock.locked())
+            or (session is not None and (session.is_reading_paused or session.has_partial_message))
+        )
 
     @property
     def latency(self) -> float | None:
@@ -195,39 +263,81 @@ class BaseConnection(Connection):
 
     # -- sending
 
-    def send_text(self, text: str, *, compress: bool | None = None) -> Any:
+    def send_text(self, text: str, *, compress: bool | None = None) -> Coroutine[Any, Any, None]:
         """Send a text message; awaitable like `send`."""
         if not isinstance(text, str):
             raise TypeError(f"text must be str, not {type(text).__name__}")
         return self.send(text, compress=compress)
 
-    def send_binary(self, data: bytes | bytearray | memoryview, *, compress: bool | None = None) -> Any:
+    def send_binary(
+        self, data: bytes | bytearray | memoryview, *, compress: bool | None = None
+    ) -> Coroutine[Any, Any, None]:
         """Send a binary message; awaitable like `send`."""
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(f"data must be bytes-like, not {type(data).__name__}")
         return self.send(data, compress=compress)
 
-    def send_json(self, value: Any, *, compress: bool | None = None) -> Any:
+    def send_json(self, value: Any, *, compress: bool | None = None) -> Coroutine[Any, Any, None]:
         """Send `value` as JSON in a text message; awaitable like `send`."""
         return self.send(Message.json(value), compress=compress)
 
-    async def _send_later(self, message: Any, compress: bool | None) -> None:
-        """What `send` returns when the message could not be written at once."""
+    async def send_parts(
+        self, parts: Iterable[Sendable] | AsyncIterable[Sendable], *, compress: bool | None = None
+    ) -> None:
+        """Send the items of `parts`, all text or all binary, as one message: each goes out as it comes.
+
+        Raises:
+            TypeError: an item is neither text nor binary, or they are mixed; the connection is closed with 1011 if
+                some have been sent.
+            ConnectionClosed: the connection ended before the last one was sent.
+        """
+        await self._counted(self._send_parts(parts, compress))
+
+    async def send_many(self, messages: Iterable[Sendable] | AsyncIterable[Sendable]) -> None:
+        """Send several messages, gathered into as few system calls as possible."""
+        with self.cork():
+            async for message in _iterate(messages):
+                await self.send(message)
+
+    @contextlib.contextmanager
+    def cork(self) -> Iterator[None]:
+        """Gather what is sent inside the `with`, up to 64 KB at a time; it leaves at the end."""
+        session = self._session_now
+        self._cork(1)
         try:
-            if isinstance(message, (str, bytes, bytearray, memoryview, Message)):
-                await self._send_when_possible(data_message(message), compress)
-            elif isinstance(message, (Iterable, AsyncIterable)) and not isinstance(message, dict):
-                await self._send_parts(message, compress)
-            else:
-                raise TypeError(
-                    f"cannot send {type(message).__name__}: str, bytes-like, Message or an iterable of them"
-                )
+            yield
+        finally:
+            if session is not None and self._session_now is session:
+                self._cork(-1)
+
+    async def _send_later(self, message: Any, compress: bool | None) -> None:
+        """What `send` goes on with when the message could not be written at once."""
+        await self._counted(self._send_any(message, compress))
+
+    async def _counted(self, sending: Coroutine[Any, Any, None]) -> None:
+        try:
+            await sending
         except Error:
             self._metrics.record_send_error()
             raise
 
+    async def _send_any(self, message: Any, compress: bool | None) -> None:
+        if isinstance(message, (str, bytes, bytearray, memoryview, Message)):
+            await self._send_when_possible(data_message(message), compress)
+        elif isinstance(message, (list, tuple, set, frozenset, dict)):
+            raise TypeError(
+                f"cannot send a {type(message).__name__}: send_parts() sends its items as one message,"
+                " send_many() as several, send_json() the whole as JSON"
+            )
+        elif isinstance(message, (Iterable, AsyncIterable)):
+            await self._send_parts(message, compress)
+        else:
+            raise TypeError(f"cannot send {type(message).__name__}: str, bytes-like, Message or an iterator of them")
+
     async def _send_when_possible(self, message: Message, compress: bool | None) -> None:
         self._check_sending()
+        while self._waits_for_transport() and await self._await_transport():
+            self._check_sending()
         size = len(message)
         while self._waits_for_transport() and self.backpressure.waking:
             await asyncio.sleep(0)  # who waited when the connection was lost, and was let in then, is before us
@@ -276,6 +386,10 @@ class BaseConnection(Connection):
         """Is there no transport now, and will there be one?"""
         return False
 
+    async def _await_transport(self) -> bool:
+        """During an outage: return False to have a message queued; else wait for its end, or raise."""
+        return False
+
     async def _send_parts(self, parts: Iterable[Any] | AsyncIterable[Any], compress: bool | None) -> None:
         """Send the items of `parts` as one message, each as a frame, or as several where `fragment_size` says so.
 
@@ -283,10 +397,13 @@ class BaseConnection(Connection):
         """
         if self._parts_lock is None:
             self._parts_lock = asyncio.Lock()
+        if self._parts_task is asyncio.current_task():
+            raise InvalidState("a part of a message cannot be a message of its own", state=self.state.name)
         async with self._parts_lock:
+            self._parts_task = asyncio.current_task()
             opcode: int | None = None
             pending: bytes | None = None
-            carrier: Any = None  # the transport that the first part went out by
+            session: Session | None = None  # that the first part went out by
             try:
                 async for part in _iterate(parts):
                     kind, payload = _part(part)
@@ -295,39 +412,38 @@ class BaseConnection(Connection):
                     elif opcode != kind:
                         raise TypeError("the parts of one message must be all str or all bytes-like")
                     if pending is not None:
-                        carrier = await self._write_part(opcode, pending, carrier, compress, final=False)
+                        session = await self._write_next_part(opcode, pending, session, compress, final=False)
                     pending = payload
                 if opcode is None or pending is None:
                     return  # nothing to send: no message
-                await self._write_part(opcode, pending, carrier, compress, final=True)
-                carrier = None
+                await self._write_next_part(opcode, pending, session, compress, final=True)
+                session = None
             except BaseException:
-                if self._is_fragmenting and self._is_open and self._transport_now is carrier:
+                if session is not None and session is self._session_now:
                     # Half a message is out and cannot be taken back (RFC 6455 §5.4).
-                    self._begin_closing(1011, b"message abandoned half-way")
+                    self._begin_closing(1011, "message abandoned half-way")
                 raise
             finally:
-                if self._is_fragmenting:
-                    self._set_fragmenting(False)
+                self._parts_task = None
+                if session is not None and session is self._session_now:
+                    self._end_parts()
 
-    async def _write_part(
-        self, opcode: int, payload: bytes, carrier: Any, compress: bool | None, *, final: bool
-    ) -> Any:
-        """Write one part, the first one if `carrier` is None; return the transport that it went out by."""
-        if carrier is None:
+    async def _write_next_part(
+        self, opcode: int, payload: bytes, session: Session | None, compress: bool | None, *, final: bool
+    ) -> Session:
+        """Write one part, the first one if `session` is None; return the session that it went out by."""
+        if session is None:
             while self._waits_for_transport() or (self._is_open and (self._is_blocked or self._outbox_size)):
-                await self._writable()
+                if not (self._waits_for_transport() and await self._await_transport()):
+                    await self._writable()
         else:
-            while self._transport_now is carrier and self._is_open and self._is_blocked:
+            while self._session_now is session and self._is_open and session.is_blocked:
                 await self._writable()
-        if not self._is_open or (carrier is not None and carrier is not self._transport_now):
+        now = self._session_now
+        if not self._is_open or now is None or (session is not None and session is not now):
             raise self._closed_error()
-        self._set_fragmenting(True)
-        self._write_fragment(opcode if carrier is None else 0, payload, final, compress)
-        carrier = self._transport_now
-        if final:
-            self._set_fragmenting(False)
-        return carrier
+        self._write_part(0 if session is not None else opcode, payload, final, compress)
+        return now
 
     async def _writable(self) -> None:
         """Wait until nothing waits to be written any more, or the transport is lost."""
@@ -347,11 +463,26 @@ class BaseConnection(Connection):
 
     # -- receiving
 
+    async def recv_many(self, limit: int = 1000) -> list[Message]:
+        """Receive the next message, and those that are there already: 1 to `limit`; [] after a normal close.
+
+        Raises what `recv` raises.
+        """
+        if limit < 1:
+            raise ValueError(f"limit is {limit}, must be at least 1")
+        message = await self.recv()
+        messages = [] if message is None else [message]
+        while messages and len(messages) < limit and (more := self._take_now()) is not None:
+            messages.append(more)
+        return messages
+
     async def recv_stream(self) -> AsyncIterator[str | bytes]:
-        """Iterate over the next message as it arrives, one item per frame; nothing is yielded after a normal close.
+        """Iterate over the next message as it arrives; nothing is yielded after a normal close.
+
+        An item is a frame, or as much of a large one as has come.
 
         Text is decoded as it comes, characters split between frames included. `max_message_size` holds for the whole.
-        Whoever receives anything else before the end gives the rest of this message up.
+        Receiving anything else before the end gives up the rest of this message.
 
         Raises:
             ConnectionClosed: the connection ended inside the message.
@@ -392,36 +523,41 @@ class BaseConnection(Connection):
             InvalidState: a ping with the same data has not been answered yet.
             ConnectionClosed: the connection is or was closed.
         """
+        if data is not None and not isinstance(data, (str, bytes, bytearray, memoryview)):
+            raise TypeError(f"the data of a ping is str or bytes-like, not {type(data).__name__}")
         payload = uuid.uuid4().bytes[:8] if data is None else data.encode() if isinstance(data, str) else bytes(data)
         if len(payload) > MAX_PING:
             raise ValueError(f"the data of a ping is {len(payload)} bytes, at most {MAX_PING} are allowed")
         while self._is_open and self._is_blocked:
             await self._writable()
-        if not self._is_open:
+        session = self._session_now
+        if not self._is_open or session is None:
             raise self._closed_error()
-        if self._pings is None:
-            self._pings = {}
-        if payload in self._pings:
+        if session.pings is None:
+            session.pings = {}
+        unanswered: dict[bytes, tuple[asyncio.Future[float], int]] = session.pings
+        if payload in unanswered:
             raise InvalidState("a ping with the same data is still unanswered", state=self.state.name)
         answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        unanswered = self._pings  # of this transport
         unanswered[payload] = answer, time.perf_counter_ns()
         try:
-            self._write_ping(payload)
+            session._write_ping(payload)
             return await answer
         finally:
             unanswered.pop(payload, None)
+            del answer  # with an exception in it, it would keep this frame, which keeps it
 
     def _on_pong(self, payload: bytes) -> None:
         """RFC 6455 §5.5.3: a pong answers its ping, and every one sent before."""
         beat = None if self._pulse is None else self._pulse.pong(payload)
         if beat is not None:
             self._record_rtt(beat)
-        if self._pings is None or payload not in self._pings:
+        session = self._session_now
+        if session is None or not session.pings or payload not in session.pings:
             return
         now = time.perf_counter_ns()
-        for sent in list(self._pings):
-            answer, at = self._pings.pop(sent)
+        for sent in list(session.pings):
+            answer, at = session.pings.pop(sent)
             if not answer.done():
                 answer.set_result((now - at) * 1e-9)
             if sent == payload:
@@ -437,45 +573,54 @@ class BaseConnection(Connection):
         if manager is not None:
             self._pulse = LivenessProbe(self, manager)
 
-    def _fail_silently(self, error: Exception) -> None:
-        """The other end does not hear us: drop the connection because of `error`."""
-        self._failure = error
-        self._abort()
-
     # -- closing
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection and wait until it is closed.
 
-        What was sent before is delivered first. The close handshake is bounded by `close_timeout`; a cancelled
-        `close` goes on by itself once it has begun.
+        What was sent before is delivered first, as long as the peer takes bytes within each `close_timeout`: see
+        `undelivered`. The same bounds the close handshake. A cancelled `close` goes on by itself once it has begun.
 
         Args:
             code: 1000 to 1003, 1007 to 1014, or 3000 to 4999.
             reason: at most 123 bytes of UTF-8.
         """
-        self._check_close(code, reason)
-        if self._is_open and self._outbox_size:
-            deadline = asyncio.get_running_loop().time() + self._close_timeout
-            try:
-                async with asyncio.timeout_at(deadline):
-                    while self._is_open and self._outbox_size:
-                        await self._writable()
-            except TimeoutError:
-                self._abort()
-        if self._is_open:
-            self._begin_closing(code, reason.encode())
+        check_close(code, reason)
+        await self._drain()
+        self._begin_closing(code, reason)
         await self._until_closed()
 
-    def _check_close(self, code: int, reason: str) -> None:
-        if not isinstance(code, int) or not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
-            raise ValueError(f"close code is {code!r}, allowed are 1000-1003, 1007-1014 and 3000-4999")
-        if len(reason.encode()) > MAX_REASON:
-            raise ValueError(f"close reason is {len(reason.encode())} bytes, at most {MAX_REASON} are allowed")
+    async def _drain(self) -> None:
+        """Wait until the outbox is written, as long as the peer takes bytes within `close_timeout`."""
+        while self._is_open and self._outbox_size:
+            before = self._left_to_send()
+            try:
+                async with asyncio.timeout(self._config.close_timeout):
+                    await self._writable()
+            except TimeoutError:
+                if self._left_to_send() >= before and self._session_now is not None:
+                    self._cut_off()
+                    return
 
-    def _begin_closing(self, code: int, reason: bytes) -> None:
-        self._closed_by = "local"
-        self._begin_close(code, reason)
+    def _left_to_send(self) -> int:
+        session = self._session_now
+        return self._outbox_bytes + (0 if session is None else session.unsent_bytes)
+
+    def _cut_off(self) -> None:
+        """End the connection of a peer that takes no bytes; how many it did not get is logged."""
+        session = self._session_now
+        if session is not None:
+            session.cut_off_bytes = self._left_to_send()
+            session._abort()
+
+    def _abort(self) -> None:
+        """End the connection now, without a close frame."""
+        if self._session_now is not None:
+            self._session_now._abort()
+
+    def _begin_closing(self, code: int, reason: str) -> None:
+        if self._is_open and self._session_now is not None:
+            self._session_now._close(code, reason)
 
     async def wait_closed(self) -> None:
         """Wait until the connection is closed for good."""
@@ -483,48 +628,38 @@ class BaseConnection(Connection):
 
     async def _until_closed(self) -> None:
         """Wait for the end, and for nothing that a subclass has to do about it."""
-        if self.state.name == "CLOSED":
+        if self._is_closed:
             return
         if self._closed_waiter is None:
             self._closed_waiter = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._closed_waiter)
 
-    def _on_lost(self) -> None:
-        closed = self._take_loss()
-        self._end(None if self._is_normal(closed) else closed)
+    def _on_lost(self, session: Session) -> None:
+        if self._is_loop_closed:  # who waits there will not run any more
+            self._closed_waiter = self._writable_waiters = self._backpressure = session.pings = None
+        closed = self._take_loss(session)
+        self._end(None if is_normal(session, closed) else closed)
 
-    def _take_loss(self) -> ConnectionClosed:
-        """The transport is gone: settle the close code, and fail whatever waited for this transport."""
-        error = self._loss = self._settle()
+    def _take_loss(self, session: Session) -> ConnectionClosed:
+        """`session` has ended: settle the close code, and fail whatever waited for its transport."""
+        error = self._loss = loss_of(session, self._config.max_message_size)
+        self._close_code, self._close_reason = error.code, error.reason
+        if session.cut_off_bytes:
+            self._logger.warning(
+                "connection %s: %d bytes were not delivered, the peer took none within %g seconds",
+                self.id,
+                session.cut_off_bytes,
+                self._config.close_timeout,
+            )
         if self._pulse is not None:
             self._pulse.stop()
             self._pulse = None
-        if self._pings is not None:
-            pings, self._pings = self._pings, None
-            for answer, _ in pings.values():
+        if session.pings:
+            for answer, _ in session.pings.values():
                 if not answer.done():
-                    answer.set_exception(error)
+                    answer.set_exception(self._lost_error())
         self._on_writable()
         return error
-
-    def _settle(self) -> ConnectionClosed:
-        code, by = 1006, "transport"
-        failure = self._failure
-        if failure is not None and self._sent_code:
-            code, by = self._sent_code, "local"
-        elif self._received_code:
-            code, by = self._received_code, self._closed_by or "remote"
-        else:
-            self._close_text = ""
-        self._close_code = code
-        clean = bool(self._received_code and self._sent_code)
-        error = ConnectionClosed(code, self._close_text, by=by, clean=clean)  # type: ignore[arg-type]
-        error.__cause__ = failure
-        return error
-
-    def _is_normal(self, closed: ConnectionClosed) -> bool:
-        """Do `recv` and `async for` end without an exception?"""
-        return self._failure is None and (closed.code in NORMAL_CLOSURE or self._closed_by == "local")
 
     def _end(self, error: Exception | None) -> None:
         """The connection is closed for good: receivers get what is queued, then `error` if there is one."""
@@ -539,31 +674,92 @@ class BaseConnection(Connection):
 
     def _empty_outbox(self) -> tuple[Message, ...]:
         """Take out what was accepted and not written."""
-        return tuple(self._outbox_pop()[0] for _ in range(self._outbox_size))
+        messages = tuple(self._outbox_pop()[0] for _ in range(self._outbox_size))
+        if self._backpressure is not None:
+            for message in messages:
+                self._backpressure.release(len(message))
+        return messages
 
     def _closed_error(self) -> ConnectionClosed | InvalidState:
-        if self._loss is not None and (self._transport_now is None or self._is_open):
-            error = copy.copy(self._loss)  # what is raised gathers tracebacks
-            error.__cause__ = self._loss.__cause__
-            return error
-        if self._sent_code or self._received_code:
-            by = self._closed_by or ("local" if self._failure is not None else "remote")
-            code = self._received_code or self._sent_code
-            return ConnectionClosed(code, self._close_text, by=by)  # type: ignore[arg-type]
+        """What is raised to a caller that needs an open connection; a new one each time: it gathers tracebacks."""
+        session = self._session_now
+        closing = None if session is None else session.closing
+        if closing is not None:
+            by = closing.began_by
+            return ConnectionClosed(closing.received_code or closing.sent_code, closing.reason, by=by)
+        if self._loss is not None:
+            return self._lost_error()
         return InvalidState("not connected", state=self.state.name)
+
+    def _lost_error(self) -> ConnectionClosed:
+        assert self._loss is not None
+        return receive_queue.fresh(self._loss)
 
     # -- what went wrong
 
-    def _on_error(self, error: BaseException) -> None:
-        self._logger.error("connection %s: the message callback raised", self.id, exc_info=error)
+    def _is_end(self, error: BaseException) -> bool:
+        return is_end(error)
 
-    def _fault(self, code: int, reason: str) -> Exception:
-        """The exception that explains why this end failed the connection."""
-        if code == 1007:
-            return CompressionError(reason) if "inflate" in reason else Utf8Error(reason)
-        if code == 1009:
-            return MessageTooLarge(self._oversize, self._max_message_size)
-        return InvalidFrame(reason, code=code)
+    def _on_failed(self, error: BaseException, in_callback: bool) -> None:
+        what = "the message callback raised" if in_callback else "reading failed"
+        self._logger.error("connection %s: %s", self.id, what, exc_info=error)
+
+
+def check_close(code: int, reason: str) -> None:
+    if not isinstance(code, int) or not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
+        raise ValueError(f"close code is {code!r}, allowed are 1000-1003, 1007-1014 and 3000-4999")
+    if not isinstance(reason, str):
+        raise TypeError(f"close reason must be str, not {type(reason).__name__}")
+    if len(reason.encode()) > MAX_REASON:
+        raise ValueError(f"close reason is {len(reason.encode())} bytes, at most {MAX_REASON} are allowed")
+
+
+def loss_of(session: Session, max_message_size: int) -> ConnectionClosed:
+    """How `session` ended."""
+    closing = session.closing
+    if closing is None or session.abort_cause is not None:
+        error = ConnectionClosed(1006, by="transport")
+        error.__cause__ = session.abort_cause
+        return error
+    if closing.fault:
+        error = ConnectionClosed(closing.sent_code, closing.reason, by="local", clean=bool(closing.received_code))
+        error.__cause__ = _fault_error(closing, max_message_size)
+        return error
+    if closing.received_code:
+        by = closing.began_by
+        return ConnectionClosed(closing.received_code, closing.reason, by=by, clean=True)
+    return ConnectionClosed(1006, by="transport")
+
+
+def is_normal(session: Session, closed: ConnectionClosed) -> bool:
+    """Do `recv` and `async for` end without an exception?"""
+    closing = session.closing
+    if closed.__cause__ is not None or (closing is not None and closing.fault):
+        return False
+    return closed.code in NORMAL_CLOSURE or (closing is not None and closing.began_by == "local")
+
+
+def is_end(error: BaseException) -> bool:
+    """Does it say that a connection is closed, and nothing else?"""
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_end(each) for each in error.exceptions)
+    return isinstance(error, ConnectionClosed)
+
+
+def _fault_error(closing: CloseHandshake, max_message_size: int) -> Exception:
+    """The exception that explains why this end failed the connection."""
+    fault = Fault(closing.fault)
+    error: Exception
+    if fault is Fault.BAD_COMPRESSION:
+        error = CompressionError(closing.reason)
+    elif fault is Fault.TOO_LARGE:
+        error = MessageTooLarge(closing.oversize, max_message_size)
+    elif fault in (Fault.BAD_UTF8, Fault.BAD_CLOSE_TEXT):
+        error = Utf8Error(closing.reason)
+    else:
+        error = InvalidFrame(closing.reason, code=closing.sent_code)
+    error.__cause__ = closing.cause
+    return error
 
 
 def data_message(message: Any) -> Message:

@@ -48,15 +48,18 @@ class LivenessProbe:
 
     @property
     def inbound_seen(self) -> bool:
-        return bool(self._peer._inbound_seen)
+        session = self._peer._session_now
+        return bool(session is not None and session.inbound_seen)
 
     @inbound_seen.setter
     def inbound_seen(self, seen: bool) -> None:
-        self._peer._inbound_seen = seen
+        session = self._peer._session_now
+        if session is not None:
+            session.inbound_seen = seen
 
     @property
     def is_reading_paused(self) -> bool:
-        return bool(self._peer._is_reading_paused)
+        return bool(self._peer.is_reading_paused)
 
     @property
     def ping_is_queued(self) -> bool:
@@ -76,22 +79,25 @@ class LivenessProbe:
         return None if silence is None else silence <= within
 
     def _socket(self) -> Any:
-        transport = self._peer._transport_now
+        transport = self._peer._transport
         return None if transport is None else transport.get_extra_info("socket")
 
     def send_ping(self, payload: bytes) -> None:
         peer = self._peer
-        if not peer.is_connected:
+        session = peer._session_now
+        if session is None or not peer.is_connected:
             return
         exchanged = peer.messages_sent + peer.messages_received
         if exchanged == self._exchanged:
-            peer._release_codec()  # nothing was exchanged for a whole interval
+            session._release_codec()  # nothing was exchanged for a whole interval
         self._exchanged = exchanged
-        peer._write_ping(payload)
+        session._write_ping(payload)
 
     def fail(self, reason: str) -> None:
         self._peer._logger.info("connection %s: %s", self._peer.id, reason)
-        self._peer._fail_silently(Timeout("heartbeat", self._manager.config.ping_timeout))
+        session = self._peer._session_now
+        if session is not None:
+            session._abort(Timeout("heartbeat", self._manager.config.ping_timeout))
 
 
 def _silence_of(sock: Any) -> float | None:

@@ -7,13 +7,15 @@ Owns the request, the judgement of the answer (RFC 6455 §4.1) and redirects. Ho
 from __future__ import annotations
 
 import asyncio
+import base64
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fabric._handshake.dial import Progress, dial
 from fabric._handshake.response_reader import ResponseReader
-from fabric._handshake.upgrade import begin_client, finish_client, frame_limit
-from fabric._http.messages import check_response
+from fabric._handshake.rules import HEAD_END, check_response
+from fabric._http.messages import headers_of
 from fabric._version import VERSION
 from fabric.compression import HEADER as EXTENSIONS
 from fabric.compression import accept_answer, make_offer
@@ -22,9 +24,8 @@ from fabric.error import HandshakeFailed, Timeout
 if TYPE_CHECKING:
     from fabric._http.url import Url
     from fabric.config import ClientConfig
-    from fabric.headers import HeaderMap
-    from fabric_ext.connection import Link
     from fabric_ext.deflate import Codec
+    from fabric_ext.http_head import ResponseHead
 
 __all__ = ["HandshakeResult", "open_connection"]
 
@@ -38,32 +39,33 @@ _SUBPROTOCOL = "Sec-WebSocket-Protocol"
 class HandshakeResult:
     """What an opening handshake has agreed on, and the heads of its request and response."""
 
-    __slots__ = ("codec", "request", "response", "subprotocol")
+    __slots__ = ("address", "codec", "request", "response", "subprotocol")
 
-    def __init__(self, request: bytes, response: bytes, subprotocol: str | None, codec: Codec | None) -> None:
+    def __init__(
+        self, address: Url, request: bytes, response: bytes, subprotocol: str | None, codec: Codec | None
+    ) -> None:
+        self.address = address
         self.request = request
         self.response = response
         self.subprotocol = subprotocol
         self.codec = codec
 
 
-Prepare = Callable[[], "Link"]
-Accepted = Callable[[HandshakeResult], None]
+Accepted = Callable[[Any, HandshakeResult, bytes], None]
 
 
 class ClientHandshake(ResponseReader):
-    """The protocol of a transport from the request to 101; then picows takes over."""
+    """The protocol of a transport from the request to 101; then a session takes over."""
 
     def __init__(self, address: Url, config: ClientConfig, accepted: Accepted) -> None:
         super().__init__("the server", str(address))
         self._address = address
         self._config = config
         self._accepted = accepted
-        self._protocol: Any = None  # picows', which waits for its turn
         self._key = ""
         self._request = b""
 
-    def ask(self, link: Link) -> None:
+    def ask(self) -> None:
         """Send the request."""
         headers = self._config.request_headers(self._address)
         headers.setdefault("User-Agent", USER_AGENT)
@@ -72,42 +74,46 @@ class ClientHandshake(ResponseReader):
         offer = make_offer(self._config.compression)
         if offer is not None:
             headers[EXTENSIONS] = offer
-        self._protocol, self._key, self._request = begin_client(
-            self.transport,
-            link,
-            host=self._address.authority,
-            resource=self._address.resource,
-            headers=headers.items(),
-            max_size=frame_limit(self._config.max_message_size, compressed=offer is not None),
-        )
+        self._key = base64.b64encode(os.urandom(16)).decode("ascii")
+        fields = [
+            f"GET {self._address.resource} HTTP/1.1",
+            f"Host: {self._address.authority}",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            f"Sec-WebSocket-Key: {self._key}",
+            "Sec-WebSocket-Version: 13",
+            *(f"{name}: {value}" for name, value in headers.items()),
+        ]
+        self._request = "\r\n".join(fields).encode("utf-8", "surrogateescape")
+        self.transport.write(self._request + HEAD_END)
 
     def _is_success(self, status: int) -> bool:
         return status == 101
 
-    def _accept(self, status: int, headers: HeaderMap, head: bytes, rest: bytes) -> None:
-        check_response(status, headers, self._key)
-        chosen = headers.getall(_SUBPROTOCOL, [])
+    def _accept(self, head: ResponseHead, rest: bytes) -> None:
+        check_response(head, self._key)
+        chosen = head.get_all(_SUBPROTOCOL)
         if len(chosen) > 1:
             what = "the server chose more than one subprotocol"
-            raise HandshakeFailed(what, status=status, headers=headers)
+            raise HandshakeFailed(what, status=head.status, headers=headers_of(head.data))
         subprotocol = self._config.subprotocols.confirm(chosen[0] if chosen else None)
-        agreement = accept_answer(headers.getall(EXTENSIONS, ()), self._config.compression)
+        agreement = accept_answer(head.get_all(EXTENSIONS), self._config.compression)
         codec = None if agreement is None else agreement.codec(self._config.compression, "client")
-        self._accepted(HandshakeResult(self._request, head, subprotocol, codec))
         # In this very step: a frame that comes right behind the head must find its reader.
-        finish_client(self.transport, self._protocol, self._key, rest)
+        self._accepted(
+            self.transport, HandshakeResult(self._config.address, self._request, head.data, subprotocol, codec), rest
+        )
 
 
-async def open_connection(config: ClientConfig, prepare: Prepare, accepted: Accepted) -> None:
+async def open_connection(config: ClientConfig, accepted: Accepted) -> None:
     """Connect, and follow redirects, within `config.connection_timeout`.
 
-    Cancelling it leaves neither socket nor task behind. The connection's `_opened` hook has been called when
-    it returns.
+    Cancelling it leaves neither socket nor task behind. `accepted` has been called when it
+    returns.
 
     Args:
         config: where to and how.
-        prepare: makes the link to connect, anew for each redirect.
-        accepted: called with what was agreed on, just before the link is connected.
+        accepted: called with the transport, what was agreed on, and the bytes that came behind the response.
 
     Raises:
         Timeout: naming the phase that took too long.
@@ -118,7 +124,7 @@ async def open_connection(config: ClientConfig, prepare: Prepare, accepted: Acce
     limit = asyncio.timeout(config.connection_timeout)
     try:
         async with limit:
-            await _follow(config, prepare, accepted, progress)
+            await _follow(config, accepted, progress)
     except TimeoutError:
         if not limit.expired():
             raise
@@ -127,10 +133,12 @@ async def open_connection(config: ClientConfig, prepare: Prepare, accepted: Acce
         raise refused or Timeout(progress.phase, config.connection_timeout) from None
 
 
-async def _follow(config: ClientConfig, prepare: Prepare, accepted: Accepted, progress: Progress) -> None:
+async def _follow(config: ClientConfig, accepted: Accepted, progress: Progress) -> None:
+    progress.phase = "asking the application for url and headers"
+    config = await config.settled()
     address = config.address
     followed = 0
-    while (redirect := await _attempt(address, config, prepare, accepted, progress)) is not None:
+    while (redirect := await _attempt(address, config, accepted, progress)) is not None:
         # A socket or a path that was given leads to one server, whatever name the redirect has.
         if config.sock is not None or config.unix_path is not None or not config.max_redirects:
             raise redirect
@@ -156,7 +164,7 @@ def _not_followed(redirect: HandshakeFailed, why: str) -> HandshakeFailed:
 
 
 async def _attempt(
-    address: Url, config: ClientConfig, prepare: Prepare, accepted: Accepted, progress: Progress
+    address: Url, config: ClientConfig, accepted: Accepted, progress: Progress
 ) -> HandshakeFailed | None:
     """Open a connection to `address`, or return the redirect that it answers."""
     handshake = ClientHandshake(address, config, accepted)
@@ -165,7 +173,7 @@ async def _attempt(
         await dial(address, config, handshake, progress)
         progress.phase = f"opening handshake with {address.authority}"
         progress.reader = handshake
-        handshake.ask(prepare())
+        handshake.ask()
         try:
             await handshake.wait()
         except HandshakeFailed as error:

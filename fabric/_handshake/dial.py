@@ -14,37 +14,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import functools
+import inspect
 import ipaddress
 import itertools
 import os
 import socket
 import ssl
 import urllib.request
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import aiofastnet
-from python_socks import ProxyConnectionError, ProxyError, ProxyType
-from python_socks.async_.asyncio import Proxy
 
 from fabric._handshake.response_reader import ResponseReader
-from fabric._handshake.tls import TlsLoop
-from fabric._http.url import PROXY_SCHEMES, Url
-from fabric.error import AuthenticationFailed, ConnectionFailed, HandshakeFailed, Io, NotSupported, Tls
+from fabric._handshake.socks import open_tunnel
+from fabric._handshake.tls import TLS_BUFFERS, TlsLoop, default_context, tls_context, tls_failure
+from fabric._http.url import PROXY_SCHEMES, WEBSOCKET_SCHEMES, Url
+from fabric.error import ConnectionFailed, HandshakeFailed, Io, NotSupported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from fabric.config import ClientConfig
     from fabric.headers import HeaderMap
+    from fabric_ext.http_head import ResponseHead
 
 __all__ = ["Progress", "dial", "proxy_for"]
 
 STAGGER = 0.25  # seconds until the next address is tried as well (RFC 8305 §8)
-
-# Bytes of either TLS buffer of a connection: one record, which is 16 KB and a bit, and some more. The default
-# of aiofastnet is 263 KB each.
-TLS_BUFFER = 20 * 1024
 
 # What the system says when it is this process, not the peer, that is to blame.
 _OWN_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -68,7 +65,7 @@ def _failures(progress: Progress, address: Url) -> Iterator[None]:
     try:
         yield
     except ssl.SSLError as error:
-        raise Tls(f"{progress.phase} failed: {_reason(error)}") from error
+        raise tls_failure(progress.phase, error) from error
     except (ConnectionFailed, HandshakeFailed):
         raise
     except OSError as error:
@@ -84,12 +81,6 @@ def _failures(progress: Progress, address: Url) -> Iterator[None]:
         raise ConnectionFailed(text, url=str(address)) from error
 
 
-def _reason(error: ssl.SSLError) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate not accepted, {error.verify_message}"
-    return str(error.reason or error)
-
-
 async def dial(address: Url, config: ClientConfig, protocol: ResponseReader, progress: Progress) -> None:
     """Connect `protocol` to the server at `address`, as `config` says.
 
@@ -99,10 +90,12 @@ async def dial(address: Url, config: ClientConfig, protocol: ResponseReader, pro
         HandshakeFailed, AuthenticationFailed: the proxy refused.
         Io: this process cannot have another socket.
         NotSupported: the environment names a proxy that cannot be used.
+        Exception: what `config.ssl` raises, if it is a function.
     """
-    context = _tls_context(address, config)
+    tls = await _tls_options(address, config, progress)
+    target = _target(address, config)
     with _failures(progress, address):
-        proxy = proxy_for(address, config.proxy)
+        proxy = proxy_for(target, config.proxy)
         if config.sock is not None:
             sock = config.sock
             sock.setblocking(False)
@@ -110,22 +103,35 @@ async def dial(address: Url, config: ClientConfig, protocol: ResponseReader, pro
             progress.phase = f"connection to {config.unix_path}"
             sock = await _connect_one((socket.AF_UNIX, socket.SOCK_STREAM, 0, "", config.unix_path))
         elif proxy is None:
-            sock = await _connect(address, progress)
+            sock = await _connect(target, progress)
         elif proxy.scheme.startswith("socks5"):
-            sock = await _connect_socks(proxy, address, config, progress)
+            sock = await _connect_socks(proxy, target, progress)
         else:
-            await _connect_tunnel(proxy, address, config, protocol, context, progress)
+            await _connect_tunnel(proxy, target, config, protocol, tls, progress)
             return
-        await _attach(sock, protocol, context, address.host, config, progress)
+        await _attach(sock, protocol, tls, progress)
+
+
+def _target(address: Url, config: ClientConfig) -> Url:
+    """Where to connect to, for `address`: `config.host` stands for the host of the URL, not for one of a redirect."""
+    if config.endpoint is None or address.origin != config.address.origin:
+        return address
+    host, port = config.endpoint
+    return replace(address, host=host, port=port or address.port)
 
 
 # TCP
 
 
+def _who(address: Url) -> str:
+    """What stands in front of the host where errors name it."""
+    return "" if address.scheme in WEBSOCKET_SCHEMES else "the proxy "
+
+
 async def _connect(address: Url, progress: Progress) -> socket.socket:
     """A socket connected to whichever of the host's addresses answers first."""
     infos = await _resolve(address, progress)
-    progress.phase = f"TCP connection to {address.authority}"
+    progress.phase = f"TCP connection to {_who(address)}{address.authority}"
     if len(infos) == 1:
         return await _connect_one(infos[0])
     attempts: list[asyncio.Task[socket.socket]] = []
@@ -142,7 +148,7 @@ async def _resolve(address: Url, progress: Progress) -> Sequence[_AddressInfo]:
     with contextlib.suppress(ValueError):
         family = socket.AF_INET if ipaddress.ip_address(address.host).version == 4 else socket.AF_INET6
         return [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address.host, address.port))]
-    progress.phase = f"name lookup of {address.host}"
+    progress.phase = f"name lookup of {_who(address)}{address.host}"
     loop = asyncio.get_running_loop()
     infos = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     if not infos:
@@ -196,47 +202,58 @@ def _discard(attempt: asyncio.Task[socket.socket]) -> None:
 # TLS
 
 
-@functools.cache
-def _default_context() -> ssl.SSLContext:
-    """Reading the system's certificates takes 10 ms and half a megabyte: once."""
-    return ssl.create_default_context()
-
-
-def _tls_context(address: Url, config: ClientConfig) -> ssl.SSLContext | None:
+async def _tls_options(address: Url, config: ClientConfig, progress: Progress) -> dict[str, Any]:
+    """The arguments of aiofastnet for TLS with the server; none for `ws://`."""
     if not address.is_secure:
-        return None
-    return config.ssl if config.ssl is not None else _default_context()
+        return {}
+    context: Any = config.ssl
+    if callable(context):
+        progress.phase = "ClientConfig.ssl()"
+        context = context()
+        if inspect.isawaitable(context):
+            context = await context
+    if context is not None and not isinstance(context, ssl.SSLContext):
+        raise TypeError(f"ClientConfig.ssl() returned {context!r}: expected an ssl.SSLContext or None")
+    own = address.origin == config.address.origin
+    hostname = config.server_hostname if config.server_hostname is not None and own else address.host
+    return _tls_with(context, hostname, config)
 
 
-def _tls_options(host: str, config: ClientConfig) -> dict[str, Any]:
+def _tls_with(context: ssl.SSLContext | None, hostname: str, config: ClientConfig) -> dict[str, Any]:
     return {
-        "server_hostname": host.rstrip("."),
+        "ssl": tls_context(context if context is not None else default_context()),
+        "server_hostname": hostname.rstrip(".").partition("%")[0],  # without the zone of an address
         "ssl_handshake_timeout": 2 * config.connection_timeout,  # whose own deadline comes first
         "ssl_shutdown_timeout": config.close_timeout,
-        "ssl_incoming_bio_size": TLS_BUFFER,
-        "ssl_outgoing_bio_size": TLS_BUFFER,
-    }
+    } | TLS_BUFFERS
 
 
 async def _attach(
     sock: socket.socket,
     protocol: ResponseReader,
-    context: ssl.SSLContext | None,
-    host: str,
-    config: ClientConfig,
+    tls: dict[str, Any],
     progress: Progress,
+    *,
+    who: str = "",
+    before_tls: bool = False,
 ) -> None:
-    """Make a transport of a connected socket."""
+    """Make a transport of a connected socket; `before_tls` is for one that TLS is started on later."""
     loop: Any = asyncio.get_running_loop()
     is_unix = sock.family == socket.AF_UNIX
+    if not is_unix:
+        # The event loops set it only where the socket was made with the protocol number of TCP, and not with 0.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connect: Any
-    if context is None:
+    if tls:
+        progress.phase = f"TLS handshake with {who}{tls['server_hostname']}"
+        connect = aiofastnet.create_unix_connection if is_unix else aiofastnet.create_connection
+        await connect(TlsLoop(loop), lambda: protocol, sock=sock, **tls)
+    elif before_tls:
+        # Not uvloop's: to it the protocol of aiofastnet's standard engine looks as if it brought its own buffer.
+        await aiofastnet.create_connection(loop, lambda: protocol, sock=sock)
+    else:
         connect = loop.create_unix_connection if is_unix else loop.create_connection
         await connect(lambda: protocol, sock=sock)
-    else:
-        progress.phase = f"TLS handshake with {host}"
-        connect = aiofastnet.create_unix_connection if is_unix else aiofastnet.create_connection
-        await connect(TlsLoop(loop), lambda: protocol, sock=sock, ssl=context, **_tls_options(host, config))
 
 
 # Proxies
@@ -273,82 +290,71 @@ def proxy_for(address: Url, proxy: str | bool | None) -> Url | None:
         raise NotSupported(f"the proxy that the environment names: {error}") from None
 
 
-async def _connect_socks(proxy: Url, address: Url, config: ClientConfig, progress: Progress) -> socket.socket:
-    """A socket connected through a SOCKS5 proxy (RFC 1928); with `socks5h` the proxy looks up the name."""
-    progress.phase = f"connection through the proxy {proxy.authority}"
-    way = Proxy(
-        ProxyType.SOCKS5,
-        proxy.host,
-        proxy.port,
-        proxy.username,
-        proxy.password,
-        rdns=proxy.scheme == "socks5h",
-    )
+async def _connect_socks(proxy: Url, target: Url, progress: Progress) -> socket.socket:
+    """A socket connected through a SOCKS5 proxy; with `socks5h` the proxy looks up the name."""
+    host = target.host
+    if proxy.scheme == "socks5":
+        host = (await _resolve(target, progress))[0][4][0]
+    sock = await _connect(proxy, progress)
+    progress.phase = f"connection to {host}:{target.port} through the proxy {proxy.authority}"
     try:
-        timeout = 2 * config.connection_timeout  # whose own deadline comes first
-        sock: socket.socket = await way.connect(address.host, address.port, timeout=timeout)
-    except ProxyConnectionError as error:
-        raise ConnectionFailed(f"{progress.phase} failed: {error.strerror}", url=str(address)) from error
-    except ProxyError as error:
-        text = f"{progress.phase} failed: {error}"
-        if "authentication" in str(error).lower():
-            raise AuthenticationFailed(text) from error
-        raise ConnectionFailed(text, url=str(address)) from error
-    except ValueError:
-        # A login that python-socks cannot encode, or an answer it cannot decode. Its own words may show a password.
-        text = f"{progress.phase} failed: the login or the proxy's answer is not valid in SOCKS5 (RFC 1928, 1929)"
-        raise ConnectionFailed(text, url=str(address)) from None
+        await open_tunnel(sock, proxy, host, target.port)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 
 class _Tunnel(ResponseReader):
     """Asks an HTTP proxy for a connection (RFC 9110 §9.3.6)."""
 
-    def ask(self, proxy: Url, address: Url) -> None:
-        host = f"[{address.host}]" if ":" in address.host else address.host
-        head = f"CONNECT {host}:{address.port} HTTP/1.1\r\nHost: {host}:{address.port}\r\n"
-        if proxy.authorization is not None:
-            head += f"Proxy-Authorization: {proxy.authorization}\r\n"
-        self.transport.write(f"{head}\r\n".encode("ascii"))
+    def ask(self, proxy: Url, target: Url, headers: HeaderMap) -> None:
+        host = f"[{target.host}]" if ":" in target.host else target.host
+        fields = [("Host", f"{host}:{target.port}"), *headers.items()]
+        if proxy.authorization is not None and "Proxy-Authorization" not in headers:
+            fields.append(("Proxy-Authorization", proxy.authorization))
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
+        head = f"CONNECT {host}:{target.port} HTTP/1.1\r\n{lines}\r\n"
+        self.transport.write(head.encode("utf-8", "surrogateescape"))
 
     def _is_success(self, status: int) -> bool:
         return 200 <= status < 300
 
-    def _accept(self, status: int, headers: HeaderMap, head: bytes, rest: bytes) -> None:
+    def _accept(self, head: ResponseHead, rest: bytes) -> None:
         if rest:
-            raise HandshakeFailed("the proxy sent data before anybody asked for them", status=status)
+            raise HandshakeFailed("the proxy sent data before anybody asked for them", status=head.status)
 
 
 async def _connect_tunnel(
     proxy: Url,
-    address: Url,
+    target: Url,
     config: ClientConfig,
     protocol: ResponseReader,
-    context: ssl.SSLContext | None,
+    tls: dict[str, Any],
     progress: Progress,
 ) -> None:
     """Connect `protocol` through an HTTP proxy."""
-    tunnel = _Tunnel("the proxy", str(address))
+    tunnel = _Tunnel(f"the proxy {proxy.authority}", str(target))
     try:
         sock = await _connect(proxy, progress)
-        outer = _default_context() if proxy.is_secure else None
-        await _attach(sock, tunnel, outer, proxy.host, config, progress)
-        progress.phase = f"CONNECT to {address.authority} through the proxy {proxy.authority}"
+        outer = _tls_with(config.proxy_ssl, proxy.host, config) if proxy.is_secure else {}
+        await _attach(sock, tunnel, outer, progress, who=_who(proxy), before_tls=bool(tls))
+        progress.phase = f"CONNECT to {target.authority} through the proxy {proxy.authority}"
         progress.reader = tunnel
-        tunnel.ask(proxy, address)
+        tunnel.ask(proxy, target, config.proxy_headers)
         await tunnel.wait()
         transport = tunnel.transport
         progress.reader = None
-        if context is None:
-            transport.set_protocol(protocol)
-        else:
-            progress.phase = f"TLS handshake with {address.host}"
+        if tls:
+            progress.phase = f"TLS handshake with {tls['server_hostname']} through the proxy {proxy.authority}"
+            options = dict(tls)
+            context = options.pop("ssl")
             loop: Any = TlsLoop(asyncio.get_running_loop())
-            transport = await aiofastnet.start_tls(
-                loop, transport, protocol, context, **_tls_options(address.host, config)
-            )
+            transport = await aiofastnet.start_tls(loop, transport, protocol, context, **options)
+        else:
+            transport.set_protocol(protocol)
         if transport.is_closing():
-            raise ConnectionFailed(f"{progress.phase} failed: the proxy hung up", url=str(address))
+            raise ConnectionFailed(f"{progress.phase} failed: the proxy hung up", url=str(target))
         protocol.connection_made(transport)
     except BaseException:
         tunnel.abort()

@@ -1,4 +1,4 @@
-"""Reads one HTTP response from a transport: what a server or a proxy says to a client that wants a free line.
+"""Reads the HTTP response to an upgrade or CONNECT request from a transport.
 
 Owns the bytes of the head, and of the body of a refusal, with a limit for each. What an acceptable answer is
 and what follows it, its subclasses say. The deadline is the caller's.
@@ -7,10 +7,14 @@ and what follows it, its subclasses say. The deadline is the caller's.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import TYPE_CHECKING, Any
 
-from fabric._http.messages import HEAD_END, parse_response, refusal
+from fabric._handshake.rules import malformed_response, refusal
+from fabric._handshake.tls import tls_failure
+from fabric._http.messages import headers_of
 from fabric.error import ConnectionFailed, HandshakeFailed
+from fabric_ext.http_head import ResponseHead
 
 if TYPE_CHECKING:
     from fabric.headers import HeaderMap
@@ -19,8 +23,6 @@ __all__ = ["ResponseReader"]
 
 MAX_HEAD = 16 * 1024  # bytes
 MAX_BODY = 64 * 1024  # bytes kept of the body of a refusal
-
-_HTTP = b"HTTP/1."
 
 
 class ResponseReader(asyncio.Protocol):
@@ -35,6 +37,7 @@ class ResponseReader(asyncio.Protocol):
         self._who = who
         self._url = url
         self._buffer = b""
+        self._head = ResponseHead()
         self._refused: tuple[int, HeaderMap] | None = None  # while the body is being read
         self._outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.transport: Any = None
@@ -67,7 +70,7 @@ class ResponseReader(asyncio.Protocol):
     def _is_success(self, status: int) -> bool:
         raise NotImplementedError
 
-    def _accept(self, status: int, headers: HeaderMap, head: bytes, rest: bytes) -> None:
+    def _accept(self, head: ResponseHead, rest: bytes) -> None:
         """The answer is a success, with `head`, followed by `rest`. What this raises is the outcome."""
 
     # -- called by the transport
@@ -98,6 +101,9 @@ class ResponseReader(asyncio.Protocol):
         if self._refused is not None:
             self._read_body(ended=True)
             return
+        if isinstance(exc, ssl.SSLError):  # TLS 1.3: an alert about our certificate comes after the handshake
+            self._fail(tls_failure(f"TLS connection to {self._who}", exc))
+            return
         why = f": {exc}" if exc is not None else ""
         text = f"{self._who} closed the connection before it answered{why}"
         self._fail(ConnectionFailed(text, url=self._url))
@@ -110,28 +116,31 @@ class ResponseReader(asyncio.Protocol):
     def _read_head(self) -> bool:
         """Take the head off the buffer; is a body to follow?"""
         while True:
-            end = self._buffer.find(HEAD_END)
-            if not self._buffer.startswith(_HTTP[: len(self._buffer)]):
-                parse_response(self._buffer)  # raises: waiting for an end would be in vain
-            if end > MAX_HEAD or (end < 0 and len(self._buffer) > MAX_HEAD):
+            head = self._head
+            end = head.feed(self._buffer)
+            if head.fault:
+                raise malformed_response(head, self._who)
+            if (end or len(self._buffer)) > MAX_HEAD:
                 raise HandshakeFailed(f"the head of the answer of {self._who} is over {MAX_HEAD} bytes")
-            if end < 0:
+            if not end:
                 return False
-            head, self._buffer = self._buffer[:end], self._buffer[end + len(HEAD_END) :]
-            status, headers = parse_response(head)
-            if self._is_success(status):
+            self._buffer = self._buffer[end:]
+            if self._is_success(head.status):
                 rest, self._buffer = self._buffer, b""
-                self._accept(status, headers, head, rest)
+                self._accept(head, rest)
                 if not self._outcome.done():
                     self._outcome.set_result(None)
                 return False
-            if status >= 200 or status == 101:  # others are interim, RFC 9110 §15.2
-                self._refused = status, headers
+            if head.status >= 200 or head.status == 101:  # others are interim, RFC 9110 §15.2
+                self._refused = head.status, headers_of(head.data)
                 return True
+            self._head = ResponseHead()
 
     def _read_body(self, *, ended: bool) -> None:
         assert self._refused is not None
-        body = self._body(ended=ended)
+        status, headers = self._refused
+        # Where a redirect leads stands in its head: nobody waits for its body, which may never end.
+        body = self._body(ended=ended or (300 <= status < 400 and "Location" in headers))
         if body is not None:
             self._fail(self._refusal(*self._refused, body))
 
@@ -150,6 +159,8 @@ class ResponseReader(asyncio.Protocol):
         length = headers.get("Content-Length", "")
         known = length.isascii() and length.isdecimal() and len(length) < 20
         limit = min(int(length), MAX_BODY) if known else MAX_BODY
+        # What a redirect says is in its head: it is not kept waiting for the end of a connection that stays open.
+        ended = ended or (not known and 300 <= status < 400)
         return self._buffer[:limit] if ended or len(self._buffer) >= limit else None
 
 

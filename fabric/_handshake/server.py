@@ -1,7 +1,8 @@
-"""One incoming TCP connection until it is a WebSocket: reads the request, lets the server judge it, answers.
+"""The opening handshakes of a server: each connection from accept until it is a WebSocket, or is answered otherwise.
 
-Owns the bytes, the deadline and the limits of the opening handshake on the server's side. Who may connect is the
-server's to say (`Acceptor`).
+Owns the bytes of the request, its deadline, and the limits of how many connections may be at this stage. What a valid
+request is, `fabric._handshake.rules` says; whom to let in, the application (`process_request`) and the server
+(`upgrade`).
 """
 
 from __future__ import annotations
@@ -9,181 +10,355 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from functools import partial
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Protocol
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from fabric._http.messages import HEAD_END, Rejection, Request, as_response, check_upgrade, parse_request
+from fabric._handshake.rules import HEAD_END, RETRY_AFTER, Rejection, check_upgrade, rejection_of, unavailable
+from fabric._http.messages import Request, as_response
+from fabric_ext.http_head import RequestHead
 
 if TYPE_CHECKING:
     import logging
 
     from fabric._http.messages import Response
+    from fabric.config import ServerConfig
     from fabric.headers import HeaderMap
 
-__all__ = ["Acceptor", "ServerHandshake"]
+__all__ = ["PendingHandshakes", "ServerHandshake"]
+
+LINGER = 1.0  # seconds that a client has to hang up once it was answered
+MAX_LINGERING = 256  # connections that are given that time at once; others are closed without
+SWEEPS = 50  # at most, in one handshake_timeout: a deadline may be missed by this part of it
+
+Upgrade = Callable[["ServerHandshake", RequestHead, bytes, "HeaderMap | None"], None]
 
 
-LINGER = 1.0  # seconds that a client has to hang up once it was told to
+class PendingHandshakes:
+    """The opening handshakes of one server that have not come to their end. `accept` is its protocol factory.
 
-_EMPTY_LINES = b"\r\n"  # before a request, RFC 9112 §2.2
+    Args:
+        loop: the event loop of the server.
+        config: limits and deadline: `handshake_timeout`, `max_header_size`; and `max_connections` and
+            `max_connections_per_ip`, each of which bounds, besides the open connections, those in here.
+        logger: for refusals, and for errors of the application.
+        process_request: called with the `Request`; what it may return, `WebSocketServer` says. None to ask nobody.
+        upgrade: called with the handshake, the head of its valid request, the bytes that came after it, and the
+            headers that `process_request` wants in the answer, or None. Takes the transport over
+            (`ServerHandshake.take_transport`), or raises Rejection.
+        check_descriptor: called with the file descriptor of each new connection.
+    """
 
-
-class Acceptor(Protocol):
-    """What an `ServerHandshake` asks of its server."""
-
-    handshake_timeout: float  # seconds
-    max_header_size: int  # bytes
-    logger: logging.Logger
-    pending: set[ServerHandshake]
-
-    def accepted(self, descriptor: int) -> None:
-        """A connection was accepted, by the socket with this file descriptor."""
-
-    def process_request(self, request: Request) -> Any:
-        """The answer to plain HTTP, None or a 101 to go on, or an awaitable of one of them."""
-
-    def upgrade(
+    def __init__(
         self,
-        acceptance: ServerHandshake,
-        request: Request,
-        headers: HeaderMap,
-        key: str,
-        rest: bytes,
-        more: HeaderMap | None,
+        loop: asyncio.AbstractEventLoop,
+        config: ServerConfig,
+        logger: logging.Logger,
+        process_request: Callable[[Request], Any] | None,
+        upgrade: Upgrade,
+        check_descriptor: Callable[[int], None],
     ) -> None:
-        """Take the transport over, with `more` in the answer, or raise Rejection."""
+        self.loop = loop
+        self.logger = logger
+        self.process_request = process_request
+        self.upgrade = upgrade
+        self.check_descriptor = check_descriptor
+        self.timeout = config.handshake_timeout
+        self.max_header_size = config.max_header_size
+        self._max = config.max_connections
+        self._max_per_ip = 0 if config.unix_path else config.max_connections_per_ip
+        self._pending: set[ServerHandshake] = set()
+        self._per_ip: Counter[str] = Counter()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed: Rejection | None = None
+        self.lingering = 0  # answered connections that wait for their client to hang up
+
+    def accept(self) -> ServerHandshake:
+        """The protocol for a connection that was accepted."""
+        return ServerHandshake(self)
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def close(self, rejection: Rejection) -> None:
+        """Answer all with `rejection`, and all that come from now on."""
+        self._closed = rejection
+        for handshake in list(self._pending):
+            try:
+                handshake.refuse(rejection)
+            except Exception as error:
+                self.logger.error("an opening handshake could not be refused", exc_info=error)
+
+    # -- for ServerHandshake
+
+    def __contains__(self, handshake: ServerHandshake) -> bool:
+        return handshake in self._pending
+
+    def add(self, handshake: ServerHandshake, descriptor: int, peer: Any) -> None:
+        """Begin the handshake of a connection.
+
+        Args:
+            handshake: made by `accept`.
+            descriptor: of the socket.
+            peer: the client's address, as sockets give it.
+
+        Raises:
+            Rejection: there are too many already, or the server is closed.
+        """
+        self.check_descriptor(descriptor)
+        handshake.remote_addr = peer
+        if self._closed is not None:
+            raise self._closed
+        if len(self._pending) >= self._max:
+            raise unavailable(f"{self._max} connections are in their opening handshake")
+        if self._max_per_ip:
+            ip = peer[0]
+            if self._per_ip[ip] >= self._max_per_ip:
+                raise too_many_from_one_address(self._max_per_ip)
+            handshake.ip = ip
+            self._per_ip[ip] += 1
+        self._pending.add(handshake)
+        if self._timer is None:
+            self._timer = self.loop.call_later(self._left(handshake), self._sweep)
+
+    def sockets(self) -> list[Any]:
+        """The sockets of the connections that are in their handshake, as transports give them."""
+        transports = [handshake._transport for handshake in self._pending]
+        return [transport.get_extra_info("socket") for transport in transports if transport is not None]
+
+    def remove(self, handshake: ServerHandshake) -> None:
+        """A handshake has come to its end; again has no effect."""
+        if handshake in self._pending:
+            self._pending.remove(handshake)
+            if handshake.ip is not None:
+                self._per_ip[handshake.ip] -= 1
+                if not self._per_ip[handshake.ip]:
+                    del self._per_ip[handshake.ip]
+
+    def _left(self, handshake: ServerHandshake) -> float:
+        """Seconds that a handshake still has."""
+        return max(handshake.began + self.timeout - time.perf_counter(), 0)
+
+    def _sweep(self) -> None:
+        """End those whose deadline has passed. One timer for all: nearly none of them is ever late."""
+        for handshake in [handshake for handshake in self._pending if not self._left(handshake)]:
+            handshake.time_out()
+        self._timer = None
+        if self._pending:
+            delay = max(min(map(self._left, self._pending)), self.timeout / SWEEPS)
+            self._timer = self.loop.call_later(delay, self._sweep)
 
 
 class ServerHandshake(asyncio.Protocol):
-    """The protocol of a transport during its opening handshake."""
+    """The protocol of a transport during its opening handshake.
 
-    __slots__ = ("_acceptor", "_buffer", "_task", "_timer", "began", "transport")
+    Attributes:
+        request: what the client asks for, once its head is there.
+        ip: the client's address, if there is a limit for each.
+        remote_addr: the client's address, as sockets give it.
+        is_connected: it has, or had, a transport; with TLS from the end of the TLS handshake.
+        began: `time.perf_counter()` when the connection was accepted.
+    """
 
-    def __init__(self, acceptor: Acceptor) -> None:
-        self._acceptor = acceptor
+    __slots__ = (
+        "_buffer",
+        "_handshakes",
+        "_head",
+        "_lingering",
+        "_task",
+        "_transport",
+        "began",
+        "ip",
+        "is_connected",
+        "remote_addr",
+        "request",
+    )
+
+    def __init__(self, handshakes: PendingHandshakes) -> None:
+        self._handshakes = handshakes
+        self._transport: asyncio.Transport | None = None
+        self._head = RequestHead()
         self._buffer = b""
         self._task: asyncio.Future[Any] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._lingering: asyncio.TimerHandle | None = None  # since it was answered
+        self.request: Request = None  # type: ignore[assignment]
+        self.ip: str | None = None
+        self.remote_addr: Any = None  # kept: a socket that was reset does not know it any more
+        self.is_connected = False
         self.began = time.perf_counter()
-        self.transport: asyncio.Transport | None = None
+
+    # -- called by the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "pause_reading")
-        self.transport = transport  # type: ignore[assignment]
-        loop = asyncio.get_running_loop()
-        left = self._acceptor.handshake_timeout - (time.perf_counter() - self.began)  # TLS has taken some of it
-        self._timer = loop.call_later(max(left, 0), self._timed_out)
-        self._acceptor.pending.add(self)
-        self._acceptor.accepted(transport.get_extra_info("socket").fileno())
+        self._transport = transport  # type: ignore[assignment]
+        self.is_connected = True
+        if self in self._handshakes:
+            return  # since before its TLS handshake
+        sock, peer = transport.get_extra_info("socket"), transport.get_extra_info("peername")
+        if sock is None or peer is None:  # what the event loops say when it was reset
+            self._end()
+            transport.abort()  # type: ignore[attr-defined]
+            return
+        try:
+            self._handshakes.add(self, sock.fileno(), peer)
+        except Rejection as rejection:
+            self.refuse(rejection)
+
+    def data_received(self, data: bytes) -> None:
+        if self._transport is None:
+            return  # answered: what still comes is thrown away
+        buffer = self._buffer + data if self._buffer else data
+        if self.request is not None:
+            self._buffer = buffer  # of a client that does not wait for the answer: read no further
+            self._transport.pause_reading()
+            return
+        head, limit = self._head, self._handshakes.max_header_size
+        end = head.feed(buffer)
+        if head.fault:
+            self.refuse(rejection_of(head.fault, head.wrong))
+        elif (end or len(buffer)) > limit + len(HEAD_END):
+            self.refuse(Rejection(431, f"the request head is over {limit} bytes"))
+        elif end:
+            self._buffer = buffer[end:]
+            self._judge()
+        else:
+            self._buffer = buffer
+
+    def eof_received(self) -> bool:
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._done()
+        self._end()
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
+            self._handshakes.lingering -= 1
         if self._task is not None:
             self._task.cancel()
 
-    def _done(self) -> asyncio.Transport | None:
-        """This handshake is over: the transport, once, or None."""
-        transport, self.transport = self.transport, None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._acceptor.pending.discard(self)
-        return transport
+    # -- judging the request
 
-    def data_received(self, data: bytes) -> None:
-        if self.transport is None:
-            return  # answered: what still comes is thrown away
-        if self._task is not None:
-            self._buffer += data  # of a client that does not wait for the answer: read no further
-            self.transport.pause_reading()
-            return
-        buffer = self._buffer = (self._buffer + data if self._buffer else data).lstrip(_EMPTY_LINES)
-        end = buffer.find(HEAD_END)
-        if end > self._acceptor.max_header_size or (end < 0 and len(buffer) > self._acceptor.max_header_size):
-            limit = self._acceptor.max_header_size
-            self.answer(Rejection(431, f"the request head is over {limit} bytes").response)
-        elif end >= 0:
-            self._buffer = buffer[end + len(HEAD_END) :]
-            self._judge(buffer[:end])
-
-    def _judge(self, head: bytes) -> None:
+    def _judge(self) -> None:
+        self.request = Request(self._head.data)
+        process = self._handshakes.process_request
         try:
-            request, headers = parse_request(head)
-            answer = self._acceptor.process_request(request)
+            request = self.request
+            request.remote_addr = self.remote_addr
+            request.peer_certificate = self._peer_certificate()
+            answer = None if process is None else process(request)
             if answer is not None and inspect.isawaitable(answer):
                 # A task of the awaitable itself: cancelled before it began, it would leave one never awaited.
-                self._task = asyncio.ensure_future(answer)
-                self._task.add_done_callback(partial(self._judged, request, headers))
+                self._task = asyncio.ensure_future(answer, loop=self._handshakes.loop)
+                self._task.add_done_callback(self._judged)
             else:
-                self._decide(answer, request, headers)
-        except Rejection as rejection:
-            self.answer(rejection.response)
-        except Exception as error:  # noqa: BLE001  (of the application; logged)
+                self._decide(answer)
+        except BaseException as error:  # noqa: BLE001  (answered and logged; what is no Exception goes on)
             self._fail(error)
 
-    def _judged(self, request: Request, headers: HeaderMap, task: asyncio.Future[Any]) -> None:
-        if task.cancelled():
-            return
+    def _peer_certificate(self) -> Any:
+        """The client's, if it has shown one and it was verified."""
+        tls = None if self._transport is None else self._transport.get_extra_info("ssl_object")
+        return None if tls is None else tls.getpeercert() or None
+
+    def _judged(self, task: asyncio.Future[Any]) -> None:
+        if self._transport is None:
+            return  # lost, or answered meanwhile: this is why the task was cancelled
         try:
-            self._decide(task.result(), request, headers)
-        except Rejection as rejection:
-            self.answer(rejection.response)
-        except Exception as error:  # noqa: BLE001  (of the application; logged)
+            self._decide(task.result())
+        except BaseException as error:  # noqa: BLE001  (answered and logged; what is no Exception goes on)
             self._fail(error)
 
-    def _decide(self, answer: Any, request: Request, headers: HeaderMap) -> None:
-        if self.transport is None or self.transport.is_closing():
+    def _decide(self, answer: Any) -> None:
+        """Do what `process_request` says."""
+        if self._transport is None or self._transport.is_closing():
             return
         more = None
         if answer is not None:
             response = as_response(answer)
-            if response.status != HTTPStatus.SWITCHING_PROTOCOLS:
-                self.answer(response, head_only=request.method == "HEAD")
+            if response.status != 101:
+                self.answer(response)
                 return
             more = response.headers
-        key = check_upgrade(request, headers)
+        check_upgrade(self._head)
         rest, self._buffer = self._buffer, b""
-        self._acceptor.upgrade(self, request, headers, key, rest, more)
+        self._handshakes.upgrade(self, self._head, rest, more)
+
+    def _fail(self, error: BaseException) -> None:
+        """Answer what was raised while the request was judged."""
+        if isinstance(error, Rejection):
+            self.refuse(error)
+            return
+        # Also CancelledError, which is that of something the application waited for: nobody cancels this here.
+        self._handshakes.logger.error("the opening handshake failed", exc_info=error)
+        self.refuse(Rejection(500, "internal error"))
+        if not isinstance(error, (Exception, asyncio.CancelledError)):
+            raise error
+
+    # -- its end
 
     def take_transport(self) -> asyncio.Transport:
         """End this handshake and hand its transport over."""
-        transport = self._done()
+        transport = self._end()
         assert transport is not None
         if self._task is not None:
             transport.resume_reading()
         return transport
 
-    def answer(self, response: Response, *, head_only: bool = False) -> None:
+    def refuse(self, rejection: Rejection) -> None:
+        """Answer with `rejection` and close."""
+        self.answer(rejection.response)
+
+    def answer(self, response: Response) -> None:
         """Send `response` and close."""
-        transport = self._done()
+        transport = self._end()
         self._buffer = b""
-        if transport is not None and not transport.is_closing():
-            transport.write(response.encode(with_body=not head_only))
-            if transport.can_write_eof():
-                # Closing with bytes unread would reset the connection, and the answer with it.
-                transport.write_eof()
-                self._linger(transport)
+        if transport is None or transport.is_closing():
+            return
+        self._handshakes.logger.debug("%s is answered %d", transport.get_extra_info("peername"), response.status)
+        transport.write(response.encode(with_body=not self._head.is_head))
+        if not transport.can_write_eof():
+            transport.close()
+            return
+        if self._handshakes.lingering >= MAX_LINGERING:
+            if transport.get_write_buffer_size():
+                transport.abort()
             else:
                 transport.close()
+            return
+        # Closing with bytes unread would reset the connection, and the answer with it.
+        try:
+            transport.write_eof()
+        except OSError:  # the client has closed, and asyncio tells the system at once
+            transport.abort()
+            return
+        self._handshakes.lingering += 1
+        self._linger(transport)
 
     def _linger(self, transport: asyncio.Transport, unsent: int | None = None) -> None:
         """Wait for the client to hang up, and as long as it takes more of the answer."""
         left = transport.get_write_buffer_size()
         if unsent is None or 0 < left < unsent:
-            self._timer = asyncio.get_running_loop().call_later(LINGER, self._linger, transport, left)
+            self._lingering = self._handshakes.loop.call_later(LINGER, self._linger, transport, left)
         else:
             transport.abort()
 
-    def _fail(self, error: Exception) -> None:
-        self._acceptor.logger.error("the opening handshake failed", exc_info=error)
-        self.answer(Rejection(500, "internal error").response)
-
-    def _timed_out(self) -> None:
-        seconds = self._acceptor.handshake_timeout
-        self.answer(Rejection(408, f"no request within {seconds:g} seconds").response)
+    def time_out(self) -> None:
+        """The deadline has passed."""
+        seconds = f"{self._handshakes.timeout:g} seconds"
+        if self.request is None:
+            self.refuse(Rejection(408, f"no request within {seconds}"))
+        else:
+            self.refuse(unavailable(f"the request was not judged within {seconds}"))
         if self._task is not None:
             self._task.cancel()
 
-    def eof_received(self) -> bool:
-        return False
+    def _end(self) -> asyncio.Transport | None:
+        """This handshake is over: its transport, once, or None."""
+        transport, self._transport = self._transport, None
+        self._handshakes.remove(self)
+        return transport
+
+
+def too_many_from_one_address(limit: int) -> Rejection:
+    """The answer to a client whose address has all the connections that it may have."""
+    return Rejection(429, f"{limit} connections from one address are the limit", [RETRY_AFTER])

@@ -1,22 +1,99 @@
-"""The event loop as aiofastnet sees it: what TLS has to report, and is no news, stays here.
+"""Which TLS engine serves a context, and which of its reports reach the event loop's exception handler.
 
-Owns one decision, which reports do not reach the loop's exception handler.
+aiofastnet 1.2 has two engines. The direct one calls OpenSSL on the SSL_CTX inside an `ssl.SSLContext`, the standard
+one calls the module `ssl`. The direct one takes a sixth less CPU time for a small message, but CPython's callbacks find
+none of the Python objects that they expect:
+
+- `sni_callback`, `keylog_filename` and `_msg_callback` crash the process. The first two do so even when they are set
+  while a handshake is under way, so that looking at the context before each handshake is not enough.
+- PSK callbacks and the session id context that resumption with client certificates needs (both CPython 3.13),
+  `post_handshake_auth`, `sslobject_class` and the methods of a subclass are ignored. Whether there are PSK callbacks
+  cannot be asked.
+
+So the direct engine serves the one context that is made here and that nobody else can change; every context that is
+given to us is served by the standard engine.
 """
 
 from __future__ import annotations
 
+import _ssl
 import asyncio
+import functools
+import ssl
 from typing import Any
 
-__all__ = ["TlsLoop"]
+from fabric.error import Tls
+
+__all__ = ["TLS_BUFFERS", "TlsLoop", "default_context", "tls_context", "tls_failure"]
+
+# Bytes of either TLS buffer of a connection: one record, which is 16 KB and a bit, and some more. The default
+# of aiofastnet is 263 KB each.
+TLS_BUFFERS = {"ssl_incoming_bio_size": 20 * 1024, "ssl_outgoing_bio_size": 20 * 1024}
+
+# OpenSSL's reasons where the peer speaks something else, such as plain HTTP.
+_NOT_TLS = frozenset({"HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "PACKET_LENGTH_TOO_LONG", "WRONG_VERSION_NUMBER"})
+
+
+@functools.cache
+def default_context() -> ssl.SSLContext:
+    """What a client uses when it is given no context: the system's certificates.
+
+    Made once: reading the certificates takes 10 ms and half a megabyte. Nobody but `tls_context` may hand it on.
+    """
+    return ssl.create_default_context()
+
+
+def tls_context(context: ssl.SSLContext) -> Any:
+    """What to give to aiofastnet as `ssl`, so that the right engine serves `context`."""
+    return context if context is default_context() and _is_plain(context) else _StandardEngine(context)
+
+
+def _is_plain(context: ssl.SSLContext) -> bool:
+    """Whether the SSL_CTX is all there is to `context`.
+
+    SSLKEYLOGFILE in the environment sets `keylog_filename`; packages that replace `ssl.SSLContext` make subclasses.
+    """
+    is_original = type(context).__base__ is _ssl._SSLContext and not vars(context)
+    return is_original and context.keylog_filename is None
+
+
+def tls_failure(what: str, error: ssl.SSLError) -> Tls:
+    """The error for `what`, as in "TLS handshake with example.org", that failed with `error`."""
+    reason = getattr(error, "reason", None) or ""  # the class has the attribute only where OpenSSL gave one
+    rejected = isinstance(error, ssl.SSLCertVerificationError)
+    why = reason or str(error)
+    if rejected:
+        why = f"certificate not accepted, {getattr(error, 'verify_message', None) or why}"
+    elif reason in _NOT_TLS:
+        why = f"the answer is not TLS ({reason})"
+    return Tls(f"{what} failed: {why}", reason=reason, certificate_rejected=rejected)
+
+
+class _StandardEngine:
+    """An `ssl.SSLContext` as aiofastnet is to see it. The context itself is not changed."""
+
+    __slots__ = ("_context",)
+
+    _aiofastnet_force_fallback_ssl = True
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """`aiofastnet.start_tls` asks whether it is an `ssl.SSLContext`."""
+        return type(self._context)
 
 
 class TlsLoop:
     """Stands for `loop`, and keeps from its exception handler that a peer hung up in the TLS handshake.
 
     aiofastnet 1.2 reports that as a fault, as asyncio's own TLS does, and gives the class ConnectionResetError
-    where an error belongs, over which logging stumbles. Whoever connects is raised the error anyway; a server is
-    left like that by every health check and port scan.
+    where an error belongs, over which logging stumbles. A client's `connect` raises the error anyway; on a server
+    every health check and port scan leaves like that.
     """
 
     __slots__ = ("_loop",)
@@ -29,10 +106,10 @@ class TlsLoop:
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        """For who asks `isinstance`: aiofastnet does something else with the loops of Windows."""
+        """aiofastnet asks which kind of loop it is: it does something else with those of Windows."""
         return type(self._loop)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Pass on every report but that one; an error that is one, of whatever kind, is another."""
+        """Pass on every report but that one; an error that is an instance, of whatever kind, is another."""
         if context.get("exception") is not ConnectionResetError:
             self._loop.call_exception_handler(context)

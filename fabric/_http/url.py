@@ -1,7 +1,8 @@
 """One URL, taken apart once: `ws://` and `wss://` addresses (RFC 6455 §3, RFC 3986), and those of proxies.
 
-Owns: what a valid URL is, which credentials it carries, and which of them survive a redirect. Never shows a
-password: not in `str`, not in `repr`, not in the message of an error. Never resolves a name.
+Owns: what a valid URL is, which credentials it carries, and which of them survive a redirect; and what an origin is.
+Never shows a password or a query, which may hold a token: not in `str`, not in `repr`, not in the message of an error.
+Never resolves a name.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Url", "basic_authorization", "redact"]
+__all__ = ["Url", "basic_authorization", "normal_origin", "redact"]
 
 WEBSOCKET_SCHEMES = ("ws", "wss")
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
@@ -26,14 +27,47 @@ _DEFAULT_PORTS = {"ws": 80, "wss": 443, "http": 80, "https": 443, "socks5": 1080
 # What `urlsplit` would silently drop or keep, and what must never reach a request line.
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f\ud800-\udfff]")
 _HOST_NAME = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.?")
+_ORIGIN = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*)://(?P<host>\[[^\]/]+\]|[^/?#@:\[\]\s]+)(?::(?P<port>[0-9]+))?"
+)
 _MAX_HOST = 254  # characters, with a final dot
 _MAX_SOCKS = 255  # bytes of a user name, and of a password (RFC 1929 §2)
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 
 def redact(text: str) -> str:
-    """`text` with everything that may be user name and password replaced by `***`."""
-    return re.sub(r"//.*@", "//***@", text, flags=re.DOTALL)
+    """`text` with everything that may be user name, password, query or fragment replaced by `***`."""
+    text = re.sub(r"//.*@", "//***@", text, flags=re.DOTALL)
+    return re.sub(r"([?#]).*", r"\1***", text, flags=re.DOTALL)
+
+
+def normal_origin(text: str) -> str:
+    """An origin as browsers send it (RFC 6454 §6.2): in lower case and ASCII, without the default port.
+
+    Raises:
+        ValueError: it is none; the text says what is.
+    """
+    if text == "null":
+        return text
+    if "*" in text:
+        raise ValueError(
+            r"no '*': a compiled pattern stands for several, as re.compile(r'https://[^/]+\.example\.com')"
+        )
+    match = _ORIGIN.fullmatch(text)
+    if match is None:  # browsers send neither a path nor a final slash, and a string with one would never match
+        raise ValueError("'scheme://host' or 'scheme://host:port' each, or 'null'")
+    scheme, host = match["scheme"].lower(), match["host"].lower()
+    try:
+        if host.startswith("["):
+            host = f"[{ipaddress.IPv6Address(host[1:-1])}]"
+        elif not host.isascii():
+            host = host.encode("idna").decode("ascii")
+        port = int(match["port"] or _DEFAULT_PORTS.get(scheme, 0))
+        if port > 65535:
+            raise ValueError
+    except ValueError:
+        raise ValueError("a valid host name or address each, and a port up to 65535") from None
+    return f"{scheme}://{host}" if port == _DEFAULT_PORTS.get(scheme, 0) else f"{scheme}://{host}:{port}"
 
 
 def basic_authorization(username: str, password: str) -> str:
@@ -47,13 +81,13 @@ def basic_authorization(username: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode("ascii")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Url:
-    """The parts of a URL; `str()` gives it back without credentials.
+    """The parts of a URL; `str()` and `repr()` show it without credentials and query.
 
     Attributes:
         scheme: in lower case.
-        host: name in ASCII (IDNA) or address, without brackets.
+        host: name in ASCII (IDNA) or address, without brackets; an address with its zone, as in "fe80::1%eth0".
         port: given, or the scheme's own.
         resource: path and query, percent-encoded, never empty (the resource name of RFC 6455 §3).
         username, password: percent-decoded; None when the URL carries none.
@@ -63,8 +97,8 @@ class Url:
     host: str
     port: int
     resource: str = "/"
-    username: str | None = field(default=None, repr=False)
-    password: str | None = field(default=None, repr=False)
+    username: str | None = None
+    password: str | None = None
 
     @classmethod
     def parse(cls, text: str, schemes: Iterable[str] = WEBSOCKET_SCHEMES) -> Url:
@@ -129,9 +163,20 @@ class Url:
 
     @property
     def authority(self) -> str:
-        """Host and, unless it is the scheme's own, port: what the `Host` header says (RFC 6455 §4.1)."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+        """Host and, unless it is the scheme's own, port: what the `Host` header says (RFC 6455 §4.1).
+
+        Without the zone of an address, which means something to this machine alone (RFC 6874 §1).
+        """
+        return self._authority(self.host.partition("%")[0])
+
+    def _authority(self, host: str) -> str:
+        bracketed = f"[{host}]" if ":" in host else host
+        return bracketed if self.port == _DEFAULT_PORTS[self.scheme] else f"{bracketed}:{self.port}"
+
+    @property
+    def full(self) -> str:
+        """The whole URL but for its credentials. Not to be shown: the query may hold a token."""
+        return f"{self.scheme}://{self._authority(self.host.replace('%', '%25'))}{self.resource}"  # RFC 6874 §2
 
     @property
     def origin(self) -> tuple[str, str, int]:
@@ -146,7 +191,10 @@ class Url:
         return basic_authorization(self.username, self.password or "")
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.authority}{self.resource}"
+        return redact(f"{self.scheme}://{self.authority}{self.resource}")
+
+    def __repr__(self) -> str:
+        return f"<Url {self}>"
 
     def join(self, location: str) -> Url:
         """The address a redirect leads to (RFC 9110 §10.2.2).
@@ -157,7 +205,7 @@ class Url:
         Raises:
             ValueError: `location` is not such an address, or leads from `wss` to an unencrypted one.
         """
-        target, _, _fragment = urljoin(str(self), location).partition("#")
+        target, _, _fragment = urljoin(self.full, location).partition("#")
         scheme, colon, rest = target.partition(":")
         scheme = {"http": "ws", "https": "wss"}.get(scheme.lower(), scheme)
         found = Url.parse(scheme + colon + rest)
@@ -174,6 +222,8 @@ class Url:
 def _ascii_host(parts: SplitResult) -> str:
     host = parts.hostname or ""
     if ":" in host and host.isascii():
+        if re.search("%25.", host):  # a zone, RFC 6874 §2; the bare "%eth0" is understood as well
+            host = host.replace("%25", "%", 1)
         ipaddress.IPv6Address(host)
         return host
     if not host.isascii():
@@ -184,8 +234,6 @@ def _ascii_host(parts: SplitResult) -> str:
 
 
 def _check_socks_login(username: str, password: str) -> None:
-    """Refuse what SOCKS5 has no room for (RFC 1929 §2), or python-socks cannot encode: its own error shows it."""
-    if not (username + password).isascii():
-        raise ValueError("user name and password for SOCKS5 must be ASCII: python-socks sends nothing else")
-    if max(len(username), len(password)) > _MAX_SOCKS:
+    """Refuse what SOCKS5 has no room for (RFC 1929 §2)."""
+    if max(len(username.encode()), len(password.encode())) > _MAX_SOCKS:
         raise ValueError(f"user name and password for SOCKS5 have at most {_MAX_SOCKS} bytes each (RFC 1929 §2)")

@@ -93,31 +93,7 @@ class Member:
 
     def is_fit(self) -> bool:
         """May it be lent?"""
-        return self.client.is_connected and (self.is_new or (not self.senders and _is_clean(self.client)))
-
-
-def _is_clean(client: WebSocketClient) -> bool:
-    """Is nothing unread in it, nothing half received or half sent, and does nobody use it any more?"""
-    return not (
-        client.queued
-        or client._has_partial_message()
-        or client._is_reading_paused  # for what a rate limit holds back, say
-        or client._outbox_size
-        or client._is_fragmenting
-        or (client._parts_lock is not None and client._parts_lock.locked())
-        or _is_awaited(client)
-    )
-
-
-def _is_awaited(client: WebSocketClient) -> bool:
-    """Does a task wait in `recv`? It would get what is for the next borrower."""
-    probe: Any = client.recv()
-    try:
-        probe.send(None)  # begins to wait, unless another one does
-    except InvalidState:
-        return True
-    probe.close()
-    return False
+        return self.client.is_connected and (self.is_new or (not self.senders and self.client.is_at_rest))
 
 
 class _Waiter:

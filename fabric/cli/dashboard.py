@@ -23,7 +23,6 @@ import uuid
 from collections import deque
 from importlib.resources import files
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -210,7 +209,7 @@ def _pressure(clients: list[ConnectedClient]) -> dict[str, Any]:
         "waiting_connections": len(waiting),
         "waiting_messages": sum(client._outbox_size for client in waiting),
         "fullest_buffer": round(max((client.backpressure.level for client in waiting), default=0.0), 3),
-        "paused_connections": sum(client._is_reading_paused for client in clients),
+        "paused_connections": sum(client.is_reading_paused for client in clients),
     }
 
 
@@ -240,7 +239,7 @@ async def _ping(client: ConnectedClient, delay: float) -> None:
 
 def _is_same_origin(origin: str | None, host: str | None) -> bool:
     """Browsers always send an Origin; what sends none is no site's script (RFC 6455 §10.2)."""
-    return origin is None or urlsplit(origin).netloc == host
+    return origin is None or origin.partition("://")[2] == host
 
 
 def _load_page() -> tuple[bytes, dict[str, str]]:

@@ -7,6 +7,7 @@ import rig
 from fabric.config import CompressionConfig, ServerConfig
 from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
+from fabric_ext.writer import hold_back
 
 arguments = rig.options()
 
@@ -40,9 +41,12 @@ else:
 
 
 async def main() -> None:
+    # What is sent within 50 µs may be gathered: under an instrument that is as many microseconds more.
+    patience = hold_back(asyncio.get_running_loop(), 50_000 * arguments.slowed_down)
     await server.start()
     rig.announce(server.port)
     await asyncio.Future()
+    del patience
 
 
 rig.run(main)

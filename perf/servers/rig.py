@@ -24,6 +24,9 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--deflate", action="store_true", help="switch permessage-deflate on where it is off by default"
     )
+    parser.add_argument(
+        "--slowed-down", type=int, default=1, metavar="N", help="run N times as slowly as usual, by an instrument"
+    )
     parser.add_argument("--smallest", action="store_true", help="save bytes rather than time")
     parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"), help="serve wss")
     return parser.parse_args()

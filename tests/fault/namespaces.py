@@ -19,7 +19,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Self
 
 CLONE_NEWNET = 0x40000000
 TUNSETIFF = 0x400454CA
@@ -101,7 +101,7 @@ class Wire:
         """Make the devices."""
         raise NotImplementedError
 
-    def mistreat(self, *, loss: float = 0, delay: float = 0, reorder: float = 0) -> None:
+    def mistreat(self, rng: random.Random, *, loss: float = 0, delay: float = 0, reorder: float = 0) -> None:
         """Both ways: lose a part of the packets, delay all by so many seconds, send a part ahead of the others."""
         raise NotImplementedError
 
@@ -121,8 +121,8 @@ class Veth(Wire):
         (a, b), (in_a, in_b) = self.devices, self.namespaces
         run("ip", "link", "add", a, "netns", in_a, "type", "veth", "peer", "name", b, "netns", in_b)
 
-    def mistreat(self, *, loss: float = 0, delay: float = 0, reorder: float = 0) -> None:
-        """Raises OSError where the kernel has no netem."""
+    def mistreat(self, rng: random.Random, *, loss: float = 0, delay: float = 0, reorder: float = 0) -> None:
+        """Raises OSError where the kernel has no netem, which draws from no generator of ours."""
         options = ["delay", f"{delay * 1000:g}ms", "loss", f"{loss * 100:g}%"]
         if reorder:
             options += ["reorder", f"{reorder * 100:g}%"]
@@ -143,9 +143,9 @@ class Tun(Wire):
         passed, lost, overtaken: packets so far.
     """
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._rng = rng
+        self._rng = random.Random(0)  # draws nothing that counts before `mistreat`
         self._loss = self._delay = self._reorder = 0.0
         self._is_cut = False
         self.passed = self.lost = self.overtaken = 0
@@ -165,7 +165,8 @@ class Tun(Wire):
         undo.callback(os.close, self._stop)  # first of all: ends the thread
         thread.start()
 
-    def mistreat(self, *, loss: float = 0, delay: float = 0, reorder: float = 0) -> None:
+    def mistreat(self, rng: random.Random, *, loss: float = 0, delay: float = 0, reorder: float = 0) -> None:
+        self._rng = rng
         self._loss, self._delay, self._reorder = loss, delay, reorder
 
     def cut(self) -> None:
@@ -202,5 +203,4 @@ class Tun(Wire):
                     os.write(end, packet)
 
 
-def wires(rng: random.Random) -> dict[str, Any]:
-    return {"veth": Veth(), "tun": Tun(rng)}
+WIRES: dict[str, type[Wire]] = {"veth": Veth, "tun": Tun}

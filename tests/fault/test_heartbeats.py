@@ -201,12 +201,12 @@ async def test_a_paused_reader_is_not_taken_for_dead(stack: contextlib.AsyncExit
         peer = await held.next()
         for number in range(20):
             await peer.send(numbered(number))
-        await until(lambda: client._is_reading_paused)
+        await until(lambda: client.is_reading_paused)
         assert client.heartbeat is not None
         assert server.heartbeat is not None
         sent = client.heartbeat.pings_sent
         await until(lambda: client.heartbeat.pings_sent >= sent + 5)  # type: ignore[union-attr]
-        assert client._is_reading_paused
+        assert client.is_reading_paused
         assert client.is_connected
         assert peer.is_connected
         assert [number_of(await client.recv()) for _ in range(20)] == list(range(20))

@@ -149,6 +149,6 @@ async def test_idle_connections_are_all_kept_alive_by_one_timer_at_each_end(
     assert server.connection_count == len(clients)
     assert all(client.is_connected for client in clients)
     for client in clients:
-        client._begin_closing(1000, b"")
+        client._begin_closing(1000, "")
     for client in clients:
         await client.wait_closed()

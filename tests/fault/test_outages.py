@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import pytest
 
-from fabric._http.messages import accept_key
+from fabric._handshake.rules import accept_key
 from fabric.client import WebSocketClient
 from fabric.config import BackpressureConfig, CompressionConfig, ReconnectConfig
 from fabric.error import BufferFull, ConnectionClosed, ReconnectTimeout
@@ -234,13 +234,14 @@ async def test_what_a_failed_write_has_not_taken_waits_for_the_next_connection()
 @pytest.mark.parametrize("fragment_size", [None, 10])
 async def test_what_is_gathered_when_the_connection_is_lost_waits_for_the_next(fragment_size: int | None) -> None:
     async with direct(fragment_size=fragment_size) as (listener, client, first):
-        await client.send("written")  # leaves at once; what follows in this turn of the loop is gathered
-        first.reset()
-        for number in range(50):
-            await client.send(numbered(number, 25))
-        await client.send(bytearray(b"mutable"))
-        await client.send(iter([b"in ", b"parts"]))
-        await client.send(b"large" * 20_000)
+        await client.send("written")
+        with client.cork():  # 64 KB at a time
+            for number in range(50):
+                await client.send(numbered(number, 25))
+            await client.send(bytearray(b"mutable"))
+            await client.send(iter([b"in ", b"parts"]))
+            first.reset()
+            await client.send(b"large" * 20_000)
         second = await Accepted.by(listener)
         arrived = [await second.message() for _ in range(53)]
         assert [number_of(payload.decode()) for payload in arrived[:50]] == list(range(50))
@@ -252,15 +253,15 @@ async def test_what_is_gathered_compressed_is_taken_back_as_it_was() -> None:
     async with direct(compression=CompressionConfig(threshold=20)) as (_, client, first):
         assert client.extensions
         await client.send("written")
-        first.reset()
         sent: list[str | bytes] = []
-        for number in range(20):
-            sent += [numbered(number, 40), numbered(number, 40).encode(), "short", b"a secret that stays plain" * 2]
-            for message in sent[-4:]:
-                await client.send(message, compress=None if message != sent[-1] else False)
-        await client.send(bytearray(b"mutable" * 10))
-        await client.send(iter(["in ", "parts" * 10]), compress=True)
-        await asyncio.sleep(0)
+        with client.cork():
+            for number in range(20):
+                sent += [numbered(number, 40), numbered(number, 40).encode(), "short", b"a secret that stays plain" * 2]
+                for message in sent[-4:]:
+                    await client.send(message, compress=None if message != sent[-1] else False)
+            await client.send(bytearray(b"mutable" * 10))
+            await client.send(iter(["in ", "parts" * 10]), compress=True)
+            first.reset()
         await client.close()
         taken = [message.as_text() if message.is_text else message.payload for message in client.undelivered]
         assert taken == [*sent, b"mutable" * 10, "in " + "parts" * 10]
@@ -482,7 +483,7 @@ async def test_a_thousand_clients_come_back_spread_out(tmp_path: Path, attempts:
             assert service.connections == 2 * count
             assert Counter(map(tuple, service.arrived[count:])) == {(7,): count}
             for client in clients:
-                client._begin_closing(1000, b"")  # all at once, rather than one after the other
+                client._begin_closing(1000, "")  # all at once, rather than one after the other
     first = [moment for number, moment in attempts if number == 1]
     assert len(first) == count
     start = min(first)

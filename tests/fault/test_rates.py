@@ -61,7 +61,7 @@ async def test_slow_stops_reading_so_that_the_sender_feels_it(stack: contextlib.
 
     sending = asyncio.create_task(send())
     await until(lambda: client.backpressure.waiting and len(recorder.messages) == 5)
-    assert (await recorder.connected())._is_reading_paused
+    assert (await recorder.connected()).is_reading_paused
     print(f"{sent} of 100 KB accepted")
     assert sent < 300  # the rest fills the buffers of both systems
     await client.close()
@@ -177,7 +177,7 @@ async def test_pings_over_the_limit_close_or_stop_the_reading(stack: contextlib.
             peer.send_frame(PING, b"%d" % number)
             assert (await peer.frame()).payload == b"%d" % number
         assert time.monotonic() - began > 0.4  # 11 of 14 wait, 50 ms each; the last one's is still to come
-        assert client._is_reading_paused
+        assert client.is_reading_paused
 
 
 @pytest.mark.parametrize(("on_exceed", "code"), [("drop", 1000), ("close", 1008)])
@@ -191,7 +191,7 @@ async def test_streams_are_limited_too(stack: contextlib.AsyncExitStack, on_exce
                 streams[-1].append(part)
 
     limit = RateLimitConfig(messages_per_second=RARELY, messages_burst=2, on_exceed=on_exceed)
-    server = await serve(stack, handle, rate_limit=limit)
+    server = await serve(stack, handle, rate_limit=limit, close_timeout=1)
     async with await RawPeer.open(server.port) as peer:
         for number in range(4):
             peer.send_frame(TEXT, f"{number}a", fin=False)

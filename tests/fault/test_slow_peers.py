@@ -29,13 +29,13 @@ PLAIN: dict[str, Any] = {"compression": None, "auto_reconnect": False}
 
 def shrink(client: ConnectedClient) -> None:
     """Let the system keep as little as it can of what is sent."""
-    sock = client._transport_now.get_extra_info("socket")
+    sock = client._transport.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
 
 
 def held_by(client: Any) -> int:
     """Bytes that wait to be sent, in our hands."""
-    transport = client._transport_now
+    transport = client._transport
     return client._outbox_bytes + (0 if transport is None else transport.get_write_buffer_size())
 
 
@@ -129,7 +129,7 @@ async def test_a_flood_while_the_handler_sleeps(stack: contextlib.AsyncExitStack
                         await peer.writer.drain()
                     taken += len(flood)
             print(f"{taken / MB:.0f} MB were taken")
-            assert client._is_reading_paused
+            assert client.is_reading_paused
             assert client.messages_received <= 24  # 1 MB, and what was left of one read
             assert taken < 32 * MB
             for _ in range(100):  # and it goes on where it stopped
@@ -186,7 +186,7 @@ class Audience:
             await until(lambda: server.connection_count == 1000)
             yield self
             for client in self.heard:
-                client._begin_closing(1000, b"")
+                client._begin_closing(1000, "")
             for client in self.heard:
                 await client.wait_closed()
 

@@ -16,7 +16,7 @@ from fabric.config import HeartbeatConfig, ReconnectConfig
 from fabric.error import ConnectionClosed, Timeout
 from fabric.server import ConnectedClient, WebSocketServer
 from fault.counted import account, number_of, numbered
-from fault.namespaces import HOSTS, Tun, Wire, can_make_namespaces, entered, wires
+from fault.namespaces import HOSTS, WIRES, Tun, Wire, can_make_namespaces, entered
 from support.serving import until
 
 BEAT = HeartbeatConfig(ping_interval=0.4, ping_timeout=0.4)
@@ -28,9 +28,9 @@ RETRANSMISSION = 10.0  # seconds, generously: TCP doubles its time-out from 0.2 
 
 
 @pytest.fixture(params=["veth", "tun"])
-def wire(request: pytest.FixtureRequest, require: Callable[[object, str], None], rng: random.Random) -> Iterator[Wire]:
+def wire(request: pytest.FixtureRequest, require: Callable[[object, str], None]) -> Iterator[Wire]:
     require(can_make_namespaces(), "network namespaces need root on Linux, and iproute2")
-    with wires(rng)[request.param] as wire:
+    with WIRES[request.param]() as wire:
         yield wire
 
 
@@ -68,11 +68,11 @@ class Server:
 
 
 @pytest.mark.parametrize("fault", ["loss", "delay", "reordering", "all"])
-async def test_a_bad_wire_costs_time_and_no_message(wire: Wire, fault: str) -> None:
+async def test_a_bad_wire_costs_time_and_no_message(wire: Wire, rng: random.Random, fault: str) -> None:
     faults = {"loss": {"loss": 0.03}, "delay": {"delay": 0.02}, "reordering": {"delay": 0.005, "reorder": 0.25}}
     faults["all"] = faults["loss"] | faults["delay"] | faults["reordering"]
     try:
-        wire.mistreat(**faults[fault])
+        wire.mistreat(rng, **faults[fault])
     except OSError as error:
         pytest.skip(f"this kernel has no netem; the TUN wire does the same: {error}")
     server = Server()

@@ -51,57 +51,29 @@ async def receive(pieces: Iterable[bytes], *, compressed: bool = False) -> Outco
 
     peer = BaseConnection(
         asyncio.get_running_loop(),
-        ServerConfig(),
+        ServerConfig(max_message_size=LIMIT, max_fragments=MAX_FRAGMENTS),
         masking=False,
         metrics=MetricsCollector(),
         logger=logging.getLogger("fabric.fuzz"),
         on_message=take,
     )
-    peer._configure(
-        max_message_size=LIMIT,
-        max_fragments=MAX_FRAGMENTS,
-        queue_limit=1000,
-        queue_byte_limit=1 << 20,
-        fragment_size=0,
-        close_timeout=1,
-        on_message=take,
-    )
-    if compressed:
-        peer._set_codec(DeflateCodec())
     transport = FakeTransport()
-    opened = False
+    peer._open_session(transport, DeflateCodec() if compressed else None)  # type: ignore[arg-type]
     try:
-        transport.connect(peer, max_size=LIMIT)
-        opened = True
         for piece in pieces:
-            feed(transport, piece)
+            transport.feed(piece)
             await turns()
             if transport.closing or not transport.reading:
                 break
     finally:
-        if opened:
-            transport.lose()
-            await turns()
+        transport.lose()
+        await turns()
     answered = decode_all(transport.output)
     outcome.pongs = [wire.payload for wire in answered if wire.opcode == PONG]
     outcome.codes = {well_formed(answered)}
-    assert peer._state_now.name == "CLOSED"
+    assert peer.state.name == "CLOSED"
     assert peer.close_code is not None
     return outcome
-
-
-def feed(transport: FakeTransport, data: bytes) -> None:
-    """`data` arrives at whatever protocol there is, as long as it is read."""
-    while data and transport.reading and not transport.closing:
-        if hasattr(transport.protocol, "get_buffer"):
-            buffer = transport.protocol.get_buffer(-1)
-            size = min(len(buffer), len(data))
-            buffer[:size] = data[:size]
-            transport.protocol.buffer_updated(size)
-            data = data[size:]
-        else:
-            transport.protocol.data_received(data)
-            data = b""
 
 
 async def turns() -> None:

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from fabric._http.messages import Rejection, check_response, check_upgrade, parse_request, parse_response
+from fabric._handshake.rules import Rejection, check_response, check_upgrade, malformed_response, rejection_of
+from fabric._http.messages import Request, headers_of, response_of
 from fabric._http.url import Url
 from fabric.compression import Decompressor, accept_answer, answer_offers
 from fabric.config import CompressionConfig
@@ -26,8 +27,14 @@ from fabric.error import (
 from fabric.headers import parse_items
 from fabric.message import Frame, Message
 from fabric.subprotocol import SubprotocolList
+from fabric_ext.frames import Decoder
 from fabric_ext.histogram import Histogram
+from fabric_ext.http_head import RequestHead, ResponseHead
+from fuzz import script
 from fuzz.receiver import LIMIT, Model, receive
+from support import http_reference
+from support.decoded import decode_pieces
+from support.other_readers import check_by_frame_parse, check_by_websockets
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 CONFIGS = (
@@ -60,6 +67,28 @@ def compressed_frames(data: bytes) -> None:
     assert all(len(message) <= LIMIT for _, message in got.messages)
 
 
+def decoder(data: bytes) -> None:
+    """A stream of frames that `data` writes, in every cut, and as two others read it."""
+    stream = script.written_by(data)
+
+    def new() -> Decoder:
+        return Decoder(
+            masked=stream.masked,
+            compressing=stream.compressing,
+            max_message_size=script.LIMIT,
+            max_fragments=script.MAX_FRAGMENTS,
+        )
+
+    reader = new()
+    expected = decode_pieces(reader, [stream.data])
+    assert decode_pieces(new(), [bytes([byte]) for byte in stream.data]) == expected
+    for cut in range(len(stream.data)):
+        assert decode_pieces(new(), [stream.data[:cut], stream.data[cut:]]) == expected
+    check_by_frame_parse(reader, expected, stream.data)
+    if not stream.compressing:
+        check_by_websockets(reader, expected, stream.data, whole=stream.whole)
+
+
 def frame(data: bytes) -> None:
     try:
         found = Frame.parse(data, max_size=1000)
@@ -75,25 +104,37 @@ def frame(data: bytes) -> None:
 
 
 def request(data: bytes) -> None:
+    """The head of a request, as a reference in plain Python reads it, and what is made of it."""
+    http_reference.check_request(data)
+    head = RequestHead()
     answer = None
-    try:
-        parsed, headers = parse_request(data)
-        assert headers == parsed.headers
+    if head.feed(data + b"\r\n\r\n"):
+        parsed = Request(head.data)
+        assert len(headers_of(head.data)) == len(parsed.headers) == head.count
         assert isinstance(parsed.path + parsed.method + parsed.target + repr(parsed), str)
         assert isinstance(parsed.query, dict)
-        check_upgrade(parsed, headers)
-    except Rejection as rejection:
-        answer = rejection.response
+        try:
+            check_upgrade(head)
+        except Rejection as rejection:
+            answer = rejection.response
+    elif head.fault:
+        answer = rejection_of(head.fault, head.wrong).response
     if answer is not None:
         assert 400 <= answer.status < 600
         assert answer.encode().startswith(b"HTTP/1.1 ")
 
 
 def response(data: bytes) -> None:
-    with contextlib.suppress(HandshakeFailed):
-        status, headers = parse_response(data)
-        repr(headers)
-        check_response(status, headers, KEY)
+    """The same for the head of a response."""
+    http_reference.check_response(data)
+    head = ResponseHead()
+    if head.feed(data + b"\r\n\r\n"):
+        repr(headers_of(head.data))
+        with contextlib.suppress(HandshakeFailed):
+            check_response(head, KEY)
+            assert response_of(head.data).status == 101
+    else:
+        assert "the server" in str(malformed_response(head, "the server"))
 
 
 def offers(data: bytes) -> None:
@@ -131,7 +172,7 @@ def url(data: bytes) -> None:
         parsed = Url.parse(text)
     except ValueError:
         return
-    again = Url.parse(str(parsed))
+    again = Url.parse(parsed.full)
     assert (again.host, again.port, again.resource) == (parsed.host, parsed.port, parsed.resource)
     assert parsed.resource.isascii()
     assert not set(parsed.resource + parsed.authority) & set(" \r\n\t\0")
@@ -154,6 +195,8 @@ def histogram(data: bytes) -> None:
     with contextlib.suppress(ValueError):
         found = Histogram.decode(data)
         assert found.value_at_percentile(100) >= found.value_at_percentile(0)
+        assert len(found.percentile_steps()) <= 75 * 5 + 1
+        assert Histogram.decode(found.encode()) == found
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
@@ -161,6 +204,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     for function in (
         frames,
         compressed_frames,
+        decoder,
         frame,
         request,
         response,

@@ -51,13 +51,10 @@ def test_seeds(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_generated(name: str) -> None:
-    @settings(max_examples=SECONDS * 10 or 100)
-    @given(data=texts | st.binary(max_size=200))
-    def check(data: bytes) -> None:
-        TARGETS[name](data)
-
-    check()
+@settings(max_examples=SECONDS * 10 or 100)
+@given(data=texts | st.binary(max_size=200))
+def test_generated(name: str, data: bytes) -> None:
+    TARGETS[name](data)
 
 
 if SECONDS:

@@ -12,13 +12,17 @@ from integration.raw import RawServer, Visit
 
 
 class Proxy(RawServer):
-    """What the two have in common: `seen` holds (host, port) of each request, `users` the names shown."""
+    """What the two have in common: `seen` holds (host, port) of each request, `users` the names shown.
+
+    `headers` are those of the latest request of HTTP.
+    """
 
     def __init__(self, *, password: str | None = None, ssl: Any = None) -> None:
         super().__init__(self.serve, ssl=ssl)
         self.password = password
         self.seen: list[tuple[str, int]] = []
         self.users: list[str] = []
+        self.headers: dict[str, str] = {}
 
     async def serve(self, visit: Visit) -> None:
         raise NotImplementedError
@@ -35,8 +39,8 @@ class Proxy(RawServer):
         finally:
             for way in ways:
                 way.cancel()
+            writer.close()  # before anything that can be cancelled
             await asyncio.wait(ways)
-            writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 
@@ -52,7 +56,7 @@ class HttpProxy(Proxy):
     """CONNECT; with a `password`, for anybody who knows it."""
 
     async def serve(self, visit: Visit) -> None:
-        headers = await visit.request()
+        headers = self.headers = await visit.request()
         method, target, version = headers[""].split(" ")
         assert (method, version, headers["host"]) == ("CONNECT", "HTTP/1.1", target)
         host, _, port = target.rpartition(":")

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
-from fabric._http.messages import accept_key
+from fabric._handshake.rules import accept_key
 from fabric.message import Frame
 
 SWITCHING = "HTTP/1.1 101 Switching Protocols"

@@ -22,7 +22,7 @@ from support.raw_peer import RawPeer
 
 MB = 1 << 20
 LIMIT = 8 * MB
-SLACK = MB // 2  # what the first connection of a process costs, whatever it receives: code, codecs, buffers
+SLACK = MB  # what the first connection of a process costs, whatever it receives: code, codecs, buffers; 3.14 takes 0.7
 DEFLATE = "Sec-WebSocket-Extensions: permessage-deflate"
 RSV1 = 4
 TAIL = b"\x00\x00\xff\xff"  # RFC 7692 §7.2.1: ends a deflated message, and is not sent

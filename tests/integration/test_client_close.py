@@ -43,12 +43,12 @@ SENT: dict[str, tuple[bytes, int, str, int | None]] = {
     "and data": (closing(1000) + unmasked(TEXT, "late"), 1000, "", 1000),
     "and nonsense": (closing(1000) + b"\xff\xff\xff", 1000, "", 1000),
     "and a second close": (closing(1000) + closing(4000), 1000, "", 1000),
-    "half a code": (unmasked(CLOSE, b"\x03"), 1002, "Received CLOSE with invalid close code size", 1002),
-    "a code for no one to send": (closing(1005), 1002, "Received CLOSE with invalid close code", 1002),
+    "half a code": (unmasked(CLOSE, b"\x03"), 1002, "malformed close frame", 1002),
+    "a code for no one to send": (closing(1005), 1002, "malformed close frame", 1002),
     "a reason that is not UTF-8": (closing(1000, b"\xff"), 1007, "", 1007),
     "a reason too long": (closing(1000, MOST + "r"), 1002, "", 1002),
     "a masked frame": (encode(TEXT, "x"), 1002, "", 1002),
-    "no such opcode": (unmasked(3), 1002, "Received frame with invalid opcode=0x3", 1002),
+    "no such opcode": (unmasked(3), 1002, "unknown opcode", 1002),
     "a continuation of nothing": (unmasked(CONTINUATION, b"x"), 1002, "", 1002),
 }
 

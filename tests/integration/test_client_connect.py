@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from fabric import _version
-from fabric._http.messages import accept_key
+from fabric._handshake.rules import accept_key
 from fabric.client import WebSocketClient
 from fabric.config import ClientConfig, ServerConfig
 from fabric.error import (
@@ -77,7 +77,7 @@ async def test_connect_is_a_coroutine_to_asyncio() -> None:
         ):
             assert client.is_connected
             await client.close()
-    WebSocketClient.connect("ws://127.0.0.1:1/")  # never awaited: nothing has begun
+    WebSocketClient.connect("ws://127.0.0.1:1/").close()  # nothing has begun
 
 
 async def test_properties_tell_of_the_handshake() -> None:
@@ -591,7 +591,7 @@ async def test_tls_to_a_plain_server_and_plain_to_a_tls_server(
         visit.send("HTTP/1.1 400 Bad Request")
 
     async with RawServer(plain) as server:
-        with pytest.raises(Tls, match=r"TLS handshake with 127\.0\.0\.1 failed: WRONG_VERSION_NUMBER"):
+        with pytest.raises(Tls, match=r"TLS handshake with 127\.0\.0\.1 failed: the answer is not TLS"):
             await WebSocketClient.connect(server.url.replace("ws:", "wss:"), ssl=client_tls)
 
     async def handle(visit: Visit) -> None:

@@ -311,23 +311,6 @@ async def test_other_codes_do_not(code: int | None) -> None:
         assert server.visits == 2
 
 
-async def test_a_fault_of_the_server_is_final_and_a_message_too_large_is_not() -> None:
-    async def handle(visit: Visit) -> None:
-        await visit.accept()
-        big = server.visits == 1
-        visit.writer.write(Frame(opcode=2, payload=b"x" * 1000).encode() if big else b"\xff\x00")
-        await visit.until_closed()
-
-    async with RawServer(handle) as server:
-        client = await WebSocketClient.connect(server.url, reconnect=QUICK, max_message_size=100, close_timeout=0.1)
-        with pytest.raises(ConnectionClosed) as info:
-            await client.recv()
-        assert info.value.code == 1002
-        assert info.value.by == "local"
-        assert server.visits == 2
-        await client.close()
-
-
 async def test_without_reconnection_a_loss_is_the_end() -> None:
     for options in ({"auto_reconnect": False}, {"reconnect": None}):
         async with Echo() as echo:
@@ -451,7 +434,7 @@ async def test_a_server_that_accepts_and_closes_is_not_hammered() -> None:
     async with RawServer(handle) as server, WebSocketClient.connect(server.url, reconnect=slower) as client:
         await asyncio.sleep(0.5)
         assert 4 <= server.visits <= 6  # after 0.02, 0.06, 0.14, 0.3 s
-        assert client.reconnect.attempts == server.visits - (0 if client.state.name == "RECONNECTING" else 1)
+        assert client.reconnect_state.attempts == server.visits - (0 if client.state.name == "RECONNECTING" else 1)
 
 
 async def test_the_first_connection_is_tried_once() -> None:

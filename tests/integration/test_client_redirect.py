@@ -56,6 +56,23 @@ async def test_each_status_is_followed(status: int) -> None:
     assert chain.requests[0]["sec-websocket-key"] != chain.requests[1]["sec-websocket-key"]
 
 
+@pytest.mark.parametrize("fields", [[], ["Content-Length: soon"]], ids=["no length", "a wrong length"])
+async def test_a_redirect_on_a_connection_that_stays_open(fields: list[str]) -> None:
+    async def handle(visit: Visit) -> None:
+        if server.visits == 1:
+            await visit.request()
+            visit.send("HTTP/1.1 302 Found", "Location: /end", *fields, body=b"away")
+        else:
+            await visit.accept()
+        await visit.until_closed()
+
+    async with RawServer(handle) as server:
+        client = await WebSocketClient.connect(server.url, connection_timeout=1, close_timeout=0.1)
+        assert client.request is not None
+        assert client.request.target == "/end"
+        await client.close()
+
+
 async def test_relative_locations_and_http_schemes_are_understood() -> None:
     chain = Chain({"/a/b": (302, "c"), "/a/c": (302, "../d"), "/d": (302, "http://127.0.0.1:PORT/e")})
     async with RawServer(chain) as server:

@@ -15,7 +15,7 @@ import trustme
 from fabric.config import BackpressureConfig
 from fabric.error import ConnectionClosed
 from fabric.server import ConnectedClient
-from fabric_ext.connection import Part
+from fabric_ext.session import Part
 from support.frames import BINARY, CONTINUATION, PING, PONG, TEXT, Wire, encode
 from support.raw_peer import RawPeer, request
 from support.serving import Held, Recorder, serve, turns, until
@@ -64,7 +64,7 @@ async def test_a_full_queue_stops_reading_and_loses_nothing(stack: Stack, size: 
                 await peer.writer.drain()
 
         feeding = asyncio.create_task(feed())
-        await until(lambda: client._is_reading_paused)
+        await until(lambda: client.is_reading_paused)
         await turns()
         held_back = client.queued
         assert held_back >= 10
@@ -75,7 +75,7 @@ async def test_a_full_queue_stops_reading_and_loses_nothing(stack: Stack, size: 
             assert message.as_bytes() == payload
         await feeding
         assert client.queued == 0
-        assert not client._is_reading_paused
+        assert not client.is_reading_paused
 
 
 async def test_bytes_fill_the_queue_too(stack: Stack) -> None:
@@ -84,7 +84,7 @@ async def test_bytes_fill_the_queue_too(stack: Stack) -> None:
     async with await RawPeer.open(server.port) as peer:
         client = await held.next()
         feeding = asyncio.create_task(push(peer, encode(BINARY, b"x" * 50_000), 20_000_000, patience=10))
-        await until(lambda: client._is_reading_paused)
+        await until(lambda: client.is_reading_paused)
         assert 4 <= client.queued <= 8
         for _ in range(400):
             assert len(await client.recv()) == 50_000  # type: ignore[arg-type]
@@ -140,7 +140,7 @@ async def test_a_peer_that_leaves_while_reading_is_paused(stack: Stack) -> None:
         for number in range(10):
             peer.send_text(str(number))
             await asyncio.sleep(0.001)
-        await until(lambda: client._is_reading_paused)
+        await until(lambda: client.is_reading_paused)
         peer.send_close(1000, "done")
         peer.writer.write_eof()
         got = []
@@ -158,7 +158,7 @@ async def test_closing_while_reading_is_paused(stack: Stack) -> None:
         client = await held.next()
         for number in range(100):
             peer.send_text(str(number) + "x" * 5000)
-        await until(lambda: client._is_reading_paused)
+        await until(lambda: client.is_reading_paused)
         closing = asyncio.create_task(client.close(4000))
         await peer.close_seen()
         peer.send_close(4000)
@@ -213,7 +213,7 @@ async def test_a_peer_that_pings_and_does_not_read(stack: Stack, kind: str) -> N
         peer.send_frame(PING, "the last")
         await peer.writer.drain()
         await asyncio.sleep(0.02)
-    assert client._transport_now.get_write_buffer_size() < 1_000_000
+    assert client._transport.get_write_buffer_size() < 1_000_000
     peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
     last = b""
     while last != b"the last":

@@ -35,7 +35,12 @@ EPISODES = int(os.environ.get("FABRIC_EPISODES") or 50_000)
 ROUNDS = 2  # event loops that share them
 ABREAST = 10  # episodes at once
 
-BOUND = BackpressureConfig(max_buffer_size=4, backpressure_threshold=0.5, recovery_threshold=0.25)
+BOUND = BackpressureConfig(
+    max_buffer_size=4, max_buffer_bytes=10_000, backpressure_threshold=0.5, recovery_threshold=0.25
+)
+CONFIG = ServerConfig(
+    backpressure=BOUND, max_message_size=1 << 20, max_fragments=100, buffer_size=3, close_timeout=1000
+)
 LOGGER = logging.getLogger("fabric.test")
 FILLERS = ("", "x" * 40, "é💥" * 30, "y" * 3000)
 
@@ -46,19 +51,11 @@ class Side(BaseConnection):
     def __init__(self, name: str, *, masking: bool) -> None:
         super().__init__(
             asyncio.get_running_loop(),
-            ServerConfig(backpressure=BOUND),
+            CONFIG,
             masking=masking,
             metrics=MetricsCollector(),
             logger=LOGGER,
             on_message=None,
-        )
-        self._configure(
-            max_message_size=1 << 20,
-            max_fragments=100,
-            queue_limit=3,
-            queue_byte_limit=10_000,
-            fragment_size=0,
-            close_timeout=1000,
         )
         self.name = name
         self.other: Side = None  # type: ignore[assignment]
@@ -132,9 +129,10 @@ class Side(BaseConnection):
     async def _close(self, code: int, reason: str) -> None:
         await self.close(code, reason)
 
-    def _begin_closing(self, code: int, reason: bytes) -> None:
-        self.close_begun = True
-        self.closed_with = code, reason.decode()
+    def _begin_closing(self, code: int, reason: str) -> None:
+        if self._is_open:
+            self.close_begun = True
+            self.closed_with = code, reason
         super()._begin_closing(code, reason)
 
     def start(self, coroutine: Any) -> asyncio.Task[Any]:
@@ -289,7 +287,7 @@ async def play(rng: Random, seen: Counter[str]) -> None:
         seen["actions"] += len(episode.log)
         seen["broken"] += episode.broken
         seen["arrived"] += sum(len(side.got) for side in episode.sides)
-        seen["failed"] += any(side._failure is not None for side in episode.sides)
+        seen["failed"] += any(side._loss is not None and side._loss.__cause__ for side in episode.sides)
 
 
 @pytest.mark.deadline(300)

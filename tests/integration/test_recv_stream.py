@@ -293,5 +293,5 @@ async def test_a_stream_holds_no_more_than_the_queue_may(stack: Stack) -> None:
         peer.send_frame(CONTINUATION, block, fin=False)
     peer.send_frame(CONTINUATION)
     await receiving
-    await until(lambda: client._is_reading_paused)
+    await until(lambda: client.is_reading_paused)
     assert sum([len(part) async for part in parts]) == 2000 * len(block)

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 import websockets
 
-from fabric._http.messages import Request, Response
+from fabric import Request, Response
 from fabric.client import WebSocketClient
 from fabric.config import BackpressureConfig, RateLimitConfig, ServerConfig
 from fabric.error import BufferFull, ConnectionClosed, HandshakeFailed, InvalidState, Io
@@ -209,7 +209,7 @@ async def test_callbacks_that_raise_are_logged(stack: Stack, kind: str, caplog: 
 
 
 async def test_a_handler_that_is_no_coroutine_function(stack: Stack, caplog: pytest.LogCaptureFixture) -> None:
-    server = await serve(stack, lambda _: None)
+    server = await serve(stack, lambda client: None if client else echo(client))
     async with await RawPeer.open(server.port) as peer:
         assert (await peer.close_seen())[0] == 1011
         peer.send_close(1011)
@@ -536,7 +536,7 @@ async def test_a_port_scanner(stack: Stack) -> None:
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", server.port)):
             pass
-    await until(lambda: not server.pending)
+    await until(lambda: not server._handshakes)
     assert server.connection_count == 0
 
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import socket
+import struct
 import time
 import tracemalloc
 from typing import Any
 
 import pytest
 
-from fabric._http.messages import Request, Response
+from fabric import Request, Response
 from fabric.client import WebSocketClient
-from fabric.error import Timeout
+from fabric.error import Timeout, Tls
 from support.frames import TEXT, encode
 from support.raw_peer import ACCEPT, Answer, RawPeer, request
 from support.serving import Held, echo, serve, until
@@ -165,6 +167,7 @@ REFUSED = {
     "a body": (request("Content-Length: 3") + b"abc", 400),
     "chunks": (request("Transfer-Encoding: chunked") + b"0\r\n\r\n", 400),
     "not HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+    "HEAD of nothing": (request(line="HEAD / HTTP/1.1", Upgrade=None), 426),
     "only line feeds in a header": (request("X: a\nY: b"), 400),
     "a folded header": (request("X: a", " b"), 400),
     "many headers": (request(*(f"X-{number}: y" for number in range(200))), 431),
@@ -182,13 +185,59 @@ async def test_it_is_refused(stack: Stack, case: str) -> None:
     assert answer.status == status
     assert "close" in answer.headers["connection"]
     assert answer.headers["content-type"].startswith("text/plain")
-    assert int(answer.headers["content-length"]) == len(answer.body) > 5
+    assert int(answer.headers["content-length"]) > 5
+    assert len(answer.body) == (0 if case.startswith("HEAD") else int(answer.headers["content-length"]))
     if status == 426:
         assert answer.headers["upgrade"] == "websocket"
         assert answer.headers["sec-websocket-version"] == "13"
         assert "upgrade" in answer.headers["connection"].lower()
     assert server.connection_count == 0
-    assert not server.pending
+    assert not server._handshakes
+
+
+HOPELESS = {
+    "the hello of TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "the banner of SSH": b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n",
+    "PROXY": b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n",
+    "bare LF": b"GET / HTTP/1.1\nHost: x\n\n",
+    "bare LF in a header": request("X: a\nY: b")[:-2],
+    "bare CR": b"GET / HTTP/1.1\rHost: x",
+    "HTTP/0.9": b"GET /\r\n",
+    "half a line that is not HTTP": b"GET / FTP",
+    "a word that is no method": b"x" * 40,
+    "a header without a colon": b"GET / HTTP/1.1\r\nHost x",
+    "a folded header": b"GET / HTTP/1.1\r\nX: a\r\n ",
+}
+
+
+@pytest.mark.parametrize("case", HOPELESS)
+async def test_what_cannot_become_a_request_is_refused_at_once(stack: Stack, case: str) -> None:
+    server = await serve(stack, echo, handshake_timeout=60)
+    async with asyncio.timeout(5):
+        answer = await ask(server.port, HOPELESS[case])
+    assert answer.status == 400
+    assert not server._handshakes
+
+
+async def test_a_method_that_is_not_allowed_is_told_at_once(stack: Stack) -> None:
+    server = await serve(stack, echo, handshake_timeout=60)
+    async with asyncio.timeout(5):
+        assert (await ask(server.port, b"POST / HTTP/1.1\r\n")).status == 405
+
+
+async def test_a_client_that_begins_tls_on_a_plain_port_need_not_wait(stack: Stack) -> None:
+    server = await serve(stack, echo, handshake_timeout=60)
+    async with asyncio.timeout(5):
+        with pytest.raises(Tls):
+            await WebSocketClient.connect(f"wss://127.0.0.1:{server.port}/", connection_timeout=60)
+
+
+async def test_a_larger_head_where_it_is_allowed(stack: Stack) -> None:
+    server = await serve(stack, echo, max_header_size=200_000)
+    async with await RawPeer.open(server.port, *(f"X-{number}: {'y' * 1500}" for number in range(100))) as peer:
+        peer.send_text("hello")
+        assert await peer.payload() == b"hello"
+    assert (await ask(server.port, request("X: " + "y" * 200_000))).status == 431
 
 
 async def test_a_megabyte_of_headers_costs_no_memory(stack: Stack) -> None:
@@ -217,7 +266,7 @@ async def test_half_a_request_and_then_nothing(stack: Stack, data: bytes) -> Non
     answer = await ask(server.port, data)
     assert answer.status == 408
     assert 0.05 < time.monotonic() - begun < 2
-    assert not server.pending
+    assert not server._handshakes
 
 
 async def test_a_request_that_trickles_does_not_move_the_deadline(stack: Stack) -> None:
@@ -243,7 +292,7 @@ async def test_a_client_that_leaves_before_it_is_answered(stack: Stack) -> None:
             peer.send(data)
             await asyncio.sleep(0.01)
             peer.reset()
-    await until(lambda: not server.pending)
+    await until(lambda: not server._handshakes)
 
 
 # --- process_request ---------------------------------------------------------------------------------------
@@ -317,8 +366,96 @@ async def test_a_process_request_that_takes_too_long(stack: Stack) -> None:
             cancelled.set()
 
     server = await serve(stack, echo, process_request=endless, handshake_timeout=0.1)
-    assert (await ask(server.port, request())).status == 408
+    answer = await ask(server.port, request())
+    assert (answer.status, answer.body) == (503, b"the request was not judged within 0.1 seconds\n")
+    assert int(answer.headers["retry-after"]) > 0
     await cancelled.wait()
+
+
+@pytest.mark.parametrize("kind", ["plain", "coroutine"])
+async def test_a_process_request_that_is_cancelled(stack: Stack, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """By a task of its own that was, not by this server, which has to answer all the same."""
+    future = asyncio.get_running_loop().create_future()
+    future.cancel()
+
+    def plain(_: Request) -> Any:
+        return future.result()
+
+    async def coroutine(_: Request) -> Any:
+        return await future
+
+    server = await serve(stack, echo, process_request=plain if kind == "plain" else coroutine)
+    with caplog.at_level(logging.ERROR, "fabric.server"):
+        assert (await ask(server.port, request())).status == 500
+    assert len(caplog.records) == 1
+    assert not server._handshakes
+
+
+@pytest.mark.parametrize("kind", ["plain", "coroutine"])
+async def test_an_interim_response_is_no_answer(stack: Stack, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    server = await serve(stack, echo, process_request=judges((100, {}, b""))[kind])
+    with caplog.at_level(logging.ERROR, "fabric.server"):
+        assert (await ask(server.port, request())).status == 500
+    assert "HTTP status is 100, which is interim" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["plain", "coroutine"])
+async def test_a_body_is_sent_as_it_is(stack: Stack, kind: str) -> None:
+    for given, status in ((b"text", 200), (None, 204), ("text", 304)):
+        answer = Response(status, {"Transfer-Encoding": "chunked", "Content-Length": "99"}, given)
+        server = await serve(stack, echo, process_request=judges(answer)[kind])
+        found = await ask(server.port, request())
+        assert (found.status, found.body) == (status, b"text" if status == 200 else b"")
+        assert "transfer-encoding" not in found.headers
+        assert found.headers.get("content-length") == {200: "4", 204: None, 304: "4"}[status]
+
+
+async def test_a_path_in_utf_8_that_was_not_encoded(stack: Stack) -> None:
+    paths: list[str] = []
+    server = await serve(stack, echo, process_request=lambda request: paths.append(request.path))
+    for path in ("/café".encode(), b"/caf%C3%A9"):
+        assert (await ask(server.port, b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path)).status == 426
+    assert paths == ["/café", "/café"]
+
+
+async def test_a_host_with_a_zone(stack: Stack) -> None:
+    server = await serve(stack, echo)
+    for host in ("[fe80::1%25lo]:80", "[fe80::1%lo]"):
+        async with await RawPeer.open(server.port, Host=host):
+            pass
+
+
+@pytest.mark.parametrize("judged", ["at once", "later"])
+@pytest.mark.parametrize("limit", [0, 100])
+async def test_a_client_that_has_hung_up_is_no_fault(
+    stack: Stack, judged: str, limit: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before its request, with it, or while it is judged, by FIN or by RST: as health checks and port scanners do."""
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def later(request: Request) -> Response:
+        if request.path == "/last":
+            begun.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await go.wait()
+        return Response(200, {}, b"x" * 100_000)
+
+    process = later if judged == "later" else judges(Response(200, {}, b"x" * 100_000))["plain"]
+    server = await serve(stack, echo, process_request=process, max_connections_per_ip=limit)
+    with caplog.at_level(logging.WARNING):
+        for data in (b"", b"GET / HT", request(), b"not HTTP\n"):
+            for reset in (True, False) * 5:
+                with socket.create_connection(("127.0.0.1", server.port)) as sock:
+                    sock.sendall(data)
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", reset, 0))
+        async with await RawPeer.connect(server.port) as peer:
+            peer.send(request(line="GET /last HTTP/1.1"))
+            if judged == "later":
+                await begun.wait()
+            peer.reset()
+        await until(lambda: not server._handshakes)
+        go.set()
+    assert caplog.records == []
 
 
 async def test_a_client_that_leaves_while_its_request_is_judged(stack: Stack) -> None:
@@ -337,7 +474,7 @@ async def test_a_client_that_leaves_while_its_request_is_judged(stack: Stack) ->
         await begun.wait()
         peer.reset()
         await cancelled.wait()
-    assert not server.pending
+    assert not server._handshakes
 
 
 async def test_a_client_that_floods_while_its_request_is_judged(stack: Stack) -> None:
@@ -398,6 +535,20 @@ async def test_origins(stack: Stack, lines: list[str], status: int) -> None:
         assert (await peer.read_answer()).status == status
 
 
+@pytest.mark.parametrize("given", ["https://a.example:443", "HTTPS://A.Example"])
+async def test_origins_are_held_as_browsers_send_them(stack: Stack, given: str) -> None:
+    server = await serve(stack, echo, origins=[given])
+    async with await RawPeer.open(server.port, "Origin: https://a.example"):
+        pass
+    assert (await ask(server.port, request("Origin: https://a.example:444"))).status == 403
+
+
+@pytest.mark.parametrize("origin", ["http://[::1", "://", "http://", "[", "\xff", "null", "http://[::1]:x"])
+async def test_an_origin_that_is_none(stack: Stack, origin: str) -> None:
+    server = await serve(stack, echo, origins=["https://a.example", re.compile("https://.*")])
+    assert (await ask(server.port, request(f"Origin: {origin}"))).status == 403
+
+
 async def test_an_origin_is_asked_for(stack: Stack) -> None:
     server = await serve(stack, echo, origins=["https://a.example"])
     assert (await ask(server.port, request())).status == 403
@@ -441,16 +592,66 @@ async def test_max_connections_while_requests_are_judged(stack: Stack) -> None:
     """The limit holds at the moment of the upgrade, however many were let in before."""
     go = asyncio.Event()
 
-    async def wait(_: Request) -> None:
-        await go.wait()
+    async def wait(request: Request) -> None:
+        if request.path != "/now":
+            await go.wait()
 
     server = await serve(stack, Held(), max_connections=2, process_request=wait)
-    peers = [await stack.enter_async_context(await RawPeer.connect(server.port)) for _ in range(5)]
+    async with await RawPeer.open(server.port, line="GET /now HTTP/1.1"):
+        peers = [await stack.enter_async_context(await RawPeer.connect(server.port)) for _ in range(2)]
+        for peer in peers:
+            peer.send(request())
+        await until(lambda: len(server._handshakes) == 2)
+        go.set()
+        assert sorted([(await peer.read_answer()).status for peer in peers]) == [101, 503]
+
+
+@pytest.mark.parametrize(("option", "status"), [("max_connections_per_ip", 429), ("max_connections", 503)])
+async def test_idle_connections_before_the_handshake_are_limited(stack: Stack, option: str, status: int) -> None:
+    server = await serve(stack, echo, handshake_timeout=60, **{option: 5})
+    idle = [await stack.enter_async_context(await RawPeer.connect(server.port)) for _ in range(5)]
+    await until(lambda: len(server._handshakes) == 5)
+    for _ in range(50):
+        async with await RawPeer.connect(server.port) as peer:
+            answer = await peer.read_answer()  # nothing was asked
+            assert (answer.status, int(answer.headers["retry-after"]) > 0) == (status, True)
+    assert len(server._handshakes) == 5
+    for peer in idle[:3]:
+        peer.writer.close()
+    await until(lambda: len(server._handshakes) == 2)
+    for _ in range(3):
+        await stack.enter_async_context(await RawPeer.open(server.port))
+    idle[4].send(request())
+    assert (await idle[4].read_answer()).status == 101
+    await until(lambda: server.connection_count == 4)
+
+
+async def test_a_full_server_still_answers_plain_http(stack: Stack) -> None:
+    """Or whoever watches over it would take it for dead."""
+    health = judges(Response(200))["plain"]
+    server = await serve(
+        stack, Held(), max_connections=1, max_connections_per_ip=1,
+        process_request=lambda request: health(request) if request.path == "/health" else None,
+    )  # fmt: skip
+    async with await RawPeer.open(server.port):
+        assert (await ask(server.port, request(line="GET /health HTTP/1.1"))).status == 200
+        assert (await ask(server.port, request())).status == 503
+
+
+async def test_answered_clients_that_do_not_hang_up_are_limited(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fabric._handshake.server.MAX_LINGERING", 3)
+    monkeypatch.setattr("fabric._handshake.server.LINGER", 60)
+    server = await serve(stack, echo)
+    peers = [await stack.enter_async_context(await RawPeer.connect(server.port)) for _ in range(6)]
     for peer in peers:
-        peer.send(request())
-    await until(lambda: len(server.pending) == 5)
-    go.set()
-    assert sorted([(await peer.read_answer()).status for peer in peers]) == [101, 101, 503, 503, 503]
+        peer.send(b"not HTTP\n")
+        assert (await peer.read_answer()).status == 400
+    before = {int(name) for name in os.listdir("/dev/fd")}
+    for peer in peers:
+        peer.writer.close()
+    await until(lambda: not server._handshakes.lingering)
+    after = {int(name) for name in os.listdir("/dev/fd")}
+    assert len(before - after) == 6 + 3  # at our end, and at the server's
 
 
 async def test_max_connections_per_ip(stack: Stack) -> None:
@@ -474,7 +675,7 @@ async def test_stragglers_are_told(stack: Stack) -> None:
     server = await serve(stack, echo)
     async with await RawPeer.connect(server.port) as peer:
         peer.send(request()[:-2])
-        await until(lambda: server.pending)
+        await until(lambda: server._handshakes)
         port = server.port
         stopping = asyncio.create_task(server.shutdown())
         answer = await peer.read_answer()

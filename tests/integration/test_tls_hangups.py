@@ -9,12 +9,10 @@ import ssl
 import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trustme
 
-from fabric._handshake.tls import TlsLoop
 from fabric.client import WebSocketClient
 from fabric.config import ReconnectConfig, ServerConfig
 from fabric.error import ConnectionFailed
@@ -76,14 +74,14 @@ async def test_a_server_hangs_up(stack: Stack, hang_up: Callable[[Visit], Awaita
 async def test_a_server_behind_a_proxy_hangs_up(stack: Stack, hang_up: Callable[[Visit], Awaitable[None]]) -> None:
     server = await stack.enter_async_context(RawServer(hang_up))
     proxy = await stack.enter_async_context(HttpProxy())
-    with pytest.raises(ConnectionFailed, match=r"TLS handshake with 127\.0\.0\.1 failed: \w+"):
+    with pytest.raises(ConnectionFailed, match=r"TLS handshake with 127\.0\.0\.1 through the proxy .* failed: \w+"):
         await WebSocketClient.connect(secure(server), proxy=f"http://127.0.0.1:{proxy.port}")
 
 
 @HANGUPS
 async def test_a_proxy_hangs_up(stack: Stack, hang_up: Callable[[Visit], Awaitable[None]]) -> None:
     proxy = await stack.enter_async_context(RawServer(hang_up))
-    with pytest.raises(ConnectionFailed, match=r"TLS handshake with 127\.0\.0\.1 failed: \w+"):
+    with pytest.raises(ConnectionFailed, match=r"TLS handshake with the proxy 127\.0\.0\.1 failed: \w+"):
         await WebSocketClient.connect("ws://server.invalid/", proxy=f"https://127.0.0.1:{proxy.port}")
 
 
@@ -124,13 +122,61 @@ async def test_a_client_hangs_up(
         await writer.wait_closed()
 
 
-async def test_other_reports_pass(loop_reports: list[str]) -> None:
-    loop = asyncio.get_running_loop()
-    quiet: Any = TlsLoop(loop)
-    assert isinstance(quiet, type(loop))
-    assert quiet.time() <= loop.time()
-    for error in (ConnectionResetError("mid-way"), ValueError("a bug"), None):
-        quiet.call_exception_handler({"message": "SSL handshake failed", "exception": error})
-    quiet.call_exception_handler({"message": "SSL handshake failed", "exception": ConnectionResetError})
-    assert len(loop_reports) == 3
-    loop_reports.clear()
+@pytest.mark.parametrize("option", ["max_connections_per_ip", "max_connections"])
+@pytest.mark.parametrize("said", [b"", HELLO], ids=["nothing", "half a hello"])
+async def test_idle_connections_before_the_tls_handshake_are_limited(
+    stack: Stack, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, option: str, said: bytes
+) -> None:
+    server = await serve(stack, echo, ssl=server_tls, handshake_timeout=60, **{option: 5})
+    idle = []
+    for _ in range(5):
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        stack.callback(writer.close)
+        writer.write(said)
+        idle.append(writer)
+    await until(lambda: len(server._handshakes) == 5)
+    for _ in range(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+    for writer in idle[:2]:
+        writer.close()
+    await until(lambda: len(server._handshakes) == 3)
+    async with WebSocketClient.connect(f"wss://127.0.0.1:{server.port}/", ssl=client_tls) as client:
+        await client.send("hello")
+        assert str((await client.recv()).as_text()) == "hello"
+        assert len(server._handshakes) == 3
+
+
+async def test_a_shutdown_does_not_wait_for_clients_that_begin_no_tls(stack: Stack, server_tls: ssl.SSLContext) -> None:
+    server = await serve(stack, echo, ssl=server_tls, handshake_timeout=60)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    stack.callback(writer.close)
+    await until(lambda: server._handshakes)
+    async with asyncio.timeout(5):
+        await server.shutdown()
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+
+
+async def test_a_client_that_begins_no_tls_has_as_long_as_any_other(stack: Stack, server_tls: ssl.SSLContext) -> None:
+    server = await serve(stack, echo, ssl=server_tls, handshake_timeout=0.1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    stack.callback(writer.close)
+    async with asyncio.timeout(5):
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        await until(lambda: not server._handshakes)
+
+
+async def test_a_flood_of_clients_that_speak_no_tls(stack: Stack, server_tls: ssl.SSLContext) -> None:
+    server = await serve(stack, echo, ssl=server_tls)
+    for data in (b"", b"GET / HTTP/1.1\r\n", HELLO, b"\0" * 100) * 5:
+        for reset in (0, 1):
+            with socket.create_connection(("127.0.0.1", server.port)) as sock:
+                sock.sendall(data)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", reset, 0))
+    with socket.create_connection(("127.0.0.1", server.port)):
+        await until(lambda: len(server._handshakes) == 1)
+    await until(lambda: not server._handshakes)

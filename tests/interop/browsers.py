@@ -16,7 +16,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from fabric._http.messages import Request, Response
+from fabric import Request, Response
 from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
 from interop.peers import NODE, Client, checked

@@ -55,14 +55,18 @@ def holder(
 class FabricEnd:
     def __init__(self, connection: WebSocketClient | ConnectedClient) -> None:
         self._connection = connection
-        self._codec = connection._codec_now
+        self._before = connection.metrics.as_dict()
         self.protocol = connection.subprotocol
 
     @property
     def extension(self) -> str:
-        codec = self._codec
         # Agreed on is not enough: both directions must have made use of it.
-        used = codec is not None and codec.wire_in < codec.plain_in and codec.wire_out < codec.plain_out
+        now = self._connection.metrics.as_dict()
+        since = {name: now[name] - self._before[name] for name in now}
+        used = (
+            since["decompression_bytes_in"] < since["decompression_bytes_out"]
+            and since["compression_bytes_out"] < since["compression_bytes_in"]
+        )
         return "permessage-deflate" if used else ""
 
     @property

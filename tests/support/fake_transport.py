@@ -6,14 +6,11 @@ import asyncio
 import socket
 from typing import Any
 
-from fabric._handshake.upgrade import finish_server
-
-KEY = "dGhlIHNhbXBsZSBub25jZQ=="
-"""The key of the example in RFC 6455 §1.3."""
+from fabric_ext.session import SessionProtocol
 
 
 class _Socket:
-    """What picows asks of a socket; options of TCP are nothing to a pair."""
+    """What a connection asks of a socket."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -21,38 +18,49 @@ class _Socket:
     def fileno(self) -> int:
         return self._number
 
-    def setsockopt(self, *_: Any) -> None:
-        pass
-
-    def getsockopt(self, *_: Any) -> int:
-        return 0
-
 
 class FakeTransport:
-    """As much of asyncio's transport as a connection uses; what is written through it ends up in `written`.
+    """As much of asyncio's transport as a session uses; what is written through it ends up in `written`.
 
     Args:
         kernel: the socket for direct writes; None refuses them all.
+        secure: it says that it encrypts, so that nothing may be written past it.
+
+    Attributes:
+        keeps: what is written through it stays in it until `release()`, as when the kernel is full.
+        write_error: what `write` raises.
+        on_write: called with the data in the midst of each `write`.
     """
 
-    def __init__(self, kernel: socket.socket | None = None) -> None:
+    def __init__(self, kernel: socket.socket | None = None, *, secure: bool = False) -> None:
         self.protocol: Any = None
         self.written: list[Any] = []
-        self.write_error: Exception | None = None
+        self.write_error: BaseException | None = None
+        self.on_write: Any = None
+        self.keeps = False
+        self.held = 0
         self.reading = True
         self.closing = self.aborted = self.eof = False
+        self.secure = secure
         # A number that is no descriptor: every send() fails.
         self._socket = _Socket(kernel.fileno() if kernel is not None else 1_000_000)
 
-    def connect(self, connection: Any, *, max_size: int = 1 << 30) -> FakeTransport:
-        """Let `connection` open on this transport; forgets the response of the handshake."""
-        finish_server(self, connection._new_link(), KEY, [], b"", max_size)  # type: ignore[arg-type]
-        self.written.clear()
+    def connect(self, connection: Any, **options: Any) -> FakeTransport:
+        """Open a session of `connection`, a server's, on this transport; `options` are those of `Session`."""
+        defaults: dict[str, Any] = {
+            "masking": False,
+            "max_message_size": 1 << 30,
+            "max_fragments": 1000,
+            "fragment_size": 0,
+            "close_timeout": 1,
+        }
+        session = SessionProtocol(connection, self, asyncio.get_running_loop(), **(defaults | options))
+        connection._begin_session(session)
         return self
 
     def feed(self, data: bytes) -> None:
-        """`data` arrives, in one read where it fits."""
-        while data:
+        """`data` arrives, in one read where it fits, as long as it is read."""
+        while data and self.reading and not self.closing:
             buffer = self.protocol.get_buffer(-1)
             size = min(len(buffer), len(data))
             buffer[:size] = data[:size]
@@ -64,32 +72,49 @@ class FakeTransport:
         self.closing = True
         self.protocol.connection_lost(error)
 
+    def release(self) -> None:
+        """The kernel takes what was kept, and what comes next."""
+        self.keeps = False
+        if self.held:
+            self.held = 0
+            self.protocol.resume_writing()
+
     @property
     def output(self) -> bytes:
         """All that was written through the transport."""
         return b"".join(bytes(piece) for piece in self.written)
 
-    # -- for the connection
+    # -- for the session
 
     def get_extra_info(self, name: str) -> Any:
-        return self._socket if name == "socket" else None
+        return {"socket": self._socket, "ssl_object": self if self.secure else None}.get(name)
 
     def set_protocol(self, protocol: Any) -> None:
         self.protocol = protocol
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.held
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        pass
+        assert high == 0, "resume_writing() must mean that nothing is left"
 
     def write(self, data: Any) -> None:
         if self.write_error is not None:
             raise self.write_error
         self.written.append(data)
+        if self.keeps:
+            pause = not self.held
+            self.held += len(data)
+            if pause:
+                self.protocol.pause_writing()
+        if self.on_write is not None:
+            self.on_write(data)
 
     def pause_reading(self) -> None:
         self.reading = False
+
+    def is_reading(self) -> bool:
+        return self.reading
 
     def resume_reading(self) -> None:
         self.reading = True
@@ -104,7 +129,7 @@ class FakeTransport:
         self.closing = self.aborted = True
 
     def can_write_eof(self) -> bool:
-        return True
+        return not self.secure
 
     def write_eof(self) -> None:
         self.eof = True

@@ -44,6 +44,7 @@ def encode(
     mask: bool = True,
     length: int | None = None,
     form: int | None = None,
+    key: bytes | None = None,
 ) -> bytes:
     """A frame, right or wrong.
 
@@ -51,6 +52,7 @@ def encode(
         rsv: the three reserved bits, 4 is RSV1.
         length: what the header says instead of the truth.
         form: bytes the length takes after the second byte, 0, 2 or 8, instead of as few as possible.
+        key: 4 bytes, instead of random ones.
     """
     data = payload.encode() if isinstance(payload, str) else bytes(payload)
     size = len(data) if length is None else length
@@ -61,7 +63,7 @@ def encode(
     head = bytes((first, (mask << 7) | flag)) + (size.to_bytes(form, "big") if form else b"")
     if not mask:
         return head + data
-    key = os.urandom(4)
+    key = key or os.urandom(4)
     return head + key + xor(data, key)
 
 

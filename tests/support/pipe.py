@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fabric._handshake.upgrade import begin_client, finish_client, finish_server
-from support.fake_transport import KEY, FakeTransport
+from support.fake_transport import FakeTransport
 
 
 class PipeTransport(FakeTransport):
@@ -73,10 +72,7 @@ class PipeTransport(FakeTransport):
         if self.arriving:
             data = bytes(self.arriving[:most])
             del self.arriving[:most]
-            if hasattr(self.protocol, "buffer_updated"):
-                self._give(data)
-            else:
-                self.protocol.data_received(data)
+            self._give(data)
             return True
         if self.other.aborted:
             self.closing = True
@@ -95,7 +91,7 @@ class PipeTransport(FakeTransport):
             buffer[:size] = data[:size]
             self.protocol.buffer_updated(size)
             data = data[size:]
-            if data and (not self.reading or not hasattr(self.protocol, "buffer_updated")):
+            if data and not self.reading:
                 self.arriving[:0] = data
                 return
 
@@ -125,15 +121,10 @@ class PipeTransport(FakeTransport):
         self.protocol.connection_lost(error)
 
 
-def join(server: Any, client: Any, *, max_size: int = 1 << 20) -> tuple[PipeTransport, PipeTransport]:
+def join(server: Any, client: Any) -> tuple[PipeTransport, PipeTransport]:
     """Connect two connections by a pipe; their transports."""
     ours, theirs = PipeTransport(), PipeTransport()
     ours.other, theirs.other = theirs, ours
-    finish_server(ours, server._new_link(), KEY, [], b"", max_size)  # type: ignore[arg-type]
-    protocol, key, _ = begin_client(
-        theirs, client._new_link(), host="x", resource="/", headers=[], max_size=max_size  # type: ignore[arg-type]
-    )  # fmt: skip
-    finish_client(theirs, protocol, key, b"")  # type: ignore[arg-type]
-    ours.arriving.clear()  # each has been shown the handshake already
-    theirs.arriving.clear()
+    server._open_session(ours, None)
+    client._open_session(theirs, None)
     return ours, theirs

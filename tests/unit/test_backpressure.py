@@ -6,7 +6,8 @@ import asyncio
 import logging
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,16 @@ async def senders(
     tasks = [asyncio.create_task(one(number, size)) for number, size in enumerate(sizes)]
     await settle()
     return tasks
+
+
+# What may end a wait: a task's cancellation, a coroutine that is closed or dropped, anything else thrown into it.
+ENDS = [asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, ValueError]
+
+
+def end(wait: Coroutine[Any, Any, object], exception: type[BaseException]) -> None:
+    """Throw `exception` into a coroutine that waits."""
+    with pytest.raises(exception):
+        wait.throw(exception())
 
 
 # Counting.
@@ -298,6 +309,76 @@ async def test_admitted_and_cancelled_at_once_gives_back() -> None:
     assert tasks[0].cancelled()
     assert tasks[1].done()
     assert (buffer.messages, buffer.bytes) == (1, 1)
+
+
+@pytest.mark.parametrize("exception", ENDS)
+async def test_whatever_ends_a_wait_counts_nothing_and_lets_the_next_in(exception: type[BaseException]) -> None:
+    buffer = controller()
+    await buffer.acquire(500)
+    first = buffer.acquire(600)
+    first.send(None)
+    (second,) = await senders(buffer, [1])
+    assert not second.done()
+    end(first, exception)
+    await settle()
+    assert second.done()
+    assert (buffer.messages, buffer.bytes, buffer.waiting, buffer.waking) == (2, 501, 0, 0)
+
+
+@pytest.mark.parametrize("exception", ENDS)
+async def test_whatever_ends_an_admitted_wait_gives_back(exception: type[BaseException]) -> None:
+    buffer = controller()
+    await buffer.acquire(900)
+    first = buffer.acquire(700)
+    first.send(None)
+    (second,) = await senders(buffer, [400])
+    buffer.release(900)
+    end(first, exception)
+    await settle()
+    assert second.done()
+    assert (buffer.messages, buffer.bytes, buffer.waiting, buffer.waking) == (1, 400, 0, 0)
+
+
+@pytest.mark.parametrize("exception", ENDS)
+async def test_whatever_ends_a_wait_stops_its_timer(exception: type[BaseException]) -> None:
+    buffer = controller(timeout=60)
+    await buffer.acquire(900)
+    held = sys.getrefcount(buffer)
+    wait = buffer.acquire(1)
+    wait.send(None)
+    end(wait, exception)
+    del wait
+    await settle()
+    assert sys.getrefcount(buffer) == held  # a timer would refer to it
+
+
+@pytest.mark.parametrize("exception", ENDS)
+async def test_a_wait_may_end_after_it_was_aborted(exception: type[BaseException]) -> None:
+    buffer = controller()
+    await buffer.acquire(900)
+    wait = buffer.acquire(1)
+    wait.send(None)
+    buffer.abort(lambda: ConnectionClosed(1006))
+    end(wait, exception)
+    assert (buffer.messages, buffer.bytes, buffer.waiting, buffer.waking) == (1, 900, 0, 0)
+
+
+def test_a_wait_may_end_after_its_loop_is_closed(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    buffer = controller()
+    buffer.try_acquire(900)
+    waits = [buffer.acquire(500) for _ in range(3)]
+
+    async def begin() -> None:
+        for wait in waits:
+            wait.send(None).add_done_callback(lambda _: None)  # as a task would
+        buffer.release(900)  # two are admitted
+
+    loop = loop_factory()
+    loop.run_until_complete(begin())
+    loop.close()
+    for wait in waits:
+        wait.close()
+    assert (buffer.messages, buffer.bytes, buffer.waiting, buffer.waking) == (0, 0, 0, 0)
 
 
 async def test_timeout() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric._http.messages import Request
+from fabric import Request
 from fabric.cli import bench, chart, main
 from fabric.cli.arguments import UsageError, client_config, server_context
 from fabric.cli.connect import Transcript, parse_close
@@ -511,7 +511,7 @@ def test_an_interval_holds_what_was_added() -> None:
 
 def request(path: str, **headers: str) -> Request:
     lines = [f"GET {path} HTTP/1.1", "Host: host:1", *(f"{name}: {value}" for name, value in headers.items())]
-    return Request("\r\n".join(lines).encode())
+    return Request("\r\n".join(lines).encode("utf-8", "surrogateescape"))
 
 
 def test_the_page_may_run_its_own_script_only() -> None:
@@ -536,7 +536,13 @@ def test_the_feed_is_for_the_pages_own_site() -> None:
     assert refused is not None
     assert refused.status == 403
     assert dashboard.respond(request("/chat", Upgrade="websocket", Origin="http://evil")) is None
-    assert not _is_same_origin("null", "host:1")
+    for origin in ("null", "http://[::1", "http://", "://", "", "host:1", "http://host:1/", "\udcff"):
+        assert not _is_same_origin(origin, "host:1")
+        answer = dashboard.respond(request(feed, Upgrade="websocket", Origin=origin))
+        assert answer is not None
+        assert answer.status == 403
+    assert _is_same_origin("http://[::1]:80", "[::1]:80")
+    assert not _is_same_origin("http://", None)
 
 
 def test_bounds_are_whole_decades() -> None:

@@ -71,12 +71,8 @@ def test_reset_keeps_open_connections() -> None:
         ("record_message_received", (7,), {"messages_received": 1, "bytes_received": 7}),
         ("record_send_error", (), {"send_errors": 1}),
         ("record_receive_error", (), {"receive_errors": 1}),
-        ("record_rate_limit_drop", (), {"rate_limit_drops": 1}),
-        ("record_rate_limit_drop", (3,), {"rate_limit_drops": 3}),
         ("record_slow_peer_drop", (), {"slow_peer_drops": 1}),
         ("record_slow_peer_drop", (3,), {"slow_peer_drops": 3}),
-        ("record_compression", (9, 4), {"compression_bytes_in": 9, "compression_bytes_out": 4}),
-        ("record_decompression", (4, 9), {"decompression_bytes_in": 4, "decompression_bytes_out": 9}),
     ],
 )
 def test_each_record_method_counts_its_own(record: str, arguments: tuple[int, ...], counted: dict[str, int]) -> None:

@@ -6,13 +6,15 @@ import json
 import random
 import tracemalloc
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric_ext.deflate import Codec, CorruptData, DeflateCodec, OutputLimit, ZstdCodec
+from support.measured import Growth
 
 TAIL = b"\x00\x00\xff\xff"
 LIMIT = 1 << 20
@@ -389,6 +391,25 @@ def test_zstd_refers_to_earlier_messages_and_to_the_dictionary() -> None:
     assert len(trained.encode(message)) < 25
 
 
+@pytest.mark.parametrize("bits", [10, 12, 15, 17])
+@pytest.mark.parametrize("limit", [0, 1, 1000, 100_000, 10 << 20])
+def test_the_tightest_zstd_bomb_costs_no_more_than_the_limit(bits: int, limit: int) -> None:
+    """Of blocks that repeat one byte (RFC 8878 §3.1.1.2.2): 4 bytes become as many as the window holds."""
+    block = min(1 << bits, 1 << 17)
+    header = b"\x28\xb5\x2f\xfd" + bytes([0, (bits - 10) << 3])
+    bomb = header + (((block << 3) | 2).to_bytes(3, "little") + b"x") * 100_000
+    codec = ZstdCodec(peer_window_bits=bits)
+
+    def explode() -> None:
+        with pytest.raises(OutputLimit) as caught:
+            codec.decode(bomb, limit=limit)
+        assert (caught.value.size, caught.value.limit) == (limit + 1, limit)
+
+    assert peak(explode) < limit + 8 * block + 300_000
+    exact = ZstdCodec(peer_window_bits=bits)
+    assert exact.decode(bomb[: len(header) + 4 * 50], limit=50 * block) == b"x" * (50 * block)
+
+
 def test_zstd_bombs_and_garbage() -> None:
     bomb = ZstdCodec().encode(bytes(50 << 20))
     codec = ZstdCodec()
@@ -408,7 +429,53 @@ def test_zstd_bombs_and_garbage() -> None:
         ZstdCodec().decode(ZstdCodec().encode_alone(b"") * 1000, limit=LIMIT)
 
 
+@given(st.binary(max_size=300), st.integers(10, 17), st.booleans())
+def test_no_input_to_zstd_raises_anything_else(payload: bytes, bits: int, begun: bool) -> None:
+    codec = ZstdCodec(peer_window_bits=bits)
+    header = b"\x28\xb5\x2f\xfd\x00\x00" if begun else b""  # of a frame with the smallest window
+    try:
+        assert len(codec.decode(header + payload, limit=5000)) <= 5000
+        codec.release_idle()
+        codec.decode(payload, limit=5000)
+    except (CorruptData, OutputLimit):
+        pass
+
+
 # Both
+
+
+def every_deflate_setting() -> Iterator[Codec]:
+    for window in range(8, 16):
+        for level in range(1, 10):
+            for mem_level in range(1, 10):
+                yield DeflateCodec(own_window_bits=window, level=level, mem_level=mem_level)
+
+
+def many_zstd_dictionaries() -> Iterator[Codec]:
+    for number in range(200):
+        yield ZstdCodec(own_window_bits=12, dictionary=b"%d" % number * 20_000)
+
+
+@pytest.mark.parametrize("codecs", [every_deflate_setting, many_zstd_dictionaries])
+def test_few_compressors_are_kept_for_messages_that_refer_to_nothing(codecs: Callable[[], Iterator[Codec]]) -> None:
+    growth = Growth()
+    for codec in codecs():
+        codec.encode_alone(b"a message to many")
+    assert growth.measure()["kept"] < 12 << 20  # all of them take 20 MB, and 110
+
+
+@pytest.mark.parametrize("make", [DeflateCodec, ZstdCodec])
+def test_threads_may_compress_with_the_same_settings(make: Callable[[], Codec], rng: random.Random) -> None:
+    """zstandard lets other threads run while it compresses."""
+    texts = [json.dumps([rng.random() for _ in range(2000)]).encode() for _ in range(4)]
+
+    def compress(text: bytes) -> list[bytes]:
+        codec = make()
+        return [codec.encode_alone(text) for _ in range(50)]
+
+    with ThreadPoolExecutor(len(texts)) as threads:
+        for text, payloads in zip(texts, threads.map(compress, texts), strict=True):
+            assert [make().decode(payload, limit=len(text)) for payload in payloads] == [text] * 50
 
 
 @pytest.mark.parametrize("make", [DeflateCodec, ZstdCodec])

@@ -55,7 +55,11 @@ SAMPLES: dict[str, tuple[Any, Any, Any]] = {
             {"status": 401, "headers": None, "body": b"", "challenge": "Basic realm=x"},
             ["status 401"],
         ),
-        (error.Tls("certificate expired"), {}, ["certificate expired"]),
+        (
+            error.Tls("certificate expired", reason="CERTIFICATE_VERIFY_FAILED", certificate_rejected=True),
+            {"reason": "CERTIFICATE_VERIFY_FAILED", "certificate_rejected": True},
+            ["certificate expired"],
+        ),
         (
             error.SubprotocolNegotiationFailed("nothing in common", ["a"], []),
             {"offered": ("a",), "supported": ()},

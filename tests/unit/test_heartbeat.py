@@ -194,6 +194,23 @@ def test_any_traffic_proves_life_without_a_ping(loop: FakeLoop, manager: Heartbe
     assert peer.pings == []
 
 
+def test_a_peer_that_talks_is_pinged_too_if_asked(loop: FakeLoop) -> None:
+    manager = HeartbeatManager(HeartbeatConfig(mode="always"), loop)
+    talks = Peer(loop).watch(manager)
+    for _ in range(300):
+        loop.advance(1)
+        talks.hear()
+    assert 9 <= len(talks.pings) <= 12
+    gaps = [b[0] - a[0] for a, b in itertools.pairwise(talks.pings)]
+    assert max(gaps) <= INTERVAL
+    assert all(talks.rtts)
+    assert len(talks.rtts) == len(talks.pings)
+    assert talks.failed is None
+    deaf = Peer(loop, None).watch(manager)
+    loop.advance(INTERVAL + TIMEOUT)
+    assert deaf.failed is not None
+
+
 def test_any_traffic_after_the_ping_proves_life(loop: FakeLoop, manager: HeartbeatManager) -> None:
     peer = Peer(loop, delay=None).watch(manager)
     loop.advance(INTERVAL)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import struct
 
 import pytest
 
 from fabric._connection.liveness import LivenessProbe, _silence_of
+from fabric.config import HeartbeatConfig
+from fabric.error import Timeout
 
 
 class Told:
@@ -44,13 +47,18 @@ def test_how_long_the_kernel_has_owed_an_acknowledgement(told: Told, silence: fl
 
 
 class Recording:
-    """Enough of a connection for a pulse that sends pings."""
+    """Enough of a connection, and of its session, for a probe that sends pings."""
 
     is_connected = True
 
     def __init__(self) -> None:
         self.messages_sent = self.messages_received = 0
         self.done: list[str] = []
+        self.inbound_seen = False
+        self.causes: list[BaseException | None] = []
+        self.id = "id"
+        self._logger = logging.getLogger("fabric.test")
+        self._session_now: Recording | None = self
 
     def _write_ping(self, payload: bytes) -> None:
         self.done.append("ping")
@@ -58,9 +66,14 @@ class Recording:
     def _release_codec(self) -> None:
         self.done.append("release")
 
+    def _abort(self, cause: BaseException | None = None) -> None:
+        self.causes.append(cause)
+
 
 class Nobody:
     """A heartbeat that does nothing by itself."""
+
+    config = HeartbeatConfig(ping_timeout=7)
 
     def add(self, target: object) -> None:
         pass
@@ -78,3 +91,26 @@ def test_what_was_idle_from_one_ping_to_the_next_lets_its_compression_go() -> No
     peer.messages_received += 1
     pulse.send_ping(b"4")
     assert peer.done[4:] == ["ping"]
+
+
+def test_it_looks_at_the_session_of_the_moment() -> None:
+    peer = Recording()
+    probe = LivenessProbe(peer, Nobody())  # type: ignore[arg-type]
+    assert not probe.inbound_seen
+    peer.inbound_seen = True
+    assert probe.inbound_seen
+    probe.inbound_seen = False
+    assert not peer.inbound_seen
+    probe.fail("no answer")
+    assert [str(cause) for cause in peer.causes] == [str(Timeout("heartbeat", 7))]
+
+
+def test_without_a_session_it_does_nothing() -> None:
+    peer = Recording()
+    probe = LivenessProbe(peer, Nobody())  # type: ignore[arg-type]
+    peer._session_now = None
+    assert not probe.inbound_seen
+    probe.inbound_seen = True
+    probe.send_ping(b"1")
+    probe.fail("no answer")
+    assert (peer.done, peer.causes) == ([], [])

@@ -20,14 +20,14 @@ from fabric.config import ClientConfig, HeartbeatConfig, PoolConfig
 from fabric.error import ConnectionClosed, ConnectionFailed, InvalidState, Timeout
 from fabric.metrics import MetricsCollector
 from fabric.pool import CleanupStats, ConnectionPool, PooledClient, PoolStats
-from fabric_ext.inbox import Inbox
+from fabric_ext.receive_queue import ReceiveQueue
 from support.fake_time import in_fake_time, settle
 
 URL = "ws://server/"
 HOUR = 3600.0
 
 
-class Client(Inbox):  # type: ignore[type-arg]
+class Client(ReceiveQueue):
     """What the pool sees of a client."""
 
     def __init__(self, server: Servers, config: ClientConfig) -> None:
@@ -41,17 +41,12 @@ class Client(Inbox):  # type: ignore[type-arg]
         self.metrics = MetricsCollector()
         self.metrics.record_connection()
         self._server = server
-        self._outbox_size = 0
-        self._is_fragmenting = self._is_reading_paused = self.is_half_received = False
-        self._parts_lock: asyncio.Lock | None = None
+        self.in_use = False
         self._is_counted = True
 
-    def _has_partial_message(self) -> bool:
-        return self.is_half_received
-
-    def _check_close(self, code: int, reason: str) -> None:
-        if code < 1000:
-            raise ValueError(code)
+    @property
+    def is_at_rest(self) -> bool:
+        return not (self.queued or self.in_use)
 
     async def ping(self) -> float:
         self.pings += 1
@@ -211,10 +206,10 @@ async def test_a_loan_ends_once() -> None:
         assert not client.is_connected
         with pytest.raises(InvalidState, match="given back"):
             client.inner  # noqa: B018
-        for use in (client.__aiter__, lambda: client.send("x"), lambda: client.send_nowait("x")):
+        for use in (client.__aiter__, lambda: client.send_nowait("x")):
             with pytest.raises(InvalidState):
                 use()
-        for wait in (client.recv, client.__anext__, client.ping):
+        for wait in (client.recv, client.__anext__, client.ping, lambda: client.send("x")):
             with pytest.raises(InvalidState):
                 await wait()
         assert pool.stats().idle == 1
@@ -268,7 +263,7 @@ async def test_get_is_what_asyncio_takes_for_a_coroutine() -> None:
             *await asyncio.gather(pool.get(URL), pool.get(URL)),
         ):
             client.release()
-        pool.get(URL)  # never awaited: nothing has begun
+        pool.get(URL).close()  # nothing has begun
         pool.get(URL).close()
         acquisition = pool.get(URL)
         with pytest.raises(KeyError):
@@ -319,12 +314,6 @@ def put_unread(client: Client) -> None:
     client.put_item("unread")
 
 
-async def stuck_receiver(client: Client) -> asyncio.Task[Any]:
-    task = asyncio.ensure_future(client.recv())
-    await asyncio.sleep(0)
-    return task
-
-
 @in_fake_time
 async def test_a_server_that_answers_no_close_frame_keeps_nobody_from_its_place() -> None:
     pool, servers = make(max_connections=1, acquire_timeout=5)
@@ -373,10 +362,7 @@ async def test_who_closes_by_himself_has_the_time_of_his_config() -> None:
 UNCLEAN: dict[str, Callable[[Client], None]] = {
     "broken": Client.break_,
     "unread": put_unread,
-    "half received": lambda client: setattr(client, "is_half_received", True),
-    "held back": lambda client: setattr(client, "_is_reading_paused", True),
-    "not yet sent": lambda client: setattr(client, "_outbox_size", 1),
-    "half sent": lambda client: setattr(client, "_is_fragmenting", True),
+    "in use": lambda client: setattr(client, "in_use", True),  # of which test_base.py has the cases
 }
 
 
@@ -405,32 +391,6 @@ def test_what_is_broken_or_not_clean_is_not_lent_again(how: str) -> None:
             assert [len(client.close_calls) for client in servers.clients] == [1, 1, 1]
 
     run()
-
-
-@in_fake_time
-async def test_a_connection_that_somebody_still_uses_is_not_lent_again() -> None:
-    pool, servers = make()
-    async with pool:
-        client = await pool.get(URL)
-        receiver = await stuck_receiver(servers.clients[0])
-        client.release()
-        assert pool.stats().discarded == 1
-        receiver.cancel()
-        client = await pool.get(URL)
-        servers.clients[1]._parts_lock = lock = asyncio.Lock()
-        await lock.acquire()
-        client.release()
-        assert pool.stats().discarded == 2
-        client = await pool.get(URL)
-        servers.clients[2]._parts_lock = asyncio.Lock()
-        receiver = await stuck_receiver(servers.clients[2])
-        servers.clients[2].put_item("read in time")
-        assert await receiver == "read in time"
-        client.release()
-        assert pool.stats().idle == 1
-        receiver = await stuck_receiver(servers.clients[2])  # asking left nothing behind that hinders it
-        servers.clients[2].put_item("more")
-        assert await receiver == "more"
 
 
 @in_fake_time

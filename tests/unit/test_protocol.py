@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fabric_ext.frames import Fault
 from fabric_ext.protocol import Event, State, move, parse_close
 
 MOVES = {
@@ -44,18 +45,18 @@ def close_body(code: int, reason: bytes = b"") -> bytes:
     return code.to_bytes(2, "big") + reason
 
 
-def seen(body: bytes) -> tuple[int, str, int]:
+def seen(body: bytes) -> tuple[int, str, Fault]:
     close = parse_close(body)
-    return close.code, close.reason, close.fault
+    return close.code, close.reason, Fault(close.fault)
 
 
 def test_no_body_is_1005() -> None:
-    assert seen(b"") == (1005, "", 0)
+    assert seen(b"") == (1005, "", Fault.NO_FAULT)
 
 
 @pytest.mark.parametrize("byte", [b"\0", b"\x03", b"\xff"])
 def test_one_byte_is_no_code(byte: bytes) -> None:
-    assert parse_close(byte).fault == 1002
+    assert parse_close(byte).fault == Fault.BAD_CLOSE
 
 
 def may_be_sent(code: int) -> bool:
@@ -65,34 +66,33 @@ def may_be_sent(code: int) -> bool:
 
 def test_every_code() -> None:
     for code in range(65536):
-        expected = (code, "", 0) if may_be_sent(code) else 1002
-        found = seen(close_body(code))
-        assert found == expected or found[2] == expected, code
+        expected = Fault.NO_FAULT if may_be_sent(code) else Fault.BAD_CLOSE
+        assert seen(close_body(code)) == (code, "", expected)
 
 
 @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65535])
 def test_codes_that_must_not_be_sent(code: int) -> None:
-    assert parse_close(close_body(code, b"reason")).fault == 1002
+    assert parse_close(close_body(code, b"reason")).fault == Fault.BAD_CLOSE
 
 
 @pytest.mark.parametrize("reason", ["", "bye", "é", "日本語", "💥", "x" * 123, "é" * 61])
 def test_reasons(reason: str) -> None:
-    assert seen(close_body(1000, reason.encode())) == (1000, reason, 0)
+    assert seen(close_body(1000, reason.encode())) == (1000, reason, Fault.NO_FAULT)
 
 
 @pytest.mark.parametrize("reason", [b"\xff", b"\xc3", b"ok\xc3(", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\xaf"])
 def test_a_reason_that_is_not_utf8(reason: bytes) -> None:
-    assert parse_close(close_body(1000, reason)).fault == 1007
+    assert parse_close(close_body(1000, reason)).fault == Fault.BAD_CLOSE_TEXT
 
 
 def test_a_bad_code_counts_before_a_bad_reason() -> None:
-    assert parse_close(close_body(1005, b"\xff")).fault == 1002
+    assert parse_close(close_body(1005, b"\xff")).fault == Fault.BAD_CLOSE
 
 
 @given(st.binary(max_size=125))
 def test_any_body(body: bytes) -> None:
     code, reason, fault = seen(body)
-    if fault == 0 and body:
+    if fault is Fault.NO_FAULT and body:
         assert close_body(code, reason.encode()) == body
         assert may_be_sent(code)
-    assert fault in (0, 1002, 1007)
+    assert fault in (Fault.NO_FAULT, Fault.BAD_CLOSE, Fault.BAD_CLOSE_TEXT)

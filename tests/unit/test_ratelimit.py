@@ -7,7 +7,7 @@ import heapq
 import itertools
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -69,6 +69,16 @@ class FakeTime:
 async def settle() -> None:
     for _ in range(4):
         await asyncio.sleep(0)
+
+
+# What may end a wait: a task's cancellation, a coroutine that is closed or dropped, anything else thrown into it.
+ENDS = [asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, ValueError]
+
+
+def end(wait: Coroutine[Any, Any, object], exception: type[BaseException]) -> None:
+    """Throw `exception` into a coroutine that waits."""
+    with pytest.raises(exception):
+        wait.throw(exception())
 
 
 @pytest.fixture
@@ -248,6 +258,39 @@ async def test_nobody_overtakes_those_who_wait(time: FakeTime) -> None:
     assert limit.try_acquire(MESSAGES)
 
 
+async def test_a_served_wait_returns_before_a_later_call_does(time: FakeTime) -> None:
+    limit = limiter(time, ten_per_second())
+    await limit.acquire(MESSAGES, 10)
+    order: list[str] = []
+
+    async def one(name: str) -> None:
+        await limit.acquire(MESSAGES, 5)
+        order.append(name)
+
+    task = asyncio.create_task(one("first"))
+    await settle()
+    time.ns += SECOND
+    time.timers[0][2].callback()  # the timer rings: five tokens for `first`, which runs in the next turn
+    await one("second")  # five more are left
+    assert order == ["first", "second"]
+    await task
+    assert limit.check(MESSAGES) == RateLimitStatus(False, 0, 0.1)
+
+
+async def test_arguments_are_checked_while_a_served_wait_has_not_returned(time: FakeTime) -> None:
+    limit = limiter(time, ten_per_second())
+    await limit.acquire(MESSAGES, 10)
+    task = asyncio.create_task(limit.acquire(MESSAGES))
+    await settle()
+    time.ns += SECOND
+    time.timers[0][2].callback()
+    with pytest.raises(RateLimitExceeded):
+        await limit.acquire(MESSAGES, 11)
+    with pytest.raises(ValueError, match="n must be at least 1"):
+        await limit.acquire(MESSAGES, 0)
+    assert await task == RateLimitStatus(True, 9, 0.0)
+
+
 async def test_more_than_the_burst_does_not_wait(time: FakeTime) -> None:
     limit = limiter(time, ten_per_second())
     with pytest.raises(RateLimitExceeded, match="messages") as caught:
@@ -323,6 +366,87 @@ async def test_cancelled_while_the_line_is_served(time: FakeTime) -> None:
     assert limit.check(MESSAGES) == RateLimitStatus(True, 5, 0.0)
 
 
+@pytest.mark.parametrize("exception", ENDS)
+async def test_whatever_ends_a_wait_takes_nothing_and_lets_the_next_go(
+    time: FakeTime, exception: type[BaseException]
+) -> None:
+    limit = limiter(time, ten_per_second())
+    await limit.acquire(MESSAGES, 10)
+    first = limit.acquire(MESSAGES, 10)
+    first.send(None)
+    second = asyncio.create_task(limit.acquire(MESSAGES, 2))
+    await time.advance(0.2)
+    assert not second.done()
+    end(first, exception)
+    await settle()
+    assert second.done()  # the two tokens were there
+    assert limit.check(MESSAGES).retry_after == 0.1
+    assert time.pending == 0
+
+
+@pytest.mark.parametrize("exception", ENDS)
+async def test_whatever_ends_a_served_wait_gives_back(time: FakeTime, exception: type[BaseException]) -> None:
+    limit = limiter(time, ten_per_second())
+    await limit.acquire(MESSAGES, 10)
+    first = limit.acquire(MESSAGES, 5)
+    first.send(None)
+    second = asyncio.create_task(limit.acquire(MESSAGES, 5))
+    await settle()
+    time.ns += SECOND // 2
+    time.timers[0][2].callback()
+    end(first, exception)
+    await settle()
+    assert second.done()
+    assert limit.check(MESSAGES).retry_after == 0.1
+    assert time.pending == 0
+    time.ns += SECOND // 2
+    assert await limit.acquire(MESSAGES, 5) == RateLimitStatus(True, 0, 0.0)  # and nothing is waited for
+
+
+@pytest.mark.parametrize("exception", ENDS)
+async def test_whatever_ends_the_last_wait_leaves_no_timer(time: FakeTime, exception: type[BaseException]) -> None:
+    limit = limiter(time, ten_per_second())
+    await limit.acquire(MESSAGES, 10)
+    wait = limit.acquire(MESSAGES)
+    wait.send(None)
+    assert time.pending == 1
+    end(wait, exception)
+    assert time.pending == 0
+
+
+async def test_a_timer_that_cannot_be_set_leaves_nobody_in_line(time: FakeTime) -> None:
+    def fail(*_: object) -> Timer:
+        raise RuntimeError("no timer")
+
+    limit = RateLimiter(ten_per_second(), clock=time.clock, call_later=fail)
+    await limit.acquire(MESSAGES, 10)
+    with pytest.raises(RuntimeError, match="no timer"):
+        await limit.acquire(MESSAGES, 5)
+    assert limit.check(MESSAGES).retry_after == 0.1
+    time.ns += SECOND
+    assert limit.try_acquire(MESSAGES, 10)
+
+
+def test_a_wait_may_end_after_its_loop_is_closed(
+    time: FakeTime, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    limit = RateLimiter(ten_per_second(), clock=time.clock)
+    limit.try_acquire(MESSAGES, 10)
+    waits = [limit.acquire(MESSAGES, 10) for _ in range(3)]
+
+    async def begin() -> None:
+        for wait in waits:
+            wait.send(None)
+        limit.reset()  # the first is served
+
+    loop = loop_factory()
+    loop.run_until_complete(begin())
+    loop.close()
+    for wait in waits:
+        wait.close()
+    assert limit.check(MESSAGES, 10) == RateLimitStatus(True, 10, 0.0)
+
+
 async def test_reset_serves_those_who_wait(time: FakeTime) -> None:
     limit = limiter(time, ten_per_second())
     await limit.acquire(MESSAGES, 10)
@@ -355,41 +479,78 @@ async def test_a_timer_that_rings_early_is_set_again(time: FakeTime) -> None:
     assert task.done()
 
 
+class Line:
+    """What `acquire` promises, in plain integers: one line, whose first is served as soon as its tokens are there."""
+
+    TOKEN = SECOND // 100
+    """Nanoseconds in which one token grows."""
+
+    def __init__(self, burst: int) -> None:
+        self.full = self.level = burst * self.TOKEN
+        self.waiting: dict[int, int] = {}
+        self.served: dict[int, int] = {}
+
+    def join(self, number: int, n: int) -> None:
+        self.waiting[number] = n * self.TOKEN
+        self.pass_time(0)
+
+    def leave(self, number: int) -> None:
+        """Cancelled before it returned: what it was served, it gives back."""
+        if self.waiting.pop(number, None) is None:
+            self.level += self.served.pop(number)
+        self.pass_time(0)
+
+    def pass_time(self, ns: int) -> None:
+        while self.waiting:
+            number, cost = next(iter(self.waiting.items()))
+            wait = max(0, cost - self.level)
+            if wait > ns:
+                break
+            ns -= wait
+            self.level += wait - cost
+            self.served[number] = self.waiting.pop(number)
+        self.level = min(self.full, self.level + ns)
+
+
 async def test_random_arrivals_and_cancellations_lose_no_token(time: FakeTime, rng: random.Random) -> None:
-    limit = limiter(time, RateLimitConfig().with_messages(100, 20))
-    start = time.ns
-    waiting: list[tuple[asyncio.Task[RateLimitStatus], int]] = []
-    taken = 0
+    """Who returns, in which order and at which nanosecond, and what is left, is what the plain line says."""
+    limit, line = limiter(time, RateLimitConfig().with_messages(100, 20)), Line(20)
+    tasks: list[asyncio.Task[None]] = []
     order: list[int] = []
-    asked: list[int] = []
 
-    async def one(number: int, n: int) -> RateLimitStatus:
-        status = await limit.acquire(MESSAGES, n)
+    async def one(number: int, n: int) -> None:
+        await limit.acquire(MESSAGES, n)
         order.append(number)
-        return status
 
-    for number in range(400):
+    async def pass_time(seconds: float) -> None:
+        await settle()
+        before = time.ns
+        await time.advance(seconds)
+        line.pass_time(time.ns - before)
+        assert order == list(line.served)
+        assert limit.check(MESSAGES).remaining == line.level // line.TOKEN
+
+    for _ in range(400):
         action = rng.random()
-        if action < 0.6:
-            n = rng.randint(1, 20)
-            asked.append(number)
-            waiting.append((asyncio.create_task(one(number, n)), n))
+        if action < 0.5:
+            number, n = len(tasks), rng.choice((1, rng.randint(1, 20)))
+            tasks.append(asyncio.create_task(one(number, n)))
+            line.join(number, n)
+        elif action < 0.75:
+            running = [number for number, task in enumerate(tasks) if not (task.done() or task.cancelling())]
+            if running:
+                number = rng.choice(running)
+                tasks[number].cancel()
+                line.leave(number)
+        elif action < 0.9:
             await asyncio.sleep(0)
-        elif action < 0.75 and waiting:
-            rng.choice(waiting)[0].cancel()
         else:
-            await time.advance(rng.random() * 0.3)
-        for task, n in waiting[:]:
-            if task.done():
-                waiting.remove((task, n))
-                taken += 0 if task.cancelled() else n
-        assert taken <= 20 + (time.ns - start) / SECOND * 100
-    await time.advance(400 * 20 / 100)
-    taken += sum(n for task, n in waiting if not task.cancelled())
-    assert all(task.done() for task, _ in waiting)
+            await pass_time(rng.random() * 0.3)
+    await pass_time(400 * 20 / 100)
+    assert all(task.done() for task in tasks)
+    assert not line.waiting
     assert order == sorted(order)
     assert time.pending == 0
-    await time.advance(1)
     assert limit.check(MESSAGES) == RateLimitStatus(True, 20, 0.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import socket
 import ssl
@@ -17,15 +18,18 @@ from fabric.error import (
     AuthenticationFailed,
     BackpressureTimeout,
     BufferFull,
+    CompressionError,
     ConnectionClosed,
     ConnectionFailed,
     HandshakeFailed,
     InvalidFrame,
     Io,
+    MessageTooLarge,
     ReconnectTimeout,
     SubprotocolNegotiationFailed,
     Timeout,
     Tls,
+    Utf8Error,
 )
 from fabric.headers import HeaderMap
 from fabric.reconnect import (
@@ -201,11 +205,38 @@ def test_codes_of_applications_are_retried(code: int) -> None:
     assert should_retry(ConnectionClosed(code))
 
 
-def test_a_local_close_is_final_and_a_local_failure_is_not() -> None:
+def failed_here(code: int, cause: BaseException) -> ConnectionClosed:
+    closed = ConnectionClosed(code, by="local")
+    closed.__cause__ = cause
+    return closed
+
+
+def test_a_local_close_is_final() -> None:
     assert not should_retry(ConnectionClosed(1001, by="local"))
-    failed = ConnectionClosed(1009, by="local")
-    failed.__cause__ = InvalidFrame("too large", code=1009)
-    assert should_retry(failed)
+    assert not should_retry(ConnectionClosed(4000, by="local"))
+
+
+@pytest.mark.parametrize(
+    ("failure", "retried"),
+    [
+        (failed_here(1002, InvalidFrame("malformed close frame")), True),
+        (failed_here(1002, InvalidFrame("unknown opcode")), True),
+        (failed_here(1007, Utf8Error("byte 0xff at 3")), True),
+        (failed_here(1007, CompressionError("message does not inflate")), True),
+        (failed_here(1009, MessageTooLarge(12, 10)), False),
+        (failed_here(1008, InvalidFrame("message in more than 9 fragments", code=1008)), False),
+        (failed_here(1011, InvalidFrame("internal error", code=1011)), False),
+    ],
+    ids=repr,
+)
+def test_a_failure_by_this_end_is_final_if_it_would_happen_again(failure: ConnectionClosed, retried: bool) -> None:
+    assert should_retry(failure) == retried
+
+
+def test_a_lost_transport_is_retried_whatever_the_cause() -> None:
+    lost = ConnectionClosed(1006, by="transport")
+    lost.__cause__ = Timeout("ping", 10)
+    assert should_retry(lost)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +270,10 @@ def test_authentication_is_final(status: int) -> None:
     assert not should_retry(AuthenticationFailed("no", status=status))
 
 
+def test_a_login_that_a_socks_proxy_refuses_is_final() -> None:
+    assert not should_retry(AuthenticationFailed("no"))
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -251,6 +286,13 @@ def test_authentication_is_final(status: int) -> None:
         socket.gaierror(-3, "temporary failure"),
         OSError(113, "no route"),
         asyncio.IncompleteReadError(b"", 1),
+        Tls("alert", reason="SSLV3_ALERT_HANDSHAKE_FAILURE"),
+        Tls("alert", reason="TLSV13_ALERT_CERTIFICATE_REQUIRED"),
+        Tls("plain HTTP", reason="WRONG_VERSION_NUMBER"),
+        ssl.SSLError(1, "alert"),
+        CompressionError("an answer that breaks RFC 7692"),
+        InvalidFrame("reserved bits"),
+        Utf8Error("byte 0xff at 3"),
     ],
     ids=repr,
 )
@@ -261,7 +303,7 @@ def test_network_errors_are_retried(error: BaseException) -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        Tls("certificate expired"),
+        Tls("certificate expired", certificate_rejected=True),
         ssl.SSLCertVerificationError("expired"),
         SubprotocolNegotiationFailed("none", ("a",), ("b",)),
         ReconnectTimeout("gave up", attempts=3),
@@ -276,6 +318,89 @@ def test_network_errors_are_retried(error: BaseException) -> None:
 )
 def test_all_else_is_final(error: BaseException) -> None:
     assert not should_retry(error)
+
+
+# What the application decides.
+
+LOST = ConnectionClosed(1006, by="transport")
+REFUSED = AuthenticationFailed("no", status=401)
+
+
+def deciding(answer: object) -> ReconnectState:
+    return ReconnectState(EXACT.with_decide(lambda error, attempt: answer))  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize(
+    ("answer", "after_lost", "after_refused"),
+    [
+        (None, True, False),
+        (True, True, True),
+        (False, False, False),
+        (0, 0.0, 0.0),
+        (1, 1.0, 1.0),
+        (2.5, 2.5, 2.5),
+        (timedelta(minutes=1), 60.0, 60.0),
+    ],
+)
+def test_the_application_overrules_the_default(answer: object, after_lost: object, after_refused: object) -> None:
+    for error, expected in ((LOST, after_lost), (REFUSED, after_refused)):
+        verdict = deciding(answer).decide(error)
+        assert verdict == expected
+        assert type(verdict) is type(expected)
+
+
+def test_the_application_is_told_the_error_and_the_attempts() -> None:
+    told: list[tuple[BaseException, int]] = []
+    state = ReconnectState(EXACT.with_decide(lambda error, attempt: told.append((error, attempt))))
+    state.decide(LOST)
+    delays(state, 2)
+    state.decide(REFUSED)
+    assert told == [(LOST, 0), (REFUSED, 2)]
+
+
+def test_the_application_is_not_asked_about_its_own_close() -> None:
+    assert deciding(True).decide(ConnectionClosed(1000, by="local")) is False
+    assert deciding(True).decide(failed_here(1009, MessageTooLarge(12, 10))) is True
+
+
+def test_exactly_so_many_seconds_and_the_schedule_goes_on() -> None:
+    state = ReconnectState(ReconnectConfig(jitter=1, max_attempts=3))
+    assert state.next_delay(exactly=0.0) == 0
+    assert state.next_delay(100, exactly=7.0) == 7
+    state = ReconnectState(EXACT.with_max_attempts(3))
+    state.next_delay(exactly=60.0)
+    assert delays(state, 2) == pytest.approx([0.15, 0.225])
+    assert state.next_delay(exactly=60.0) is None
+
+
+@pytest.mark.parametrize("answer", [-1, math.nan, math.inf, timedelta(seconds=-1)])
+def test_seconds_are_checked(answer: object) -> None:
+    with pytest.raises(ValueError, match=r"ReconnectConfig\.decide returned"):
+        deciding(answer).decide(LOST)
+
+
+@pytest.mark.parametrize("answer", ["yes", [], b""])
+def test_the_type_is_checked(answer: object) -> None:
+    with pytest.raises(TypeError, match=r"ReconnectConfig\.decide returned"):
+        deciding(answer).decide(LOST)
+
+
+def test_what_the_application_raises_is_raised() -> None:
+    def decide(error: BaseException, attempt: int) -> bool:
+        raise LookupError(attempt)
+
+    with pytest.raises(LookupError):
+        ReconnectState(EXACT.with_decide(decide)).decide(LOST)
+
+
+async def coroutine_function(error: BaseException, attempt: int) -> bool:
+    return True
+
+
+@pytest.mark.parametrize("decide", [coroutine_function, 5, "no"])
+def test_decide_is_a_plain_function(decide: object) -> None:
+    with pytest.raises(TypeError, match=r"ReconnectConfig\.decide = .*plain function of \(error, attempt\)"):
+        ReconnectConfig(decide=decide)  # type: ignore[arg-type]
 
 
 # Retry-After.
@@ -299,12 +424,27 @@ NOW = datetime(2026, 7, 1, 12, 0, 0, tzinfo=UTC)
         ("٣", None),
         ("soon", None),
         ("", None),
+        ("Mon, 01 Jan 99999999999 00:00:00 GMT", None),
+        ("Mon, 01 Jan 2026 00:00:00 +99999999999999999999", None),
+        ("Mon, 01 Jan 2026 99999999999:00:00 GMT", None),
+        ("Fri, 31 Dec 9999 23:59:59 -2359", MAX_RETRY_AFTER),
+        ("Mon, 01 Jan 0001 00:00:00 +2359", 0),
+        ("\udcff", None),
     ],
 )
 def test_retry_after_values(value: str, seconds: float | None) -> None:
     assert parse_retry_after(value, NOW) == seconds
     error = HandshakeFailed("busy", status=503, headers={"retry-AFTER": value})
     assert retry_after(error, NOW.astimezone(timezone(timedelta(hours=5)))) == seconds
+
+
+DATE = st.tuples(st.integers(), st.sampled_from(["Jan", "Feb", "x"]), st.integers(), st.integers(), st.integers())
+
+
+@given(st.text() | DATE.map(lambda parts: "Mon, {:02d} {} {:04d} 00:00:{:02d} {:+05d}".format(*parts)))
+def test_any_text_gives_seconds_up_to_a_day_or_nothing(value: str) -> None:
+    seconds = parse_retry_after(value)
+    assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER
 
 
 def test_retry_after_of_other_errors() -> None:

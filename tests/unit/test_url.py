@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import pickle
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,7 @@ def test_parts(text: str, scheme: str, host: str, port: int, resource: str, auth
     assert (url.scheme, url.host, url.port, url.resource) == (scheme, host, port, resource)
     assert url.authority == authority
     assert url.is_secure is (scheme == "wss")
-    assert Url.parse(str(url)) == url
+    assert Url.parse(url.full) == url
     assert url.authorization is None
 
 
@@ -86,9 +87,11 @@ def test_anything_else_than_an_address_is_a_value_error(text: str) -> None:
         url = Url.parse(text)
     except ValueError:
         return
-    assert str(url).isascii()
-    assert str(url).isprintable()
-    assert " " not in str(url)
+    for whole in (str(url), url.full):
+        assert whole.isascii()
+        assert whole.isprintable()
+        assert " " not in whole
+    assert Url.parse(url.full) == replace(url, username=None, password=None)
 
 
 def test_credentials_are_decoded_and_never_shown() -> None:
@@ -101,6 +104,35 @@ def test_credentials_are_decoded_and_never_shown() -> None:
     assert scheme == "Basic"
     assert base64.b64decode(token).decode() == "us@er:p:/ä"
     assert pickle.loads(pickle.dumps(url)) == url
+
+
+@pytest.mark.parametrize("text", ["ws://h/x?token=hunter2", "ws://h?hunter2", "wss://u:p@h:1/a?b=hunter2&c=?d"])
+def test_a_query_is_never_shown_but_kept(text: str) -> None:
+    url = Url.parse(text)
+    assert "hunter2" in url.resource
+    assert "hunter2" in url.full
+    for shown in (str(url), repr(url), f"{url}", repr([url]), redact(text)):
+        assert "hunter2" not in shown
+        assert "?***" in shown
+    for wrong in (text.replace("ws", "ftp", 1), text + "#x", text + " ", text.replace("h", "a..h", 1)):
+        with pytest.raises(ValueError) as caught:
+            Url.parse(wrong)
+        assert "hunter2" not in str(caught.value)
+    assert url.join("?b=hunter2").resource.endswith("?b=hunter2")
+    with pytest.raises(ValueError) as caught:
+        Url.parse("wss://h/").join(text.replace("wss", "ws"))
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["ws://[fe80::1%25eth0]:8080/x", "ws://[fe80::1%eth0]:8080/x"])
+def test_the_zone_of_an_address_is_for_this_machine_alone(text: str) -> None:
+    url = Url.parse(text)
+    assert url.host == "fe80::1%eth0"
+    assert url.authority == "[fe80::1]:8080"
+    assert str(url) == "ws://[fe80::1]:8080/x"
+    assert url.full == "ws://[fe80::1%25eth0]:8080/x"
+    assert Url.parse(url.full) == url
+    assert url.join("/y").host == url.host
 
 
 def test_a_name_without_a_password() -> None:
@@ -146,8 +178,8 @@ def test_proxies(text: str, port: int) -> None:
 @pytest.mark.parametrize(
     ("login", "why"),
     [
-        ("me:hunter2%C3%A4", "ASCII"),
-        ("hunter2ä:x", "ASCII"),
+        ("me:hunter2" + "%C3%A4" * 128, "at most 255 bytes"),
+        ("hunter2" + "ä" * 128 + ":x", "at most 255 bytes"),
         ("me:" + "hunter2" * 37, "at most 255 bytes"),
         ("hunter2" * 37 + ":x", "at most 255 bytes"),
     ],
@@ -178,7 +210,7 @@ def test_a_login_that_socks_just_can_carry() -> None:
     ],
 )
 def test_redirects(start: str, location: str, target: str) -> None:
-    assert str(Url.parse(start).join(location)) == target
+    assert Url.parse(start).join(location).full == target
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,24 @@
+"""The heartbeats of clients: one sweep for all of a loop that are configured alike."""
+
+from __future__ import annotations
+
+import asyncio
+from weakref import WeakValueDictionary
+
+from fabric.config import HeartbeatConfig
+from fabric.heartbeat import HeartbeatManager
+
+__all__ = ["heartbeat_of"]
+
+_heartbeats: WeakValueDictionary[tuple[int, HeartbeatConfig], HeartbeatManager] = WeakValueDictionary()
+
+
+def heartbeat_of(loop: asyncio.AbstractEventLoop, config: HeartbeatConfig) -> HeartbeatManager | None:
+    """The one sweep of all clients of `loop` with this heartbeat. It keeps its loop, and clients keep it."""
+    if not config.enabled:
+        return None
+    key = id(loop), config
+    manager = _heartbeats.get(key)
+    if manager is None:
+        manager = _heartbeats[key] = HeartbeatManager(config, loop)
+    return manager

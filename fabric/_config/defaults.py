@@ -1,0 +1,16 @@
+"""Default values that several configs share, or that are public constants."""
+
+from __future__ import annotations
+
+from fabric_ext.assembler import DEFAULT_MAX_FRAGMENTS as DEFAULT_MAX_FRAGMENTS
+
+DEFAULT_MAX_MESSAGE_SIZE = 10 * 1024 * 1024
+DEFAULT_PING_INTERVAL = 30.0
+DEFAULT_PING_TIMEOUT = 10.0
+DEFAULT_BUFFER_SIZE = 1000
+DEFAULT_CONNECTION_TIMEOUT = 5.0
+
+DEFAULT_CLOSE_TIMEOUT = 5.0
+DEFAULT_MAX_BUFFER_BYTES = 16 * 1024 * 1024
+DEFAULT_MAX_HEADER_SIZE = 16 * 1024
+MAX_HEADER_SIZE = 1024 * 1024

@@ -1,0 +1,139 @@
+"""Accepts connections that begin with TLS, and lets the limits of opening handshakes hold from the first moment.
+
+aiofastnet's own listener tells nobody of a connection before its TLS handshake is over: clients that never begin it
+would not be counted, and a server that stops would wait for them. So its sockets are listened on here, and aiofastnet
+makes the transport of a connection that may stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from typing import TYPE_CHECKING, Any
+
+import aiofastnet
+
+from fabric._handshake.rules import Rejection
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from fabric._handshake.server import PendingHandshakes, ServerHandshake
+
+__all__ = ["TlsListener", "listen_tls"]
+
+RETRY = 1.0  # seconds until connections are accepted again after descriptors or memory have run out
+_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+async def listen_tls(
+    create: Callable[..., Awaitable[asyncio.AbstractServer]],
+    loop: Any,
+    handshakes: PendingHandshakes,
+    *where: str,
+    backlog: int,
+    tls: dict[str, Any],
+    **options: Any,
+) -> TlsListener:
+    """Accept connections for `handshakes`.
+
+    Args:
+        create: `aiofastnet.create_server` or `create_unix_server`, which binds the sockets.
+        loop: the event loop, as aiofastnet is to see it.
+        where, options: arguments of `create` that say where to listen.
+        backlog: connections that the system holds until they are accepted.
+        tls: arguments of aiofastnet for TLS.
+    """
+    bound = await create(loop, handshakes.accept, *where, start_serving=False, **options)
+    return TlsListener(loop, bound, handshakes, backlog, tls)
+
+
+class TlsListener:
+    """What `listen_tls` returns."""
+
+    def __init__(
+        self,
+        loop: Any,
+        bound: asyncio.AbstractServer,
+        handshakes: PendingHandshakes,
+        backlog: int,
+        tls: dict[str, Any],
+    ) -> None:
+        self._loop = loop
+        self._bound = bound
+        self._handshakes = handshakes
+        self._backlog = backlog
+        self._tls = tls
+        self._tasks: set[asyncio.Task[None]] = set()  # TLS handshakes under way
+        self._listening: list[socket.socket] = [sock.dup() for sock in self.sockets]
+        for sock in self._listening:
+            sock.setblocking(False)
+            sock.listen(backlog)
+            loop.add_reader(sock.fileno(), self._accept, sock)
+
+    @property
+    def sockets(self) -> tuple[Any, ...]:
+        """The listening sockets."""
+        return tuple(self._bound.sockets)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        """Accept no more, and drop the connections whose TLS handshake is not over."""
+        for sock in self._listening:
+            self._loop.remove_reader(sock.fileno())
+            sock.close()
+        self._listening.clear()
+        self._bound.close()
+        for task in self._tasks:
+            task.cancel()
+
+    async def wait_closed(self) -> None:
+        """Wait until those connections are gone."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(self._backlog):
+            try:
+                sock, peer = listening.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                if error.errno not in _SHORTAGE:
+                    raise
+                # The system would tell again at once that somebody waits.
+                self._loop.remove_reader(listening.fileno())
+                self._loop.call_later(RETRY, self._go_on, listening)
+                return
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                sock.close()  # it was reset, which uvloop would tell aiofastnet but once, with what came before it
+                continue
+            handshake = self._handshakes.accept()
+            try:
+                self._handshakes.add(handshake, sock.fileno(), peer)
+            except Rejection:
+                sock.close()  # its words would have to go through TLS
+                continue
+            sock.setblocking(False)
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            task = self._loop.create_task(self._secure(sock, handshake))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _go_on(self, listening: socket.socket) -> None:
+        if listening in self._listening:
+            self._loop.add_reader(listening.fileno(), self._accept, listening)
+
+    async def _secure(self, sock: socket.socket, handshake: ServerHandshake) -> None:
+        """Do the TLS handshake; when it succeeds, aiofastnet tells `handshake` of its transport."""
+        try:
+            await aiofastnet.connect_accepted_socket(self._loop, lambda: handshake, sock, **self._tls)
+        except OSError:  # the client is gone, speaks no TLS, or takes too long: health checks and port scans do
+            pass
+        finally:
+            if not handshake.is_connected:
+                self._handshakes.remove(handshake)
+                sock.close()

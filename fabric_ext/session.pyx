@@ -1,0 +1,846 @@
+"""One transport's life as a WebSocket: bytes in, messages up; messages down, frames out; and the close handshake.
+
+A session begins when the opening handshake is done and ends with its transport. It owns what belongs to one transport:
+descriptor, gather buffer, decoder, codec, the message being joined, pings, and how the close handshake stands. It is
+the protocol that the event loop's transport calls. What outlives the transport is its user's: the connection, to which
+it reports (`SessionUser`). A connection that reconnects makes a new session.
+"""
+
+import asyncio
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_Clear
+from cpython.object cimport PyObject
+from cython cimport final, likely, unlikely
+from libc.string cimport memcpy
+
+from fabric_ext.assembler cimport Assembler
+from fabric_ext.awaitable cimport take_reference
+from fabric_ext.clock cimport coarse_monotonic_ns
+from fabric_ext.counters cimport Counters
+from fabric_ext.deflate cimport Codec
+from fabric_ext.frames cimport (BAD_COMPRESSION, BAD_UTF8, CALLBACK_FAILED, D_CONTROL, D_DATA, D_MORE, RATE_EXCEEDED,
+                                READ_FAILED, TOO_LARGE, TOO_MANY_FRAGMENTS, Decoder, next_frame)
+from fabric_ext.message cimport K_CLOSE, K_CONTINUATION, K_PING, K_PONG, K_TEXT, Message, new_message
+from fabric_ext.protocol cimport MAX_REASON, CloseFrame, fault_code, fault_text, read_close
+from fabric_ext.read_buffer cimport Block, read_buffer_of
+from fabric_ext.throttle cimport ADMIT, CLOSE, DROP, HELD, Throttle
+from fabric_ext.transport cimport Transport
+from fabric_ext.writer cimport LARGE, Writer, loop_writer_of
+
+from fabric_ext.deflate import CorruptData, OutputLimit
+
+cdef extern from "Python.h":
+    PyObject* PyUnicode_DecodeUTF8(const char* p, Py_ssize_t n, const char* errors) noexcept
+
+cdef extern from *:
+    """
+    #include <poll.h>
+    #include <sys/ioctl.h>
+    #include <sys/socket.h>
+    #include <termios.h>
+
+    /* Bytes that the peer's kernel has not acknowledged. */
+    static int fabric_unsent(int fd) {
+        int n = 0;
+    #if defined(SO_NWRITE)
+        socklen_t size = sizeof(n);
+        if (getsockopt(fd, SOL_SOCKET, SO_NWRITE, &n, &size) < 0) n = 0;
+    #else
+        if (ioctl(fd, TIOCOUTQ, &n) < 0) n = 0;
+    #endif
+        return n;
+    }
+
+    /* Has the peer sent all that it will ever send? */
+    static int fabric_peer_is_done(int fd) {
+    #if defined(POLLRDHUP)
+        struct pollfd state = {fd, POLLRDHUP, 0};
+        return poll(&state, 1, 0) > 0 && (state.revents & (POLLRDHUP | POLLHUP | POLLERR));
+    #else
+        (void)fd;
+        return 0;
+    #endif
+    }
+    """
+    int unsent_of "fabric_unsent"(int fd) noexcept
+    bint peer_is_done "fabric_peer_is_done"(int fd) noexcept
+
+cdef enum:
+    LOOKS = 10                   # at what is unsent, in each `close_timeout`
+    DONE_CHECK = 1               # seconds between two looks whether a peer that is not read from has left
+
+
+cdef Part new_part(object data, bint last, bint is_cut_off):
+    cdef Part part = Part.__new__(Part)
+    part.data = data
+    part.final = last
+    part.is_cut_off = is_cut_off
+    return part
+
+
+@final
+cdef class Part:
+    """One part of a message that is received as a stream."""
+
+
+@final
+cdef class CloseHandshake:
+    """How the end of a session came about: began by whom, which codes, and why."""
+
+    def __cinit__(self):
+        self.reason = ""
+
+
+cdef class SessionUser(ReceiveQueue):
+    """What a session reports to; the base of a connection."""
+
+    cdef int deliver(self, Message message) except -1:
+        """A message has arrived."""
+        return 0
+
+    cdef int deliver_part(self, Part part) except -1:
+        """A part of a message has arrived."""
+        return 0
+
+    cdef int on_closing(self) except -1:
+        """A close frame was sent or received, or the connection failed."""
+        return 0
+
+    cdef int on_blocked(self) except -1:
+        """The transport holds bytes that the kernel has not taken: nothing more can be sent now."""
+        return 0
+
+    cdef int on_writable(self) except -1:
+        """It holds none any more."""
+        return 0
+
+    cdef int on_unsent(self, list messages) except -1:
+        """The connection is lost; these messages, oldest first, counted as sent and were not."""
+        return 0
+
+    cdef int on_ended(self) except -1:
+        """The transport is gone."""
+        return 0
+
+    def _is_followed(self, session):
+        """Does another session follow this one, which the peer has closed? Then nothing is worth waiting for."""
+        return False
+
+    def _on_pong(self, bytes payload):
+        """A pong arrived."""
+
+    def _on_failed(self, error, bint in_callback):
+        """The application's callback raised, or reading did; the connection is being failed with 1011."""
+
+
+cdef class Session(Writer):
+    """The asyncio protocol of one WebSocket transport.
+
+    Args:
+        user: the connection.
+        io: an asyncio transport on which the opening handshake is done.
+        masking: this is a client.
+        close_timeout: seconds for which the close handshake may make no progress.
+        fragment_size: payload bytes per outbound frame; 0 never splits.
+        cork: False writes every message at once.
+    """
+
+    def __cinit__(self, SessionUser user not None, io not None, loop not None, *, bint masking,
+                  Py_ssize_t max_message_size, Py_ssize_t max_fragments, Py_ssize_t fragment_size,
+                  double close_timeout, bint cork=True, Codec codec=None, Throttle throttle=None):
+        self._user = user
+        self._loop = loop
+        self._transport = Transport(io, loop)
+        self._loop_writer = loop_writer_of(loop)
+        self._read_buffer = read_buffer_of(loop)
+        self._counters = user._counters
+        self._masking = masking
+        self._uncorked = not cork
+        self._fragment_size = fragment_size
+        self.close_timeout = close_timeout
+        self._codec = codec
+        self._throttle = throttle
+        self._decoder = Decoder(masked=not masking, max_message_size=max_message_size, max_fragments=max_fragments,
+                                compressing=codec is not None)
+        self.inbound_seen = True
+
+    def __reduce__(self):
+        raise TypeError(f"cannot copy or pickle {type(self).__name__!r} object")
+
+    def _open(self, bint in_parts=False):
+        """Begin to read. `in_parts`: the first message is to be delivered in parts."""
+        self._delivery = PARTS if in_parts else WHOLE
+        if self._throttle is not None:
+            self._throttle.start(self, self._loop, self._counters)
+        self._transport.io.set_protocol(self)
+
+    def _feed(self, bytes data not None):
+        """Read `data` as if it had come from the transport now."""
+        cdef Py_ssize_t at = 0, n
+        cdef Block block
+        while at < PyBytes_GET_SIZE(data):
+            block = self._read_buffer.block()
+            n = min(block.size, PyBytes_GET_SIZE(data) - at)
+            memcpy(block.data, PyBytes_AS_STRING(data) + at, n)
+            self.read(block, n)
+            at += n
+
+    # ------------------------------------------------------------------ called by the transport
+
+    def connection_made(self, transport):
+        """The handshake had the transport before: see `_open`."""
+
+    def get_buffer(self, hint):
+        self.inbound_seen = True                   # bytes are a sign of life before they are a frame
+        self._block = self._read_buffer.block()
+        return self._block.view
+
+    def buffer_updated(self, Py_ssize_t n):
+        cdef Block block = self._block
+        if block is None or n > block.size:
+            raise RuntimeError("buffer_updated() without get_buffer()")
+        self._block = None
+        self.read(block, n)
+
+    def eof_received(self):
+        return False                               # the transport closes itself, and reports it
+
+    def pause_writing(self):
+        if self._transport is not None:
+            self._transport.holds = True
+            if self._user is not None:
+                self._user.on_blocked()
+
+    def resume_writing(self):
+        cdef SessionUser user = self._user         # held, as in read()
+        if self._transport is None or self._transport.lost or self._transport.closed:
+            return
+        self._transport.holds = False
+        if user is None:
+            return
+        user.begin_delivery()
+        self.flush()
+        self.send_pong()
+        self.after_writing()
+        if not self._transport.holds:
+            user.on_writable()
+
+    def connection_lost(self, error):
+        cdef SessionUser user = self._user
+        cdef list held = [], unsent
+        if user is None:
+            return
+        for timer in (self._timer, self._end_check):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._end_check = None
+        unsent = self.take_unsent()
+        self._transport.detach()
+        if self._throttle is not None:
+            held = self._throttle.stop()
+        self._codec = None
+        user.begin_delivery()
+        try:
+            if unsent:
+                user.on_unsent(unsent)
+            for message in held:                   # what was received is delivered, limit or not
+                self._deliver_held(message)
+        finally:
+            self._discarding = True
+            try:
+                user.on_ended()
+            finally:
+                self._user = None
+
+    # ------------------------------------------------------------------ receiving
+
+    cdef int read(self, Block block, Py_ssize_t n) except -1:
+        """Deliver the frames of the `n` bytes that were read into `block`."""
+        cdef SessionUser user = self._user         # held: a handler that lets the loop run may see the transport go
+        if self._discarding or user is None:
+            return 0
+        block.taken = True
+        self._loop_writer.reading += 1
+        user.begin_delivery()
+        self._counters.last_activity_ns = coarse_monotonic_ns()
+        try:
+            if self._decoder.left == 0 or self.receive_rest():
+                self._decoder.feed(<unsigned char*>block.data, n)
+                self.receive_frames()
+        except BaseException as error:
+            self.on_error(error)
+        finally:
+            block.taken = False
+            self.gathering = False
+            self._loop_writer.end_read()
+        return self._read_buffer.note(block, n)
+
+    cdef bint receive_rest(self) except -1:
+        """This read comes inside the delivery of another one: deliver the rest of that first. May more be read then?"""
+        self.receive_frames()
+        return not self._discarding and self._user is not None
+
+    cdef inline int receive_frames(self) except -1:
+        cdef Decoder decoder = self._decoder
+        cdef int found
+        while True:
+            found = next_frame(decoder)
+            if found == D_MORE:
+                break
+            self.gathering = decoder.left != 0
+            if likely(found == D_DATA):
+                self.receive_data()
+            elif found == D_CONTROL:
+                self._user.hand_over()             # answers to what came before it leave before its own
+                if not self._discarding and self._user is not None:
+                    self.receive_control()
+            else:
+                self.fail(decoder.fault, None)
+            if self._discarding or self._user is None:
+                return 0
+        self.gathering = False
+        return self._user.hand_over()
+
+    cdef inline int receive_data(self) except -1:
+        """Take a data frame, or a part of one."""
+        cdef Decoder decoder = self._decoder
+        cdef const char* p = <const char*>decoder.data
+        cdef Py_ssize_t n = decoder.size
+        cdef bytes plain
+        cdef bint first = decoder.begins and decoder.opcode != K_CONTINUATION, last = decoder.ends and decoder.fin
+        if likely(first and last and not decoder.compressed and self._delivery == WHOLE):
+            return self.receive_whole(p, n, None)
+        if not decoder.compressed:
+            return self.receive_piece(p, n, first, last, None)
+        if first:
+            self._message_size = 0
+        try:
+            plain = self._codec.decompress(p, n, first, last, decoder.max_message_size - self._message_size)
+        except OutputLimit as error:
+            return self.fail(TOO_LARGE, error)
+        except CorruptData as error:
+            return self.fail(BAD_COMPRESSION, error)
+        self._counters.decompression_bytes_in += n
+        self._counters.decompression_bytes_out += PyBytes_GET_SIZE(plain)
+        return self.receive_piece(PyBytes_AS_STRING(plain), PyBytes_GET_SIZE(plain), first, last, plain)
+
+    cdef inline int receive_whole(self, const char* p, Py_ssize_t n, bytes owner) except -1:
+        """Take a message that is all there; `owner` is its payload where that is an object already."""
+        cdef PyObject* text
+        if self._decoder.opcode == K_TEXT:
+            text = PyUnicode_DecodeUTF8(p, n, NULL)
+            if unlikely(text == NULL):             # RFC 6455 §8.1
+                PyErr_Clear()
+                return self.fail(BAD_UTF8, None)
+            return self.admit(take_reference(text), K_TEXT, n)
+        return self.admit(PyBytes_FromStringAndSize(p, n) if owner is None else owner, self._decoder.opcode, n)
+
+    cdef int receive_piece(self, const char* p, Py_ssize_t n, bint first, bint last, bytes owner) except -1:
+        """Take the next piece of a message."""
+        cdef Assembler assembler
+        cdef Py_ssize_t expected = 0
+        cdef object data
+        if first:
+            self._message_size = 0
+            self._in_parts = self._delivery != WHOLE
+            if last and not self._in_parts:
+                return self.receive_whole(p, n, owner)
+            self._assembler = Assembler(self._decoder.max_message_size)
+            self._assembler.begin(self._decoder.opcode)
+        assembler = self._assembler
+        self._message_size += n
+        if self._in_parts:
+            return self.receive_part(p, n, first, last)
+        if self._decoder.fin and not self._decoder.compressed:
+            expected = self._decoder.sequence.size
+        if not assembler.add(p, n, last, expected):
+            return self.fail(BAD_UTF8, None)
+        if not last:
+            return 0
+        self._assembler = None
+        if self._delivery == PARTS:
+            self._delivery = WHOLE                 # it was half received when the stream was asked for
+        kind = assembler.kind
+        data = assembler.whole()
+        return self.admit(data, kind, self._message_size)
+
+    cdef int receive_part(self, const char* p, Py_ssize_t n, bint first, bint last) except -1:
+        """Deliver a piece as a part of its message, or let it pass if nobody wants the message any more."""
+        cdef Assembler assembler = self._assembler
+        cdef int admission
+        cdef object data
+        if not (assembler.add(p, n, last, 0) if self._delivery == PARTS else assembler.check(p, n, last)):
+            return self.fail(BAD_UTF8, None)
+        if self._throttle is not None and (first or self._delivery == PARTS):
+            admission = self._throttle.admit_part(first, n)
+            if admission == CLOSE:
+                return self.fail(RATE_EXCEEDED, None)
+            if admission == DROP and self._delivery == PARTS:
+                self._delivery = SKIP_THEN_PARTS
+        if last:
+            self._user.messages_received += 1
+            self._user.bytes_received += self._message_size
+            self._counters.messages_received += 1
+            self._counters.bytes_received += self._message_size
+            self._assembler = None
+        if self._delivery == PARTS:
+            if n == 0 and not self._decoder.ends:
+                return 0                           # only a header yet
+            data = assembler.whole() if last else assembler.part()
+            if last:
+                self._delivery = WHOLE
+            return self._user.deliver_part(new_part(data, last, False))
+        if last:
+            self._delivery = WHOLE if self._delivery == SKIP else PARTS
+        return 0
+
+    cdef inline int admit(self, object data, int kind, Py_ssize_t n) except -1:
+        """Pass a message of `n` payload bytes on to the application, if the rate limit lets it."""
+        cdef Message message = new_message(kind, data)
+        cdef int admission
+        self._user.messages_received += 1
+        self._user.bytes_received += n
+        self._counters.messages_received += 1
+        self._counters.bytes_received += n
+        if unlikely(self._throttle is not None):
+            admission = self._throttle.admit(message, n, self.closing is not None)
+            if admission == CLOSE:
+                return self.fail(RATE_EXCEEDED, None)
+            if admission != ADMIT:
+                return 0
+        return self.pass_on(message)
+
+    cdef inline int pass_on(self, Message message) except -1:
+        self._in_user = True
+        self._user.deliver(message)
+        self._in_user = False
+        return 0
+
+    def _deliver_held(self, Message message not None):
+        """Deliver a message that the rate limit held back."""
+        cdef SessionUser user = self._user         # held, as in read()
+        if user is None:
+            return
+        user.begin_delivery()
+        try:
+            self.pass_on(message)
+            user.hand_over()
+        except BaseException as error:
+            self.on_error(error)
+
+    cdef int on_error(self, object error) except -1:
+        """Something raised while a read was being delivered: the connection ends, and says so.
+
+        KeyboardInterrupt and SystemExit go on to the event loop, which stops for them.
+        """
+        cdef bint in_callback = self._in_user
+        cdef SessionUser user = self._user
+        self._in_user = self.gathering = False
+        try:
+            self.fail(CALLBACK_FAILED if in_callback else READ_FAILED, error)
+        finally:
+            if not isinstance(error, (Exception, asyncio.CancelledError, GeneratorExit)):
+                raise error
+            if user is not None:
+                user._on_failed(error, in_callback)
+        return 0
+
+    # ------------------------------------------------------------------ when the socket is not read
+
+    cdef int pause(self, int reason) except -1:
+        if reason == QUEUE_FULL and self._peer_is_done:
+            return 0
+        if self._read_pauses == 0 and self.closing is None and not self._transport.closed:
+            self._transport.io.pause_reading()
+        if reason == QUEUE_FULL and self._end_check is None:
+            self._end_check = self._loop.call_later(DONE_CHECK, self._look_for_end)
+        self._read_pauses |= reason
+        return 0
+
+    cdef int resume(self, int reason) except -1:
+        """Read again, if nothing else speaks against it. Where that raises, it is as if it had not been called."""
+        if self._read_pauses == reason and not self._transport.closed:
+            if self._loop_writer.reading:
+                # A transport may deliver at once what it holds; not into the read that is being delivered.
+                self._loop.call_soon(self._read_again)
+            else:
+                self.start_reading()
+        self._read_pauses &= ~reason
+        return 0
+
+    cdef int start_reading(self) except -1:
+        cdef object io = self._transport.io
+        if not io.is_closing():
+            if io.is_reading():                    # as it says after an attempt that raised half-way
+                io.pause_reading()
+            io.resume_reading()
+        return 0
+
+    cdef int read_to_the_end(self) except -1:
+        """Nothing speaks against reading any more."""
+        if self._read_pauses:
+            self._read_pauses = 0
+            self._read_again()
+        return 0
+
+    def _read_again(self):
+        if self._read_pauses == 0 and not self._transport.closed:
+            self.start_reading()
+
+    def _look_for_end(self):
+        """A peer that is not read from may have left: then what it sent is no more than a socket buffer, and is read."""
+        self._end_check = None
+        if not self._read_pauses & QUEUE_FULL or self._transport.closed:
+            return
+        if peer_is_done(self._transport._socket):
+            self._peer_is_done = True
+            self.resume(QUEUE_FULL)
+        else:
+            self._end_check = self._loop.call_later(DONE_CHECK, self._look_for_end)
+
+    def _pause_for_rate(self):
+        self.pause(OVER_RATE)
+
+    def _resume_for_rate(self):
+        self.resume(OVER_RATE)
+
+    def _pause_overdrawn(self):
+        self.pause(OVERDRAWN)
+
+    def _resume_overdrawn(self):
+        self.resume(OVERDRAWN)
+
+    def _fail_for_rate(self):
+        self.fail(RATE_EXCEEDED, None)
+
+    # ------------------------------------------------------------------ sending
+
+    cdef int write_message(self, int opcode, const char* p, Py_ssize_t n, object message, object compress) except -1:
+        """Send a data message, whose payload lies in `message` (str, bytes or Message); one frame or more."""
+        cdef uint8_t first = opcode
+        cdef bytes packed
+        cdef object entry = message if compress is None else (message, compress)
+        cdef bint large = n >= LARGE and not self._masking and not self._fragment_size
+        self.count_sent(n)
+        if large:
+            self.make_way()
+        if self._codec is not None and self.compresses(n, compress):
+            packed = self.pack(p, n, True)
+            p = PyBytes_AS_STRING(packed)
+            n = PyBytes_GET_SIZE(packed)
+            if large and n >= LARGE:
+                self.write_large(0xC0 | first, p, n, packed, entry)
+                return self.after_writing()
+            first |= 0x40
+        elif large and type(message) is bytes:
+            self.write_large(0x80 | first, p, n, message, entry)
+            return self.after_writing()
+        self.append_frames(first, p, n, True)
+        self.appended(entry)
+        return self.after_writing()
+
+    cdef inline int after_writing(self) except -1:
+        if self._transport.holds and self._user is not None:
+            self._user.on_blocked()
+        return 0
+
+    cdef inline void count_sent(self, Py_ssize_t n) noexcept:
+        self._user.messages_sent += 1
+        self._user.bytes_sent += n
+        self._counters.messages_sent += 1
+        self._counters.bytes_sent += n
+
+    cdef bint compresses(self, Py_ssize_t n, object compress) except -1:
+        """Is a message of `n` bytes compressed, of which its sender says `compress`?"""
+        return self._codec is not None and compress is not False and (n >= self._codec.threshold or compress is True)
+
+    cdef bytes pack(self, const char* p, Py_ssize_t n, bint fin):
+        cdef bytes packed = self._codec.compress_part(p, n, fin)
+        self._counters.compression_bytes_in += n
+        self._counters.compression_bytes_out += PyBytes_GET_SIZE(packed)
+        return packed
+
+    cdef inline int append_frames(self, uint8_t first, const char* p, Py_ssize_t n, bint fin) except -1:
+        """Gather a payload as one frame, or as several where it is larger than `fragment_size`."""
+        if self._fragment_size:
+            while n > self._fragment_size:
+                self.append_frame(first, p, self._fragment_size)
+                p += self._fragment_size
+                n -= self._fragment_size
+                first = K_CONTINUATION
+        return self.append_frame(0x80 | first if fin else first, p, n)
+
+    cdef int write_made(self, bytes frames, Py_ssize_t n, object message) except -1:
+        """Send a message of `n` payload bytes whose frames are made already."""
+        self.count_sent(n)
+        self.write_raw(PyBytes_AS_STRING(frames), PyBytes_GET_SIZE(frames), message)
+        return self.after_writing()
+
+    cdef int write_control(self, int opcode, bytes payload) except -1:
+        self.append_frame(0x80 | opcode, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+        self.appended(None)
+        return self.after_writing()
+
+    def _write_ping(self, bytes payload not None):
+        """Send a ping, before whatever waits in the outbox."""
+        self.write_control(K_PING, payload)
+
+    def _write_pong(self, bytes payload not None):
+        """Send a pong that nobody asked for (RFC 6455 §5.5.3)."""
+        self.write_control(K_PONG, payload)
+
+    def _write_part(self, int opcode, bytes payload not None, bint fin, compress):
+        """Send one part of a message sent in parts; `opcode` 0 continues it.
+
+        Its first part decides whether it is compressed: the size of the whole is not known.
+        """
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(payload)
+        cdef uint8_t first = opcode
+        cdef bytes packed
+        cdef bytes plain
+        cdef object message = None
+        if opcode:
+            self._packing = self.compresses(n, compress)
+            self._parts = []
+            self._parts_kind = opcode
+            self._parts_flushes = self._flushes
+        self.sending_parts = not fin
+        if self._parts is not None:
+            if self._parts_flushes == self._flushes:
+                self._parts.append(payload)
+            else:
+                self._parts = None                 # its beginning has left
+        self._user.bytes_sent += n
+        self._counters.bytes_sent += n
+        if fin:
+            self._user.messages_sent += 1
+            self._counters.messages_sent += 1
+            if self._parts is not None:
+                plain = b"".join(self._parts)
+                message = new_message(self._parts_kind, plain.decode() if self._parts_kind == K_TEXT else plain)
+                self._parts = None
+        if self._packing:
+            packed = self.pack(PyBytes_AS_STRING(payload), n, fin)
+            if opcode:
+                first |= 0x40
+            self.append_frames(first, PyBytes_AS_STRING(packed), PyBytes_GET_SIZE(packed), fin)
+        else:
+            self.append_frames(first, PyBytes_AS_STRING(payload), n, fin)
+        self.appended(message)
+        self.after_writing()
+
+    cdef int on_unsent(self, list messages) except -1:
+        """The connection is lost, as the kernel says. The transport will learn it when it reads; if not, it is aborted."""
+        self._user.on_blocked()
+        self._user.on_unsent(messages)
+        return self.watch()
+
+    cdef int on_write_failed(self, object error) except -1:
+        self._discarding = True
+        self._transport.holds = True
+        if self._user is not None:
+            self._user.on_blocked()
+        self._abort()
+        return 0
+
+    # ------------------------------------------------------------------ control frames
+
+    cdef int receive_control(self) except -1:
+        cdef Decoder decoder = self._decoder
+        cdef const char* p = <const char*>decoder.data
+        cdef int admission
+        if decoder.opcode == K_CLOSE:
+            return self.receive_close(p, decoder.size)
+        if decoder.opcode == K_PONG:
+            self._user._on_pong(PyBytes_FromStringAndSize(p, decoder.size))
+            return 0
+        if self._throttle is not None:
+            admission = self._throttle.admit_ping()
+            if admission == CLOSE:
+                return self.fail(RATE_EXCEEDED, None)
+            if admission != ADMIT:
+                return 0
+        # RFC 6455 §5.5.3: it is enough to answer the most recent ping. So one pong waits at most.
+        self._pong_due = PyBytes_FromStringAndSize(p, decoder.size)
+        return self.send_pong()
+
+    cdef int send_pong(self) except -1:
+        cdef bytes payload = self._pong_due
+        if payload is not None and not self._transport.holds and not self._discarding:
+            self._pong_due = None
+            self.write_control(K_PONG, payload)
+        return 0
+
+    # ------------------------------------------------------------------ closing
+
+    def _close(self, int code, str reason not None):
+        """Begin the close handshake: send our close frame and wait for the peer's."""
+        cdef bytes body
+        if self.closing is not None or self._user is None:
+            return
+        self.closing = CloseHandshake()
+        self.closing.began_by = "local"
+        self.closing.sent_code = code
+        self.closing.reason = reason
+        body = b"" if code == 1005 else code.to_bytes(2, "big") + reason.encode()
+        self._user.on_closing()
+        self.write_control(K_CLOSE, body)
+        self.flush()
+        if self._transport.closed:
+            return
+        self.read_to_the_end()                     # the answer stands behind what was not read yet
+        self.watch()
+
+    cdef int receive_close(self, const char* p, Py_ssize_t n) except -1:
+        cdef CloseFrame frame = read_close(<const uint8_t*>p, n)
+        if frame.fault:
+            return self.fail(frame.fault, None)
+        self._discarding = True                    # RFC 6455 §5.5.1: no more data follows
+        if self.closing is None:
+            self.closing = CloseHandshake()
+            self.closing.began_by = "remote"
+        if not self.closing.fault:
+            self.closing.reason = frame.reason
+        self.closing.received_code = frame.code
+        if self.closing.sent_code == 0:
+            # RFC 6455 §5.5.1: the answer echoes the code; and the reason, as browsers and others do.
+            self.closing.sent_code = frame.code
+            self._user.on_closing()
+            self.write_control(K_CLOSE, PyBytes_FromStringAndSize(p, n))
+        return self.end_transport()
+
+    cdef int fail(self, int fault, object cause) except -1:
+        """Fail the connection (RFC 6455 §7.1.7): say why, then hang up."""
+        cdef Decoder decoder = self._decoder
+        cdef int code = fault_code(fault)
+        cdef str reason = fault_text(fault)
+        if self._user is None:
+            return 0
+        if self._discarding:
+            return 0
+        if self.closing is not None:               # our close frame is out already
+            self._discarding = True
+            return self._abort_now()
+        self._discarding = True
+        self._counters.receive_errors += 1
+        self.closing = CloseHandshake()
+        self.closing.began_by = "local"
+        self.closing.sent_code = code
+        self.closing.fault = fault
+        self.closing.cause = cause
+        if fault == TOO_LARGE:
+            self.closing.oversize = cause.size if cause is not None else decoder.oversize
+            reason = reason.format(decoder.max_message_size)
+        elif fault == TOO_MANY_FRAGMENTS:
+            reason = reason.format(decoder.sequence.max_frames)
+        self.closing.reason = reason
+        try:
+            self._user.hand_over()                 # what was good may still be answered
+        finally:
+            if self._user is not None:
+                self._user.on_closing()
+                self.write_control(K_CLOSE, code.to_bytes(2, "big") + reason.encode()[:MAX_REASON])
+                self.end_transport()
+        return 0
+
+    cdef int end_transport(self) except -1:
+        """All that is to be said has been: the server hangs up first (RFC 6455 §7.1.1), the client waits for it."""
+        cdef object io = self._transport.io
+        if io is None or io.is_closing():
+            return 0
+        self.hand_over()
+        if self.closing.fault:
+            # Closing with bytes unread would reset the connection, and could destroy our close frame on its way.
+            if not self._transport.is_secure and io.can_write_eof():
+                try:
+                    io.write_eof()
+                except OSError:                    # the peer has gone
+                    io.close()
+            else:
+                io.close()
+        elif not self._masking or self._user._is_followed(self):
+            io.close()
+        self.read_to_the_end()
+        return self.watch()
+
+    cdef int watch(self) except -1:
+        """End the transport when the peer neither answers nor takes bytes for `close_timeout`."""
+        if self._timer is None and not self._transport.closed:
+            self._unsent_bytes = self.unsent()
+            self._quiet_looks = 0
+            self._timer = self._loop.call_later(self.close_timeout / LOOKS, self._look_at_progress)
+        return 0
+
+    def _look_at_progress(self):
+        cdef Py_ssize_t left = self.unsent()
+        self._quiet_looks = self._quiet_looks + 1 if left >= self._unsent_bytes else 0
+        self._unsent_bytes = left
+        if self._quiet_looks < LOOKS:
+            self._timer = self._loop.call_later(self.close_timeout / LOOKS, self._look_at_progress)
+        else:
+            self._timer = None
+            self.cut_off_bytes = left
+            self._abort()
+
+    cdef Py_ssize_t unsent(self) except -1:
+        """Bytes that wait in the transport or were not acknowledged by the peer's kernel."""
+        if self._transport.closed:
+            return 0
+        return self._out_size + self._transport.io.get_write_buffer_size() + unsent_of(self._transport._socket)
+
+    cdef int _abort_now(self) except -1:
+        if self._transport is not None and not self._transport.closed:
+            self._transport.io.abort()
+        return 0
+
+    def _abort(self, cause=None):
+        """Drop the transport now, whatever it still holds; `cause` explains why, where nothing else does."""
+        if cause is not None and self.abort_cause is None:
+            self.abort_cause = cause
+        self._abort_now()
+
+    # ------------------------------------------------------------------ for the connection in Python
+
+    cdef bint in_message(self) noexcept:
+        return self._decoder.sequence.kind != 0 or self._decoder.inside
+
+    @property
+    def io(self):
+        """asyncio's transport; None once it is gone."""
+        return self._transport.io
+
+    @property
+    def is_blocked(self):
+        return self._transport.holds
+
+    @property
+    def is_sending_parts(self):
+        return self.sending_parts
+
+    def _stop_parts(self):
+        """The message that was being sent in parts is at its end, or abandoned."""
+        self.sending_parts = False
+
+    @property
+    def is_reading_paused(self):
+        return self._read_pauses != 0
+
+    @property
+    def unsent_bytes(self):
+        return self.unsent()
+
+    @property
+    def has_partial_message(self):
+        return self.in_message()
+
+    def _release_codec(self):
+        """Give back the memory of compression that an idle connection need not keep."""
+        if self._codec is not None:
+            self._codec.release_idle()
+
+
+class SessionProtocol(Session, asyncio.BufferedProtocol):
+    """A session, as asyncio knows a protocol that reads into a buffer of its own. The only class to be made."""
+
+    __slots__ = ()

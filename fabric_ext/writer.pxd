@@ -1,0 +1,96 @@
+from cpython.object cimport PyObject
+from cython cimport final
+from libc.stdint cimport int64_t, uint8_t
+
+from fabric_ext.transport cimport Transport
+
+cdef enum:
+    LARGE = 8192                 # payloads from here on are written from where they lie
+
+
+cdef class Writer
+
+
+cdef class LoopWriter:
+    cdef object __weakref__
+    cdef object loop
+    cdef object _call_soon
+    cdef object is_closed        # the loop's method
+    cdef Writer _first           # the latest writer that holds gathered bytes; each leads to the one before
+    cdef int reading             # how many reads are being delivered, one inside the other
+    cdef bint fresh              # the clock was read for the frame that is being delivered
+    cdef bint _turn_scheduled
+    cdef int64_t since           # ns; when the oldest gathered bytes were
+    cdef int64_t patience_ns
+    cdef char* _spare            # one BLOCK, lent to the writer that gathers
+
+    @final
+    cdef int look(self) except -1
+    @final
+    cdef int flush_all(self) except -1
+    @final
+    cdef int _schedule_turn(self) except -1
+    @final
+    cdef int end_read(self) except -1
+
+
+cdef LoopWriter loop_writer_of(object loop)
+
+
+cdef inline int before_delivery(LoopWriter writer) except -1:
+    """The next frame or message is about to be delivered: what has been gathered for too long leaves first."""
+    return writer.look() if writer._first is not None else 0
+
+
+cdef class Writer:
+    cdef LoopWriter _loop_writer
+    cdef Transport _transport    # None once it is gone
+    cdef bint _masking           # a client: RFC 6455 §5.3
+    cdef bint _uncorked          # nothing is ever gathered
+    cdef bint _writing           # inside a call that hands bytes over: what is sent meanwhile waits for its end
+    cdef bint _is_gathered       # among those that the loop's writer knows to hold bytes
+    cdef int _corks              # how many ask that nothing leaves yet
+    cdef Writer _next            # the one after it there
+    cdef int64_t _last_sent      # ns
+    cdef unsigned long _flushes  # how often what was gathered has left
+    cdef char* _out
+    cdef Py_ssize_t _out_size
+    cdef Py_ssize_t _out_capacity
+    cdef PyObject** _unsent      # owned references: the messages that are wholly among the gathered bytes
+    cdef Py_ssize_t _unsent_count
+    cdef Py_ssize_t _unsent_capacity
+
+    @final
+    cdef int append_frame(self, uint8_t first, const char* p, Py_ssize_t n) except -1
+    @final
+    cdef int write_large(self, uint8_t first, const char* p, Py_ssize_t n, bytes payload, object message) except -1
+    @final
+    cdef int make_way(self) except -1
+    @final
+    cdef int write_raw(self, const char* p, Py_ssize_t n, object message) except -1
+    @final
+    cdef int appended(self, object message) except -1
+    @final
+    cdef int flush(self) except -1
+    @final
+    cdef int flush_with(self, object message) except -1
+    @final
+    cdef int hand_over(self) except -1
+    cdef int on_unsent(self, list messages) except -1
+    cdef int on_write_failed(self, object error) except -1
+    @final
+    cdef int _forget_unsent(self) except -1
+    @final
+    cdef list take_unsent(self)
+    @final
+    cdef inline int _keep(self, object message) except -1
+    @final
+    cdef int _grow_unsent(self) except -1
+    @final
+    cdef int _gather(self) except -1
+    @final
+    cdef int _gather_rest(self) except -1
+    @final
+    cdef int _reserve(self, Py_ssize_t n) except -1
+    @final
+    cdef void _give_back(self, char* block, Py_ssize_t capacity) noexcept

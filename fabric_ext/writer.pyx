@@ -1,0 +1,349 @@
+"""The sending end of a transport: frames are gathered into one buffer and leave by one system call.
+
+Owns the gather buffer ("cork"), the order of bytes, and a list of the messages that are wholly in the buffer. Knows
+nothing of the protocol beyond the header of a frame.
+
+When bytes leave. A message sent on a connection that wrote nothing in the last 50 µs and has nothing gathered is at the
+kernel when the call returns. What follows closely is gathered, and leaves at the latest
+- when more is sent, or before the next frame of the read is delivered, once the oldest of it is 50 µs old,
+- when the read that is being delivered ends, or else the turn of the loop,
+- when there are 64 KB of it.
+So pipelined answers share a system call, and nothing waits for the application's own work. What the kernel does not
+take goes to the loop's transport; until it is through nothing is written past it.
+
+Payloads of LARGE bytes and more are not copied when they need no mask: header and payload leave by one sendmsg().
+"""
+
+import weakref
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy
+
+from fabric_ext.clock cimport monotonic_ns
+from fabric_ext.mask cimport apply_mask, next_key
+from fabric_ext.message cimport MAX_HEADER, write_header
+from fabric_ext.transport cimport Transport
+
+cdef enum:
+    BLOCK = 65536                # the loop's block; also where a writer stops gathering
+    FIRST_SIZE = 2048            # what a writer allocates when the loop's block is lent already
+    PATIENCE_NS = 50_000         # how long bytes may be gathered while other things are done; SPEC of send()
+
+
+_writers = weakref.WeakValueDictionary()       # id(loop) -> LoopWriter, which keeps its loop: no id is reused
+
+
+cdef LoopWriter loop_writer_of(object loop):
+    """What the connections of `loop` share."""
+    writer = _writers.get(id(loop))
+    if writer is None:
+        writer = _writers[id(loop)] = LoopWriter(loop)
+    return writer
+
+
+def hold_back(loop, int64_t ns):
+    """For tests: gather bytes for `ns` at most, on `loop`, as long as the object returned is kept."""
+    cdef LoopWriter writer = loop_writer_of(loop)
+    writer.patience_ns = ns
+    return writer
+
+
+cdef class LoopWriter:
+    """What the writers of one event loop share: whether a read is being delivered, and which have gathered bytes."""
+
+    def __cinit__(self, loop):
+        self.loop = loop
+        self._call_soon = loop.call_soon
+        self.is_closed = loop.is_closed
+        self.patience_ns = PATIENCE_NS
+        self._spare = <char*>malloc(BLOCK)
+        if self._spare == NULL:
+            raise MemoryError("cannot allocate the write buffer of an event loop")
+
+    def __dealloc__(self):
+        free(self._spare)
+
+    cdef int look(self) except -1:
+        """Read the clock, and write what has been gathered for too long."""
+        if monotonic_ns() - self.since >= self.patience_ns:
+            return self.flush_all()
+        self.fresh = True
+        return 0
+
+    cdef int flush_all(self) except -1:
+        cdef Writer writer
+        while self._first is not None:
+            writer = self._first
+            self._first, writer._next = writer._next, None
+            writer._is_gathered = False
+            try:
+                writer.flush()
+            except Exception:                  # its session has ended over it; the others go on
+                pass
+            except BaseException:
+                self._schedule_turn()
+                raise
+        return 0
+
+    cdef int _schedule_turn(self) except -1:
+        """Have what is gathered written at the end of this turn of the loop."""
+        if not self._turn_scheduled:
+            self._call_soon(self.end_turn)
+            self._turn_scheduled = True
+        return 0
+
+    cdef int end_read(self) except -1:
+        """All frames of a read have been delivered."""
+        self.reading -= 1
+        return self.flush_all() if self._first is not None else 0
+
+    def end_turn(self):
+        """The turn of the loop is over."""
+        self._turn_scheduled = False
+        self.flush_all()
+
+
+cdef class Writer:
+    """Writes frames to one transport. `open_writer` is called by the subclass, which also says what becomes of errors."""
+
+    def __dealloc__(self):
+        free(self._out)
+        drop(self._unsent, self._unsent_count)
+
+    cdef int append_frame(self, uint8_t first, const char* p, Py_ssize_t n) except -1:
+        """Add one frame to the gathered bytes: `first` is FIN, RSV and opcode. `appended` is to be called next."""
+        cdef uint32_t key = 0
+        cdef uint8_t* at
+        cdef Py_ssize_t size
+        if self._masking:
+            key = next_key()
+        if self._out_size + n + MAX_HEADER > self._out_capacity:
+            self._reserve(n + MAX_HEADER)
+        at = <uint8_t*>self._out + self._out_size
+        size = write_header(at, first, n, self._masking, key)
+        if self._masking:
+            apply_mask(at + size, <const uint8_t*>p, n, key, 0)
+        else:
+            memcpy(at + size, p, n)
+        self._out_size += size + n
+        return 0
+
+    cdef int appended(self, object message) except -1:
+        """Frames were added, which are the whole of `message` unless it is None: write them now, or let them wait."""
+        cdef int64_t now
+        if self._corks or self._writing or self._transport.holds:
+            self._keep(message)
+            return self.flush() if self._corks and self._out_size >= BLOCK else 0
+        if self._out_size >= BLOCK or self._uncorked:
+            return self.flush_with(message)
+        if not self._is_gathered:
+            now = monotonic_ns()
+            if now - self._last_sent >= self._loop_writer.patience_ns:
+                self._last_sent = now
+                return self.flush_with(message)
+            if self._loop_writer._first is None:
+                self._loop_writer.since = now
+                self._loop_writer.fresh = True
+            self._gather()
+        elif self._loop_writer.fresh:
+            self._loop_writer.fresh = False    # the next one looks at the clock, unless a frame is delivered before it
+        elif monotonic_ns() - self._loop_writer.since >= self._loop_writer.patience_ns:
+            self._keep(message)
+            return self._loop_writer.flush_all()
+        return self._keep(message)
+
+    cdef inline int _keep(self, object message) except -1:
+        """Remember a message until its bytes leave."""
+        if message is not None:
+            if self._unsent_count == self._unsent_capacity:
+                self._grow_unsent()
+            Py_INCREF(message)                 # held by the array
+            self._unsent[self._unsent_count] = <PyObject*>message
+            self._unsent_count += 1
+        return 0
+
+    cdef int _grow_unsent(self) except -1:
+        cdef Py_ssize_t capacity = max(2 * self._unsent_capacity, 8)
+        cdef void* grown = realloc(self._unsent, capacity * sizeof(PyObject*))
+        if grown == NULL:
+            raise MemoryError("cannot remember what is sent")
+        self._unsent = <PyObject**>grown
+        self._unsent_capacity = capacity
+        return 0
+
+    cdef int _gather(self) except -1:
+        """Have the loop's writer flush this one at the end of the read or of the turn."""
+        cdef LoopWriter writer = self._loop_writer
+        self._is_gathered = True
+        self._next, writer._first = writer._first, self
+        return 0 if writer.reading else writer._schedule_turn()
+
+    cdef int write_large(self, uint8_t first, const char* p, Py_ssize_t n, bytes payload, object message) except -1:
+        """Write one unmasked frame whose payload lies in `payload` and is not copied, if it can leave now."""
+        cdef uint8_t header[MAX_HEADER]
+        cdef Py_ssize_t size
+        if self._corks or self._writing or self._transport.holds or self._out_size:
+            self.append_frame(first, p, n)
+            return self.appended(message)
+        size = write_header(header, first, n, False, 0)
+        self._last_sent = monotonic_ns()
+        self._writing = True
+        try:
+            self._transport.write_two(<char*>header, size, p, n, payload)
+        except BaseException as error:
+            self.on_write_failed(error)
+            raise
+        finally:
+            self._writing = False
+        if self._transport.lost and message is not None:
+            self.on_unsent([message])
+        return self._gather_rest()
+
+    cdef int make_way(self) except -1:
+        """A payload that need not be copied is about to be sent: write what was gathered before it, if that may leave.
+
+        Before it is compressed: whatever is sent meanwhile, by a finalizer, is compressed and written before it too.
+        """
+        return self.flush() if self._out_size and not self._corks else 0
+
+    cdef int _gather_rest(self) except -1:
+        """What was sent during a write, by a collector or a signal handler, leaves with the read or the turn."""
+        if self._out_size and not (self._corks or self._is_gathered or self._writing or self._transport.holds):
+            self._gather()
+        return 0
+
+    cdef int write_raw(self, const char* p, Py_ssize_t n, object message) except -1:
+        """Write the frames of a whole message that are made already, such as those of a broadcast."""
+        self._reserve(n)
+        memcpy(self._out + self._out_size, p, n)
+        self._out_size += n
+        return self.appended(message)
+
+    cdef int flush(self) except -1:
+        """Write what was gathered."""
+        return self.flush_with(None)
+
+    cdef int flush_with(self, object message) except -1:
+        """Write what was gathered, whose last bytes are `message`, unless it is None, and are not in the list yet."""
+        cdef char* block = self._out
+        cdef Py_ssize_t size = self._out_size, capacity = self._out_capacity
+        cdef PyObject** unsent = self._unsent
+        cdef Py_ssize_t count = self._unsent_count
+        cdef list lost = None
+        if size == 0 or self._writing or self._transport is None or self._transport.holds:
+            return self._keep(message)
+        # What is sent while the transport writes, by a collector or a signal handler, must not touch these.
+        self._out = NULL
+        self._out_size = self._out_capacity = 0
+        self._unsent = NULL
+        self._unsent_count = self._unsent_capacity = 0
+        self._flushes += 1
+        self._writing = True
+        try:
+            self._transport.write(block, size)
+        except BaseException as error:
+            self.on_write_failed(error)
+            raise
+        finally:
+            self._writing = False
+            self._give_back(block, capacity)
+            if self._transport is not None and self._transport.lost:
+                lost = taken(unsent, count)
+            elif count:
+                drop(unsent, count)
+        if lost is not None:
+            if message is not None:
+                lost.append(message)
+            self.on_unsent(lost + self.take_unsent())
+            return 0
+        return self._gather_rest() if self._transport is not None else 0
+
+    cdef int hand_over(self) except -1:
+        """Give what was gathered to the loop's transport, behind what that still holds: it is to be closed."""
+        cdef bytes rest
+        self.flush()
+        if self._out_size and self._transport is not None and not self._writing:
+            rest = self._out[:self._out_size]
+            self._out_size = 0
+            self._give_back(self._out, self._out_capacity)
+            self._out = NULL
+            self._out_capacity = 0
+            self._forget_unsent()
+            self._transport.pass_on(rest)
+        return 0
+
+    cdef list take_unsent(self):
+        """The messages that are gathered and will not be written any more, oldest first; the bytes are dropped."""
+        cdef list messages = [<object>self._unsent[i] for i in range(self._unsent_count)]
+        self._forget_unsent()
+        self._out_size = 0
+        self._give_back(self._out, self._out_capacity)
+        self._out = NULL
+        self._out_capacity = 0
+        return messages
+
+    cdef int _forget_unsent(self) except -1:
+        cdef PyObject** unsent = self._unsent
+        cdef Py_ssize_t count = self._unsent_count
+        self._unsent = NULL
+        self._unsent_count = self._unsent_capacity = 0
+        return drop(unsent, count)
+
+    cdef int on_unsent(self, list messages) except -1:
+        """The connection is lost, as the kernel said; these were not sent."""
+        return 0
+
+    cdef int on_write_failed(self, object error) except -1:
+        """Handing bytes over raised: nobody knows how many have left."""
+        return 0
+
+    cdef int _reserve(self, Py_ssize_t n) except -1:
+        cdef Py_ssize_t needed = self._out_size + n
+        cdef Py_ssize_t capacity
+        cdef char* block
+        if needed <= self._out_capacity:
+            return 0
+        if self._out == NULL and needed <= BLOCK and self._loop_writer._spare != NULL:
+            self._out, self._loop_writer._spare = self._loop_writer._spare, NULL
+            self._out_capacity = BLOCK
+            return 0
+        if needed > BLOCK:
+            capacity = needed                  # it is written before much is added
+        else:
+            capacity = max(self._out_capacity, FIRST_SIZE)
+            while capacity < needed:
+                capacity *= 2
+        block = <char*>realloc(self._out, capacity)
+        if block == NULL:
+            raise MemoryError(f"cannot allocate {capacity} bytes to send")
+        self._out, self._out_capacity = block, capacity
+        return 0
+
+    cdef void _give_back(self, char* block, Py_ssize_t capacity) noexcept:
+        """An idle connection holds no buffer, its loop one."""
+        cdef char* smaller
+        if block != NULL and capacity >= BLOCK and self._loop_writer._spare == NULL:
+            smaller = block if capacity == BLOCK else <char*>realloc(block, BLOCK)
+            if smaller != NULL:
+                self._loop_writer._spare = smaller
+                return
+        free(block)
+
+
+cdef int drop(PyObject** items, Py_ssize_t count) except -1:
+    """Let go of an array of references; each may run anything."""
+    cdef Py_ssize_t i
+    for i in range(count):
+        Py_DECREF(<object>items[i])
+    free(items)
+    return 0
+
+
+cdef list taken(PyObject** items, Py_ssize_t count):
+    """The same as a list."""
+    cdef list result = [<object>items[i] for i in range(count)]
+    drop(items, count)
+    return result

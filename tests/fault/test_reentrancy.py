@@ -1,0 +1,582 @@
+"""Code of the application that runs where it was not expected: in a finalizer, a signal handler, another thread, a
+callback that sends, or one that raises. Frames stay whole and in order, and a connection goes on whole or ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import socket
+import sys
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from fabric.client import WebSocketClient
+from fabric.config import BackpressureConfig, ReconnectConfig
+from fabric.error import BufferFull, ConnectionClosed, InvalidState, ReconnectTimeout
+from fabric.server import WebSocketServer
+from support.frames import CLOSE, TEXT, encode
+from support.raw_peer import RawPeer
+from support.serving import Held, echo, serve, until
+from support.tls import client_context, server_context
+
+SMALL = 4096  # bytes of a kernel's buffer
+ROOMY = BackpressureConfig(max_buffer_size=100_000)
+PLAIN: dict[str, Any] = {"compression": None, "auto_reconnect": False, "heartbeat": None}
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    stack: contextlib.AsyncExitStack, *, secure: bool = False, **options: Any
+) -> AsyncIterator[tuple[Any, Any]]:
+    """The two ends of a connection: the client's, the server's."""
+    held = Held()
+    tls = {"ssl": server_context()} if secure else {}
+    server = await serve(stack, held, **tls, **options)
+    url = f"{'wss' if secure else 'ws'}://127.0.0.1:{server.port}/"
+    trust = {"ssl": client_context()} if secure else {}
+    async with WebSocketClient.connect(url, **PLAIN, **trust, **options_of_client(options)) as client:
+        yield client, await held.next()
+        held.release()
+
+
+def options_of_client(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name in {"backpressure", "close_timeout", "buffer_size"}}
+
+
+def shrink(*ends: Any) -> None:
+    """Let the system keep as little as it can of what is sent and received."""
+    for end in ends:
+        sock = end._transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
+
+
+async def received(end: Any, last: str) -> list[str]:
+    """The heads of all messages up to `last`; their ends must be where they belong."""
+    heads: list[str] = []
+    while not heads or heads[-1] != last:
+        message = await end.recv()
+        head, _, body = message.as_text().partition(":")
+        assert set(body) <= {"."}
+        heads.append(head)
+    return heads
+
+
+def in_order(heads: list[str], kind: str) -> bool:
+    numbers = [int(head.split()[1]) for head in heads if head.startswith(kind)]
+    return numbers == list(range(len(numbers)))
+
+
+# -- who sends while bytes are handed over
+
+
+class Sends:
+    """Garbage whose finalizer sends, and leaves new garbage behind."""
+
+    def __init__(self, end: Any, numbers: Iterator[int]) -> None:
+        self.me = self
+        self.end = end
+        self.numbers = numbers
+
+    def __del__(self) -> None:
+        try:
+            number = next(self.numbers)
+            self.end.send_nowait(f"late {number}:")
+            Sends(self.end, self.numbers)
+        except StopIteration:
+            pass
+
+
+@pytest.fixture
+def eager_collector() -> Iterator[None]:
+    """Collect garbage at nearly every allocation."""
+    before = gc.get_threshold()
+    gc.set_threshold(1, 1000, 1000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+SIDES = pytest.mark.parametrize("side", ["client", "server"])
+SECURE = pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+
+
+@SIDES
+async def test_a_finalizer_that_sends(stack: contextlib.AsyncExitStack, eager_collector: None, side: str) -> None:
+    async with connected(stack, backpressure=ROOMY) as (client, server_end):
+        sender, receiver = (client, server_end) if side == "client" else (server_end, client)
+        shrink(sender)
+        reading = asyncio.create_task(received(receiver, "end"))
+        numbers = iter(range(3000))
+        for number in range(300):
+            Sends(sender, numbers)
+            await sender.send(f"main {number}:" + "." * (number * 997 % 30_000))
+            if number % 10 == 0:
+                await asyncio.sleep(0)
+        for _ in numbers:
+            pass
+        await sender.send("end:")
+        heads = await reading
+        assert in_order(heads, "main")
+        assert in_order(heads, "late")
+        assert heads.count("end") == 1
+        assert len(heads) > 301  # finalizers did send
+
+
+# -- threads
+
+
+@SIDES
+@SECURE
+@pytest.mark.parametrize("compression", [True, False], ids=["compressed", "as is"])
+async def test_sending_from_another_thread(
+    stack: contextlib.AsyncExitStack, side: str, *, secure: bool, compression: bool
+) -> None:
+    """A coroutine is handed to the loop; what acts at once is refused."""
+    packing: dict[str, Any] = {} if compression else {"compression": None}
+    held = Held()
+    tls = {"ssl": server_context()} if secure else {}
+    server = WebSocketServer.bind("127.0.0.1:0", held, ping_interval=None, **tls, **packing)
+    async with server:
+        trust = {"ssl": client_context()} if secure else {}
+        url = f"{'wss' if secure else 'ws'}://127.0.0.1:{server.port}/"
+        async with WebSocketClient.connect(url, auto_reconnect=False, heartbeat=None, **trust, **packing) as client:
+            server_end = await held.next()
+            sender, receiver = (client, server_end) if side == "client" else (server_end, client)
+            loop = asyncio.get_running_loop()
+
+            def send_all() -> str:
+                for number in range(200):
+                    asyncio.run_coroutine_threadsafe(sender.send(f"thread {number}:" + "." * 3000), loop).result(10)
+                with pytest.raises(InvalidState, match="thread"):
+                    sender.send_nowait("no:")
+                return "done"
+
+            working = asyncio.create_task(asyncio.to_thread(send_all))
+            for number in range(200):
+                await sender.send(f"main {number}:" + "." * 3000)
+                await asyncio.sleep(0)
+            assert await working == "done"
+            await sender.send("end:")
+            heads = await received(receiver, "end")
+            assert in_order(heads, "main")
+            assert in_order(heads, "thread")
+            assert len(heads) == 401
+            held.release()
+
+
+# -- a fault of the peer behind a good message
+
+
+@pytest.mark.parametrize("handler", ["task", "callback"])
+async def test_an_answer_of_20_mb_before_a_protocol_fault(stack: contextlib.AsyncExitStack, handler: str) -> None:
+    answer = bytes(20_000_000)
+
+    async def handle(client: Any) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            async for _ in client:
+                await client.send(answer)
+
+    if handler == "task":
+        server = await serve(stack, handle)
+    else:
+        server = await serve(stack, on_message=lambda client, _: client.send_nowait(answer))
+    async with await RawPeer.open(server.port) as peer:
+        peer.send(encode(TEXT, "go"), encode(0xB, b""))
+        frames = await peer.rest()
+        assert [len(frame.payload) for frame in frames[:-1]] == [20_000_000]
+        assert frames[-1].opcode == CLOSE
+        assert frames[-1].close_code == 1002
+
+
+# -- callbacks that send
+
+
+async def test_a_backpressure_callback_that_sends_overtakes_nothing(stack: contextlib.AsyncExitStack) -> None:
+    few = BackpressureConfig(max_buffer_size=20)
+    async with connected(stack, backpressure=few) as (client, server_end):
+        for sender, receiver in ((server_end, client), (client, server_end)):
+            shrink(sender)
+            accepted: list[str] = []
+
+            def note(active: bool, sender: Any = sender, accepted: list[str] = accepted) -> None:
+                text = f"callback {len(accepted)}:"
+                with contextlib.suppress(BufferFull):
+                    sender.send_nowait(text)
+                    accepted.append(text[:-1])
+
+            sender.backpressure.on_state_change(note)
+            with contextlib.suppress(BufferFull):
+                for number in range(1000):
+                    text = f"main {number}:"
+                    sender.send_nowait(text + "." * 50_000)
+                    accepted.append(text[:-1])
+            await reads_what_was_accepted(receiver, accepted)
+            assert sum(text.startswith("callback") for text in accepted) == 2
+
+
+async def reads_what_was_accepted(receiver: Any, accepted: list[str]) -> None:
+    heads = []
+    while len(heads) < len(accepted):
+        heads.append((await receiver.recv()).as_text().partition(":")[0])
+    assert heads == accepted
+
+
+@SIDES
+@pytest.mark.parametrize("begun", [False, True], ids=["before a part has left", "after"])
+async def test_parts_that_send_parts_are_refused(stack: contextlib.AsyncExitStack, side: str, *, begun: bool) -> None:
+    async with connected(stack) as (client, server_end):
+        sender, receiver = (client, server_end) if side == "client" else (server_end, client)
+
+        async def parts() -> AsyncIterator[str]:
+            yield "a"
+            if begun:
+                yield "b"
+            await sender.send(iter(["inner"]))
+            yield "c"
+
+        async with asyncio.timeout(2):
+            with pytest.raises(InvalidState):
+                await sender.send(parts())
+            if begun:
+                with pytest.raises(ConnectionClosed) as closed:
+                    await receiver.recv()
+                assert closed.value.code == 1011
+            else:
+                await sender.send("whole")
+                assert (await receiver.recv()).as_text() == "whole"
+
+
+# -- receiving where resuming the transport raises
+
+
+def at_the_limit(room: int, function: Callable[[], Any]) -> Any:
+    """Call `function` where only about `room` more calls may be nested."""
+
+    frame, depth = sys._getframe(), 0
+    while frame is not None:
+        depth += 1
+        frame = frame.f_back  # type: ignore[assignment]
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(depth + room + 1)
+    try:
+        return function()
+    finally:
+        sys.setrecursionlimit(before)
+
+
+@SIDES
+async def test_no_message_is_lost_where_resuming_raises(stack: contextlib.AsyncExitStack, side: str) -> None:
+    async with connected(stack, buffer_size=10) as (client, server_end):
+        sender, receiver = (client, server_end) if side == "client" else (server_end, client)
+        sending = asyncio.create_task(send_numbers(sender, 200))
+        await until(lambda: receiver.is_reading_paused)
+        numbers: list[int] = []
+        raised = 0
+
+        def take() -> None:
+            receiving = receiver.recv()
+            try:
+                receiving.send(None)
+            except StopIteration as stop:
+                numbers.append(int(stop.value.as_text()))
+            finally:
+                receiving.close()
+
+        while len(numbers) < 200:
+            await until(lambda: receiver.queued)
+            for room in range(2, 40):
+                count = len(numbers)
+                try:
+                    at_the_limit(room, take)
+                except RecursionError:
+                    raised += 1
+                if len(numbers) > count:
+                    break
+        await sending
+        assert numbers == list(range(200))
+        assert raised
+
+
+async def send_numbers(end: Any, count: int) -> None:
+    for number in range(count):
+        await end.send(str(number))
+
+
+# -- exceptions keep nothing alive
+
+
+class Loan:
+    """Something that is given back when it is dropped."""
+
+
+@SIDES
+@pytest.mark.parametrize("how", ["recv", "iterate", "send", "ping", "recv_stream"])
+async def test_what_is_raised_keeps_no_frames(stack: contextlib.AsyncExitStack, side: str, how: str) -> None:
+    loans: list[weakref.ref[Loan]] = []
+
+    async def borrow(end: Any) -> None:
+        loan = Loan()
+        loans.append(weakref.ref(loan))
+        if how == "recv":
+            await end.recv()
+        elif how == "iterate":
+            async for _ in end:
+                pass
+        elif how == "send":
+            await end.send("x")
+        elif how == "recv_stream":
+            async for _ in end.recv_stream():
+                pass
+        else:
+            await end.ping()
+
+    async with connected(stack) as (client, server_end):
+        end, other = (client, server_end) if side == "client" else (server_end, client)
+        other._abort()
+        if how == "send":
+            await end.wait_closed()
+        for _ in range(2):
+            with contextlib.suppress(ConnectionClosed):
+                await borrow(end)
+                pytest.fail("the connection is gone")
+            gc.disable()
+            try:
+                await asyncio.sleep(0)
+                assert loans[-1]() is None
+            finally:
+                gc.enable()
+            await end.wait_closed()
+
+
+async def test_giving_up_keeps_no_frames(stack: contextlib.AsyncExitStack) -> None:
+    server = await serve(stack, echo)
+    once = ReconnectConfig(max_attempts=1, initial_delay=0.01)
+    client = await WebSocketClient.connect(f"ws://127.0.0.1:{server.port}/", compression=None, reconnect=once)
+    loans: list[weakref.ref[Loan]] = []
+
+    async def borrow(call: Callable[[], Any]) -> None:
+        loan = Loan()
+        loans.append(weakref.ref(loan))
+        await call()
+
+    server.stop_accepting()
+    for connection in server.clients():
+        connection._abort()
+    for call in (client.recv, client.wait_closed, client.recv, client.wait_closed):
+        with pytest.raises(ReconnectTimeout):
+            await borrow(call)
+        await asyncio.sleep(0)
+        assert loans[-1]() is None
+
+
+# -- whatever is raised by what the application gave us
+
+
+class Odd(BaseException):
+    """Of no class that anybody expects."""
+
+
+RAISED: list[type[BaseException]] = [
+    ValueError,
+    asyncio.CancelledError,
+    GeneratorExit,
+    StopIteration,
+    StopAsyncIteration,
+    KeyboardInterrupt,
+    SystemExit,
+    RecursionError,
+    MemoryError,
+    Odd,
+]
+
+
+class Patient:
+    """Runs coroutines on a loop that exceptions may stop: what stopped it is noted, and it goes on."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.stopped_by: list[BaseException] = []
+        loop.set_exception_handler(lambda *_: None)
+
+    def run(self, coroutine: Any, seconds: float = 3) -> Any:
+        task = self.loop.create_task(asyncio.wait_for(coroutine, seconds))
+        while True:
+            try:
+                return self.loop.run_until_complete(task)
+            except (KeyboardInterrupt, SystemExit, Odd, GeneratorExit) as error:
+                self.stopped_by.append(error)
+                if task.done():
+                    raise
+
+
+class Rude(logging.Handler):
+    """A logging handler that raises."""
+
+    def __init__(self, kind: type[BaseException]) -> None:
+        super().__init__()
+        self.kind = kind
+        self.called = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.called:
+            self.called += 1
+            raise self.kind("of the logging handler")
+
+
+PLACES = [
+    "on_message",
+    "on_connect",
+    "on_disconnect",
+    "process_request",
+    "async process_request",
+    "handler",
+    "async on_message",
+    "backpressure",
+    "log",
+    "client on_message",
+    "client on_disconnect",
+]
+
+
+class Faulty:
+    """Raises once, in one place."""
+
+    def __init__(self, place: str, kind: type[BaseException]) -> None:
+        self.place = place
+        self.kind = kind
+        self.raised = 0
+
+    def hit(self, place: str) -> None:
+        if place == self.place and not self.raised:
+            self.raised += 1
+            raise self.kind("of the application")
+
+    def server(self) -> WebSocketServer:
+        async def handler(client: Any) -> None:
+            if self.place == "backpressure":
+                client.backpressure.on_state_change(lambda _: self.hit("backpressure"))
+                shrink(client)
+                for _ in range(40):
+                    await client.send("." * 50_000)
+            async for message in client:
+                self.hit("handler")
+                await client.send(message)
+
+        def process_request(_: Any) -> Any:
+            self.hit("process_request")
+            return judge() if self.place == "async process_request" else None
+
+        async def judge() -> None:
+            await asyncio.sleep(0)
+            self.hit("async process_request")
+
+        def on_message(client: Any, message: Any) -> None:
+            self.hit("on_message")
+            if self.place == "log":
+                raise ValueError("to be logged")
+            client.send_nowait(message)
+
+        async def on_message_async(client: Any, message: Any) -> None:
+            self.hit("async on_message")
+            await client.send(message)
+
+        what: dict[str, Any] = {"handler": handler}
+        if self.place in ("on_message", "log"):
+            what = {"on_message": on_message}
+        elif self.place == "async on_message":
+            what = {"on_message": on_message_async}
+        return WebSocketServer.bind(
+            "127.0.0.1:0",
+            **what,
+            on_connect=lambda _: self.hit("on_connect"),
+            on_disconnect=lambda _: self.hit("on_disconnect"),
+            process_request=process_request,
+            ping_interval=None,
+            compression=None,
+            close_timeout=0.2,
+            handshake_timeout=1,
+            backpressure=BackpressureConfig(max_buffer_size=10),
+        )
+
+    async def use(self, server: WebSocketServer) -> None:
+        """Connect and send: the connection works to the end, or is told to end; nothing hangs."""
+        options: dict[str, Any] = {**PLAIN, "connection_timeout": 2, "close_timeout": 0.2}
+        callbacks: dict[str, Any] = {"on_disconnect": lambda *_: self.hit("client on_disconnect")}
+        answered = asyncio.Event()
+        if self.place == "client on_message":
+
+            def on_message(_: Any, message: Any) -> None:
+                self.hit("client on_message")
+                answered.set()
+
+            callbacks["on_message"] = on_message
+        try:
+            client = await WebSocketClient.connect(f"ws://127.0.0.1:{server.port}/", **options, **callbacks)
+        except Exception:  # noqa: BLE001  (told)
+            return
+        try:
+            await client.send("one")
+            await client.send("two")
+            if self.place == "client on_message":
+                closed = asyncio.ensure_future(client.wait_closed())
+                answer = asyncio.ensure_future(answered.wait())
+                await asyncio.wait([closed, answer], return_when=asyncio.FIRST_COMPLETED)
+                closed.cancel()
+                answer.cancel()
+            else:
+                for _ in range(40 if self.place == "backpressure" else 0):
+                    if await client.recv() is None:
+                        return
+                for text in ("one", "two"):
+                    message = await client.recv()
+                    if message is None:
+                        return
+                    assert message.as_text() == text  # none is missing if it goes on
+        except ConnectionClosed:
+            return  # told
+        finally:
+            await client.close()
+
+
+@pytest.mark.parametrize("kind", RAISED)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_whatever_is_raised(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], place: str, kind: type[BaseException]
+) -> None:
+    loop = loop_factory()
+    patient = Patient(loop)
+    faulty = Faulty(place, kind)
+    rude = Rude(kind)
+    loggers = [logging.getLogger("fabric.server"), logging.getLogger("fabric.client")]
+    if place == "log":
+        for logger in loggers:
+            logger.addHandler(rude)
+    try:
+        server = faulty.server()
+        patient.run(server.start())
+        patient.run(faulty.use(server))
+        again = Faulty("nowhere", kind)
+        if place not in ("log", "backpressure"):
+            patient.run(again.use(server))  # the server goes on
+        began = time.monotonic()
+        patient.run(server.shutdown(timeout=0.5))
+        assert time.monotonic() - began < 1.5
+        assert server.connection_count == 0
+        assert faulty.raised or rude.called
+    finally:
+        for logger in loggers:
+            logger.removeHandler(rude)
+        with contextlib.suppress(BaseException):
+            for task in asyncio.all_tasks(loop):
+                task.cancel()
+            loop.run_until_complete(asyncio.sleep(0))
+        loop.close()

@@ -1,0 +1,83 @@
+"""A forked child holds no connection open."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from fabric.client import WebSocketClient
+from fabric.message import Message
+from integration.raw import RawServer, Visit
+from support.raw_peer import RawPeer
+from support.serving import Held, serve, until
+
+Stack = contextlib.AsyncExitStack
+
+pytestmark = [
+    pytest.mark.deadline(5),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
+
+
+@contextlib.contextmanager
+def child() -> Iterator[None]:
+    """A forked process that does nothing, until the end of the block."""
+    reading, writing = os.pipe()
+    number = os.fork()
+    if not number:
+        try:
+            os.close(writing)
+            os.read(reading, 1)
+        finally:
+            os._exit(0)
+    os.close(reading)
+    try:
+        yield
+    finally:
+        os.close(writing)
+        os.waitpid(number, 0)
+
+
+async def test_the_servers_connections_end_although_a_child_lives(stack: Stack) -> None:
+    held = Held()
+    server = await serve(stack, held)
+    async with await RawPeer.open(server.port) as peer:
+        client = await held.next()
+        with child():
+            await client.send("still there")
+            assert await peer.payload() == b"still there"
+            client._abort()
+            await peer.closed()
+
+
+async def test_a_port_is_free_when_the_server_has_stopped_although_a_child_lives() -> None:
+    async with contextlib.AsyncExitStack() as inner:
+        server = await serve(inner, Held())
+        port = server.port
+        with child():
+            await inner.aclose()
+            with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+                pass
+
+
+async def test_a_clients_connection_ends_although_a_child_lives(stack: Stack) -> None:
+    async def handle(visit: Visit) -> None:
+        await visit.accept()
+        frame = await visit.frame()
+        visit.writer.write(bytes([0x81, len(frame.payload)]) + frame.payload)
+        await visit.until_closed()
+        ended.append(True)
+
+    ended: list[bool] = []
+    server = await stack.enter_async_context(RawServer(handle))
+    client = await WebSocketClient.connect(server.url, auto_reconnect=False, compression=None)
+    with child():
+        await client.send("x")
+        assert await client.recv() == Message("x")
+        client._abort()
+        await client.wait_closed()
+        await until(lambda: ended)

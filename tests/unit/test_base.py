@@ -1,0 +1,164 @@
+"""fabric._connection.base on a transport that the test holds in its hand; over sockets it is tested in integration."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from fabric._connection.base import BaseConnection
+from fabric.config import ServerConfig
+from fabric.metrics import MetricsCollector
+from fabric_ext.bucket import RateGate, TokenBucket
+from support.fake_transport import FakeTransport
+from support.frames import CONTINUATION, TEXT, encode
+
+
+def connect(gate: RateGate | None = None) -> tuple[BaseConnection, FakeTransport]:
+    connection = BaseConnection(
+        asyncio.get_running_loop(),
+        ServerConfig(),
+        masking=False,
+        metrics=MetricsCollector(),
+        logger=logging.getLogger("fabric.test"),
+        on_message=None,
+    )
+    transport = FakeTransport()
+    connection._open_session(transport, None, gate)  # type: ignore[arg-type]
+    return connection, transport
+
+
+# --- is nothing going on? ----------------------------------------------------------------------------------
+
+Undo = Callable[[], Awaitable[Any]]
+
+
+async def unread(connection: BaseConnection, transport: FakeTransport) -> Undo:
+    transport.feed(encode(TEXT, "x"))
+    return connection.recv
+
+
+async def half_received(_: BaseConnection, transport: FakeTransport) -> Undo:
+    transport.feed(encode(TEXT, "x", fin=False))
+
+    async def undo() -> None:
+        transport.feed(encode(CONTINUATION))
+        await _.recv()
+
+    return undo
+
+
+async def half_a_frame_received(connection: BaseConnection, transport: FakeTransport) -> Undo:
+    data = encode(TEXT, "x" * 100)
+    transport.feed(data[:20])
+
+    async def undo() -> None:
+        transport.feed(data[20:])
+        await connection.recv()
+
+    return undo
+
+
+async def awaited(connection: BaseConnection, transport: FakeTransport) -> Undo:
+    task = asyncio.create_task(connection.recv())
+    await asyncio.sleep(0)
+
+    async def undo() -> None:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    return undo
+
+
+async def awaited_and_answered(connection: BaseConnection, transport: FakeTransport) -> Undo:
+    task = asyncio.create_task(connection.recv())
+    await asyncio.sleep(0)
+
+    async def undo() -> None:
+        transport.feed(encode(TEXT, "read in time"))
+        await task
+
+    return undo
+
+
+async def not_yet_sent(connection: BaseConnection, transport: FakeTransport) -> Undo:
+    transport.protocol.pause_writing()
+    await connection.send("x")
+
+    async def undo() -> None:
+        transport.protocol.resume_writing()
+
+    return undo
+
+
+async def half_sent(connection: BaseConnection, transport: FakeTransport) -> Undo:
+    gate = asyncio.Event()
+
+    async def parts() -> Any:
+        yield "a"
+        yield "b"
+        await gate.wait()
+
+    task = asyncio.create_task(connection.send(parts()))
+    await asyncio.sleep(0)
+
+    async def undo() -> None:
+        gate.set()
+        await task
+
+    return undo
+
+
+@pytest.mark.parametrize(
+    "make", [unread, half_received, half_a_frame_received, awaited, awaited_and_answered, not_yet_sent, half_sent]
+)
+async def test_what_a_connection_is_in_the_midst_of(make: Any) -> None:
+    """A pool asks before it lends a connection again."""
+    connection, transport = connect()
+    assert connection.is_at_rest
+    undo = await make(connection, transport)
+    for _ in range(2):  # asking changes nothing
+        assert not connection.is_at_rest
+    await undo()
+    assert connection.is_at_rest
+    assert connection.is_connected
+    transport.lose()
+
+
+async def test_what_a_rate_limit_holds_back_is_not_at_rest() -> None:
+    connection, transport = connect(RateGate(TokenBucket(0.001, 1)))
+    transport.feed(encode(TEXT, "1") + encode(TEXT, "2"))
+    await connection.recv()
+    assert connection.queued == 0
+    assert connection.is_reading_paused
+    assert not connection.is_at_rest
+    transport.lose()
+
+
+# --- what an opening brings --------------------------------------------------------------------------------
+
+
+async def test_what_came_behind_the_handshake_is_read_after_it_has_opened() -> None:
+    order: list[str] = []
+
+    class Noting(BaseConnection):
+        def _opened(self) -> None:
+            order.append("opened")
+
+    connection = Noting(
+        asyncio.get_running_loop(),
+        ServerConfig(),
+        masking=False,
+        metrics=MetricsCollector(),
+        logger=logging.getLogger("fabric.test"),
+        on_message=lambda _, message: order.append(message.as_text()),
+    )
+    transport = FakeTransport()
+    connection._open_session(transport, None, rest=encode(TEXT, "early"))  # type: ignore[arg-type]
+    assert order == ["opened", "early"]
+    transport.lose()
