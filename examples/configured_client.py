@@ -6,6 +6,7 @@ The server of this example goes away in the middle and comes back; the client ke
 """
 
 import asyncio
+import logging
 
 from fabric import (
     BackpressureConfig,
@@ -80,4 +81,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    # A lost connection is a warning; here the callback tells of it.
+    logging.getLogger("fabric.client").setLevel(logging.ERROR)
     asyncio.run(main())

@@ -104,7 +104,10 @@ def well_formed(answered: list[Wire]) -> int | None:
 
 
 class Model:
-    """Reads all bytes at once. Without compression."""
+    """Reads all bytes at once. Without compression.
+
+    A fault is seen as soon as the bytes that show it are there: the first two, the whole header, or a byte of text.
+    """
 
     def __init__(self) -> None:
         self.outcome = Outcome()
@@ -123,74 +126,70 @@ class Model:
             return None
         opcode, fin, rsv, masked = data[0] & 15, data[0] >> 7, data[0] >> 4 & 7, data[1] >> 7
         size, at = data[1] & 127, 2
-        wide = {126: 2, 127: 8}.get(size, 0)
-        if wide:
-            if len(data) < at + wide:
-                self._may_fail(1002)  # the first two bytes may be wrong already
-                return None
-            size, at = int.from_bytes(data[at : at + wide], "big"), at + wide
-        faults: set[int | None] = set()
         if rsv or not masked or 3 <= opcode <= 7 or opcode >= 11:  # §5.1, §5.2
-            faults.add(1002)
+            return self._fail(1002)
         if opcode >= 8 and (size > 125 or not fin):  # §5.5
-            faults.add(1002)
+            return self._fail(1002)
+        wide = {126: 2, 127: 8}.get(size, 0)
+        if len(data) < at + wide + 4:
+            return None
+        if wide:
+            size, at = int.from_bytes(data[at : at + wide], "big"), at + wide
+        faults = set()
         if size >= 1 << 63 or (wide and size < {2: 126, 8: 65536}[wide]):  # §5.2
             faults.add(1002)
-        if size > LIMIT:
-            faults.add(1009)
-        if opcode < 8 and (opcode == CONTINUATION) == (not self._opcode):  # §5.4
-            faults.add(1002)
-        if len(data) < at + 4 * masked + size:
-            self._may_fail(*faults)
-            return None
-        key, at = data[at : at + 4 * masked], at + 4 * masked
-        payload = xor(data[at : at + size], key) if masked else data[at : at + size]
-        if opcode == CLOSE:
-            faults |= close_faults(payload)
+        if opcode < 8:
+            if (opcode == CONTINUATION) == (not self._opcode):  # §5.4
+                faults.add(1002)
+            if len(self._data) + size > LIMIT:
+                faults.add(1009)
+            if self._fragments == MAX_FRAGMENTS:
+                faults.add(1008)
         if faults:
-            self.outcome.codes = faults
-            return None
-        goes_on = self._read_control(opcode, payload) if opcode >= 8 else self._read_data(opcode, fin, payload)
+            return self._fail(*faults)
+        key, at = data[at : at + 4], at + 4
+        payload = xor(data[at : at + size], key)
+        whole = len(payload) == size
+        goes_on = False
+        if opcode < 8:
+            goes_on = self._read_data(opcode, payload, whole=whole, final=bool(fin) and whole)
+        elif whole:
+            goes_on = self._read_control(opcode, payload)
         return at + size if goes_on else None
 
-    def _may_fail(self, *codes: int | None) -> None:
-        """A frame that is not complete: some faults are seen at once, others when it is."""
-        self.outcome.codes = {None, *codes}
+    def _fail(self, *codes: int) -> None:
+        """The connection is failed; where a frame breaks several rules, with the code of any."""
+        self.outcome.codes = set(codes)
 
     def _read_control(self, opcode: int, payload: bytes) -> bool:
         if opcode == PING:
             self.outcome.pongs.append(payload)
         if opcode != CLOSE:
             return True
-        self.outcome.codes = {int.from_bytes(payload[:2], "big") if payload else 1005}
+        code = int.from_bytes(payload[:2], "big") if payload else 1005
+        self._fail(*close_faults(payload) or {code})
         return False
 
-    def _read_data(self, opcode: int, fin: int, payload: bytes) -> bool:
+    def _read_data(self, opcode: int, payload: bytes, *, whole: bool, final: bool) -> bool:
+        """Take a frame, or what is there of it; does anything follow?"""
         self._opcode = self._opcode or opcode
         self._data += payload
         self._fragments += 1
-        faults: set[int | None] = set()
-        if len(self._data) > LIMIT:
-            faults.add(1009)
-        if self._fragments > MAX_FRAGMENTS:
-            faults.add(1008)
-        if self._opcode == TEXT and not is_utf8(self._data, final=bool(fin)):
-            faults.add(1007)
-        if faults:
-            self.outcome.codes = faults
+        if self._opcode == TEXT and not is_utf8(self._data, final=final):
+            self._fail(1007)
             return False
-        if fin:
+        if final:
             if self._opcode == TEXT:
                 self.outcome.messages.append(("text", self._data.decode()))
             else:
                 self.outcome.messages.append(("binary", self._data))
             self._opcode, self._data, self._fragments = 0, b"", 0
-        return True
+        return whole
 
 
-def close_faults(payload: bytes) -> set[int | None]:
+def close_faults(payload: bytes) -> set[int]:
     """What is wrong with the body of a close frame (§5.5.1, §7.4)."""
-    faults: set[int | None] = set()
+    faults: set[int] = set()
     code = int.from_bytes(payload[:2], "big") if payload else 1000
     if len(payload) == 1 or not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
         faults.add(1002)

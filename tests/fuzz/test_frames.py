@@ -70,6 +70,7 @@ def cut_streams(draw: st.DrawFn) -> list[bytes]:
 @settings(max_examples=EXAMPLES)
 @given(pieces=cut_streams())
 @example(pieces=[bytes([byte]) for byte in encode(TEXT, "😀", fin=False) + encode(CONTINUATION) + encode(CLOSE)])
+@example(pieces=[encode(TEXT, b"\x80 is no beginning")[:-15]])
 def test_bytes_are_read_as_the_model_reads_them(loop: asyncio.AbstractEventLoop, pieces: list[bytes]) -> None:
     expected = Model().read(b"".join(pieces))
     got = loop.run_until_complete(receive(pieces))
