@@ -159,8 +159,6 @@ class ResponseReader(asyncio.Protocol):
         length = headers.get("Content-Length", "")
         known = length.isascii() and length.isdecimal() and len(length) < 20
         limit = min(int(length), MAX_BODY) if known else MAX_BODY
-        # What a redirect says is in its head: it is not kept waiting for the end of a connection that stays open.
-        ended = ended or (not known and 300 <= status < 400)
         return self._buffer[:limit] if ended or len(self._buffer) >= limit else None
 
 

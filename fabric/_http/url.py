@@ -28,7 +28,7 @@ _DEFAULT_PORTS = {"ws": 80, "wss": 443, "http": 80, "https": 443, "socks5": 1080
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f\ud800-\udfff]")
 _HOST_NAME = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.?")
 _ORIGIN = re.compile(
-    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*)://(?P<host>\[[^\]/]+\]|[^/?#@:\[\]\s]+)(?::(?P<port>[0-9]+))?"
+    r"(?P<scheme>[a-z][a-z0-9+.\-]*)://(?P<host>\[[^\]/]+\]|[^/?#@:\[\]\s]+)(?::(?P<port>[0-9]{1,5}))?"
 )
 _MAX_HOST = 254  # characters, with a final dot
 _MAX_SOCKS = 255  # bytes of a user name, and of a password (RFC 1929 §2)
@@ -53,21 +53,22 @@ def normal_origin(text: str) -> str:
         raise ValueError(
             r"no '*': a compiled pattern stands for several, as re.compile(r'https://[^/]+\.example\.com')"
         )
-    match = _ORIGIN.fullmatch(text)
+    match = _ORIGIN.fullmatch(text.lower())
     if match is None:  # browsers send neither a path nor a final slash, and a string with one would never match
         raise ValueError("'scheme://host' or 'scheme://host:port' each, or 'null'")
-    scheme, host = match["scheme"].lower(), match["host"].lower()
+    scheme, host = match["scheme"], match["host"]
+    own_port = _DEFAULT_PORTS.get(scheme, 0)
+    port = int(match["port"] or own_port)
     try:
         if host.startswith("["):
             host = f"[{ipaddress.IPv6Address(host[1:-1])}]"
         elif not host.isascii():
             host = host.encode("idna").decode("ascii")
-        port = int(match["port"] or _DEFAULT_PORTS.get(scheme, 0))
-        if port > 65535:
+        if (match["port"] and not 0 < port <= 65535) or not re.fullmatch(r"[a-z0-9._\-]+|\[.*\]", host):
             raise ValueError
     except ValueError:
-        raise ValueError("a valid host name or address each, and a port up to 65535") from None
-    return f"{scheme}://{host}" if port == _DEFAULT_PORTS.get(scheme, 0) else f"{scheme}://{host}:{port}"
+        raise ValueError("a valid host name or address each, and a port from 1 to 65535") from None
+    return f"{scheme}://{host}" if port == own_port else f"{scheme}://{host}:{port}"
 
 
 def basic_authorization(username: str, password: str) -> str:

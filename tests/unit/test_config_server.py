@@ -50,6 +50,7 @@ def test_origins() -> None:
         ("HTTPS://A.Example", "https://a.example"),
         ("https://bücher.example", "https://xn--bcher-kva.example"),
         ("http://[2001:DB8:0::1]:8080", "http://[2001:db8::1]:8080"),
+        ("wss://a.example:443", "wss://a.example"),
         ("chrome-extension://abcdef", "chrome-extension://abcdef"),
         ("null", "null"),
     ],
@@ -72,8 +73,13 @@ def test_an_origin_is_held_as_browsers_send_it(given: str, held: str) -> None:
         ("", "'scheme://host'"),
         ("http://[::1", "'scheme://host'"),
         ("http://[::x]", "a valid host name or address each"),
-        ("http://a:65536", "a port up to 65535"),
+        ("NULL", "'scheme://host'"),
+        ("https://a:", "'scheme://host'"),
+        ("https://::1", "'scheme://host'"),
+        ("http://a:65536", "a port from 1 to 65535"),
+        ("http://a:0", "a port from 1 to 65535"),
         ("http://ü" + "x" * 64, "a valid host name"),
+        ("https://a%b", "a valid host name"),
     ],
 )
 def test_what_is_no_origin(origin: str, why: str) -> None:
