@@ -27,14 +27,19 @@ pytestmark = [
 def child() -> Iterator[None]:
     """A forked process that does nothing, until the end of the block."""
     reading, writing = os.pipe()
+    begun, begin = os.pipe()
     number = os.fork()
     if not number:
         try:
             os.close(writing)
+            os.write(begin, b"!")  # what happens at a fork has happened
             os.read(reading, 1)
         finally:
             os._exit(0)
     os.close(reading)
+    os.read(begun, 1)
+    os.close(begun)
+    os.close(begin)
     try:
         yield
     finally:
