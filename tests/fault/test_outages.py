@@ -116,7 +116,7 @@ async def test_a_server_killed_for_good_leaves_nothing_unreported(tmp_path: Path
         await client.close()
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(180)
 async def test_kills_at_random_moments(tmp_path: Path, rng: random.Random) -> None:
     sender = Sender()
     async with Service(tmp_path) as service:
@@ -456,7 +456,7 @@ def attempts() -> Iterator[list[tuple[int, float]]]:
     client_logger.setLevel(level)
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(180)
 @pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)
 async def test_a_thousand_clients_come_back_spread_out(tmp_path: Path, attempts: list[tuple[int, float]]) -> None:
     """The moments of their attempts, as each client chose them, do not pile up; each comes back exactly once."""

@@ -169,7 +169,7 @@ class Deaf(Server):
         await super().handle(client)
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(180)
 async def test_a_peer_whose_window_is_shut_lives_until_the_wire_is_cut(wire: Wire) -> None:
     server = Deaf()
     async with server.run(wire, ping_interval=None, buffer_size=1) as url:

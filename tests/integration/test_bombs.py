@@ -97,7 +97,7 @@ async def throw(peer: RawPeer, frames: Iterator[bytes]) -> tuple[int | None, str
     return await closing
 
 
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(240)
 @pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)
 @pytest.mark.parametrize("name", BOMBS)
 async def test_a_bomb_is_closed_and_costs_twice_the_limit_at_most(name: str) -> None:

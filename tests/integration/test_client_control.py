@@ -17,8 +17,6 @@ from support.serving import turns, until
 
 Stack = contextlib.AsyncExitStack
 
-pytestmark = pytest.mark.deadline(5)
-
 QUICK = ReconnectConfig(initial_delay=0.01, max_delay=0.02, jitter=0)
 SLOW = ReconnectConfig(initial_delay=3600, max_delay=3600, jitter=0)
 

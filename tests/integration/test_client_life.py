@@ -23,8 +23,6 @@ from support.tls import client_context, server_context
 
 Stack = contextlib.AsyncExitStack
 
-pytestmark = pytest.mark.deadline(5)
-
 QUICK = ReconnectConfig(initial_delay=0.01, max_delay=0.02, jitter=0)
 
 

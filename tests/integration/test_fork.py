@@ -17,10 +17,7 @@ from support.serving import Held, serve, until
 
 Stack = contextlib.AsyncExitStack
 
-pytestmark = [
-    pytest.mark.deadline(5),
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
 @contextlib.contextmanager

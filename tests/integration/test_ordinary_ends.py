@@ -19,8 +19,6 @@ from support.serving import serve, until
 
 Stack = contextlib.AsyncExitStack
 
-pytestmark = pytest.mark.deadline(5)
-
 
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:

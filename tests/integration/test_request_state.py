@@ -14,8 +14,6 @@ from support.tls import authority, client_context, server_context, with_certific
 
 Stack = contextlib.AsyncExitStack
 
-pytestmark = pytest.mark.deadline(5)
-
 
 async def test_the_state_of_a_request_is_the_connections(stack: Stack) -> None:
     requests: list[Request] = []

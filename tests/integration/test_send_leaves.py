@@ -24,8 +24,6 @@ from support.serving import serve
 
 Stack = contextlib.AsyncExitStack
 
-pytestmark = pytest.mark.deadline(10)
-
 PATIENCE = 3.0  # seconds after which what has not come is taken for what does not come
 
 

@@ -12,10 +12,10 @@ from fabric.server import ConnectedClient, WebSocketServer
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for what no event tells of: state inside the server."""
-    async with asyncio.timeout(10):
+    """Wait for what no event tells of: state inside the server. Looked at in every turn, so that none is missed."""
+    async with asyncio.timeout(30):
         while not condition():
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
 
 
 async def turns(count: int = 20) -> None:
