@@ -202,6 +202,18 @@ cdef class ReceiveQueue:
         """`item` is about to leave the queue; if this raises, it stays."""
         return 0
 
+    cdef object shaped(self, object item, int form):
+        """What a receiver that asked for `form` gets for `item`; if this raises, the item is lost."""
+        return item
+
+    cdef int on_wait(self) except -1:
+        """A receiver has found the queue empty, and waits."""
+        return 0
+
+    cdef object concurrent_recv(self):
+        """The exception for a receiver that finds another one waiting."""
+        return _concurrent_recv("another task is already waiting in recv() on this connection")
+
     # What the frame callback calls.
 
     cdef void begin_delivery(self) noexcept:
@@ -315,13 +327,13 @@ cdef class Recv:
         if queue._waiter is not None and queue._waiter is not self:
             if queue._future is None or not queue._future.cancelled():
                 self._spent = True
-                raise _concurrent_recv("another task is already waiting in recv() on this connection")
+                raise queue.concurrent_recv()
             queue._waiter._give_up()                   # it is about to be told
             if queue._items.size:
                 return self._step()
         if queue._end is not None:
             self._detach()
-            if queue._end is not True:
+            if queue._end is not True and not (self._iterating and queue._quiet_end):
                 raise fresh(queue._end)
             if self._iterating:
                 raise StopAsyncIteration
@@ -332,6 +344,7 @@ cdef class Recv:
         queue._future._asyncio_future_blocking = True
         queue._waiter = self
         queue._woken = False
+        queue.on_wait()
         return queue._future
 
     cdef void _detach(self) noexcept:
@@ -371,6 +384,8 @@ cdef PyObject* recv_iternext(PyObject* self) except? NULL:
         queue.taken(item)
         recv._detach()
         queue._items.drop()
+        if recv._form:
+            item = queue.shaped(item, recv._form)
         stop_with(item)
         return NULL
     future = recv._wait()
