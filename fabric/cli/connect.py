@@ -203,7 +203,7 @@ def parse_close(text: str) -> tuple[int, str]:
 class Conversation:
     """What goes on between standard input and one server.
 
-    `closed_by` tells, at the end, who began to close: "local", "remote" or "transport".
+    `closed_by` tells, at the end, which side began to close: "local", "remote" or "transport".
     """
 
     def __init__(self, client: WebSocketClient, transcript: Transcript, *, has_commands: bool) -> None:
