@@ -246,7 +246,6 @@ class WebSocketClient(DescribedClient):
         began = time.perf_counter()
         await open_connection(self._config, self._accepted)
         self._metrics.record_handshake(time.perf_counter() - began)
-        logger.debug("connected to %s", self._where)
 
     def _accepted(self, transport: asyncio.BaseTransport, handshake: HandshakeResult, rest: bytes) -> None:
         """An opening handshake has succeeded: begin a session."""
@@ -333,10 +332,10 @@ class WebSocketClient(DescribedClient):
 
     def _settle_loss(self, session: Session) -> None:
         loss = self._take_loss(session)
-        self._metrics.record_disconnection()
+        self._metrics.record_disconnection(loss.code)
         self._schedule.disconnected(self._loop_time())
         if self._is_followed(session):
-            log(logging.WARNING, "connection to %s lost, reconnecting: %s", self._authority, told(loss))
+            self._report_loss(logging.WARNING, "reconnecting", loss)
             self._lose()
             if self._backpressure is not None:
                 self._backpressure.let_in()  # an outage has room up to the limits
@@ -347,8 +346,12 @@ class WebSocketClient(DescribedClient):
             normal = is_normal(session, loss)
             if self._is_handed_over and not self._stopping:
                 level = logging.INFO if normal else logging.WARNING
-                log(level, "connection to %s lost for good: %s", self._authority, told(loss))
+                self._report_loss(level, "for good", loss)
             self._end(None if normal else loss)
+
+    def _report_loss(self, level: int, what_follows: str, loss: ConnectionClosed) -> None:
+        extra = {"connection_id": str(self.id), "address": self.remote_addr, "code": loss.code, "reason": loss.reason}
+        log(level, "connection to %s lost, %s: %s", self._authority, what_follows, told(loss), extra=extra)
 
     async def _live(self) -> None:
         """See to each session's end: tell of it, then find another one, until there is none to be had."""

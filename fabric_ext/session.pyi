@@ -91,6 +91,7 @@ class Session(Writer):
         cork: False writes every message at once.
         codec: compression as negotiated; None for none.
         throttle: the inbound rate limit; None for none.
+        frame_log: its `received(bytes)` and `sent(bytes)` are told of what is read and written; None for nobody.
     """
 
     def __new__(
@@ -107,6 +108,7 @@ class Session(Writer):
         cork: bool = True,
         codec: Codec | None = None,
         throttle: Throttle | None = None,
+        frame_log: Any = None,
     ) -> Self: ...
     def __reduce__(self) -> NoReturn: ...
 

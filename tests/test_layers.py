@@ -33,7 +33,8 @@ LAYERS = {
         fabric.heartbeat fabric.ratelimit fabric.metrics fabric.prometheus
     """,
     "endpoints": """
-        fabric._connection.liveness fabric._connection.open_context fabric._connection.callbacks fabric._connection.fork
+        fabric._connection.events fabric._connection.liveness fabric._connection.open_context
+        fabric._connection.callbacks fabric._connection.fork
         fabric._connection.base fabric._connection
         fabric._handshake.tls fabric._handshake.response_reader fabric._handshake.socks fabric._handshake.dial
         fabric._handshake.client fabric._handshake.server fabric._handshake.tls_listener fabric._handshake
