@@ -199,7 +199,7 @@ class Session(Writer):
     # Called by the throttle and by timers.
 
     def _deliver_held(self, message: Message) -> None:
-        """Deliver a message that the rate limit held back."""
+        """Deliver a message that was held back, by the rate limit or for another receiver."""
 
     def _read_again(self) -> None: ...
     def _look_for_end(self) -> None:

@@ -423,7 +423,7 @@ cdef class Session(Writer):
         return 0
 
     def _deliver_held(self, Message message not None):
-        """Deliver a message that the rate limit held back."""
+        """Deliver a message that was held back, by the rate limit or for another receiver."""
         cdef SessionUser user = self._user         # held, as in read()
         if user is None:
             return

@@ -149,14 +149,18 @@ class BaseConnection(Connection):
         )
         self._close_code = None
         self._begin_session(session)
+        self._begin_life(session)
+        self._tell("is open")
+        if rest:
+            session._feed(rest)
+
+    def _begin_life(self, session: Session) -> None:
+        """Do what is to be done when a session has begun; if that raises, the connection says so and ends."""
         try:
             self._opened()
         except Exception as error:
             self._logger.error("connection %s: opening it failed", self.id, exc_info=error)
             session._close(1011, "internal error")
-        self._tell("is open")
-        if rest:
-            session._feed(rest)
 
     def _tell(self, text: str, *args: object, **extra: object) -> None:
         """Write to the log, at DEBUG, what has become of this connection."""
