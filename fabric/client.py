@@ -416,6 +416,7 @@ class WebSocketClient(DescribedClient):
                 await self._notify(self._on_disconnect, loss)
                 if not self._is_reconnecting:
                     break
+                ended = self._session_end
                 self._repair = asyncio.get_running_loop().create_task(self._replace(loss))
                 await asyncio.wait([self._repair])
                 repair, self._repair = self._repair, None
@@ -425,7 +426,7 @@ class WebSocketClient(DescribedClient):
                     raise asyncio.CancelledError  # something in it was cancelled, and not by this client
                 if self._given_up is not None:
                     await self._notify(self._on_disconnect, self._given_up)
-                if self._is_closed:
+                if self._session_end is ended:
                     break
                 if self._on_reconnect is not None:
                     telling = asyncio.get_running_loop().create_task(self._notify(self._on_reconnect))
@@ -630,9 +631,9 @@ class WebSocketClient(DescribedClient):
     def _stop(self) -> None:
         """Let nothing follow the present session."""
         self._stopping = True
-        if self._repair is not None and self._waits_for_session and self._repair is not asyncio.current_task():
-            self._repair.cancel()  # not once it has found a session: that is closed as any other
-        if self._is_reconnecting:
+        if self._is_reconnecting:  # else a search has succeeded, and returns
+            if self._repair is not None and self._repair is not asyncio.current_task():
+                self._repair.cancel()
             self._end_outage(None)
 
     async def wait_closed(self) -> None:
