@@ -262,7 +262,13 @@ class WebSocketServer:
         self._phase = Phase.STARTING
         loop = self._loop = asyncio.get_running_loop()
         self._handshakes = PendingHandshakes(
-            loop, self.config, logger, self._process_request, self._upgrade, self._check_descriptor
+            loop,
+            self.config,
+            logger,
+            self._metrics,
+            self._process_request,
+            self._upgrade,
+            self._check_descriptor,
         )
         try:
             listener = await self._listen(loop)
@@ -566,12 +572,13 @@ class WebSocketServer:
             if chosen is None:
                 return self._negotiator.select(offered)
             if chosen not in offered:
-                raise ValueError(f"process_request chose the subprotocol {chosen!r}, offered are: {offered}")
+                raise ValueError(f"process_request chose the subprotocol {chosen!r}, which was not offered")
             return chosen
         except SubprotocolNegotiationFailed as error:
-            raise Rejection(400, str(error)) from None
+            raise Rejection(400, str(error), logged="no subprotocol in common") from None
         except Error as error:
-            raise Rejection(400, f"malformed Sec-WebSocket-Protocol: {error}") from None
+            what = "malformed Sec-WebSocket-Protocol"
+            raise Rejection(400, f"{what}: {error}", logged=what) from None
 
     # -- connections come and go, called by ConnectedClient
 
@@ -602,7 +609,7 @@ class WebSocketServer:
             self._per_ip[client._ip] -= 1
             if not self._per_ip[client._ip]:
                 del self._per_ip[client._ip]
-        self._metrics.record_disconnection()
+        self._metrics.record_disconnection(client._close_code)
         if self._on_disconnect is not None and not client._is_loop_closed:
             self._call(self._on_disconnect, client)
 

@@ -110,6 +110,9 @@ class Connection(SessionUser):
     def _begin_session(self, session: Session) -> None:
         """`session` has the transport `io` from now on."""
 
+    def _adopt(self, other: Connection) -> None:
+        """Go on with the session of `other`, an open one, and with what `other` has received and not taken."""
+
     def _lose(self) -> None:
         """The transport is gone, another one will be sought."""
 

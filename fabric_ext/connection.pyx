@@ -90,6 +90,31 @@ cdef class Connection(SessionUser):
         self._wants_parts = False
         self.move(OPENED)
 
+    def _adopt(self, Connection other not None):
+        """Go on with the session of `other`, an open one, and with what `other` has received and not taken."""
+        cdef Session session = other._session
+        if session is None or other._state != OPEN:
+            raise RuntimeError("fabric: there is no open session to go on with")
+        other.give_up_stream()
+        other._session = None
+        other.update_sendable()
+        session._user = self
+        self._session = session
+        self._taken_back = 0
+        self._dropping = False
+        self.messages_received += other.messages_received
+        self.bytes_received += other.bytes_received
+        self.messages_sent += other.messages_sent
+        self.bytes_sent += other.bytes_sent
+        if self._wants_parts and other._items.size == 0:
+            session._delivery = SKIP_THEN_PARTS if session._delivery == SKIP else PARTS
+        self._wants_parts = False
+        self.move(OPENED)
+        if session._read_pauses & QUEUE_FULL:
+            session.resume(QUEUE_FULL)
+        while other._items.size and not session._discarding:
+            session._deliver_held(other._items.pop())
+
     cdef int on_closing(self) except -1:
         return self.move(CLOSE_BEGUN)
 

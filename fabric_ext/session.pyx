@@ -144,11 +144,13 @@ cdef class Session(Writer):
         close_timeout: seconds for which the close handshake may make no progress.
         fragment_size: payload bytes per outbound frame; 0 never splits.
         cork: False writes every message at once.
+        frame_log: told of the bytes that are read and written; None: nobody.
     """
 
     def __cinit__(self, SessionUser user not None, io not None, loop not None, *, bint masking,
                   Py_ssize_t max_message_size, Py_ssize_t max_fragments, Py_ssize_t fragment_size,
-                  double close_timeout, bint cork=True, Codec codec=None, Throttle throttle=None):
+                  double close_timeout, bint cork=True, Codec codec=None, Throttle throttle=None,
+                  frame_log=None):
         self._user = user
         self._loop = loop
         self._transport = Transport(io, loop)
@@ -161,6 +163,7 @@ cdef class Session(Writer):
         self.close_timeout = close_timeout
         self._codec = codec
         self._throttle = throttle
+        self._frame_log = frame_log
         self._decoder = Decoder(masked=not masking, max_message_size=max_message_size, max_fragments=max_fragments,
                                 compressing=codec is not None)
         self.inbound_seen = True
@@ -265,6 +268,8 @@ cdef class Session(Writer):
         user.begin_delivery()
         self._counters.last_activity_ns = coarse_monotonic_ns()
         try:
+            if self._frame_log is not None:
+                self._frame_log.received(PyBytes_FromStringAndSize(block.data, n))
             if self._decoder.left == 0 or self.receive_rest():
                 self._decoder.feed(<unsigned char*>block.data, n)
                 self.receive_frames()
@@ -418,7 +423,7 @@ cdef class Session(Writer):
         return 0
 
     def _deliver_held(self, Message message not None):
-        """Deliver a message that the rate limit held back."""
+        """Deliver a message that was held back, by the rate limit or for another receiver."""
         cdef SessionUser user = self._user         # held, as in read()
         if user is None:
             return

@@ -193,6 +193,9 @@ cdef class Writer:
         self._writing = True
         try:
             self._transport.write_two(<char*>header, size, p, n, payload)
+            if self._frame_log is not None:
+                self._note(<char*>header, size)
+                self._note(p, n)
         except BaseException as error:
             self.on_write_failed(error)
             raise
@@ -244,6 +247,8 @@ cdef class Writer:
         self._writing = True
         try:
             self._transport.write(block, size)
+            if self._frame_log is not None:
+                self._note(block, size)
         except BaseException as error:
             self.on_write_failed(error)
             raise
@@ -272,7 +277,15 @@ cdef class Writer:
             self._out = NULL
             self._out_capacity = 0
             self._forget_unsent()
+            if self._frame_log is not None:
+                self._note(rest, len(rest))
             self._transport.pass_on(rest)
+        return 0
+
+    cdef int _note(self, const char* p, Py_ssize_t n) except -1:
+        """Tell the log of frames that these bytes were handed over."""
+        if not self._transport.lost:
+            self._frame_log.sent(p[:n])
         return 0
 
     cdef list take_unsent(self):

@@ -33,12 +33,13 @@ LAYERS = {
         fabric.heartbeat fabric.ratelimit fabric.metrics fabric.prometheus
     """,
     "endpoints": """
-        fabric._connection.liveness fabric._connection.open_context fabric._connection.callbacks fabric._connection.fork
+        fabric._connection.events fabric._connection.liveness fabric._connection.open_context
+        fabric._connection.callbacks fabric._connection.fork
         fabric._connection.base fabric._connection
         fabric._handshake.tls fabric._handshake.response_reader fabric._handshake.socks fabric._handshake.dial
         fabric._handshake.client fabric._handshake.server fabric._handshake.tls_listener fabric._handshake
         fabric._client.heartbeats fabric._client.report fabric._client fabric.client
-        fabric.server
+        fabric.server fabric.runner
     """,
     "top": "fabric._pool.host fabric._pool fabric.pool fabric fabric.cli fabric.__main__",
 }
