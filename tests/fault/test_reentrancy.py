@@ -109,8 +109,11 @@ SECURE = pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 
 
 @SIDES
-async def test_a_finalizer_that_sends(stack: contextlib.AsyncExitStack, eager_collector: None, side: str) -> None:
-    async with connected(stack, backpressure=ROOMY) as (client, server_end):
+@SECURE
+async def test_a_finalizer_that_sends(
+    stack: contextlib.AsyncExitStack, eager_collector: None, side: str, *, secure: bool
+) -> None:
+    async with connected(stack, secure=secure, backpressure=ROOMY) as (client, server_end):
         sender, receiver = (client, server_end) if side == "client" else (server_end, client)
         shrink(sender)
         reading = asyncio.create_task(received(receiver, "end"))
