@@ -611,7 +611,7 @@ class Interrupted(FakeTransport):
 
 
 async def test_nothing_is_written_while_the_transport_is_at_work() -> None:
-    """It may just be changing what the event loop watches for: a write that has to wait for the kernel does that too."""
+    """It may just be changing what the event loop watches for, as a write that the kernel does not take would."""
     peer = Peer(None, queue_limit=1)
     transport = Interrupted()
     transport.peer = peer
