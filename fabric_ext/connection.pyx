@@ -282,7 +282,8 @@ cdef class Connection(SessionUser):
 
     cdef void update_sendable(self) noexcept:
         self._sendable = (self._state == OPEN and self._session is not None and not self._session._transport.holds
-                          and not self._session.sending_parts and self._outbox.size == 0 and self._waiting == 0)
+                          and not self._session.sending_parts and self._outbox.size == 0 and self._waiting == 0
+                          and not self._draining)
 
     cdef int on_blocked(self) except -1:
         self.update_sendable()
@@ -404,17 +405,32 @@ cdef class Connection(SessionUser):
         return message, compress
 
     cdef int drain_outbox(self) except -1:
-        cdef Session session = self._session
+        """Write what waits, in order: what is sent meanwhile, by a callback or a finalizer, goes behind it."""
+        cdef Session session
         cdef object message, compress
-        while (self._outbox.size and self._state == OPEN and session is self._session
-               and not session._transport.holds and not session.sending_parts and not session._transport.io.is_closing()):
-            message, compress = self._outbox_pop()
-            self.write_object(message, compress)
-            session.flush()                                    # to learn whether the kernel still takes them
-            session.after_writing()
-            if self._backpressure is not None:
-                self._backpressure.release(len(message))       # may call back, and so send: after what it releases
+        if self._draining:
+            return 0
+        self._draining = True
+        try:
+            while self.can_drain():
+                session = self._session
+                message, compress = self._outbox_pop()
+                try:
+                    self.write_object(message, compress)
+                    session.flush()                            # to learn whether the kernel still takes them
+                    session.after_writing()
+                finally:
+                    if self._backpressure is not None:
+                        self._backpressure.release(len(message))   # may call back, and so send
+        finally:
+            self._draining = False
+            self.update_sendable()
         return 0
+
+    cdef bint can_drain(self) except -1:
+        cdef Session session = self._session
+        return (self._outbox.size and self._state == OPEN and session is not None and not session._transport.holds
+                and not session.sending_parts and not session._transport.io.is_closing())
 
     def _flush_outbox(self):
         """Write what waits in the outbox, as far as the transport takes it."""

@@ -216,12 +216,20 @@ cdef class Session(Writer):
                 self._user.on_blocked()
 
     def resume_writing(self):
+        """The transport is through. It calls from its own midst, where a write could confuse it: go on behind that."""
+        if not self._resuming:
+            self._loop.call_soon(self._write_on)
+            self._resuming = True
+
+    def _write_on(self):
+        """Write what has waited for the transport."""
         cdef SessionUser user = self._user         # held, as in read()
-        if self._transport is None or self._transport.lost or self._transport.closed:
+        self._resuming = False
+        if user is None or self._transport.lost or self._transport.closed:
             return
-        self._transport.holds = False
-        if user is None:
-            return
+        self._transport.holds = self._transport.io.get_write_buffer_size() != 0
+        if self._transport.holds:
+            return                                 # again: it will call again
         user.begin_delivery()
         self.flush()
         self.send_pong()
@@ -457,7 +465,7 @@ cdef class Session(Writer):
         if reason == QUEUE_FULL and self._peer_is_done:
             return 0
         if self._read_pauses == 0 and self.closing is None and not self._transport.closed:
-            self._transport.io.pause_reading()
+            self.stop_reading()
         if reason == QUEUE_FULL and self._end_check is None:
             self._end_check = self._loop.call_later(DONE_CHECK, self._look_for_end)
         self._read_pauses |= reason
@@ -474,13 +482,28 @@ cdef class Session(Writer):
         self._read_pauses &= ~reason
         return 0
 
+    cdef int stop_reading(self) except -1:
+        cdef bint busy = self._busy
+        self._busy = True                          # what a finalizer sends now would change what the loop is changing
+        try:
+            self._transport.io.pause_reading()
+        finally:
+            self._busy = busy
+        return self._gather_rest()
+
     cdef int start_reading(self) except -1:
         cdef object io = self._transport.io
-        if not io.is_closing():
+        cdef bint busy = self._busy
+        if io.is_closing():
+            return 0
+        self._busy = True
+        try:
             if io.is_reading():                    # as it says after an attempt that raised half-way
                 io.pause_reading()
             io.resume_reading()
-        return 0
+        finally:
+            self._busy = busy
+        return self._gather_rest()
 
     cdef int read_to_the_end(self) except -1:
         """Nothing speaks against reading any more."""
