@@ -1,7 +1,7 @@
-"""How much may wait to be sent, and who waits until there is room.
+"""How much may wait to be sent, and the tasks that wait until there is room.
 
 Owns two counts (messages and bytes), the two marks between which senders wait, and their line: first come,
-first served. Never touches what it counts: whoever keeps the messages calls `acquire` before and `release`
+first served. Never touches what it counts: the keeper of the messages calls `acquire` before and `release`
 after. Knows no socket; time is only in the timeout of `acquire`.
 """
 
@@ -122,7 +122,7 @@ class BackpressureController:
             await self._wait(size)
 
     def release(self, size: int = 0) -> None:
-        """One message of `size` bytes has left the buffer; those who wait may go on.
+        """One message of `size` bytes has left the buffer; waiters that now fit may go on.
 
         Raises:
             InvalidState: more is released than was acquired.
@@ -141,11 +141,11 @@ class BackpressureController:
         self._take(size)
 
     def let_in(self) -> None:
-        """Let in, in their order, those who wait and fit the limits, although backpressure has not ended."""
+        """Admit waiters that fit the limits, in their order, although backpressure has not ended."""
         self._admit(self._fits)
 
     def abort(self, make_error: Callable[[], Exception]) -> None:
-        """Have each who waits raise an error of its own: there will be no room any more."""
+        """Let each waiter raise an error of its own: there will be no room any more."""
         waiters, self._waiters = self._waiters, None
         for waiter in waiters or ():
             if not waiter.done():
@@ -193,7 +193,7 @@ class BackpressureController:
             raise
         else:
             self._waking -= 1
-            self._admit()  # who came meanwhile
+            self._admit()  # waiters that came meanwhile
         finally:
             if timer is not None:
                 timer.cancel()
@@ -204,12 +204,12 @@ class BackpressureController:
             self._leave(waiter)
 
     def _leave(self, waiter: asyncio.Future[None]) -> None:
-        """One who waited goes; the one behind may be small enough to be next."""
+        """A waiter goes; the one behind it may be small enough to be next."""
         if self._waiters is not None and self._waiters.pop(waiter, None) is not None:
             self._admit()
 
     def _settle(self) -> None:
-        """Something has left: end backpressure if that is enough, and let in who can."""
+        """Something has left: end backpressure if that is enough, and admit waiters that now fit."""
         if self._active and self.level <= self._config.recovery_threshold:
             self._change(False)
         self._admit()

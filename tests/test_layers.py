@@ -37,7 +37,7 @@ LAYERS = {
         fabric._connection.base fabric._connection
         fabric._handshake.tls fabric._handshake.response_reader fabric._handshake.socks fabric._handshake.dial
         fabric._handshake.client fabric._handshake.server fabric._handshake.tls_listener fabric._handshake
-        fabric._client.description fabric._client.heartbeats fabric._client.report fabric._client fabric.client
+        fabric._client.heartbeats fabric._client.report fabric._client fabric.client
         fabric.server
     """,
     "top": "fabric._pool.host fabric._pool fabric.pool fabric fabric.cli fabric.__main__",
