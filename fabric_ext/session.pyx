@@ -179,15 +179,23 @@ cdef class Session(Writer):
         self._transport.io.set_protocol(self)
 
     def _feed(self, bytes data not None):
-        """Read `data` as if it had come from the transport now."""
-        cdef Py_ssize_t at = 0, n
+        """Read `data`, which came behind the opening handshake, before what the transport brings from now on."""
+        self._early = data
+        # Two turns of the loop later: the one in between begins the application's task. It can then answer each message
+        # before the next frame is looked at, which may be at fault.
+        self._loop.call_soon(self._loop.call_soon, self._read_early)
+
+    def _read_early(self):
+        cdef bytes data
+        cdef Py_ssize_t n
         cdef Block block
-        while at < PyBytes_GET_SIZE(data):
+        while self._early is not None:
+            data = self._early
             block = self._read_buffer.block()
-            n = min(block.size, PyBytes_GET_SIZE(data) - at)
-            memcpy(block.data, PyBytes_AS_STRING(data) + at, n)
+            n = min(block.size, PyBytes_GET_SIZE(data))
+            memcpy(block.data, PyBytes_AS_STRING(data), n)
+            self._early = data[n:] or None         # first: a handler that lets the loop run may want to read on
             self.read(block, n)
-            at += n
 
     # ------------------------------------------------------------------ called by the transport
 
@@ -204,6 +212,12 @@ cdef class Session(Writer):
         if block is None or n > block.size:
             raise RuntimeError("buffer_updated() without get_buffer()")
         self._block = None
+        if unlikely(self._early is not None):
+            block.taken = True                     # what was read into it waits there
+            try:
+                self._read_early()
+            finally:
+                block.taken = False
         self.read(block, n)
 
     def eof_received(self):
@@ -240,6 +254,12 @@ cdef class Session(Writer):
     def connection_lost(self, error):
         cdef SessionUser user = self._user
         cdef list held = [], unsent
+        if self._early is not None:
+            try:
+                self._read_early()
+            finally:
+                self.connection_lost(error)
+            return
         if user is None:
             return
         for timer in (self._timer, self._end_check):
