@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Never, Self, TypeVar, Unpack
 
 from fabric._client.heartbeats import heartbeat_of
 from fabric._client.report import is_cancelled, log, told
@@ -32,6 +32,7 @@ from fabric_ext.protocol import State
 from fabric_ext.receive_queue import fresh, iterates_in_c
 
 if TYPE_CHECKING:
+    from fabric._config.options import ClientOptions
     from fabric._http.url import Url
     from fabric.heartbeat import HeartbeatManager
     from fabric.message import Message
@@ -142,13 +143,13 @@ class WebSocketClient(BaseConnection):
     def connect(
         cls,
         url: str | Callable[[], str | Awaitable[str]] | ClientConfig,
-        *wrong: Any,
-        on_message: Callable[[Any, Message], Any] | None = None,
-        on_session: Callable[[Any], Any] | None = None,
-        on_connect: Callable[[Any], Any] | None = None,
-        on_disconnect: Callable[[Any, ConnectionClosed | ReconnectTimeout], Any] | None = None,
-        on_reconnect: Callable[[Any], Any] | None = None,
-        **options: Any,
+        *wrong: Never,
+        on_message: Callable[[Self, Message], object] | None = None,
+        on_session: Callable[[Self], object] | None = None,
+        on_connect: Callable[[Self], object] | None = None,
+        on_disconnect: Callable[[Self, ConnectionClosed | ReconnectTimeout], object] | None = None,
+        on_reconnect: Callable[[Self], object] | None = None,
+        **options: Unpack[ClientOptions],
     ) -> Connecting[Self]:
         """Connect to a server.
 
