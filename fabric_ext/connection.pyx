@@ -201,6 +201,9 @@ cdef class Connection(SessionUser):
         self._queued_bytes -= n
         return 0
 
+    def _put(self, item):
+        raise TypeError("only a session adds to the queue of a connection")
+
     def recv(self):
         """Receive the next message: `message = await connection.recv()`.
 
