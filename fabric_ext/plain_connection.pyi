@@ -90,7 +90,7 @@ class PlainConnection(SessionUser):
     def _begin_session(self, session: Session) -> None:
         """Exchange messages over `session`; nothing has been read yet."""
 
-    def _finish(self, error: BaseException, quiet: bool) -> None:
+    def _finish_with(self, error: BaseException, quiet: bool) -> None:
         """There is no transport any more: receivers get what is queued, then `error`, or an end if it is `quiet`."""
 
     def _recv_item(self) -> Coroutine[Any, Any, Any]:
@@ -117,7 +117,7 @@ class PlainConnection(SessionUser):
         """A close frame was sent or received, or the connection failed."""
 
     def _on_lost(self, session: Session) -> None:
-        """The session has ended: `_finish` is to be called."""
+        """The session has ended: `_finish_with` is to be called."""
 
     def _on_too_many_fragments(self) -> None:
         """A message has more frames than allowed: fail the connection."""

@@ -83,7 +83,7 @@ cdef class PlainConnection(SessionUser):
         self._on_lost(session)
         return 0
 
-    def _finish(self, error not None, bint quiet):
+    def _finish_with(self, error not None, bint quiet):
         """There is no transport any more: receivers get what is queued, then `error`; iteration ends if it is `quiet`."""
         self._state = CLOSED
         self._quiet_end = quiet
@@ -187,6 +187,9 @@ cdef class PlainConnection(SessionUser):
         cdef Messages messages = Messages.__new__(Messages)
         messages._connection = self
         return messages
+
+    def _put(self, item):
+        raise TypeError("only a session adds to the queue of a connection")
 
     # -- frame by frame
 
@@ -356,8 +359,8 @@ cdef class PlainConnection(SessionUser):
         """A close frame was sent or received, or the connection failed."""
 
     def _on_lost(self, session):
-        """The session has ended: `_finish` is to be called."""
-        self._finish(ConnectionError("the connection is closed"), False)
+        """The session has ended: `_finish_with` is to be called."""
+        self._finish_with(ConnectionError("the connection is closed"), False)
 
     def _on_too_many_fragments(self):
         """A message has more frames than allowed: fail the connection."""

@@ -35,8 +35,9 @@ cdef class Recv:
     cdef bint _spent             # returned, raised, cancelled or closed
     cdef int _form               # of what it returns: 0 the item as it is, else see `shaped`
 
-    cdef object _step(self)
     cdef object _wait(self)
+    cdef int _displace(self) except -1
+    cdef int _end(self) except -1
     cdef void _detach(self) noexcept
     cdef void _give_up(self) noexcept
 

@@ -110,6 +110,7 @@ class Session(Writer):
         max_frame_size: payload bytes of a frame received, more fails the connection with 1009; 0 for as many as a
             message may have.
         frames_apart: a message in several frames is delivered frame by frame, each a Part.
+        frame_log: its `received(bytes)` and `sent(bytes)` are told of what is read and written; None for nobody.
     """
 
     def __new__(
@@ -128,6 +129,7 @@ class Session(Writer):
         throttle: Throttle | None = None,
         max_frame_size: int = 0,
         frames_apart: bool = False,
+        frame_log: Any = None,
     ) -> Self: ...
     def __reduce__(self) -> NoReturn: ...
 
@@ -183,8 +185,13 @@ class Session(Writer):
         """
 
     def _feed(self, data: bytes) -> None:
-        """Read `data` as if it had come from the transport now."""
+        """Read `data`, which came behind the opening handshake, before what the transport brings from now on.
 
+        Not before the application's task has begun: it can answer each message before the next frame, which may be at
+        fault, is looked at.
+        """
+
+    def _read_early(self) -> None: ...
     def _write_ping(self, payload: bytes) -> None:
         """Send a ping of at most 125 bytes, before whatever waits in the outbox."""
 
@@ -225,7 +232,7 @@ class Session(Writer):
     # Called by the throttle and by timers.
 
     def _deliver_held(self, message: Message) -> None:
-        """Deliver a message that the rate limit held back."""
+        """Deliver a message that was held back, by the rate limit or for another receiver."""
 
     def _read_again(self) -> None: ...
     def _look_for_end(self) -> None:

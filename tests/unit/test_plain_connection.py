@@ -42,7 +42,7 @@ class Peer(PlainConnection):
         self.told.append("closing")
 
     def _on_lost(self, session: Any) -> None:
-        self._finish(Lost("over"), self.quiet)
+        self._finish_with(Lost("over"), self.quiet)
 
     def _on_too_many_fragments(self) -> None:
         self.told.append("too many")
@@ -513,7 +513,7 @@ async def test_a_sender_waits_while_the_transport_holds_much() -> None:
     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     peer._writable_waiter = waiter
     transport.release()
-    assert waiter.done()
+    await waiter
     assert not peer._is_congested
     assert [len(frame.payload) for frame in sent(transport)] == [50, 50]
 

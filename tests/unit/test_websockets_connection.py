@@ -723,6 +723,7 @@ async def test_a_broadcast_waits_for_nobody() -> None:
     for _ in range(5):
         broadcast([connection], "x" * 100)
     transport.release()
+    await settle()
     assert len(sent(transport)) == 5
     transport.lose()
 
