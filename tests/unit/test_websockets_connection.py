@@ -150,6 +150,35 @@ def test_marks_that_cannot_be(max_queue: Any, why: str) -> None:
         module._marks(max_queue)
 
 
+@in_fake_time
+async def test_frames_are_logged_at_debug() -> None:
+    logger = logging.getLogger("websockets.server")
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        connection, transport = opened()
+        wire = encode(TEXT, "hello") + encode(BINARY, b"\xff", fin=False) + encode(CONTINUATION, b"")
+        transport.feed(wire[:3])
+        transport.feed(wire[3:])
+        await connection.send("x" * 10)
+        await settle()
+        transport.feed(encode(3, b"") + encode(TEXT, "not looked at"))
+        transport.lose()
+    finally:
+        logger.setLevel(logging.NOTSET)
+        logger.removeHandler(handler)
+    assert [record.getMessage() for record in records if record.levelno == logging.DEBUG] == [
+        "< TEXT 'hello' [5 bytes]",
+        "< BINARY ff [1 byte, continued]",
+        "< CONT '' [0 bytes]",
+        "> TEXT 'xxxxxxxxxx' [10 bytes]",
+        "> CLOSE 1002 (protocol error) invalid opcode [16 bytes]",
+    ]
+
+
 # --- receiving ---------------------------------------------------------------------------------------------
 
 
@@ -753,7 +782,7 @@ async def test_a_broadcast_leaves_out_who_sends_fragments() -> None:
     assert (type(error), str(error)) == (ConcurrencyError, "sending a fragmented message")
     other._session_now.io.write_error = OSError("gone")  # type: ignore[union-attr]
     with pytest.raises(ExceptionGroup) as caught:
-        broadcast([other], "x", raise_exceptions=True)
+        broadcast([other], "x" * 100_000, raise_exceptions=True)  # too much to be gathered
     [error] = caught.value.exceptions
     assert (str(error), str(error.__cause__)) == ("failed to write message", "gone")
     sending.cancel()
