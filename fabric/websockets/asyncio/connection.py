@@ -37,6 +37,7 @@ from fabric.websockets.protocol import State
 from fabric.websockets.typing import BytesLike, Data, DataLike, LoggerLike, Subprotocol
 from fabric_ext.frames import Fault
 from fabric_ext.plain_connection import Fragments, PlainConnection
+from fabric_ext.plain_connection import broadcast as write_to_all
 from fabric_ext.receive_queue import fresh
 from fabric_ext.session import Part, Session, SessionProtocol
 
@@ -717,21 +718,13 @@ def broadcast(
     if not isinstance(message, (str, bytes, bytearray, memoryview)):
         raise TypeError("data must be str or bytes")
     errors: list[Exception] = []
-    for connection in connections:
-        if connection._phase != State.OPEN:
-            continue
-        try:
-            if connection._fragments_waiter is not None:
-                raise ConcurrencyError("sending a fragmented message")
-            connection._write(message, text)
-        except ConcurrencyError as exc:
-            error, what = exc, str(exc)
-        except Exception as exc:  # noqa: BLE001  (of one connection: the others go on)
-            error = RuntimeError("failed to write message")  # type: ignore[assignment]
-            error.__cause__ = exc
-            what = f"failed to write message: {traceback.format_exception_only(exc)[0].strip()}"
-        else:
-            continue
+    for connection, cause in write_to_all(list(connections), message, text):
+        error: Exception = ConcurrencyError("sending a fragmented message")
+        what = str(error)
+        if cause is not None:
+            error = RuntimeError("failed to write message")
+            error.__cause__ = cause
+            what = f"failed to write message: {traceback.format_exception_only(cause)[0].strip()}"
         if raise_exceptions:
             errors.append(error)
         else:
