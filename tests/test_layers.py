@@ -42,7 +42,10 @@ LAYERS = {
         fabric._client.heartbeats fabric._client.report fabric._client fabric.client
         fabric.server fabric.runner
     """,
-    "top": "fabric._pool.host fabric._pool fabric.pool fabric fabric.cli fabric.__main__",
+    "top": """
+        fabric._rpc.wire fabric._rpc.methods fabric._rpc fabric.rpc fabric._pool.host fabric._pool fabric.pool fabric
+        fabric.cli fabric.__main__
+    """,
 }
 ORDER = [module for row in LAYERS.values() for module in row.split()]
 LAYER = {module: layer for layer, row in LAYERS.items() for module in row.split()}
