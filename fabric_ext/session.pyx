@@ -144,11 +144,13 @@ cdef class Session(Writer):
         close_timeout: seconds for which the close handshake may make no progress.
         fragment_size: payload bytes per outbound frame; 0 never splits.
         cork: False writes every message at once.
+        frame_log: told of the bytes that are read and written; None: nobody.
     """
 
     def __cinit__(self, SessionUser user not None, io not None, loop not None, *, bint masking,
                   Py_ssize_t max_message_size, Py_ssize_t max_fragments, Py_ssize_t fragment_size,
-                  double close_timeout, bint cork=True, Codec codec=None, Throttle throttle=None):
+                  double close_timeout, bint cork=True, Codec codec=None, Throttle throttle=None,
+                  frame_log=None):
         self._user = user
         self._loop = loop
         self._transport = Transport(io, loop)
@@ -161,6 +163,7 @@ cdef class Session(Writer):
         self.close_timeout = close_timeout
         self._codec = codec
         self._throttle = throttle
+        self._frame_log = frame_log
         self._decoder = Decoder(masked=not masking, max_message_size=max_message_size, max_fragments=max_fragments,
                                 compressing=codec is not None)
         self.inbound_seen = True
@@ -227,12 +230,20 @@ cdef class Session(Writer):
                 self._user.on_blocked()
 
     def resume_writing(self):
+        """The transport is through. It calls from its own midst, where a write could confuse it: go on behind that."""
+        if not self._resuming:
+            self._loop.call_soon(self._write_on)
+            self._resuming = True
+
+    def _write_on(self):
+        """Write what has waited for the transport."""
         cdef SessionUser user = self._user         # held, as in read()
-        if self._transport is None or self._transport.lost or self._transport.closed:
+        self._resuming = False
+        if user is None or self._transport.lost or self._transport.closed:
             return
-        self._transport.holds = False
-        if user is None:
-            return
+        self._transport.holds = self._transport.io.get_write_buffer_size() != 0
+        if self._transport.holds:
+            return                                 # again: it will call again
         user.begin_delivery()
         self.flush()
         self.send_pong()
@@ -285,6 +296,8 @@ cdef class Session(Writer):
         user.begin_delivery()
         self._counters.last_activity_ns = coarse_monotonic_ns()
         try:
+            if self._frame_log is not None:
+                self._frame_log.received(PyBytes_FromStringAndSize(block.data, n))
             if self._decoder.left == 0 or self.receive_rest():
                 self._decoder.feed(<unsigned char*>block.data, n)
                 self.receive_frames()
@@ -438,7 +451,7 @@ cdef class Session(Writer):
         return 0
 
     def _deliver_held(self, Message message not None):
-        """Deliver a message that the rate limit held back."""
+        """Deliver a message that was held back, by the rate limit or for another receiver."""
         cdef SessionUser user = self._user         # held, as in read()
         if user is None:
             return
@@ -472,7 +485,7 @@ cdef class Session(Writer):
         if reason == QUEUE_FULL and self._peer_is_done:
             return 0
         if self._read_pauses == 0 and self.closing is None and not self._transport.closed:
-            self._transport.io.pause_reading()
+            self.stop_reading()
         if reason == QUEUE_FULL and self._end_check is None:
             self._end_check = self._loop.call_later(DONE_CHECK, self._look_for_end)
         self._read_pauses |= reason
@@ -489,13 +502,28 @@ cdef class Session(Writer):
         self._read_pauses &= ~reason
         return 0
 
+    cdef int stop_reading(self) except -1:
+        cdef bint busy = self._busy
+        self._busy = True                          # what a finalizer sends now would change what the loop is changing
+        try:
+            self._transport.io.pause_reading()
+        finally:
+            self._busy = busy
+        return self._gather_rest()
+
     cdef int start_reading(self) except -1:
         cdef object io = self._transport.io
-        if not io.is_closing():
+        cdef bint busy = self._busy
+        if io.is_closing():
+            return 0
+        self._busy = True
+        try:
             if io.is_reading():                    # as it says after an attempt that raised half-way
                 io.pause_reading()
             io.resume_reading()
-        return 0
+        finally:
+            self._busy = busy
+        return self._gather_rest()
 
     cdef int read_to_the_end(self) except -1:
         """Nothing speaks against reading any more."""

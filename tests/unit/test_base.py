@@ -92,6 +92,7 @@ async def not_yet_sent(connection: BaseConnection, transport: FakeTransport) -> 
 
     async def undo() -> None:
         transport.protocol.resume_writing()
+        await asyncio.sleep(0)
 
     return undo
 

@@ -624,6 +624,44 @@ async def test_the_transport_may_go_at_any_time_and_is_gone_once() -> None:
     assert peer.got == []
 
 
+class Interrupted(FakeTransport):
+    """A finalizer or a signal handler sends while it stops and begins to read."""
+
+    peer: Any = None
+
+    def pause_reading(self) -> None:
+        self.peer.send_nowait("when it stopped to read")
+        self.during = len(self.written)
+        super().pause_reading()
+
+    def resume_reading(self) -> None:
+        self.peer.send_nowait("when it began to read")
+        self.during = len(self.written)
+        super().resume_reading()
+
+
+async def test_nothing_is_written_while_the_transport_is_at_work() -> None:
+    """It may just be changing what the event loop watches for, as a write that the kernel does not take would."""
+    peer = Peer(None, queue_limit=1)
+    transport = Interrupted()
+    transport.peer = peer
+    transport.connect(peer)
+    transport.feed(encode(TEXT, "fills the queue"))
+    await asyncio.sleep(0)
+    assert transport.during == 0
+    assert [frame.payload for frame in answers(transport)] == [b"when it stopped to read"]
+    await peer.recv()
+    await asyncio.sleep(0)
+    assert transport.during == 0
+    assert [frame.payload for frame in answers(transport)] == [b"when it began to read"]
+    transport.protocol.pause_writing()
+    transport.protocol._write_ping(b"waits")
+    transport.protocol.resume_writing()
+    assert transport.written == []
+    await asyncio.sleep(0)
+    assert answers(transport) == [Wire(PING, b"waits")]
+
+
 async def test_the_end_of_what_the_peer_sends_is_the_end() -> None:
     peer = Peer()
     transport = peer.open()
