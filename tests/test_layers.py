@@ -24,8 +24,8 @@ LAYERS = {
     """,
     "vocabulary": """
         fabric._version fabric.error fabric._http.url fabric.headers fabric.message fabric.subprotocol
-        fabric._http.messages fabric._http fabric._handshake.rules fabric._config.validation fabric._config.defaults
-        fabric._config.addresses fabric._config.headers
+        fabric._http.messages fabric._http fabric._handshake.proxy_header fabric._handshake.rules
+        fabric._config.validation fabric._config.defaults fabric._config.addresses fabric._config.headers
     """,
     "policies": """
         fabric._config.compression fabric._config.policies fabric._config.client fabric._config.server fabric._config
@@ -39,7 +39,7 @@ LAYERS = {
         fabric._handshake.tls fabric._handshake.response_reader fabric._handshake.socks fabric._handshake.dial
         fabric._handshake.client fabric._handshake.server fabric._handshake.tls_listener fabric._handshake
         fabric._client.description fabric._client.heartbeats fabric._client.report fabric._client fabric.client
-        fabric.server fabric.runner
+        fabric._server.listening fabric._server fabric.server fabric.runner
     """,
     "top": "fabric._pool.host fabric._pool fabric.pool fabric fabric.cli fabric.__main__",
 }
@@ -53,7 +53,7 @@ FORBIDDEN = {
     "vocabulary": {"asyncio", "picows", "socket", "uvloop"},
     "policies": {"picows", "socket", "uvloop"},
 }
-EXCEPT = {("fabric._config.client", "socket")}  # the type of a field
+EXCEPT = {("fabric._config.client", "socket"), ("fabric._config.server", "socket")}  # the type of a field
 
 CYTHON_IMPORT = re.compile(
     r"^\s*(?:from\s+(?P<source>[\w.]+)\s+(?P<kind>c?import)|(?P<plain>c?import)\s+(?P<names>[\w., ]+))"
