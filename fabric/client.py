@@ -13,16 +13,16 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Never, Self, TypeVar, Unpack
 
-from fabric._client.description import DescribedClient
 from fabric._client.heartbeats import heartbeat_of
 from fabric._client.report import is_cancelled, log, told
-from fabric._connection.base import check_close, is_normal, loss_of
+from fabric._connection.base import BaseConnection, check_close, is_normal, loss_of
 from fabric._connection.callbacks import check_callback
 from fabric._connection.fork import stays_with_parent
 from fabric._connection.open_context import OpenContext
 from fabric._handshake.client import HandshakeResult, open_connection
+from fabric._http.messages import Request, Response, response_of
 from fabric.config import ClientConfig
 from fabric.error import ConnectionClosed, Error, InvalidState, ReconnectTimeout
 from fabric.metrics import MetricsCollector
@@ -32,6 +32,9 @@ from fabric_ext.protocol import State
 from fabric_ext.receive_queue import fresh, iterates_in_c
 
 if TYPE_CHECKING:
+    from fabric._config.options import ClientOptions
+    from fabric._http.url import Url
+    from fabric.heartbeat import HeartbeatManager
     from fabric.message import Message
     from fabric_ext.session import Session
 
@@ -52,7 +55,7 @@ _CALLED_WITH = {
 
 
 @iterates_in_c
-class WebSocketClient(DescribedClient):
+class WebSocketClient(BaseConnection):
     """A connection to a WebSocket server, made by `connect`.
 
     When it is lost it is replaced, unless `ClientConfig.auto_reconnect` says otherwise: the object stays the
@@ -73,6 +76,8 @@ class WebSocketClient(DescribedClient):
         "_closers",
         "_connected_waiter",
         "_given_up",
+        "_handshake",
+        "_heartbeat",
         "_hurry",
         "_is_handed_over",
         "_judged",
@@ -84,6 +89,7 @@ class WebSocketClient(DescribedClient):
         "_outage",
         "_renewed",
         "_repair",
+        "_schedule",
         "_session_end",
         "_session_refused",
         "_stopping",
@@ -113,7 +119,7 @@ class WebSocketClient(DescribedClient):
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
         self._on_reconnect = on_reconnect
-        self._heartbeat = heartbeat_of(loop, config.heartbeat)
+        self._heartbeat: HeartbeatManager | None = heartbeat_of(loop, config.heartbeat)
         self._schedule = ReconnectState(config.reconnect)
         # A socket that was handed to us serves once.
         self._keeps_on = config.auto_reconnect and config.reconnect.enabled and config.sock is None
@@ -137,13 +143,13 @@ class WebSocketClient(DescribedClient):
     def connect(
         cls,
         url: str | Callable[[], str | Awaitable[str]] | ClientConfig,
-        *wrong: Any,
-        on_message: Callable[[Any, Message], Any] | None = None,
-        on_session: Callable[[Any], Any] | None = None,
-        on_connect: Callable[[Any], Any] | None = None,
-        on_disconnect: Callable[[Any, ConnectionClosed | ReconnectTimeout], Any] | None = None,
-        on_reconnect: Callable[[Any], Any] | None = None,
-        **options: Any,
+        *wrong: Never,
+        on_message: Callable[[Self, Message], object] | None = None,
+        on_session: Callable[[Self], object] | None = None,
+        on_connect: Callable[[Self], object] | None = None,
+        on_disconnect: Callable[[Self, ConnectionClosed | ReconnectTimeout], object] | None = None,
+        on_reconnect: Callable[[Self], object] | None = None,
+        **options: Unpack[ClientOptions],
     ) -> Connecting[Self]:
         """Connect to a server.
 
@@ -206,6 +212,59 @@ class WebSocketClient(DescribedClient):
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
+
+    # -- what is known of it
+
+    @property
+    def config(self) -> ClientConfig:
+        """What it was made with."""
+        config: ClientConfig = self._config
+        return config
+
+    @property
+    def url(self) -> str:
+        """The address, without credentials: the latest one that was connected to, where a function gives it."""
+        address = self._where
+        return "" if address is None else address.full
+
+    @property
+    def _where(self) -> Url | None:
+        if self._handshake is not None:
+            return self._handshake.address
+        return None if callable(self._config.url) else self._config.address
+
+    @property
+    def request(self) -> Request | None:
+        """The request of the latest opening handshake; None before it."""
+        return None if self._handshake is None else Request(self._handshake.request)
+
+    @property
+    def response(self) -> Response | None:
+        """The server's answer to `request`."""
+        if self._handshake is None:
+            return None
+        return response_of(self._handshake.response)
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """The extensions agreed on, with their parameters."""
+        response = self.response
+        return () if response is None else tuple(response.headers.get_list("Sec-WebSocket-Extensions"))
+
+    @property
+    def heartbeat(self) -> HeartbeatManager | None:
+        """What finds out that the server is gone, shared by clients configured alike; None when off."""
+        return self._heartbeat
+
+    @property
+    def reconnect_state(self) -> ReconnectState:
+        """The schedule of attempts to reconnect."""
+        return self._schedule
+
+    @property
+    def _authority(self) -> str:
+        address = self._where
+        return "the server" if address is None else address.authority
 
     # -- opening
 

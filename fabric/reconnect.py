@@ -123,7 +123,7 @@ class ReconnectState:
 
         Args:
             retry_after: seconds the server asked for. The delay is never less, even where it is more than
-                `max_delay`; jitter comes on top, so that not all who were told the same come at once.
+                `max_delay`; jitter comes on top, so that clients that were told the same do not come at once.
             exactly: seconds to wait instead of all that; the schedule goes on as if it had been followed.
         """
         if self.is_exhausted:

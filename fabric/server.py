@@ -19,7 +19,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterable
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Never, NoReturn, Self, Unpack
 
 from fabric._connection.base import BaseConnection, check_close, data_message, is_end
 from fabric._connection.callbacks import check_callback, check_handler
@@ -51,6 +51,7 @@ from fabric_ext.http_head import RequestHead
 from fabric_ext.receive_queue import iterates_in_c
 
 if TYPE_CHECKING:
+    from fabric._config.options import ServerOptions
     from fabric_ext.session import Session
 
 __all__ = ["ConnectedClient", "WebSocketServer"]
@@ -240,14 +241,28 @@ class WebSocketServer:
         self._answer_offers = functools.lru_cache(KNOWN_OFFERS)(functools.partial(_answer, self.config.compression))
 
     @classmethod
-    def bind(cls, address: str, handler: Handler | None = None, *wrong: Any, **options: Any) -> Self:
-        """A server for `address`, "host:port"; `options` are fields of `ServerConfig` or arguments of this class."""
+    def bind(
+        cls,
+        address: str,
+        handler: Handler | None = None,
+        *wrong: Never,
+        on_connect: Callable[[ConnectedClient], Any] | None = None,
+        on_message: Callable[[ConnectedClient, Message], Any] | None = None,
+        on_disconnect: Callable[[ConnectedClient], Any] | None = None,
+        process_request: Callable[[Request], Any] | None = None,
+        **options: Unpack[ServerOptions],
+    ) -> Self:
+        """A server for `address`, "host:port"; `options` are fields of `ServerConfig`."""
         if isinstance(handler, int) or wrong:
             raise TypeError(f'the address is one argument: bind("{address}:{handler}", handler)')
-        own = {"on_connect", "on_message", "on_disconnect", "process_request"}
-        config = {name: value for name, value in options.items() if name not in own}
-        rest = {name: value for name, value in options.items() if name in own}
-        return cls(ServerConfig(address, **config), handler, **rest)
+        return cls(
+            ServerConfig(address, **options),
+            handler,
+            on_connect=on_connect,
+            on_message=on_message,
+            on_disconnect=on_disconnect,
+            process_request=process_request,
+        )
 
     # -- life
 

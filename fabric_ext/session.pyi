@@ -160,8 +160,13 @@ class Session(Writer):
         """
 
     def _feed(self, data: bytes) -> None:
-        """Read `data` as if it had come from the transport now."""
+        """Read `data`, which came behind the opening handshake, before what the transport brings from now on.
 
+        Not before the application's task has begun: it can answer each message before the next frame, which may be at
+        fault, is looked at.
+        """
+
+    def _read_early(self) -> None: ...
     def _write_ping(self, payload: bytes) -> None:
         """Send a ping of at most 125 bytes, before whatever waits in the outbox."""
 

@@ -354,7 +354,7 @@ class BaseConnection(Connection):
             self._check_sending()
         size = len(message)
         while self._waits_for_transport() and self.backpressure.waking:
-            await asyncio.sleep(0)  # who waited when the connection was lost, and was let in then, is before us
+            await asyncio.sleep(0)  # tasks that were admitted when the connection was lost go first
             self._check_sending()
         if self._waits_for_transport():
             if self.backpressure.waiting or not self.backpressure.try_acquire(size):
@@ -649,7 +649,7 @@ class BaseConnection(Connection):
         await asyncio.shield(self._closed_waiter)
 
     def _on_lost(self, session: Session) -> None:
-        if self._is_loop_closed:  # who waits there will not run any more
+        if self._is_loop_closed:  # tasks that wait there will not run any more
             self._closed_waiter = self._writable_waiters = self._backpressure = session.pings = None
         closed = self._take_loss(session)
         self._end(None if is_normal(session, closed) else closed)
@@ -685,7 +685,7 @@ class BaseConnection(Connection):
         self._on_writable()
         if self._closed_waiter is not None and not self._closed_waiter.done():
             self._closed_waiter.set_result(None)
-        self._finish(error)  # at last: who waits in recv() is resumed right in there
+        self._finish(error)  # last: a task that waits in recv() is resumed right in there
 
     def _empty_outbox(self) -> tuple[Message, ...]:
         """Take out what was accepted and not written."""
