@@ -26,7 +26,7 @@ from fabric._connection.callbacks import check_callback, check_handler
 from fabric._connection.fork import stays_with_parent
 from fabric._handshake.rules import Rejection, switching_protocols, unavailable
 from fabric._handshake.server import PendingHandshakes, ServerHandshake, too_many_from_one_address
-from fabric._http.messages import Request, encode_headers
+from fabric._http.messages import Request, as_response, encode_headers
 from fabric._server.listening import Listener, listen
 from fabric.compression import HEADER as EXTENSIONS
 from fabric.compression import Agreement, answer_offers
@@ -45,6 +45,7 @@ from fabric.heartbeat import HeartbeatManager
 from fabric.message import Message
 from fabric.metrics import MetricsCollector
 from fabric.ratelimit import GlobalRateLimiter, connection_gate
+from fabric.router import Router
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
 from fabric_ext.broadcast import Shared
 from fabric_ext.http_head import RequestHead
@@ -172,7 +173,8 @@ class WebSocketServer:
 
     Args:
         config: a `ServerConfig`, or the address to bind as "host:port".
-        handler: `async def handler(client)`, one task per connection; the connection is closed when it returns.
+        handler: `async def handler(client)`, one task per connection; the connection is closed when it returns. A
+            `Router` has one for each path, and answers 404 to others.
         on_message: instead of `handler`, called with (client, message). A plain function runs right where the
             message arrives, without a task: the fastest path. A coroutine function handles the messages of one
             connection in order, in one task.
@@ -218,6 +220,7 @@ class WebSocketServer:
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
         self._process_request = process_request
+        self._router = handler if isinstance(handler, Router) else None
         self._metrics = MetricsCollector()
         self._heartbeat: HeartbeatManager | None = None
         self._global_limit = GlobalRateLimiter(self.config.global_rate_limit)
@@ -282,7 +285,7 @@ class WebSocketServer:
             self.config,
             logger,
             self._metrics,
-            self._process_request,
+            self._process_request if self._router is None else self._judge,
             self._upgrade,
             self._check_descriptor,
         )
@@ -477,6 +480,20 @@ class WebSocketServer:
         return f"<WebSocketServer {self._place} {state}, {self.connection_count} connections>"
 
     # -- the opening handshake, called by PendingHandshakes
+
+    def _judge(self, request: Request) -> Any:
+        """What the application's `process_request` says; where it lets the request pass, what the router does."""
+        answer = None if self._process_request is None else self._process_request(request)
+        return self._judge_later(answer, request) if inspect.isawaitable(answer) else self._judged(answer, request)
+
+    async def _judge_later(self, answer: Awaitable[Any], request: Request) -> Any:
+        return self._judged(await answer, request)
+
+    def _judged(self, answer: Any, request: Request) -> Any:
+        if answer is not None and as_response(answer).status != 101:
+            return answer
+        assert self._router is not None
+        return self._router.respond(request) or answer
 
     def _check_descriptor(self, descriptor: int) -> None:
         """Say when file descriptors run out: uvloop would turn clients away in silence. A new one is the lowest."""
