@@ -24,8 +24,8 @@ LAYERS = {
     """,
     "vocabulary": """
         fabric._version fabric.error fabric._http.url fabric.headers fabric.message fabric.subprotocol
-        fabric._http.messages fabric._http fabric._handshake.rules fabric._config.validation fabric._config.defaults
-        fabric._config.addresses fabric._config.headers
+        fabric._http.messages fabric._http fabric._handshake.proxy_header fabric._handshake.rules
+        fabric._config.validation fabric._config.defaults fabric._config.addresses fabric._config.headers
     """,
     "policies": """
         fabric._config.compression fabric._config.policies fabric._config.client fabric._config.server
@@ -40,7 +40,7 @@ LAYERS = {
         fabric._handshake.tls fabric._handshake.response_reader fabric._handshake.socks fabric._handshake.dial
         fabric._handshake.client fabric._handshake.server fabric._handshake.tls_listener fabric._handshake
         fabric._client.heartbeats fabric._client.report fabric._client fabric.client
-        fabric.server fabric.runner
+        fabric.router fabric.auth fabric._server.listening fabric._server fabric.server fabric.runner
     """,
     "top": """
         fabric._rpc.wire fabric._rpc.methods fabric._rpc fabric.rpc fabric._pool.host fabric._pool fabric.pool fabric
@@ -57,7 +57,8 @@ FORBIDDEN = {
     "vocabulary": {"asyncio", "picows", "socket", "uvloop"},
     "policies": {"picows", "socket", "uvloop"},
 }
-EXCEPT = {("fabric._config.client", "socket"), ("fabric._config.options", "socket")}  # the type of a field
+# The type of a field.
+EXCEPT = {(f"fabric._config.{module}", "socket") for module in ("client", "server", "options")}
 
 CYTHON_IMPORT = re.compile(
     r"^\s*(?:from\s+(?P<source>[\w.]+)\s+(?P<kind>c?import)|(?P<plain>c?import)\s+(?P<names>[\w., ]+))"
