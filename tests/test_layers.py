@@ -16,7 +16,7 @@ LAYERS = {
     "leaves": """
         fabric_ext.clock fabric_ext.bucket fabric_ext.counters fabric_ext.deflate fabric_ext.histogram
         fabric_ext.http_head fabric_ext.mask fabric_ext.message fabric_ext.sequence fabric_ext.assembler
-        fabric_ext.frames fabric_ext.protocol fabric_ext.ring fabric_ext.awaitable
+        fabric_ext.frames fabric_ext.protocol fabric_ext.ring fabric_ext.awaitable fabric_ext.fanout
     """,
     "core": """
         fabric_ext.receive_queue fabric_ext.read_buffer fabric_ext.transport fabric_ext.writer fabric_ext.throttle
