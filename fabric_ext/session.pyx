@@ -266,6 +266,8 @@ cdef class Session(Writer):
             if timer is not None:
                 timer.cancel()
         self._timer = self._end_check = None
+        if self._due:
+            self.take_due()
         unsent = self.take_unsent()
         self._transport.detach()
         if self._throttle is not None:
@@ -571,6 +573,8 @@ cdef class Session(Writer):
         cdef object entry = message if compress is None else (message, compress)
         cdef bint large = n >= LARGE and not self._masking and not self._fragment_size
         self.count_sent(n)
+        if unlikely(self._due):
+            self.take_due()
         if large:
             self.make_way()
         if self._codec is not None and self.compresses(n, compress):
@@ -626,6 +630,8 @@ cdef class Session(Writer):
         return self.after_writing()
 
     cdef int write_control(self, int opcode, bytes payload) except -1:
+        if unlikely(self._due):
+            self.take_due()
         self.append_frame(0x80 | opcode, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
         self.appended(None)
         return self.after_writing()
@@ -648,6 +654,8 @@ cdef class Session(Writer):
         cdef bytes packed
         cdef bytes plain
         cdef object message = None
+        if self._due:
+            self.take_due()
         if opcode:
             self._packing = self.compresses(n, compress)
             self._parts = []

@@ -1,7 +1,8 @@
 from cpython.object cimport PyObject
 from cython cimport final
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 
+from fabric_ext.fanout cimport FanOut
 from fabric_ext.transport cimport Transport
 
 cdef enum:
@@ -9,6 +10,10 @@ cdef enum:
 
 
 cdef class Writer
+
+
+cdef class Item:
+    cdef int write_to(self, Writer writer) except -1
 
 
 cdef class LoopWriter:
@@ -23,6 +28,8 @@ cdef class LoopWriter:
     cdef int64_t since           # ns; when the oldest gathered bytes were
     cdef int64_t patience_ns
     cdef char* _spare            # one BLOCK, lent to the writer that gathers
+    cdef FanOut fan_out          # of this turn
+    cdef int64_t due_since       # ns; when its first item was added; 0: nothing is due
 
     @final
     cdef int look(self) except -1
@@ -32,6 +39,10 @@ cdef class LoopWriter:
     cdef int _schedule_turn(self) except -1
     @final
     cdef int end_read(self) except -1
+    @final
+    cdef int add_item(self, Item item, Py_ssize_t size) except -1
+    @final
+    cdef int serve(self, bint whole) except -1
 
 
 cdef LoopWriter loop_writer_of(object loop)
@@ -39,7 +50,7 @@ cdef LoopWriter loop_writer_of(object loop)
 
 cdef inline int before_delivery(LoopWriter writer) except -1:
     """The next frame or message is about to be delivered: what has been gathered for too long leaves first."""
-    return writer.look() if writer._first is not None else 0
+    return writer.look() if writer._first is not None or writer.due_since else 0
 
 
 cdef class Writer:
@@ -53,6 +64,8 @@ cdef class Writer:
     cdef int _corks              # how many ask that nothing leaves yet
     cdef Writer _next            # the one after it there
     cdef int64_t _last_sent      # ns
+    cdef uint32_t _due           # node of the first item of the loop's fan-out that it is to be sent; 0: none
+    cdef uint32_t _last_due
     cdef unsigned long _flushes  # how often what was gathered has left
     cdef char* _out
     cdef Py_ssize_t _out_size
@@ -67,6 +80,14 @@ cdef class Writer:
     cdef int write_large(self, uint8_t first, const char* p, Py_ssize_t n, bytes payload, object message) except -1
     @final
     cdef int make_way(self) except -1
+    @final
+    cdef int add_due(self, uint32_t item) except -1
+    @final
+    cdef int leave(self) except -1
+    @final
+    cdef int take_due(self) except -1
+    @final
+    cdef int add_made(self, const char* p, Py_ssize_t n, object message) except -1
     @final
     cdef int write_raw(self, const char* p, Py_ssize_t n, object message) except -1
     @final

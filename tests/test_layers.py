@@ -17,10 +17,11 @@ LAYERS = {
         fabric_ext.clock fabric_ext.bucket fabric_ext.counters fabric_ext.deflate fabric_ext.histogram
         fabric_ext.http_head fabric_ext.mask fabric_ext.message fabric_ext.sequence fabric_ext.assembler
         fabric_ext.frames fabric_ext.protocol fabric_ext.awaitable fabric_ext.ring fabric_ext.watermarks
+        fabric_ext.fanout
     """,
     "core": """
         fabric_ext.receive_queue fabric_ext.read_buffer fabric_ext.transport fabric_ext.writer fabric_ext.throttle
-        fabric_ext.session fabric_ext.connection fabric_ext.broadcast fabric_ext
+        fabric_ext.session fabric_ext.connection fabric_ext.broadcast fabric_ext.topics fabric_ext
     """,
     "vocabulary": """
         fabric._version fabric.error fabric._http.url fabric.headers fabric.message fabric.subprotocol
@@ -40,7 +41,7 @@ LAYERS = {
         fabric._handshake.tls fabric._handshake.response_reader fabric._handshake.socks fabric._handshake.dial
         fabric._handshake.client fabric._handshake.server fabric._handshake.tls_listener fabric._handshake
         fabric._client.heartbeats fabric._client.report fabric._client fabric.client
-        fabric.router fabric.auth fabric._server.listening fabric._server fabric.server fabric.runner
+        fabric.router fabric.auth fabric._server.listening fabric._server fabric.topics fabric.server fabric.runner
     """,
     "top": """
         fabric._rpc.wire fabric._rpc.methods fabric._rpc fabric.rpc fabric._pool.host fabric._pool fabric.pool fabric
