@@ -42,6 +42,7 @@ cdef class Decoder:
     cdef readonly bint masked        # the frames must be masked: this is a server
     cdef readonly bint compressing   # an extension gives RSV1 its meaning (RFC 7692)
     cdef readonly Py_ssize_t max_message_size
+    cdef readonly Py_ssize_t max_frame_size  # of a frame, at most max_message_size
     cdef readonly Py_ssize_t max_compressed  # payload bytes of a compressed message, before it inflates
     cdef Sequence sequence           # of the message that the frame belongs to
     # the frame being read
@@ -83,7 +84,7 @@ cdef inline int next_frame(Decoder decoder) noexcept nogil:
             and decoder.sequence.kind == 0 and not decoder.fault and (p[1] >> 7) == decoder.masked):
         n = p[1] & 0x7F
         head = 6 if decoder.masked else 2
-        if n < 126 and decoder.left >= head + n and n <= decoder.max_message_size:
+        if n < 126 and decoder.left >= head + n and n <= decoder.max_frame_size:
             decoder.opcode = p[0] & 0x0F
             decoder.fin = decoder.begins = decoder.ends = True
             decoder.compressed = False

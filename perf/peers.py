@@ -44,6 +44,7 @@ SERVER_PEERS = {
     for peer in (
         _peer("fabric", python("fabric_server"), "broadcast tls deflate", "websocket-fabric"),
         _peer("fabric callbacks", python("fabric_server", "--callbacks"), "tls deflate", "websocket-fabric"),
+        _peer("fabric.websockets", python("fabric_websockets_server"), "broadcast tls deflate", "websocket-fabric"),
         _peer(SMALLEST, python("fabric_server", "--smallest"), "deflate", "websocket-fabric"),
         _peer("picows core", python("picows_server"), "broadcast tls", "picows"),
         _peer("picows.websockets", python("picows_websockets_server"), "broadcast tls deflate", "picows"),

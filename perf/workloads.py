@@ -33,6 +33,7 @@ Figures = dict[str, Any]
 ALL = tuple(name for name in SERVER_PEERS if name not in (FLOOR, SMALLEST))
 PYTHON = tuple(name for name in ALL if name not in ("socketify", UWS, "ws (Node.js)", "Boost.Beast"))
 FABRIC = ("fabric", "fabric callbacks")
+DROP_IN = "fabric.websockets"
 CLOSEST = ("fabric", "fabric callbacks", "picows core", "websockets", "aiohttp")
 
 #: Options of the clients for one need.
@@ -387,9 +388,10 @@ def instructions(quick: bool) -> Iterator[Case]:
 
         return once("n", name, peers, measure, {"depth": depth, "tool": "callgrind"})
 
-    yield case("pipelined 1 × 32 B, depth 64", 64, 32, FABRIC if quick else (*FABRIC, "picows core"))
+    peers = (*FABRIC, DROP_IN)
+    yield case("pipelined 1 × 32 B, depth 64", 64, 32, peers if quick else (*peers, "picows core"))
     if not quick:
-        yield case("ping-pong 1 × 32 B", 1, 32, (*FABRIC, "picows core"))
+        yield case("ping-pong 1 × 32 B", 1, 32, (*peers, "picows core"))
 
 
 SLOWED_DOWN = 1000
