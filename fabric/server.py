@@ -52,7 +52,7 @@ from fabric.ratelimit import GlobalRateLimiter, connection_gate
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
 from fabric_ext.broadcast import Shared
 from fabric_ext.http_head import RequestHead
-from fabric_ext.receive_queue import iterates_in_c
+from fabric_ext.receive_queue import inherits_in_c
 
 if TYPE_CHECKING:
     from fabric_ext.session import Session
@@ -94,7 +94,7 @@ class Phase(enum.Enum):
 Handler = Callable[["ConnectedClient"], Awaitable[Any]]
 
 
-@iterates_in_c
+@inherits_in_c
 class ConnectedClient(BaseConnection):
     """A client's connection, as its server sees it."""
 

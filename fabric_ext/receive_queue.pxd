@@ -1,3 +1,5 @@
+from cython cimport final
+
 from fabric_ext.ring cimport Ring
 
 
@@ -21,8 +23,12 @@ cdef class ReceiveQueue:
     cdef int finish(self, object error) except -1
     cdef int wake(self) except -1
     cdef bint _step_in_place(self) except -1
-    cdef void begin_delivery(self) noexcept
     cdef int taken(self, object item) except -1
+
+    @final
+    cdef inline void begin_delivery(self) noexcept:
+        """Items come now, maybe several: who runs on this thread is found out when the first of them finds a waiter."""
+        self._knows_tasks = False
 
 
 cdef class Recv:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from fabric._connection.base import BaseConnection
 from fabric._http.messages import Request, Response, response_of
-from fabric_ext.receive_queue import iterates_in_c
 
 if TYPE_CHECKING:
     from fabric._handshake.client import HandshakeResult
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["DescribedClient"]
 
 
-@iterates_in_c
 class DescribedClient(BaseConnection):
     """The properties of a `WebSocketClient`."""
 
