@@ -50,7 +50,7 @@ from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
 from fabric.topics import LISTENER_LIMIT, Listener, Outcome, Subscribing, Topics
 from fabric_ext.broadcast import Shared
 from fabric_ext.http_head import RequestHead
-from fabric_ext.receive_queue import iterates_in_c
+from fabric_ext.receive_queue import inherits_in_c
 
 if TYPE_CHECKING:
     from fabric._config.options import ServerOptions
@@ -93,7 +93,7 @@ class Phase(enum.Enum):
 Handler = Callable[["ConnectedClient"], Awaitable[Any]]
 
 
-@iterates_in_c
+@inherits_in_c
 class ConnectedClient(Subscribing):
     """A client's connection, as its server sees it."""
 

@@ -58,7 +58,6 @@ MAX_PING = 125  # bytes (RFC 6455 §5.5)
 NORMAL_CLOSURE = frozenset({1000, 1001, 1005})
 
 
-@receive_queue.iterates_in_c
 class BaseConnection(Connection):
     """One end of a WebSocket connection; see `WebSocketClient` and `ConnectedClient`."""
 
