@@ -67,12 +67,7 @@ cdef class Decoder:
     def __dealloc__(self):
         free(self.held)
 
-    cdef void feed(self, uint8_t* p, Py_ssize_t n) noexcept nogil:
-        """Read the `n` bytes at `p` next; they are changed where they lie, and must stay there until D_MORE."""
-        self.at = p
-        self.left = n
-
-    cdef int next(self) noexcept nogil:
+    cdef int next_of_any_kind(self) noexcept nogil:
         cdef uint8_t* p
         cdef Py_ssize_t head
         cdef int found
@@ -110,7 +105,7 @@ cdef class Decoder:
         return found
 
     cdef int part(self) noexcept nogil:
-        """Report what is there of the payload of a data frame, if only that it begins."""
+        """Report what is there of the payload of a data frame, if only that it begins: D_MESSAGE or D_DATA."""
         cdef uint64_t rest = self.length - self.taken
         self.data = self.at
         self.size = self.left if <uint64_t>self.left < rest else <Py_ssize_t>rest
@@ -121,6 +116,8 @@ cdef class Decoder:
         self.left -= self.size
         self.ends = self.taken == self.length
         self.inside = not self.ends
+        if self.begins and self.ends and self.fin and self.opcode != K_CONTINUATION and not self.compressed:
+            return D_MESSAGE
         return D_DATA
 
     cdef int judge_start(self, uint8_t first, uint8_t second) noexcept nogil:

@@ -21,7 +21,6 @@ from fabric_ext.message cimport K_BINARY, K_TEXT, Message, new_message
 from fabric_ext.protocol cimport CLOSED, CLOSING, OPEN
 from fabric_ext.receive_queue cimport Recv
 from fabric_ext.session cimport QUEUE_FULL, Part, Session, SessionUser, new_part
-from fabric_ext.writer cimport before_delivery
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) noexcept
@@ -141,7 +140,7 @@ cdef class PlainConnection(SessionUser):
         cdef Session session = self._session
         cdef Py_ssize_t n = len((<Fragments>item).parts) if type(item) is Fragments else 1
         if session is not None:
-            before_delivery(session._loop_writer)
+            session._loop_writer.before_delivery()
             if unlikely(session._read_pauses & QUEUE_FULL and self._frames - n <= self._low):
                 session.resume(QUEUE_FULL)
         self._frames -= n
@@ -411,8 +410,7 @@ def broadcast(list connections not None, message, text):
                 continue
             if shared is None:
                 shared = shared_message(message, text)
-            session.write_made(shared.frame_for(session._codec) if session.compresses(shared.size, None)
-                               else shared.plain, shared.size, None)
+            session.write_made(shared.frames_for(session), shared.size, None)
         except Exception as error:
             left_out.append((connection, error))
     return left_out

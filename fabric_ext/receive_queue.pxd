@@ -1,3 +1,5 @@
+from cython cimport final
+
 from fabric_ext.ring cimport Ring
 
 
@@ -22,11 +24,15 @@ cdef class ReceiveQueue:
     cdef int finish(self, object error) except -1
     cdef int wake(self) except -1
     cdef bint _step_in_place(self) except -1
-    cdef void begin_delivery(self) noexcept
     cdef int taken(self, object item) except -1
     cdef object shaped(self, object item, int form)
     cdef int on_wait(self) except -1
     cdef object concurrent_recv(self)
+
+    @final
+    cdef inline void begin_delivery(self) noexcept:
+        """Items come now, maybe several: who runs on this thread is found out when the first of them finds a waiter."""
+        self._knows_tasks = False
 
 
 cdef class Recv:

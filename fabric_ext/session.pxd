@@ -115,7 +115,7 @@ cdef class Session(Writer):
     @final
     cdef bytes pack(self, const char* p, Py_ssize_t n, bint fin)
     @final
-    cdef inline int append_frames(self, uint8_t first, const char* p, Py_ssize_t n, bint fin) except -1
+    cdef int append_frames(self, uint8_t first, const char* p, Py_ssize_t n, bint fin) except -1
     @final
     cdef int write_control(self, int opcode, bytes payload) except -1
     @final
@@ -124,11 +124,13 @@ cdef class Session(Writer):
     @final
     cdef int read(self, Block block, Py_ssize_t n) except -1
     @final
+    cdef int on_raised(self) except -1
+    @final
     cdef bint receive_rest(self) except -1
     @final
     cdef inline int receive_frames(self) except -1
     @final
-    cdef inline int receive_data(self) except -1
+    cdef int receive_data(self) except -1
     @final
     cdef inline int receive_whole(self, const char* p, Py_ssize_t n, bytes owner) except -1
     @final

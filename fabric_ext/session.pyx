@@ -18,8 +18,8 @@ from fabric_ext.awaitable cimport reraise, take_reference
 from fabric_ext.clock cimport coarse_monotonic_ns
 from fabric_ext.counters cimport Counters
 from fabric_ext.deflate cimport Codec
-from fabric_ext.frames cimport (BAD_COMPRESSION, BAD_UTF8, CALLBACK_FAILED, D_CONTROL, D_DATA, D_MORE, RATE_EXCEEDED,
-                                READ_FAILED, TOO_LARGE, TOO_MANY_FRAGMENTS, Decoder, next_frame)
+from fabric_ext.frames cimport (BAD_COMPRESSION, BAD_UTF8, CALLBACK_FAILED, D_CONTROL, D_DATA, D_MESSAGE, D_MORE,
+                                RATE_EXCEEDED, READ_FAILED, TOO_LARGE, TOO_MANY_FRAGMENTS, Decoder)
 from fabric_ext.message cimport K_CLOSE, K_CONTINUATION, K_PING, K_PONG, K_TEXT, Message, new_message
 from fabric_ext.protocol cimport MAX_REASON, CloseFrame, fault_code, fault_text, read_close
 from fabric_ext.read_buffer cimport Block, read_buffer_of
@@ -64,6 +64,9 @@ cdef extern from *:
     """
     int unsent_of "fabric_unsent"(int fd) noexcept
     bint peer_is_done "fabric_peer_is_done"(int fd) noexcept
+
+# For a caller that looks for -1 itself, and finds the exception set: an `except` clause costs as much as a small frame.
+ctypedef int (*Unchecked)(Session, Block, Py_ssize_t) noexcept
 
 cdef enum:
     LOOKS = 10                   # at what is unsent, in each `close_timeout`
@@ -223,12 +226,12 @@ cdef class Session(Writer):
     def connection_made(self, transport):
         """The handshake had the transport before: see `_open`."""
 
-    def get_buffer(self, hint):
+    def get_buffer(self, hint, /):
         self.inbound_seen = True                   # bytes are a sign of life before they are a frame
         self._block = self._read_buffer.block()
         return self._block.view
 
-    def buffer_updated(self, Py_ssize_t n):
+    def buffer_updated(self, Py_ssize_t n, /):
         cdef Block block = self._block
         if block is None or n > block.size:
             raise RuntimeError("buffer_updated() without get_buffer()")
@@ -288,6 +291,8 @@ cdef class Session(Writer):
             if timer is not None:
                 timer.cancel()
         self._timer = self._end_check = None
+        if self._due:
+            self.take_due()
         unsent = self.take_unsent()
         self._transport.detach()
         if self._throttle is not None:
@@ -320,16 +325,20 @@ cdef class Session(Writer):
         try:
             if self._frame_log is not None:
                 self._frame_log.received(PyBytes_FromStringAndSize(block.data, n))
-            if self._decoder.left == 0 or self.receive_rest():
-                self._decoder.feed(<unsigned char*>block.data, n)
-                self.receive_frames()
-        except BaseException as error:
-            self.on_error(error)
+            if unlikely((<Unchecked>deliver)(self, block, n) < 0):
+                self.on_raised()
         finally:
             block.taken = False
             self.gathering = False
             self._loop_writer.end_read()
         return self._read_buffer.note(block, n)
+
+    cdef int on_raised(self) except -1:
+        try:
+            reraise()
+        except BaseException as error:
+            self.on_error(error)
+        return 0
 
     cdef bint receive_rest(self) except -1:
         """This read comes inside the delivery of another one: deliver the rest of that first. May more be read then?"""
@@ -340,11 +349,13 @@ cdef class Session(Writer):
         cdef Decoder decoder = self._decoder
         cdef int found
         while True:
-            found = next_frame(decoder)
+            found = decoder.next()
             if found == D_MORE:
                 break
             self.gathering = decoder.left != 0
-            if likely(found == D_DATA):
+            if likely(found == D_MESSAGE and self._delivery == WHOLE):
+                self.receive_whole(<const char*>decoder.data, decoder.size, None)
+            elif found <= D_DATA:
                 self.receive_data()
             elif found == D_CONTROL:
                 self._user.hand_over()             # answers to what came before it leave before its own
@@ -357,16 +368,14 @@ cdef class Session(Writer):
         self.gathering = False
         return self._user.hand_over()
 
-    cdef inline int receive_data(self) except -1:
-        """Take a data frame, or a part of one."""
+    cdef int receive_data(self) except -1:
+        """Take a data frame, or a part of one, that is not a message to be delivered as it is."""
         cdef Decoder decoder = self._decoder
         cdef const char* p = <const char*>decoder.data
         cdef Py_ssize_t n = decoder.size
         cdef Py_ssize_t limit
         cdef bytes plain
         cdef bint first = decoder.begins and decoder.opcode != K_CONTINUATION, last = decoder.ends and decoder.fin
-        if likely(first and last and not decoder.compressed and self._delivery == WHOLE):
-            return self.receive_whole(p, n, None)
         if not decoder.compressed:
             return self.receive_piece(p, n, first, last, None)
         if first:
@@ -598,6 +607,8 @@ cdef class Session(Writer):
         cdef object entry = message if compress is None else (message, compress)
         cdef bint large = n >= LARGE and not self._masking and not self._fragment_size
         self.count_sent(n)
+        if unlikely(self._due):
+            self.take_due()
         if large:
             self.make_way()
         if self._codec is not None and self.compresses(n, compress):
@@ -611,12 +622,16 @@ cdef class Session(Writer):
         elif large and type(message) is bytes:
             self.write_large(0x80 | first, p, n, message, entry)
             return self.after_writing()
-        self.append_frames(first, p, n, True)
+        if self._fragment_size and n > self._fragment_size:
+            self.append_frames(first, p, n, True)
+        else:
+            self.append_frame(0x80 | first, p, n)
         self.appended(entry)
         return self.after_writing()
 
     cdef inline int after_writing(self) except -1:
-        if self._transport.holds and self._user is not None:
+        """Tell the user if nothing more can be sent now; inside another write that is not known yet, and it will tell."""
+        if self._transport.holds and not self._busy and self._user is not None:
             self._user.on_blocked()
         return 0
 
@@ -636,7 +651,7 @@ cdef class Session(Writer):
         self._counters.compression_bytes_out += PyBytes_GET_SIZE(packed)
         return packed
 
-    cdef inline int append_frames(self, uint8_t first, const char* p, Py_ssize_t n, bint fin) except -1:
+    cdef int append_frames(self, uint8_t first, const char* p, Py_ssize_t n, bint fin) except -1:
         """Gather a payload as one frame, or as several where it is larger than `fragment_size`."""
         if self._fragment_size:
             while n > self._fragment_size:
@@ -653,6 +668,8 @@ cdef class Session(Writer):
         return self.after_writing()
 
     cdef int write_control(self, int opcode, bytes payload) except -1:
+        if unlikely(self._due):
+            self.take_due()
         self.append_frame(0x80 | opcode, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
         self.appended(None)
         return self.after_writing()
@@ -675,6 +692,8 @@ cdef class Session(Writer):
         cdef bytes packed
         cdef bytes plain
         cdef object message = None
+        if self._due:
+            self.take_due()
         if opcode:
             self._packing = self.compresses(n, compress)
             self._parts = []
@@ -711,7 +730,7 @@ cdef class Session(Writer):
         self._user.on_unsent(messages)
         return self.watch()
 
-    cdef int on_write_failed(self, object error) except -1:
+    cdef int on_write_failed(self) except -1:
         self._discarding = True
         self._transport.holds = True
         if self._user is not None:
@@ -927,6 +946,14 @@ cdef class Session(Writer):
         """Give back the memory of compression that an idle connection need not keep."""
         if self._codec is not None:
             self._codec.release_idle()
+
+
+cdef int deliver(Session session, Block block, Py_ssize_t n) except -1:
+    """Deliver the frames of the `n` bytes that were read into `block`, if the session still wants them."""
+    if session._decoder.left == 0 or session.receive_rest():
+        session._decoder.feed(<unsigned char*>block.data, n)
+        return session.receive_frames()
+    return 0
 
 
 class SessionProtocol(Session, asyncio.BufferedProtocol):
