@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterable, Coroutine, Iterable
 from typing import Any, Literal, Self, TypeAlias, TypeVar, final, overload
 
 from typing_extensions import disjoint_base
@@ -66,7 +66,12 @@ class PlainConnection(SessionUser):
     @overload
     def recv(self, decode: bool | None = None) -> Coroutine[Any, Any, str | bytes]: ...
     def __aiter__(self) -> Messages: ...  # type: ignore[override]
-    def send(self, message: Any, *, text: bool | None = None) -> Coroutine[Any, Any, None]:
+    def send(
+        self,
+        message: str | _BytesLike | Iterable[str | _BytesLike] | AsyncIterable[str | _BytesLike],
+        *,
+        text: bool | None = None,
+    ) -> Coroutine[Any, Any, None]:
         """Send a message: `await connection.send("text")`. It begins when it is awaited.
 
         A str goes out as text, bytes-like objects as binary; an iterable or asynchronous iterable of them as one
