@@ -40,7 +40,8 @@ LAYERS = {
         fabric._handshake.tls fabric._handshake.response_reader fabric._handshake.socks fabric._handshake.dial
         fabric._handshake.client fabric._handshake.server fabric._handshake.tls_listener fabric._handshake
         fabric._client.heartbeats fabric._client.report fabric._client fabric.client
-        fabric.router fabric.auth fabric._server.listening fabric._server fabric.server fabric.runner
+        fabric.router fabric.auth fabric._server.listening fabric._server.dashboard fabric._server
+        fabric.server fabric.runner
     """,
     "top": "fabric._pool.host fabric._pool fabric.pool fabric fabric.cli fabric.__main__",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import pty
@@ -193,7 +192,6 @@ async def test_who_watches_the_dashboard_is_not_counted() -> None:
     service = Service(ServerConfig("127.0.0.1:0"), "echo", dashboard=True)
     async with service.server as running:
         url = f"ws://127.0.0.1:{running.port}"
-        feeding = asyncio.create_task(service.run_dashboard())
         async with (
             WebSocketClient.connect(f"{url}/dashboard/feed") as viewer,
             WebSocketClient.connect(url) as client,
@@ -206,9 +204,7 @@ async def test_who_watches_the_dashboard_is_not_counted() -> None:
             assert sample["connections"] == 1
             assert sample["opened"] == 1
             assert (sample["messages_in"] > 0) == (sample["bytes_in"] > 0)
-        feeding.cancel()
-        await asyncio.gather(feeding, return_exceptions=True)
-        assert service.server.metrics.total_connections == 2
+        assert service.server.metrics.total_connections == 1
 
 
 async def test_a_broadcast_does_not_reach_who_watches_the_dashboard() -> None:
