@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import signal
+import socket
 import time
 from typing import Any
 
@@ -160,20 +161,26 @@ def _config(arguments: argparse.Namespace) -> ServerConfig:
 
 def _announce(arguments: argparse.Namespace, screen: Screen, server: WebSocketServer) -> None:
     secure = "s" if arguments.tls_cert else ""
-    host = server.sockets[0].getsockname()[0]
-    host = f"[{host}]" if ":" in host else host
-    url, page = f"ws{secure}://{host}:{server.port}/", f"http{secure}://{host}:{server.port}{PAGE}"
+    sock = server.sockets[0]
+    page = None
+    if sock.family == socket.AF_UNIX:
+        url = f"unix:{sock.getsockname()}"
+    else:
+        host = sock.getsockname()[0]
+        authority = f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
+        url = f"ws{secure}://{authority}/"
+        page = f"http{secure}://{authority}{PAGE}" if arguments.dashboard else None
     if arguments.json:
         place = {
             "url": url,
             "port": server.port,
-            "dashboard": page if arguments.dashboard else None,
+            "dashboard": page,
             "fabric": VERSION,
         }
         screen.say(json.dumps(place))
         return
     screen.say(f"{arguments.mode} server on {url}")
-    if arguments.dashboard:
+    if page is not None:
         screen.say(f"dashboard at {page}")
     screen.note("Ctrl-C stops it")
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from fabric._version import VERSION
 from fabric.cli.serve import Service
 from fabric.client import WebSocketClient
 from fabric.config import ServerConfig
@@ -141,6 +142,14 @@ def test_serve_ends_by_itself() -> None:
     done = fabric("serve", "--bind", "127.0.0.1:0", "--duration", "100ms")
     assert done.returncode == 0
     assert re.match(r"echo server on ws://127\.0\.0\.1:\d+/\n$", done.stdout)
+
+
+def test_serve_on_a_path_says_which(tmp_path: Path) -> None:
+    bind = f"unix:{tmp_path}/s"
+    done = fabric("serve", "--bind", bind, "--duration", "100ms", "--dashboard")
+    assert (done.returncode, done.stdout) == (0, f"echo server on {bind}\n")
+    done = fabric("serve", "--bind", bind, "--duration", "100ms", "--json")
+    assert json.loads(done.stdout) == {"url": bind, "port": 0, "dashboard": None, "fabric": VERSION}
 
 
 def test_an_address_in_use_is_a_sentence(server: Server) -> None:
