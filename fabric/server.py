@@ -21,14 +21,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterable
 from typing import TYPE_CHECKING, Any, Never, NoReturn, Self, Unpack
 
-from fabric._connection.base import BaseConnection, check_close, data_message, is_end
+from fabric._connection.base import check_close, data_message, is_end
 from fabric._connection.callbacks import check_callback, check_handler
 from fabric._connection.fork import stays_with_parent
 from fabric._handshake.rules import Rejection, switching_protocols, unavailable
 from fabric._handshake.server import PendingHandshakes, ServerHandshake, too_many_from_one_address
 from fabric._http.messages import Request, as_response, encode_headers
+from fabric._server import listening
 from fabric._server.dashboard import Dashboard
-from fabric._server.listening import Listener, listen
 from fabric.compression import HEADER as EXTENSIONS
 from fabric.compression import Agreement, answer_offers
 from fabric.config import CompressionConfig, ServerConfig
@@ -48,9 +48,10 @@ from fabric.metrics import MetricsCollector
 from fabric.ratelimit import GlobalRateLimiter, connection_gate
 from fabric.router import Router
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
+from fabric.topics import LISTENER_LIMIT, Listener, Outcome, Subscribing, Topics
 from fabric_ext.broadcast import Shared
 from fabric_ext.http_head import RequestHead
-from fabric_ext.receive_queue import iterates_in_c
+from fabric_ext.receive_queue import inherits_in_c
 
 if TYPE_CHECKING:
     from fabric._config.options import ServerOptions
@@ -93,8 +94,8 @@ class Phase(enum.Enum):
 Handler = Callable[["ConnectedClient"], Awaitable[Any]]
 
 
-@iterates_in_c
-class ConnectedClient(BaseConnection):
+@inherits_in_c
+class ConnectedClient(Subscribing):
     """A client's connection, as its server sees it."""
 
     __slots__ = ("_ip", "_is_viewer", "_request", "_server", "_task")
@@ -113,6 +114,7 @@ class ConnectedClient(BaseConnection):
         self._request = request
         self._ip = ip
         self._task: asyncio.Task[Any] | None = None
+        self._subscriber = None
 
     @property
     def id(self) -> uuid.UUID:
@@ -137,6 +139,15 @@ class ConnectedClient(BaseConnection):
     def state_data(self) -> dict[str, Any]:
         """Of the application, for this connection; begins as what `process_request` put into `Request.state`."""
         return self._request.state
+
+    @property
+    def server(self) -> WebSocketServer:
+        """The server that it is connected to."""
+        return self._server
+
+    @property
+    def _server_topics(self) -> Topics:
+        return self._server.topics
 
     def _opened(self) -> None:
         self._local_addr = self.local_addr
@@ -228,6 +239,7 @@ class WebSocketServer:
         self._sampling: asyncio.Task[None] | None = None  # of the dashboard
         self._viewers: dict[ConnectedClient, None] = {}  # its pages, which are none of the application's connections
         self._viewer_metrics = MetricsCollector()
+        self.topics = Topics(self.config, self._metrics)
         self._heartbeat: HeartbeatManager | None = None
         self._global_limit = GlobalRateLimiter(self.config.global_rate_limit)
         own, common = self.config.rate_limit, self.config.global_rate_limit
@@ -238,7 +250,7 @@ class WebSocketServer:
         self._by_id: dict[uuid.UUID, ConnectedClient] = {}
         self._per_ip: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._listener: Listener | None = None
+        self._listener: listening.Listener | None = None
         self._phase = Phase.NEW
         self._changed = asyncio.Event()  # a connection or a task has ended
         self._is_short = False  # of file descriptors, and has said so
@@ -296,7 +308,7 @@ class WebSocketServer:
             self._check_descriptor,
         )
         try:
-            listener = await listen(loop, self.config, self._handshakes)
+            listener = await listening.listen(loop, self.config, self._handshakes)
         except BaseException as error:
             if self._phase is Phase.STARTING:
                 self._phase = Phase.NEW
@@ -427,6 +439,7 @@ class WebSocketServer:
             await asyncio.wait([self._sampling], timeout=LAST_MOMENT)
         for task in self._other_tasks():
             logger.warning("shutdown: %r goes on although it was cancelled", task)
+        self.topics._close()
         assert self._listener is not None
         if self._loop.is_closed():
             return
@@ -648,6 +661,8 @@ class WebSocketServer:
 
     def _disconnected(self, client: ConnectedClient) -> None:
         (self._viewers if client._is_viewer else self._clients).pop(client, None)
+        if client._subscriber is not None:
+            self.topics._leave(client._subscriber)
         self._changed.set()
         if client._id is not None:
             self._by_id.pop(client._id, None)
@@ -690,13 +705,46 @@ class WebSocketServer:
         async for message in client:
             await self._on_message(client, message)
 
+    # -- topics
+
+    def publish(
+        self,
+        topic: str,
+        message: str | bytes | bytearray | memoryview | Message,
+        *,
+        exclude: ConnectedClient | Iterable[ConnectedClient] | None = None,
+        compress: bool | None = None,
+    ) -> Outcome[int]:
+        """Send a message to all that have subscribed to a topic; see `fabric.topics`.
+
+        It acts at once, waits for no slow client (`Topics.configure`), and need not be awaited. Awaited, it returns how
+        many connections of this server the message was sent to or is kept for. What is published in one turn of the
+        event loop leaves at its end, in order, by one system call for each connection.
+
+        Args:
+            exclude: one connection, or several, that do not get it: the one it came from, say.
+            compress: as in `send`.
+
+        Raises:
+            ValueError: the name is not that of a topic.
+        """
+        return Outcome(self.topics._publish(topic, data_message(message), exclude, compress))
+
+    def topic(self, pattern: str, *, limit: int = LISTENER_LIMIT) -> Listener:
+        """Listen to a topic, or to those that fit a pattern: `async for message in server.topic("room.*")`.
+
+        Args:
+            limit: messages that wait; then the oldest is dropped.
+        """
+        return self.topics._listen(pattern, limit)
+
     # -- broadcast
 
     async def broadcast(
         self,
         message: str | bytes | bytearray | memoryview | Message,
         *,
-        to: Iterable[ConnectedClient] | None = None,
+        to: Iterable[ConnectedClient] | str | None = None,
         exclude: ConnectedClient | Container[ConnectedClient] | None = None,
         compress: bool | None = None,
     ) -> int:
@@ -706,11 +754,11 @@ class WebSocketServer:
         full is treated as `config.slow_peer` says, and never delays the others.
 
         Args:
-            to: only these connections; by default all.
+            to: only these connections, or those that get what is published to this topic; by default all.
             exclude: one connection, or several, that do not get it: the one it came from, say.
             compress: as in `send`.
         """
-        peers = list(self._clients if to is None else to)
+        peers = self.topics.clients(to) if isinstance(to, str) else list(self._clients if to is None else to)
         if exclude is not None:
             left_out = (exclude,) if isinstance(exclude, ConnectedClient) else exclude
             peers = [peer for peer in peers if peer not in left_out]

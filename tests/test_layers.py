@@ -17,10 +17,12 @@ LAYERS = {
         fabric_ext.clock fabric_ext.bucket fabric_ext.counters fabric_ext.deflate fabric_ext.histogram
         fabric_ext.http_head fabric_ext.mask fabric_ext.message fabric_ext.sequence fabric_ext.assembler
         fabric_ext.frames fabric_ext.protocol fabric_ext.awaitable fabric_ext.ring fabric_ext.watermarks
+        fabric_ext.fanout
     """,
     "core": """
         fabric_ext.receive_queue fabric_ext.read_buffer fabric_ext.transport fabric_ext.writer fabric_ext.throttle
-        fabric_ext.session fabric_ext.connection fabric_ext.broadcast fabric_ext
+        fabric_ext.session fabric_ext.connection fabric_ext.plain_connection fabric_ext.broadcast fabric_ext.topics
+        fabric_ext
     """,
     "vocabulary": """
         fabric._version fabric.error fabric._http.url fabric.headers fabric.message fabric.subprotocol
@@ -41,13 +43,16 @@ LAYERS = {
         fabric._handshake.client fabric._handshake.server fabric._handshake.tls_listener fabric._handshake
         fabric._client.heartbeats fabric._client.report fabric._client fabric.client
         fabric.router fabric.auth fabric._server.listening fabric._server.dashboard fabric._server
-        fabric.server fabric.runner
+        fabric.topics fabric.server fabric.runner fabric.websockets
     """,
-    "top": "fabric._pool.host fabric._pool fabric.pool fabric fabric.cli fabric.__main__",
+    "top": """
+        fabric._rpc.wire fabric._rpc.methods fabric._rpc fabric.rpc fabric._pool.host fabric._pool fabric.pool fabric
+        fabric.cli fabric.__main__
+    """,
 }
 ORDER = [module for row in LAYERS.values() for module in row.split()]
 LAYER = {module: layer for layer, row in LAYERS.items() for module in row.split()}
-PACKAGES = ("fabric.cli",)  # each stands as a whole where its name stands
+PACKAGES = ("fabric.cli", "fabric.websockets")  # each stands as a whole where its name stands
 
 # What a layer must not know of at run time.
 FORBIDDEN = {
