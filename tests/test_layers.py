@@ -21,7 +21,8 @@ LAYERS = {
     """,
     "core": """
         fabric_ext.receive_queue fabric_ext.read_buffer fabric_ext.transport fabric_ext.writer fabric_ext.throttle
-        fabric_ext.session fabric_ext.connection fabric_ext.broadcast fabric_ext.topics fabric_ext
+        fabric_ext.session fabric_ext.connection fabric_ext.broadcast fabric_ext.topics
+        fabric_ext.remote fabric_ext
     """,
     "vocabulary": """
         fabric._version fabric.error fabric._http.url fabric.headers fabric.message fabric.subprotocol
@@ -41,13 +42,13 @@ LAYERS = {
         fabric._handshake.tls fabric._handshake.response_reader fabric._handshake.socks fabric._handshake.dial
         fabric._handshake.client fabric._handshake.server fabric._handshake.tls_listener fabric._handshake
         fabric._client.heartbeats fabric._client.report fabric._client fabric.client
-        fabric.topics fabric.server fabric.runner
+        fabric.broker fabric.topics fabric.server fabric.runner
     """,
     "top": "fabric._pool.host fabric._pool fabric.pool fabric fabric.cli fabric.__main__",
 }
 ORDER = [module for row in LAYERS.values() for module in row.split()]
 LAYER = {module: layer for layer, row in LAYERS.items() for module in row.split()}
-PACKAGES = ("fabric.cli",)  # each stands as a whole where its name stands
+PACKAGES = ("fabric.cli", "fabric.broker")  # each stands as a whole where its name stands
 
 # What a layer must not know of at run time.
 FORBIDDEN = {
