@@ -1,8 +1,8 @@
 """Brokers: how a message that is published on one server comes to the subscribers of others.
 
-A broker is a program of its own that several servers connect to, one that exists: NATS. `WebSocketServer(...,
-broker="nats://host")` uses it; `"memory:"`, the default, is none. An adapter is a `Broker`: a server tells it the
-topics and patterns that it has subscribers for, and hears no others.
+A broker is a program of its own that several servers connect to, one that exists: NATS, or Redis.
+`WebSocketServer(..., broker="nats://host")` uses it; `"memory:"`, the default, is none. An adapter is a `Broker`: a
+server tells it the topics and patterns that it has subscribers for, and hears no others.
 """
 
 from __future__ import annotations
@@ -108,7 +108,10 @@ class MemoryBroker(Broker):
 
 
 def make_broker(url: str | Broker) -> Broker:
-    """The broker for a URL: `memory:`, `nats://[user:password@|token@]host[:port]`, `tls://…` or `nats:embedded`.
+    """The broker for a URL.
+
+    Those are `memory:`, `nats://[user:password@|token@]host[:port]` (`tls://` with TLS), `nats:embedded`, and
+    `redis://[[user]:password@]host[:port]` (`rediss://` with TLS).
 
     Raises:
         ValueError: no such broker.
@@ -127,4 +130,10 @@ def make_broker(url: str | Broker) -> Broker:
         except ModuleNotFoundError as error:
             raise BrokerUnavailable('brokers of NATS need nats-py: pip install "websocket-fabric[nats]"') from error
         return EmbeddedNatsBroker() if url == "nats:embedded" else NatsBroker(url)
-    raise ValueError(f'broker is "memory:", "nats://…", "tls://…" or "nats:embedded", not {scheme + ":…"!r}')
+    if scheme in ("redis", "rediss") and rest.startswith("//"):
+        try:
+            from fabric.broker.redis import RedisBroker
+        except ModuleNotFoundError as error:
+            raise BrokerUnavailable('brokers of Redis need hiredis: pip install "websocket-fabric[redis]"') from error
+        return RedisBroker(url)
+    raise ValueError(f'broker is "memory:", "nats://…", "nats:embedded" or "redis://…", not {scheme + ":…"!r}')

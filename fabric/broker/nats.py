@@ -28,6 +28,7 @@ from nats.aio.client import Client
 from nats.protocol.parser import Parser
 
 from fabric.broker import Broker, BrokerUnavailable, Node
+from fabric.broker.outgoing import Outgoing
 from fabric_ext.remote import NatsReader
 
 __all__ = ["EmbeddedNatsBroker", "NatsBroker"]
@@ -90,10 +91,7 @@ class NatsBroker(Broker):
         self._client: Client | None = None
         self._sids: dict[str, int] = {}  # topic or pattern -> the number of its subscription
         self._next_sid = itertools.count(1)
-        self._out: list[bytes] = []  # leaves at the end of the turn, or when the broker is back
-        self._out_size = 0
-        self._scheduled = False
-        self._is_up = False
+        self._out = Outgoing()
         self._is_closing = False
         self._is_answering = True
         self._heard = 0.0  # time.time() at which the broker was last known to be there
@@ -167,10 +165,10 @@ class NatsBroker(Broker):
             self._probe.cancel()
         if self._client is None:
             return
-        if self._is_up:
+        if self._out.is_open:
             with contextlib.suppress(BrokerUnavailable, TimeoutError):
                 await asyncio.wait_for(self.flush(), LAST_MOMENT)
-        self._is_up = False
+        self._out.close()
         with contextlib.suppress(Exception):
             await self._client.close()
 
@@ -183,9 +181,9 @@ class NatsBroker(Broker):
         logger.debug("broker %s: %r", self._where, error)
 
     async def _on_disconnected(self) -> None:
-        if self._is_up and not self._is_closing:
+        if self._out.is_open and not self._is_closing:
             logger.warning("broker %s: connection lost", self._where)
-        self._is_up = False
+        self._out.close()
 
     async def _on_reconnected(self) -> None:
         since = self._heard
@@ -210,21 +208,21 @@ class NatsBroker(Broker):
         before, now = dict(sids), self._sids  # some have come and gone meanwhile
         transport.write(b"".join(self._sub(topic, sid) for topic, sid in now.items() - before.items()))
         transport.write(b"".join(b"UNSUB f%d\r\n" % sid for _, sid in before.items() - now.items()))
-        self._is_up = self._is_answering = True
+        self._is_answering = True
         self._heard = time.time()
         self._error = None
-        self._write()
+        self._out.open(transport.write)
 
     async def _keep_probing(self) -> None:
         """Ask every two seconds whether the broker is there. One that does not answer in time is connected to anew."""
         while True:
             await asyncio.sleep(PROBE_INTERVAL)
-            if not self._is_up or self._client is None:
+            if not self._out.is_open or self._client is None:
                 continue
             try:
                 await self.flush()
             except BrokerUnavailable:
-                if self._is_up:
+                if self._out.is_open:
                     self._is_answering = False
                     logger.warning("broker %s does not answer", self._where)
                     await self._client.force_reconnect()
@@ -232,7 +230,7 @@ class NatsBroker(Broker):
     @property
     def is_healthy(self) -> bool:
         """Is it connected, and has it answered lately?"""
-        return self._is_up and self._is_answering
+        return self._out.is_open and self._is_answering
 
     # -- what goes out
 
@@ -248,49 +246,34 @@ class NatsBroker(Broker):
         for topic in patterns:
             if topic not in self._sids:
                 sid = self._sids[topic] = next(self._next_sid)
-                if self._is_up:
-                    self._add(self._sub(topic, sid))
+                if self._out.is_open:
+                    self._out.add(self._sub(topic, sid))
 
     def unsubscribe(self, patterns: Iterable[str]) -> None:
         """Hear of them no more."""
         for topic in patterns:
             sid = self._sids.pop(topic, None)
-            if sid is not None and self._is_up:
-                self._add(b"UNSUB f%d\r\n" % sid)
+            if sid is not None and self._out.is_open:
+                self._out.add(b"UNSUB f%d\r\n" % sid)
 
     def publish(self, topic: str, envelope: bytes) -> None:
         """Send a message to the other servers; see `Broker.publish`."""
         limit = self._client.max_payload if self._client is not None else 1 << 20
         if len(envelope) > limit:
             raise BrokerUnavailable(f"the broker takes messages of {limit} bytes, not of {len(envelope)}")
-        if self._out_size + len(envelope) > MAX_QUEUED or (self._is_up and self._unwritten() > MAX_QUEUED):
+        if self._out.size + len(envelope) > MAX_QUEUED or (self._out.is_open and self._unwritten() > MAX_QUEUED):
             raise self._unavailable("what waits for it is up to its bound")
-        self._add(b"PUB %b%b %d\r\n%b\r\n" % (self._prefix, topic.encode(), len(envelope), envelope))
+        self._out.add(b"PUB %b%b %d\r\n%b\r\n" % (self._prefix, topic.encode(), len(envelope), envelope))
 
     def _unwritten(self) -> int:
         size: int = self._transport()._io_writer.transport.get_write_buffer_size()
         return size
 
-    def _add(self, command: bytes) -> None:
-        self._out.append(command)
-        self._out_size += len(command)
-        if not self._scheduled and self._is_up:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._write)
-
-    def _write(self) -> None:
-        self._scheduled = False
-        if self._is_up and self._out:
-            data = b"".join(self._out)
-            self._out.clear()
-            self._out_size = 0
-            self._transport().write(data)
-
     async def flush(self) -> None:
         """Wait until the broker has all that went before; see `Broker.flush`."""
-        if self._client is None or not self._is_up:
+        if self._client is None or not self._out.is_open:
             raise self._unavailable("there is no connection")
-        self._write()
+        self._out.flush()
         try:
             await self._client.flush(timeout=PROBE_INTERVAL)
         except (nats.errors.Error, OSError, TimeoutError) as error:

@@ -1,4 +1,4 @@
-"""Topics of several servers over a real NATS server: what arrives, what it costs when the broker goes, what is told."""
+"""Topics of several servers over real brokers: what arrives, what it costs when the broker goes, what is told."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import pytest
 
 from fabric.broker import BrokerUnavailable, MemoryBroker, make_broker
 from fabric.broker.nats import EMBEDDED, NatsBroker, find_nats_server
+from fabric.broker.redis import RedisBroker, glob
 from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
-from support.brokers import NatsServer
+from support.brokers import NatsServer, RealBroker, RedisServer
 from support.raw_peer import RawPeer
 from support.serving import Held, serve, turns, until
 
@@ -23,13 +24,21 @@ Stack = contextlib.AsyncExitStack
 
 
 @pytest.fixture
-def found(require: Callable[[object, str], None]) -> None:
+def nats(require: Callable[[object, str], None]) -> type[NatsServer]:
     require(find_nats_server(), 'nats-server is not in PATH: pip install "websocket-fabric[nats-server]" brings it')
+    return NatsServer
 
 
 @pytest.fixture
-def broker(found: None, tmp_path: Path) -> NatsServer:
-    return NatsServer(tmp_path)
+def redis(require: Callable[[object, str], None]) -> type[RedisServer]:
+    require(RedisServer.program(), "redis-server is not in PATH: .ci/setup installs it")
+    return RedisServer
+
+
+@pytest.fixture(params=["nats", "redis"])
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> RealBroker:
+    made: RealBroker = request.getfixturevalue(request.param)(tmp_path)
+    return made
 
 
 async def join(stack: Stack, server: WebSocketServer, held: Held, *topics: str) -> tuple[ConnectedClient, RawPeer]:
@@ -41,12 +50,12 @@ async def join(stack: Stack, server: WebSocketServer, held: Held, *topics: str) 
     return client, peer
 
 
-async def two(stack: Stack, broker: NatsServer, held: Held, **options: Any) -> tuple[WebSocketServer, WebSocketServer]:
+async def two(stack: Stack, broker: RealBroker, held: Held, **options: Any) -> tuple[WebSocketServer, WebSocketServer]:
     await stack.enter_async_context(broker)
     return await serve(stack, held, broker=broker.url, **options), await serve(stack, Held(), broker=broker.url)
 
 
-async def test_it_reaches_the_subscribers_of_other_servers(stack: Stack, broker: NatsServer) -> None:
+async def test_it_reaches_the_subscribers_of_other_servers(stack: Stack, broker: RealBroker) -> None:
     held = Held()
     near, far = await two(stack, broker, held)
     _, peer = await join(stack, near, held, "room.7")
@@ -63,7 +72,7 @@ async def test_it_reaches_the_subscribers_of_other_servers(stack: Stack, broker:
     assert far.broker_healthy
 
 
-async def test_each_client_gets_it_once_however_many_subscriptions_fit(stack: Stack, broker: NatsServer) -> None:
+async def test_each_client_gets_it_once_however_many_subscriptions_fit(stack: Stack, broker: RealBroker) -> None:
     held = Held()
     near, far = await two(stack, broker, held)
     _, one = await join(stack, near, held, "md.*.trades", "md.eur.trades", "md.>", ">")
@@ -81,7 +90,7 @@ async def test_each_client_gets_it_once_however_many_subscriptions_fit(stack: St
         assert [text for text in got if text.isdigit()] == [str(number) for number in range(20)]
 
 
-async def test_only_what_has_subscribers_is_heard(stack: Stack, broker: NatsServer) -> None:
+async def test_only_what_has_subscribers_is_heard(stack: Stack, broker: RealBroker) -> None:
     held = Held()
     near, far = await two(stack, broker, held)
     client, peer = await join(stack, near, held, "a", "b")
@@ -100,7 +109,7 @@ async def test_only_what_has_subscribers_is_heard(stack: Stack, broker: NatsServ
     assert near.topics._incoming.messages == 3
 
 
-async def test_a_server_listens_to_others(stack: Stack, broker: NatsServer) -> None:
+async def test_a_server_listens_to_others(stack: Stack, broker: RealBroker) -> None:
     near, far = await two(stack, broker, Held())
     async with near.topic("md.*.trades") as listener:
         for number in range(3):
@@ -109,7 +118,7 @@ async def test_a_server_listens_to_others(stack: Stack, broker: NatsServer) -> N
     assert seen == [(b"%d" % number, f"md.{number}.trades") for number in range(3)]
 
 
-async def test_what_is_no_envelope_is_left_out(stack: Stack, broker: NatsServer) -> None:
+async def test_what_is_no_envelope_is_left_out(stack: Stack, broker: RealBroker) -> None:
     held = Held()
     near, far = await two(stack, broker, held)
     _, peer = await join(stack, near, held, "a")
@@ -122,7 +131,7 @@ async def test_what_is_no_envelope_is_left_out(stack: Stack, broker: NatsServer)
 
 
 @pytest.mark.deadline(60)
-async def test_a_broker_that_is_killed_and_comes_back(stack: Stack, broker: NatsServer) -> None:
+async def test_a_broker_that_is_killed_and_comes_back(stack: Stack, broker: RealBroker) -> None:
     """Local delivery goes on, what is published meanwhile waits, every loss lies in a gap that is reported."""
     held = Held()
     near, far = await two(stack, broker, held)
@@ -159,7 +168,7 @@ async def test_a_broker_that_is_killed_and_comes_back(stack: Stack, broker: Nats
 
 
 @pytest.mark.deadline(60)
-async def test_a_broker_that_stands_still_is_noticed(stack: Stack, broker: NatsServer) -> None:
+async def test_a_broker_that_stands_still_is_noticed(stack: Stack, broker: RealBroker) -> None:
     held = Held()
     near, far = await two(stack, broker, held)
     _, peer = await join(stack, near, held, "a")
@@ -176,9 +185,9 @@ async def test_a_broker_that_stands_still_is_noticed(stack: Stack, broker: NatsS
 
 @pytest.mark.deadline(60)
 async def test_what_waits_for_the_broker_is_bounded(
-    stack: Stack, broker: NatsServer, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, broker: RealBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fabric.broker.nats.MAX_QUEUED", 10_000)
+    monkeypatch.setattr(f"fabric.broker.{broker.scheme}.MAX_QUEUED", 10_000)
     await stack.enter_async_context(broker)
     server = await serve(stack, Held(), broker=broker.url)
     await broker.kill()
@@ -193,8 +202,8 @@ async def test_what_waits_for_the_broker_is_bounded(
         await outcome
 
 
-async def test_a_message_over_the_brokers_limit(stack: Stack, found: None, tmp_path: Path) -> None:
-    async with NatsServer(tmp_path, "max_payload: 1000") as broker:
+async def test_a_message_over_the_brokers_limit(stack: Stack, nats: type[NatsServer], tmp_path: Path) -> None:
+    async with nats(tmp_path, "max_payload: 1000") as broker:
         server = await serve(stack, Held(), broker=broker.url)
         with pytest.raises(BrokerUnavailable, match="takes messages of 1000 bytes"):
             await server.publish("a", b"x" * 1000)
@@ -202,24 +211,34 @@ async def test_a_message_over_the_brokers_limit(stack: Stack, found: None, tmp_p
         assert server.topics.drops["broker"] == 1
 
 
-@pytest.mark.parametrize("login", ["user:wrong@", "", "token@"])
-async def test_a_wrong_password(found: None, tmp_path: Path, login: str) -> None:
-    async with NatsServer(tmp_path, 'authorization { user: "user", password: "right" }') as broker:
-        server = WebSocketServer.bind("127.0.0.1:0", Held(), broker=f"nats://{login}{broker.address}")
-        with pytest.raises(BrokerUnavailable, match=r"(?i)authorization") as caught:
+LOGINS = {
+    "nats": ('authorization { user: "user", password: "right" }', "user:right@"),
+    "redis": ("requirepass right", ":right@"),
+}
+
+
+@pytest.mark.parametrize("login", ["user:wrong@", ":wrong@", "", "wrong@"])
+async def test_a_wrong_password(broker: RealBroker, login: str) -> None:
+    line, right = LOGINS[broker.scheme]
+    broker.lines = (line,)
+    async with broker:
+        server = WebSocketServer.bind("127.0.0.1:0", Held(), broker=f"{broker.scheme}://{login}{broker.address}")
+        with pytest.raises(BrokerUnavailable, match=r"(?i)auth|pass") as caught:
             await server.start()
-        assert "wrong" not in str(caught.value)
-        assert "token@" not in str(caught.value)
+        assert "wrong@" not in str(caught.value)
+        assert ":wrong" not in str(caught.value)
         assert not server.is_running
-        good = WebSocketServer.bind("127.0.0.1:0", Held(), broker=f"nats://user:right@{broker.address}")
+        good = WebSocketServer.bind("127.0.0.1:0", Held(), broker=f"{broker.scheme}://{right}{broker.address}")
         async with good:
             assert good.broker_healthy
+            assert await good.publish("a", "x") == 0
             assert "right" not in repr(good.topics.broker)
 
 
-async def test_nobody_is_there(stack: Stack, monkeypatch: pytest.MonkeyPatch, unused_port: int) -> None:
-    monkeypatch.setattr("fabric.broker.nats.CONNECT_TIMEOUT", 0.3)
-    server = WebSocketServer.bind("127.0.0.1:0", Held(), broker=f"nats://127.0.0.1:{unused_port}")
+@pytest.mark.parametrize("scheme", ["nats", "redis"])
+async def test_nobody_is_there(scheme: str, monkeypatch: pytest.MonkeyPatch, unused_port: int) -> None:
+    monkeypatch.setattr(f"fabric.broker.{scheme}.CONNECT_TIMEOUT", 0.3)
+    server = WebSocketServer.bind("127.0.0.1:0", Held(), broker=f"{scheme}://127.0.0.1:{unused_port}")
     with pytest.raises(BrokerUnavailable, match="cannot be reached"):
         await server.start()
     await turns()
@@ -232,9 +251,11 @@ def unused_port() -> int:
     return port
 
 
-@pytest.mark.parametrize("wrong", ["", "memory", "redis", "http://x", "nats:", "nats:other", "nats://"])
+@pytest.mark.parametrize(
+    "wrong", ["", "memory", "redis", "http://x", "nats:", "nats:other", "nats://", "redis:", "redis://"]
+)
 def test_wrong_urls(wrong: str) -> None:
-    with pytest.raises(ValueError, match=r"broker is|URL of a NATS server"):
+    with pytest.raises(ValueError, match=r"broker is|URL of a"):
         make_broker(wrong)
 
 
@@ -242,15 +263,17 @@ def test_urls() -> None:
     assert isinstance(make_broker("memory:"), MemoryBroker)
     own = MemoryBroker()
     assert make_broker(own) is own
-    made = make_broker("nats://me:secret@host:1")
-    assert isinstance(made, NatsBroker)
-    assert "secret" not in repr(made)
+    for url, kind in (("nats://me:secret@host:1", NatsBroker), ("redis://:secret@host:1", RedisBroker)):
+        made = make_broker(url)
+        assert isinstance(made, kind)
+        assert "secret" not in repr(made)
+    assert isinstance(make_broker("rediss://host"), RedisBroker)
     wrong: Any = 1
     with pytest.raises(TypeError):
         make_broker(wrong)
 
 
-async def test_a_server_of_its_own(stack: Stack, found: None, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_of_its_own(stack: Stack, nats: type[NatsServer], monkeypatch: pytest.MonkeyPatch) -> None:
     """nats:embedded: the first starts one, the second finds it by the environment; it ends with the first."""
     monkeypatch.delenv(EMBEDDED, raising=False)
     held = Held()
@@ -278,18 +301,35 @@ async def test_no_server_program(monkeypatch: pytest.MonkeyPatch) -> None:
         await server.start()
 
 
-async def test_what_is_published_while_the_broker_is_away_waits_for_it(
-    stack: Stack, broker: NatsServer, found: None
-) -> None:
+async def test_what_is_published_while_the_broker_is_away_waits_for_it(stack: Stack, broker: RealBroker) -> None:
     """A subscriber that is back first gets all of it, in order, before anything newer."""
     held = Held()
     near, far = await two(stack, broker, held)
     _, peer = await join(stack, near, held, "a")
     sender: Any = far.topics.broker
-    sender._is_up = False  # as between the loss of a connection and the next one
+    write = sender._out._write
+    sender._out.close()  # as between the loss of a connection and the next one
     for number in range(100):
         far.publish("a", str(number))
     await turns()
-    await sender._go_on()
+    sender._out.open(write)
     await far.publish("a", "100")
     assert [await peer.payload() for _ in range(101)] == [b"%d" % number for number in range(101)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [("a.*", "fabric:a.*"), ("a.>", "fabric:a.*"), ("[x]?.*.\\", "fabric:\\[x\\]\\?.*.\\\\")],
+)
+def test_patterns_of_redis(pattern: str, expected: str) -> None:
+    assert glob(pattern) == expected
+
+
+async def test_redis_sends_more_than_was_asked_for(stack: Stack, redis: type[RedisServer], tmp_path: Path) -> None:
+    broker = redis(tmp_path)
+    held = Held()
+    near, far = await two(stack, broker, held)
+    _, peer = await join(stack, near, held, "a.*.[c]", "end")
+    for topic in ("a.x.y.[c]", "a.b.c", "a.b.[c]", "end"):
+        await far.publish(topic, topic)
+    assert [await peer.payload() for _ in range(2)] == [b"a.b.[c]", b"end"]
