@@ -21,18 +21,16 @@ import weakref
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
 from fabric_ext.clock cimport monotonic_ns
 from fabric_ext.fanout cimport FanOut
-from fabric_ext.mask cimport apply_mask, next_key
 from fabric_ext.message cimport MAX_HEADER, write_header
 from fabric_ext.transport cimport Transport
 
 cdef enum:
-    BLOCK = 65536                # the loop's block; also where a writer stops gathering
     FIRST_SIZE = 2048            # what a writer allocates when the loop's block is lent already
     PATIENCE_NS = 50_000         # how long bytes may be gathered while other things are done; SPEC of send()
     SLICE_NS = 2_000_000         # how long a fan-out may hold up everything else
@@ -115,11 +113,6 @@ cdef class LoopWriter:
             self._turn_scheduled = True
         return 0
 
-    cdef int end_read(self) except -1:
-        """All frames of a read have been delivered."""
-        self.reading -= 1
-        return self.flush_all() if self._first is not None else 0
-
     def end_turn(self):
         """The turn of the loop is over."""
         self._turn_scheduled = False
@@ -172,24 +165,6 @@ cdef class Writer:
     def __dealloc__(self):
         free(self._out)
         drop(self._unsent, self._unsent_count)
-
-    cdef int append_frame(self, uint8_t first, const char* p, Py_ssize_t n) except -1:
-        """Add one frame to the gathered bytes: `first` is FIN, RSV and opcode. `appended` is to be called next."""
-        cdef uint32_t key = 0
-        cdef uint8_t* at
-        cdef Py_ssize_t size
-        if self._masking:
-            key = next_key()
-        if self._out_size + n + MAX_HEADER > self._out_capacity:
-            self._reserve(n + MAX_HEADER)
-        at = <uint8_t*>self._out + self._out_size
-        size = write_header(at, first, n, self._masking, key)
-        if self._masking:
-            apply_mask(at + size, <const uint8_t*>p, n, key, 0)
-        else:
-            memcpy(at + size, p, n)
-        self._out_size += size + n
-        return 0
 
     cdef int appended(self, object message) except -1:
         """Frames were added, which are the whole of `message` unless it is None: write them now, or let them wait."""
@@ -245,6 +220,7 @@ cdef class Writer:
         """Write one unmasked frame whose payload lies in `payload` and is not copied, if it can leave now."""
         cdef uint8_t header[MAX_HEADER]
         cdef Py_ssize_t size
+        cdef bint returned = False
         if self._corks or self._busy or self._transport.holds or self._out_size:
             self.append_frame(first, p, n)
             return self.appended(message)
@@ -256,11 +232,11 @@ cdef class Writer:
             if self._frame_log is not None:
                 self._note(<char*>header, size)
                 self._note(p, n)
-        except BaseException as error:
-            self.on_write_failed(error)
-            raise
+            returned = True
         finally:
             self._busy = False
+            if not returned:
+                self.on_write_failed()
         if self._transport.lost and message is not None:
             self.on_unsent([message])
         return self._gather_rest()
@@ -274,9 +250,11 @@ cdef class Writer:
 
     cdef int _gather_rest(self) except -1:
         """What was sent while the transport was busy, by a finalizer or a signal handler, leaves with the read or the turn."""
-        if self._out_size and not (self._corks or self._is_gathered or self._busy or self._transport.holds):
-            self._gather()
-        return 0
+        if self._out_size == 0 or self._transport is None:
+            return 0
+        if self._corks or self._is_gathered or self._busy or self._transport.holds:
+            return 0
+        return self._gather()
 
     cdef int write_raw(self, const char* p, Py_ssize_t n, object message) except -1:
         """Write the frames of a whole message that are made already, such as those of a broadcast."""
@@ -323,8 +301,8 @@ cdef class Writer:
                 item = fan_out.items[fan_out.nodes[at].item]
                 item.write_to(self)
                 at = fan_out.nodes[at].next
-        except BaseException as error:         # what follows would be one message short
-            self.on_write_failed(error)
+        except BaseException:                  # what follows would be one message short
+            self.on_write_failed()
             raise
         finally:
             fan_out.walks -= 1
@@ -343,7 +321,7 @@ cdef class Writer:
         cdef Py_ssize_t size = self._out_size, capacity = self._out_capacity
         cdef PyObject** unsent = self._unsent
         cdef Py_ssize_t count = self._unsent_count
-        cdef list lost = None
+        cdef bint returned = False
         if size == 0 or self._busy or self._transport is None or self._transport.holds:
             return self._keep(message)
         # What is sent while the transport writes, by a collector or a signal handler, must not touch these.
@@ -357,22 +335,32 @@ cdef class Writer:
             self._transport.write(block, size)
             if self._frame_log is not None:
                 self._note(block, size)
-        except BaseException as error:
-            self.on_write_failed(error)
-            raise
+            returned = True
         finally:
             self._busy = False
             self._give_back(block, capacity)
-            if self._transport is not None and self._transport.lost:
-                lost = taken(unsent, count)
-            elif count:
-                drop(unsent, count)
-        if lost is not None:
-            if message is not None:
-                lost.append(message)
-            self.on_unsent(lost + self.take_unsent())
-            return 0
-        return self._gather_rest() if self._transport is not None else 0
+            if not returned:
+                self._failed(unsent, count)
+        if self._transport is not None and self._transport.lost:
+            return self._lost(unsent, count, message)
+        if count:
+            drop(unsent, count)
+        return self._gather_rest()
+
+    cdef int _failed(self, PyObject** unsent, Py_ssize_t count) except -1:
+        """Handing bytes over raised: the messages that were among them are forgotten."""
+        try:
+            self.on_write_failed()
+        finally:
+            drop(unsent, count)
+        return 0
+
+    cdef int _lost(self, PyObject** unsent, Py_ssize_t count, object message) except -1:
+        """The kernel said that the connection is lost: none of this has left."""
+        cdef list messages = taken(unsent, count)
+        if message is not None:
+            messages.append(message)
+        return self.on_unsent(messages + self.take_unsent())
 
     cdef int hand_over(self) except -1:
         """Give what was gathered to the loop's transport, behind what that still holds: it is to be closed."""
@@ -417,20 +405,14 @@ cdef class Writer:
         """The connection is lost, as the kernel said; these were not sent."""
         return 0
 
-    cdef int on_write_failed(self, object error) except -1:
+    cdef int on_write_failed(self) except -1:
         """Handing bytes over raised: nobody knows how many have left."""
         return 0
 
-    cdef int _reserve(self, Py_ssize_t n) except -1:
+    cdef int _grow(self, Py_ssize_t n) except -1:
         cdef Py_ssize_t needed = self._out_size + n
         cdef Py_ssize_t capacity
         cdef char* block
-        if needed <= self._out_capacity:
-            return 0
-        if self._out == NULL and needed <= BLOCK and self._loop_writer._spare != NULL:
-            self._out, self._loop_writer._spare = self._loop_writer._spare, NULL
-            self._out_capacity = BLOCK
-            return 0
         if needed > BLOCK:
             capacity = needed                  # it is written before much is added
         else:

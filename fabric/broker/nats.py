@@ -163,6 +163,8 @@ class NatsBroker(Broker):
         self._is_closing = True
         if self._probe is not None:
             self._probe.cancel()
+            await asyncio.wait([self._probe])
+            self._probe = None
         if self._client is None:
             return
         if self._out.is_open:

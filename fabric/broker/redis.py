@@ -171,6 +171,7 @@ class RedisBroker(Broker):
         """Send what was published, and disconnect."""
         if self._life is not None:
             self._life.cancel()
+            await asyncio.wait([self._life])
             self._life = None
         if self._out.is_open:
             with contextlib.suppress(BrokerUnavailable, TimeoutError):
