@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import random
 import types
 import uuid
 import weakref
@@ -262,6 +263,53 @@ async def test_a_stream_that_is_cut_off_tells_of_the_end_and_so_does_recv() -> N
         await anext(iterator)
     with pytest.raises(ConnectionClosedError):
         await connection.recv()
+
+
+def test_whatever_comes_and_however_it_is_taken(rng: random.Random) -> None:
+    """In one frame or several, in any cut; taken whole, frame by frame, or after an attempt that was cancelled."""
+
+    @in_fake_time
+    async def run() -> None:
+        high = rng.choice([0, 1, 3, 16, None])
+        connection, transport = opened(max_queue=high)
+        messages = []
+        for _ in range(60):
+            texts = ["x" * rng.choice([0, 1, 5, 130, 3000]) + "é" for _ in range(rng.choice([1, 1, 1, 2, 3, 20]))]
+            messages.append(texts)
+        wire = b"".join(fragments(*texts) for texts in messages)
+
+        async def arrive() -> None:
+            nonlocal wire
+            while wire:
+                if transport.reading:
+                    size = rng.choice([1, 7, 100, 5000])
+                    transport.feed(wire[:size])
+                    wire = wire[size:]
+                await asyncio.sleep(0)
+
+        arriving = asyncio.ensure_future(arrive())
+        for texts in messages:
+            way = rng.randrange(4)
+            if way == 0:
+                assert await connection.recv() == "".join(texts)
+            elif way == 1:
+                assert await connection.recv(decode=False) == "".join(texts).encode()
+            elif way == 2:
+                assert await listed(connection.recv_streaming()) == texts
+            else:
+                with contextlib.suppress(asyncio.CancelledError):
+                    attempt = asyncio.ensure_future(connection.recv())
+                    for _ in range(rng.randrange(3)):
+                        await asyncio.sleep(0)
+                    attempt.cancel()
+                    assert await attempt == "".join(texts)
+                    continue  # it was there already
+                assert await anext(aiter(connection)) == "".join(texts)
+        await arriving
+        assert connection.queued == 0
+        transport.lose()
+
+    run()
 
 
 @in_fake_time
