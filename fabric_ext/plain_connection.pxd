@@ -35,7 +35,9 @@ cdef class PlainConnection(SessionUser):
     @final
     cdef inline int check_here(self) except -1
     @final
-    cdef int notice_closed_loop(self) except -1
+    cdef inline int notice_closed_loop(self) except -1
+    @final
+    cdef int look_at_loop(self) except -1
     @final
     cdef bint is_congested(self) except -1
     @final

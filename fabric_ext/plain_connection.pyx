@@ -178,7 +178,7 @@ cdef class PlainConnection(SessionUser):
             return self._recv_text()
         if unlikely(self._streaming):
             return self._refuse("recv")
-        recv = Recv.__new__(Recv)
+        recv = <Recv>Recv.__new__(Recv)
         recv._queue = self
         recv._form = MESSAGE if decode is None else BYTES
         return recv
@@ -196,7 +196,7 @@ cdef class PlainConnection(SessionUser):
 
     def _recv_item(self):
         """Return an awaitable for what stands first in the queue: a whole message, `Fragments`, or a Part of a stream."""
-        cdef Recv recv = Recv.__new__(Recv)
+        cdef Recv recv = <Recv>Recv.__new__(Recv)
         recv._queue = self
         return recv
 
@@ -241,18 +241,19 @@ cdef class PlainConnection(SessionUser):
 
     cdef inline int check_here(self) except -1:
         """Raise unless this is the connection's own thread; notice that its loop was closed."""
-        cdef Session session = self._session
-        if session is None:
+        if self._session is None:
             return 0
-        if unlikely(session._transport._thread_id != PyThread_get_thread_ident()):
+        if unlikely(self._session._transport._thread_id != PyThread_get_thread_ident()):
             raise RuntimeError("this connection belongs to another thread: use asyncio.run_coroutine_threadsafe")
-        self.notice_closed_loop()
-        return 0
+        return 0 if self._session._loop_writer.reading else self.look_at_loop()
 
-    cdef int notice_closed_loop(self) except -1:
+    cdef inline int notice_closed_loop(self) except -1:
         """A loop that was closed has closed the socket, and tells nobody: its descriptor may be another's by now."""
+        return 0 if self._session is None or self._session._loop_writer.reading else self.look_at_loop()
+
+    cdef int look_at_loop(self) except -1:
         cdef Session session = self._session
-        if session is not None and not session._loop_writer.reading and session._loop_writer.is_closed():
+        if session._loop_writer.is_closed():
             self._waiter = self._future = None # of a task that will not run any more
             session.connection_lost(None)
         return 0
@@ -274,7 +275,7 @@ cdef class PlainConnection(SessionUser):
 
         Raises ConnectionClosed after the end, TypeError for anything else.
         """
-        cdef Send send = Send.__new__(Send)
+        cdef Send send = <Send>Send.__new__(Send)
         send._connection = self
         send._message = message
         send._option = text
@@ -438,7 +439,7 @@ cdef class Messages:
             raise TypeError("a Messages is made by aiter()")
         if unlikely(connection._streaming):
             return connection._refuse("recv")
-        recv = Recv.__new__(Recv)
+        recv = <Recv>Recv.__new__(Recv)
         recv._queue = connection
         recv._iterating = True
         recv._form = MESSAGE
