@@ -29,6 +29,7 @@ from fabric._handshake.server import PendingHandshakes, ServerHandshake, too_man
 from fabric._http.messages import Request, as_response, encode_headers
 from fabric._server import listening
 from fabric._server.dashboard import Dashboard
+from fabric.broker import Broker, BrokerUnavailable, make_broker
 from fabric.compression import HEADER as EXTENSIONS
 from fabric.compression import Agreement, answer_offers
 from fabric.config import CompressionConfig, ServerConfig
@@ -195,6 +196,10 @@ class WebSocketServer:
         process_request: called with the `Request` before the upgrade. Returns a `Response`, or (status, headers,
             body), to answer plain HTTP; or None to go on; or one with status 101 to go on with more headers, of
             which `Sec-WebSocket-Protocol` chooses among the subprotocols offered. May be a coroutine function.
+        broker: what carries messages of topics to other servers and back: a URL or a `fabric.broker.Broker`. The
+            default is none: topics are those of this server.
+        on_gap: called with a topic or pattern of this server's subscribers, and a time (as `time.time()`): what other
+            servers have published to it since then may be lost, as the broker was away.
     """
 
     def __init__(
@@ -206,6 +211,8 @@ class WebSocketServer:
         on_message: Callable[[ConnectedClient, Message], Any] | None = None,
         on_disconnect: Callable[[ConnectedClient], Any] | None = None,
         process_request: Callable[[Request], Any] | None = None,
+        broker: str | Broker = "memory:",
+        on_gap: Callable[[str, float], Any] | None = None,
     ) -> None:
         if not isinstance(config, (str, ServerConfig)):
             kind = type(config).__name__
@@ -239,7 +246,8 @@ class WebSocketServer:
         self._sampling: asyncio.Task[None] | None = None  # of the dashboard
         self._viewers: dict[ConnectedClient, None] = {}  # its pages, which are none of the application's connections
         self._viewer_metrics = MetricsCollector()
-        self.topics = Topics(self.config, self._metrics)
+        self.topics = Topics(self.config, self._metrics, make_broker(broker))
+        self.topics.on_gap = on_gap
         self._heartbeat: HeartbeatManager | None = None
         self._global_limit = GlobalRateLimiter(self.config.global_rate_limit)
         own, common = self.config.rate_limit, self.config.global_rate_limit
@@ -271,6 +279,8 @@ class WebSocketServer:
         on_message: Callable[[ConnectedClient, Message], Any] | None = None,
         on_disconnect: Callable[[ConnectedClient], Any] | None = None,
         process_request: Callable[[Request], Any] | None = None,
+        broker: str | Broker = "memory:",
+        on_gap: Callable[[str, float], Any] | None = None,
         **options: Unpack[ServerOptions],
     ) -> Self:
         """A server for `address`, "host:port"; `options` are fields of `ServerConfig`."""
@@ -283,6 +293,8 @@ class WebSocketServer:
             on_message=on_message,
             on_disconnect=on_disconnect,
             process_request=process_request,
+            broker=broker,
+            on_gap=on_gap,
         )
 
     # -- life
@@ -292,6 +304,7 @@ class WebSocketServer:
 
         Raises:
             Io: the address is in use, or not ours.
+            BrokerUnavailable: the broker cannot be reached, or refuses us.
             InvalidState: the server was started before.
         """
         if self._phase is not Phase.NEW:
@@ -308,15 +321,18 @@ class WebSocketServer:
             self._check_descriptor,
         )
         try:
+            await self.topics._start()
             listener = await listening.listen(loop, self.config, self._handshakes)
         except BaseException as error:
+            await self.topics._close()
             if self._phase is Phase.STARTING:
                 self._phase = Phase.NEW
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and not isinstance(error, BrokerUnavailable):
                 why = error.strerror or error
                 raise Io(f"cannot listen on {self._place}: {why}", errno=error.errno) from error
             raise
         if self._phase is not Phase.STARTING:
+            await self.topics._close()
             listener.close()
             self._handshakes.close(unavailable("the server is shutting down"))
             raise InvalidState("the server was shut down while it started", state=self._phase.value)
@@ -439,7 +455,7 @@ class WebSocketServer:
             await asyncio.wait([self._sampling], timeout=LAST_MOMENT)
         for task in self._other_tasks():
             logger.warning("shutdown: %r goes on although it was cancelled", task)
-        self.topics._close()
+        await self.topics._close()
         assert self._listener is not None
         if self._loop.is_closed():
             return
@@ -707,6 +723,20 @@ class WebSocketServer:
 
     # -- topics
 
+    @property
+    def on_gap(self) -> Callable[[str, float], Any] | None:
+        """What is called when messages of other servers may have been lost; see the argument of the same name."""
+        return self.topics.on_gap
+
+    @on_gap.setter
+    def on_gap(self, function: Callable[[str, float], Any] | None) -> None:
+        self.topics.on_gap = function
+
+    @property
+    def broker_healthy(self) -> bool:
+        """Is the broker connected, and has it answered lately? Always true without one."""
+        return self.topics.broker.is_healthy
+
     def publish(
         self,
         topic: str,
@@ -718,8 +748,8 @@ class WebSocketServer:
         """Send a message to all that have subscribed to a topic; see `fabric.topics`.
 
         It acts at once, waits for no slow client (`Topics.configure`), and need not be awaited. Awaited, it returns how
-        many connections of this server the message was sent to or is kept for. What is published in one turn of the
-        event loop leaves at its end, in order, by one system call for each connection.
+        many connections of this server the message was sent to or is kept for, once the broker has it. What is
+        published in one turn of the event loop leaves at its end, in order, by one system call for each connection.
 
         Args:
             exclude: one connection, or several, that do not get it: the one it came from, say.
@@ -727,8 +757,10 @@ class WebSocketServer:
 
         Raises:
             ValueError: the name is not that of a topic.
+            BrokerUnavailable: where it is awaited: other servers do not get it, as the broker takes no more, or it is
+                not known whether they do, as its connection was lost.
         """
-        return Outcome(self.topics._publish(topic, data_message(message), exclude, compress))
+        return self.topics._publish(topic, data_message(message), exclude, compress)
 
     def topic(self, pattern: str, *, limit: int = LISTENER_LIMIT) -> Listener:
         """Listen to a topic, or to those that fit a pattern: `async for message in server.topic("room.*")`.
