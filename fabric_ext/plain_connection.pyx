@@ -97,6 +97,7 @@ cdef class PlainConnection(SessionUser):
     cdef int deliver(self, Message message) except -1:
         if self._dropping:
             return 0
+        self._stream_open = False              # this is the message that the stream has waited for
         self._items.push(message.data)
         return self.arrived(message.data)
 

@@ -267,6 +267,7 @@ async def test_tls(stack: Stack) -> None:
     ("arguments", "options", "error", "why"),
     [
         (["http://x"], {}, InvalidURI, "http://x isn't a valid URI: scheme isn't ws or wss"),
+        (["ws://x"], {"extra_headers": {}}, TypeError, r"connect\(\) has no argument 'extra_headers' any more"),
         (["ws://x"], {"ssl": True}, ValueError, r"ssl argument is incompatible with a ws:// URI"),
         (["ws://x"], {"subprotocols": "chat"}, TypeError, "subprotocols must be a list, not a str"),
         (["ws://x"], {"compression": "gzip"}, ValueError, "unsupported compression: gzip"),

@@ -105,6 +105,7 @@ async def test_the_event_loop_judges_its_own_arguments(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "why"),
     [
+        ({"klass": object}, TypeError, r"serve\(\) has no argument 'klass' any more; instead of it: create_connection"),
         ({"subprotocols": "chat"}, TypeError, "subprotocols must be a list, not a str"),
         ({"compression": False}, ValueError, "unsupported compression: False"),
         ({"extensions": [ServerExtensionFactory()]}, TypeError, "only ServerPerMessageDeflateFactory is"),

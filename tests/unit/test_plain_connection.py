@@ -166,6 +166,18 @@ async def test_a_stream_gets_frames_as_they_come() -> None:
     assert await peer.recv() == "next"
 
 
+async def test_a_stream_ends_with_its_message() -> None:
+    peer = Peer()
+    transport = peer.open()
+    got: list[Any] = []
+    task = asyncio.ensure_future(stream(peer, got))
+    await asyncio.sleep(0)
+    transport.feed(b"".join([encode(TEXT, "whole"), *pieces("a", "b")]))
+    await task
+    assert got == ["whole"]
+    assert await peer.recv() == "ab"
+
+
 async def test_a_stream_takes_up_a_message_that_has_begun() -> None:
     peer = Peer()
     transport = peer.open()

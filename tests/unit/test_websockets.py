@@ -6,7 +6,6 @@ import importlib
 import inspect
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,8 +26,9 @@ DEPRECATED = {
 
 
 @pytest.fixture(autouse=True)
-def same_release(require: Callable[[object, str], None]) -> None:
-    require(theirs.__version__ == ours.__version__, f"websockets {ours.__version__} is not installed")
+def same_release() -> None:
+    if theirs.__version__ != ours.__version__:
+        pytest.skip(f"websockets {ours.__version__} is not installed")
 
 
 def run(program: str) -> str:

@@ -252,6 +252,19 @@ async def test_a_stream_that_is_cancelled_before_its_first_frame_loses_nothing()
 
 
 @in_fake_time
+async def test_a_stream_that_is_cut_off_tells_of_the_end_and_so_does_recv() -> None:
+    connection, transport = opened()
+    iterator = connection.recv_streaming()
+    transport.feed(encode(TEXT, "a", fin=False))
+    assert await anext(iterator) == "a"
+    transport.lose()
+    with pytest.raises(ConnectionClosedError):
+        await anext(iterator)
+    with pytest.raises(ConnectionClosedError):
+        await connection.recv()
+
+
+@in_fake_time
 async def test_too_many_fragments() -> None:
     connection, transport = opened(max_queue=None)
     for _ in range(module.MAX_FRAGMENTS + 1):

@@ -256,8 +256,7 @@ class Connection(PlainConnection):
                         yield _decoded(data, decode)
                     break
         except ConnectionClosed:
-            if not begun:
-                self._streaming = False
+            self._streaming = False
             raise
         except BaseException:
             if not begun:
