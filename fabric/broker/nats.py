@@ -91,7 +91,7 @@ class NatsBroker(Broker):
         self._client: Client | None = None
         self._sids: dict[str, int] = {}  # topic or pattern -> the number of its subscription
         self._next_sid = itertools.count(1)
-        self._out = Outgoing()
+        self._out = Outgoing(MAX_QUEUED)
         self._is_closing = False
         self._is_answering = True
         self._heard = 0.0  # time.time() at which the broker was last known to be there
@@ -213,7 +213,7 @@ class NatsBroker(Broker):
         self._is_answering = True
         self._heard = time.time()
         self._error = None
-        self._out.open(transport.write)
+        self._out.open(transport.write, transport._io_writer.transport.get_write_buffer_size)
 
     async def _keep_probing(self) -> None:
         """Ask every two seconds whether the broker is there. One that does not answer in time is connected to anew."""
@@ -263,13 +263,9 @@ class NatsBroker(Broker):
         limit = self._client.max_payload if self._client is not None else 1 << 20
         if len(envelope) > limit:
             raise BrokerUnavailable(f"the broker takes messages of {limit} bytes, not of {len(envelope)}")
-        if self._out.size + len(envelope) > MAX_QUEUED or (self._out.is_open and self._unwritten() > MAX_QUEUED):
+        if not self._out.has_room(len(envelope)):
             raise self._unavailable("what waits for it is up to its bound")
         self._out.add(b"PUB %b%b %d\r\n%b\r\n" % (self._prefix, topic.encode(), len(envelope), envelope))
-
-    def _unwritten(self) -> int:
-        size: int = self._transport()._io_writer.transport.get_write_buffer_size()
-        return size
 
     async def flush(self) -> None:
         """Wait until the broker has all that went before; see `Broker.flush`."""

@@ -187,7 +187,7 @@ async def test_a_broker_that_stands_still_is_noticed(stack: Stack, broker: RealB
 async def test_what_waits_for_the_broker_is_bounded(
     stack: Stack, broker: RealBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"fabric.broker.{broker.scheme}.MAX_QUEUED", 10_000)
+    monkeypatch.setattr(f"fabric.broker.{broker.scheme}.MAX_QUEUED", 10_000)  # before the broker is made
     await stack.enter_async_context(broker)
     server = await serve(stack, Held(), broker=broker.url)
     await broker.kill()
@@ -307,12 +307,12 @@ async def test_what_is_published_while_the_broker_is_away_waits_for_it(stack: St
     near, far = await two(stack, broker, held)
     _, peer = await join(stack, near, held, "a")
     sender: Any = far.topics.broker
-    write = sender._out._write
+    write, unwritten = sender._out._write, sender._out._unwritten
     sender._out.close()  # as between the loss of a connection and the next one
     for number in range(100):
         far.publish("a", str(number))
     await turns()
-    sender._out.open(write)
+    sender._out.open(write, unwritten)
     await far.publish("a", "100")
     assert [await peer.payload() for _ in range(101)] == [b"%d" % number for number in range(101)]
 
