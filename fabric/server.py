@@ -28,6 +28,7 @@ from fabric._handshake.rules import Rejection, switching_protocols, unavailable
 from fabric._handshake.server import PendingHandshakes, ServerHandshake, too_many_from_one_address
 from fabric._http.messages import Request, as_response, encode_headers
 from fabric._server import listening
+from fabric._server.dashboard import Dashboard
 from fabric.broker import Broker, BrokerUnavailable, make_broker
 from fabric.compression import HEADER as EXTENSIONS
 from fabric.compression import Agreement, answer_offers
@@ -98,17 +99,18 @@ Handler = Callable[["ConnectedClient"], Awaitable[Any]]
 class ConnectedClient(Subscribing):
     """A client's connection, as its server sees it."""
 
-    __slots__ = ("_ip", "_request", "_server", "_task")
+    __slots__ = ("_ip", "_is_viewer", "_request", "_server", "_task")
 
-    def __init__(self, server: WebSocketServer, request: Request, ip: str | None) -> None:
+    def __init__(self, server: WebSocketServer, request: Request, ip: str | None, *, is_viewer: bool = False) -> None:
         super().__init__(
             server._loop,
             server.config,
             masking=False,
-            metrics=server.metrics,
+            metrics=server._viewer_metrics if is_viewer else server.metrics,
             logger=logger,
-            on_message=server._on_message if server._is_callback else None,
+            on_message=server._on_message if server._is_callback and not is_viewer else None,
         )
+        self._is_viewer = is_viewer  # a page of the dashboard
         self._server = server
         self._request = request
         self._ip = ip
@@ -240,6 +242,10 @@ class WebSocketServer:
         self._process_request = process_request
         self._router = handler if isinstance(handler, Router) else None
         self._metrics = MetricsCollector()
+        self._dashboard: Dashboard | None = None
+        self._sampling: asyncio.Task[None] | None = None  # of the dashboard
+        self._viewers: dict[ConnectedClient, None] = {}  # its pages, which are none of the application's connections
+        self._viewer_metrics = MetricsCollector()
         self.topics = Topics(self.config, self._metrics, make_broker(broker))
         self.topics.on_gap = on_gap
         self._heartbeat: HeartbeatManager | None = None
@@ -310,7 +316,7 @@ class WebSocketServer:
             self.config,
             logger,
             self._metrics,
-            self._process_request if self._router is None else self._judge,
+            self._process_request if self._router is None and self._dashboard is None else self._judge,
             self._upgrade,
             self._check_descriptor,
         )
@@ -334,6 +340,9 @@ class WebSocketServer:
             self._heartbeat = HeartbeatManager(self.config.heartbeat, loop)
         self._listener = listener
         stays_with_parent(self)
+        if self._dashboard is not None:
+            self._sampling = loop.create_task(self._dashboard.run())
+            self._sampling.add_done_callback(_report_sampling)
         self._phase = Phase.RUNNING
         logger.info("listening on %s", ", ".join(str(socket.getsockname()) for socket in self.sockets))
 
@@ -341,7 +350,7 @@ class WebSocketServer:
         """The file descriptors of its sockets, those that listen and those of connections."""
         handshakes = [] if self._handshakes is None else self._handshakes.sockets()
         mine = [sock.fileno() for sock in (*self.sockets, *handshakes) if sock is not None]
-        return mine + [number for client in self._clients for number in client._descriptors()]
+        return mine + [number for client in self._connections() for number in client._descriptors()]
 
     async def serve_forever(self) -> None:
         """Serve until cancelled or shut down; starts the server when that has not been done."""
@@ -391,13 +400,15 @@ class WebSocketServer:
             self.stop_accepting()
             assert self._handshakes is not None
             self._handshakes.close(unavailable("the server is shutting down"))
-            for client in list(self._clients):
+            if self._sampling is not None:
+                self._sampling.cancel()
+            for client in self._connections():
                 self._survive(self._say_goodbye, client, code)
             await self._all_gone(timeout)
-            if self._clients or self._other_tasks():
+            if self._connections() or self._other_tasks():
                 logger.warning(
                     "shutdown: %d connections aborted, %d handlers cancelled after %g seconds",
-                    len(self._clients),
+                    len(self._connections()),
                     len(self._other_tasks()),
                     timeout,
                 )
@@ -424,7 +435,7 @@ class WebSocketServer:
         """Wait until no connection and no handler is left, for `timeout` seconds at most."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while self._clients or self._other_tasks():
+                while self._clients or self._viewers or self._other_tasks():
                     self._changed.clear()
                     await self._changed.wait()
 
@@ -433,13 +444,15 @@ class WebSocketServer:
         return {task for task in self._tasks if task is not asyncio.current_task()}
 
     async def _abort_rest(self) -> None:
-        for client in list(self._clients):
+        for client in self._connections():
             self._survive(client._abort)
         for task in self._other_tasks():
             task.cancel()
         if self._heartbeat is not None:
             self._heartbeat.stop()
         await self._all_gone(LAST_MOMENT)
+        if self._sampling is not None and not self._loop.is_closed():
+            await asyncio.wait([self._sampling], timeout=LAST_MOMENT)
         for task in self._other_tasks():
             logger.warning("shutdown: %r goes on although it was cancelled", task)
         await self.topics._close()
@@ -449,6 +462,22 @@ class WebSocketServer:
         closed = asyncio.ensure_future(self._listener.wait_closed())
         await asyncio.wait([closed], timeout=LAST_MOMENT)
         closed.cancel()
+
+    def mount_dashboard(self, path: str = "/dashboard") -> None:
+        """Serve a live page about this server at `path`: connections, rates, latencies, backpressure.
+
+        The application's `process_request` is asked first, as for every request, so that it can refuse the page:
+        `basic_auth` for instance. Without it everybody may see it. The page's own connections are none of the
+        application's: it gets no callbacks for them, and they are in no broadcast and no count but that of
+        `max_connections`.
+
+        Raises:
+            InvalidState: the server has been started, or has a dashboard.
+            ValueError: `path` is none.
+        """
+        if self._phase is not Phase.NEW or self._dashboard is not None:
+            raise InvalidState("a dashboard is mounted once, before the server starts", state=self._phase.value)
+        self._dashboard = Dashboard(self, path)
 
     # -- what it is
 
@@ -481,6 +510,10 @@ class WebSocketServer:
         """Open connections."""
         return len(self._clients)
 
+    def _connections(self) -> list[ConnectedClient]:
+        """All that are open: the application's, and those of the dashboard."""
+        return [*self._clients, *self._viewers]
+
     def clients(self) -> list[ConnectedClient]:
         """The open connections, as they are now."""
         return list(self._clients)
@@ -511,7 +544,7 @@ class WebSocketServer:
     # -- the opening handshake, called by PendingHandshakes
 
     def _judge(self, request: Request) -> Any:
-        """What the application's `process_request` says; where it lets the request pass, what the router does."""
+        """What the application's `process_request` says; where it lets a request pass, the dashboard or the router."""
         answer = None if self._process_request is None else self._process_request(request)
         return self._judge_later(answer, request) if inspect.isawaitable(answer) else self._judged(answer, request)
 
@@ -521,8 +554,9 @@ class WebSocketServer:
     def _judged(self, answer: Any, request: Request) -> Any:
         if answer is not None and as_response(answer).status != 101:
             return answer
-        assert self._router is not None
-        return self._router.respond(request) or answer
+        if self._dashboard is not None and (self._dashboard.is_page(request) or self._dashboard.is_feed(request)):
+            return self._dashboard.respond(request) or answer
+        return answer if self._router is None else self._router.respond(request) or answer
 
     def _check_descriptor(self, descriptor: int) -> None:
         """Say when file descriptors run out: uvloop would turn clients away in silence. A new one is the lowest."""
@@ -544,17 +578,19 @@ class WebSocketServer:
     def _upgrade(self, handshake: ServerHandshake, head: RequestHead, rest: bytes, more: HeaderMap | None) -> None:
         """Make a connection of a valid opening handshake, or raise Rejection; `more` goes into the answer."""
         self._check_capacity(handshake)
-        self._check_origin(head)
-        self._check_required(head)
+        is_viewer = self._dashboard is not None and self._dashboard.is_feed(handshake.request)
+        if not is_viewer:
+            self._check_origin(head)
+            self._check_required(head)
         fields = self._response_fields
         chosen = None
         if more is not None:
             chosen = more.get("Sec-WebSocket-Protocol")
             fields += encode_headers((name, value) for name, value in more.items() if name.lower() not in OWN_FIELDS)
-        subprotocol = self._select_subprotocol(head, chosen)
+        subprotocol = None if is_viewer else self._select_subprotocol(head, chosen)
         agreement, extensions = self._answer_offers(*head.get_all(EXTENSIONS))
         answer = switching_protocols(head.key, fields, subprotocol, extensions)
-        client = ConnectedClient(self, handshake.request, handshake.ip)
+        client = ConnectedClient(self, handshake.request, handshake.ip, is_viewer=is_viewer)
         client._subprotocol = subprotocol
         client._remote_addr = handshake.remote_addr
         gate = connection_gate(self.config.rate_limit, self._global_limit)
@@ -566,10 +602,10 @@ class WebSocketServer:
         except BaseException:
             transport.abort()
             raise
-        self._metrics.record_handshake(time.perf_counter() - handshake.began)
+        client._metrics.record_handshake(time.perf_counter() - handshake.began)
 
     def _check_capacity(self, handshake: ServerHandshake) -> None:
-        if len(self._clients) >= self.config.max_connections:
+        if len(self._clients) + len(self._viewers) >= self.config.max_connections:
             raise unavailable(f"the server has its {self.config.max_connections} connections")
         if handshake.ip is not None and self._per_ip[handshake.ip] >= self.config.max_connections_per_ip:
             raise too_many_from_one_address(self.config.max_connections_per_ip)
@@ -618,15 +654,19 @@ class WebSocketServer:
     # -- connections come and go, called by ConnectedClient
 
     def _connected(self, client: ConnectedClient) -> None:
-        self._clients[client] = None
+        (self._viewers if client._is_viewer else self._clients)[client] = None
         if client._ip is not None:
             self._per_ip[client._ip] += 1
-        self._metrics.record_connection()
+        client._metrics.record_connection()
         client._begin_heartbeat(self._heartbeat)
-        if self._on_connect is not None:
+        handler = self._handler
+        if client._is_viewer:
+            assert self._dashboard is not None
+            handler = self._dashboard.feed
+        elif self._on_connect is not None:
             self._call(self._on_connect, client)
-        if self._handler is not None:
-            running = self._handler(client)
+        if handler is not None:
+            running = handler(client)
             if not inspect.isawaitable(running):
                 what = f"the handler returned {running!r}, which cannot be awaited: write it as `async def`"
                 raise TypeError(what)
@@ -636,7 +676,7 @@ class WebSocketServer:
             task.add_done_callback(client._handler_done)
 
     def _disconnected(self, client: ConnectedClient) -> None:
-        self._clients.pop(client, None)
+        (self._viewers if client._is_viewer else self._clients).pop(client, None)
         if client._subscriber is not None:
             self.topics._leave(client._subscriber)
         self._changed.set()
@@ -646,8 +686,8 @@ class WebSocketServer:
             self._per_ip[client._ip] -= 1
             if not self._per_ip[client._ip]:
                 del self._per_ip[client._ip]
-        self._metrics.record_disconnection(client._close_code)
-        if self._on_disconnect is not None and not client._is_loop_closed:
+        client._metrics.record_disconnection(client._close_code)
+        if self._on_disconnect is not None and not client._is_viewer and not client._is_loop_closed:
             self._call(self._on_disconnect, client)
 
     def _call(self, function: Callable[[ConnectedClient], Any], client: ConnectedClient) -> None:
@@ -801,6 +841,12 @@ class WebSocketServer:
     async def broadcast_json(self, value: Any, *, compress: bool | None = None) -> int:
         """Send `value` as JSON to every connection; see `broadcast`."""
         return await self.broadcast(Message.json(value), compress=compress)
+
+
+def _report_sampling(task: asyncio.Task[None]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        logger.error("the dashboard has stopped", exc_info=error)
 
 
 def _answer(config: CompressionConfig, *offers: str) -> tuple[Agreement | None, str | None]:

@@ -21,7 +21,7 @@ LAYERS = {
     """,
     "core": """
         fabric_ext.receive_queue fabric_ext.read_buffer fabric_ext.transport fabric_ext.writer fabric_ext.throttle
-        fabric_ext.session fabric_ext.connection fabric_ext.plain_connection fabric_ext.broadcast fabric_ext.topics
+        fabric_ext.session fabric_ext.connection fabric_ext.broadcast fabric_ext.plain_connection fabric_ext.topics
         fabric_ext.remote fabric_ext
     """,
     "vocabulary": """
@@ -42,9 +42,8 @@ LAYERS = {
         fabric._handshake.tls fabric._handshake.response_reader fabric._handshake.socks fabric._handshake.dial
         fabric._handshake.client fabric._handshake.server fabric._handshake.tls_listener fabric._handshake
         fabric._client.heartbeats fabric._client.report fabric._client fabric.client
-        fabric.router fabric.auth fabric._server.listening fabric._server fabric.broker fabric.topics
-        fabric.server fabric.runner
-        fabric.websockets
+        fabric.router fabric.auth fabric._server.listening fabric._server.dashboard fabric._server
+        fabric.broker fabric.topics fabric.server fabric.runner fabric.websockets
     """,
     "top": """
         fabric._rpc.wire fabric._rpc.methods fabric._rpc fabric.rpc fabric._pool.host fabric._pool fabric.pool fabric
