@@ -42,6 +42,7 @@ PROBE_INTERVAL = 2  # seconds
 MAX_QUEUED = 8 << 20  # bytes that wait for the broker, or for its socket
 LAST_MOMENT = 0.5  # seconds for what was published last
 CHUNK = 2000  # subscriptions that are sent at a time after a reconnection
+PER_SECOND = 10_000  # subscriptions that a slow server takes
 EMBEDDED = "FABRIC_EMBEDDED_NATS"  # its URL, for the children of the process that started it
 PORT = re.compile(r'"nats://[^"]*:(\d+)"')
 READY = 5.0  # seconds that a server of our own has to begin to listen
@@ -97,6 +98,7 @@ class NatsBroker(Broker):
         self._heard = 0.0  # time.time() at which the broker was last known to be there
         self._error: BaseException | None = None
         self._probe: asyncio.Task[None] | None = None
+        self._again: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._where} {'healthy' if self.is_healthy else 'unavailable'}>"
@@ -191,8 +193,10 @@ class NatsBroker(Broker):
         since = self._heard
         try:
             await self._go_on()
-        except (nats.errors.Error, OSError, TimeoutError) as error:  # lost again: there will be another one
+        except (nats.errors.Error, OSError, TimeoutError) as error:
             self._error = error
+            if self._client is not None and self._client.is_connected:  # it stands still
+                self._again = asyncio.ensure_future(self._client.force_reconnect())
             return
         logger.info("broker %s: connected again", self._where)
         if self._node is not None:
@@ -206,7 +210,7 @@ class NatsBroker(Broker):
         for start in range(0, len(sids), CHUNK):
             transport.write(b"".join(self._sub(topic, sid) for topic, sid in sids[start : start + CHUNK]))
             await transport.drain()
-        await self._client.flush(timeout=PROBE_INTERVAL)
+        await self._client.flush(timeout=int(CONNECT_TIMEOUT) + 1 + len(sids) // PER_SECOND)
         before, now = dict(sids), self._sids  # some have come and gone meanwhile
         transport.write(b"".join(self._sub(topic, sid) for topic, sid in now.items() - before.items()))
         transport.write(b"".join(b"UNSUB f%d\r\n" % sid for _, sid in before.items() - now.items()))

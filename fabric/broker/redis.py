@@ -34,6 +34,7 @@ PROBE_INTERVAL = 2.0  # seconds
 MAX_QUEUED = 8 << 20  # bytes that wait for the broker, or for its socket
 LARGEST = 512 << 20  # bytes of a message, as Redis takes them by default
 CHUNK = 2000  # subscriptions in one command
+PER_SECOND = 10_000  # subscriptions that a slow server takes
 LAST_MOMENT = 0.5  # seconds for what was published last
 PUBLISH = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"  # as `pack` would make it, faster
 SPECIAL = re.compile(r"([*?\[\]\\^-])")  # of Redis' patterns
@@ -104,7 +105,7 @@ class _Connection(asyncio.Protocol):
     def unwritten(self) -> int:
         return self._transport.get_write_buffer_size()
 
-    async def ping(self) -> None:
+    async def ping(self, seconds: float = PROBE_INTERVAL) -> None:
         """Wait until the broker has had everything before; raise what it has objected to since the last time."""
         if self.lost.done():
             raise self.error or ConnectionResetError("the connection was lost")
@@ -113,7 +114,7 @@ class _Connection(asyncio.Protocol):
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((mark, waiter))
         self.write(pack("PING", mark))
-        async with asyncio.timeout(PROBE_INTERVAL):
+        async with asyncio.timeout(seconds):
             await waiter
         error, self.error = self.error, None
         if error is not None:
@@ -158,8 +159,7 @@ class RedisBroker(Broker):
         """Connect; see `Broker.start`."""
         self._node = node
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                await self._connect()
+            await self._connect()
         except (OSError, TimeoutError, hiredis.HiredisError) as error:
             self._error = error
             self._disconnect()
@@ -189,23 +189,25 @@ class RedisBroker(Broker):
     async def _connect(self) -> None:
         """Connect, subscribe, wait until the broker has done so, and only then let go of what waits."""
         loop = asyncio.get_running_loop()
-        for name in ("_hears", "_speaks"):
-            _, connection = await loop.create_connection(
-                lambda: _Connection(self._deliver), self._host, self._port, ssl=self._ssl
-            )
-            setattr(self, name, connection)
-            if self._login:
-                connection.write(pack("AUTH", *self._login))
-            await connection.ping()
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            for name in ("_hears", "_speaks"):
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(self._deliver), self._host, self._port, ssl=self._ssl
+                )
+                setattr(self, name, connection)
+                if self._login:
+                    connection.write(pack("AUTH", *self._login))
+                await connection.ping()
         hears, speaks = self._hears, self._speaks
         assert hears is not None
         assert speaks is not None
-        before = list(self._topics)
-        for start in range(0, len(before), CHUNK):
-            hears.write(_subscription("SUBSCRIBE", before[start : start + CHUNK]))
-        await hears.ping()
+        before = dict(self._topics)
+        topics = list(before)
+        for start in range(0, len(topics), CHUNK):
+            hears.write(_subscription("SUBSCRIBE", topics[start : start + CHUNK]))
+        await hears.ping(CONNECT_TIMEOUT + len(before) / PER_SECOND)
         after = self._topics  # some have come and gone meanwhile
-        hears.write(_subscription("SUBSCRIBE", [topic for topic in after if topic not in set(before)]))
+        hears.write(_subscription("SUBSCRIBE", [topic for topic in after if topic not in before]))
         hears.write(_subscription("UNSUBSCRIBE", [topic for topic in before if topic not in after]))
         self._is_answering = True
         self._heard = time.time()
@@ -237,8 +239,7 @@ class RedisBroker(Broker):
         while True:
             self._disconnect()
             try:
-                async with asyncio.timeout(CONNECT_TIMEOUT):
-                    return await self._connect()
+                return await self._connect()
             except (OSError, TimeoutError, hiredis.HiredisError) as error:
                 self._error = error
                 await asyncio.sleep(RECONNECT_WAIT)
