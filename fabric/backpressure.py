@@ -1,8 +1,8 @@
-"""How much may wait to be sent, and who waits until there is room.
+"""How much may wait to be sent, and the tasks that wait until there is room.
 
-Owns two counts (messages and bytes), the two marks between which senders wait, and their line: first come,
-first served. Never touches what it counts: whoever keeps the messages calls `acquire` before and `release`
-after. Knows no socket; time is only in the timeout of `acquire`.
+Owns the line of senders that wait: first come, first served. The counts, and the two marks between which senders
+wait, are `fabric_ext.watermarks`. Never touches what it counts: the keeper of the messages calls `acquire` before and
+`release` after. Knows no socket; time is only in the timeout of `acquire`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from fabric.config import BackpressureConfig
 from fabric.error import BackpressureTimeout, BufferFull, InvalidState
+from fabric_ext.watermarks import BEGAN, FULL, Watermarks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,16 +38,20 @@ class BackpressureController:
         config: limits, thresholds and the timeout.
     """
 
-    __slots__ = ("_active", "_bytes", "_config", "_listeners", "_messages", "_waiters", "_waking")
+    __slots__ = ("_config", "_listeners", "_marks", "_waiters", "_woken")
 
     def __init__(self, config: BackpressureConfig | None = None) -> None:
-        self._config = config or BackpressureConfig()
-        self._messages = 0
-        self._bytes = 0
-        self._active = False
+        self._config = config = config or BackpressureConfig()
+        self._marks = Watermarks(
+            max_messages=config.max_buffer_size,
+            max_bytes=config.max_buffer_bytes,
+            high=config.backpressure_threshold,
+            low=config.recovery_threshold,
+        )
         # Each with the size it waits for, oldest first; None until somebody waits.
         self._waiters: OrderedDict[asyncio.Future[None], int] | None = None
-        self._waking = 0  # let in, and not yet running again: nobody overtakes these either
+        # Let in, and not yet running again: nobody overtakes these either.
+        self._woken: set[asyncio.Future[None]] = set()
         self._listeners: tuple[Callable[[bool], object], ...] = ()
 
     @property
@@ -57,23 +62,22 @@ class BackpressureController:
     @property
     def messages(self) -> int:
         """Messages acquired and not released."""
-        return self._messages
+        return self._marks.messages
 
     @property
     def bytes(self) -> int:
         """Bytes acquired and not released."""
-        return self._bytes
+        return self._marks.bytes
 
     @property
     def level(self) -> float:
         """How full the buffer is: the higher of both counts over its limit. One large message may pass 1."""
-        config = self._config
-        return max(self._messages / config.max_buffer_size, self._bytes / config.max_buffer_bytes)
+        return self._marks.level()
 
     @property
     def is_active(self) -> bool:
         """Whether senders wait: past the threshold, and not yet recovered."""
-        return self._active
+        return self._marks.is_active
 
     @property
     def waiting(self) -> int:
@@ -83,7 +87,7 @@ class BackpressureController:
     @property
     def waking(self) -> int:
         """Senders that were let in and do not run yet."""
-        return self._waking
+        return len(self._woken)
 
     def on_state_change(self, callback: Callable[[bool], object]) -> Callable[[], None]:
         """Have `callback(is_active)` called whenever backpressure begins or ends; return what undoes this.
@@ -99,10 +103,7 @@ class BackpressureController:
 
     def try_acquire(self, size: int = 0) -> bool:
         """Count one message of `size` bytes if the limits allow it; never waits."""
-        if not self._fits(size):
-            return False
-        self._take(size)
-        return True
+        return self._counted(self._marks.add_if_room(size))
 
     async def acquire(self, size: int = 0) -> None:
         """Count one message of `size` bytes, waiting in line while backpressure is active.
@@ -116,63 +117,52 @@ class BackpressureController:
         if not self._config.enabled:
             if not self.try_acquire(size):
                 raise self.full_error()
-        elif not self._waiters and not self._waking and self._admits(size):
-            self._take(size)
-        else:
+        elif self._waiters or self._woken or not self._counted(self._marks.add_if_room(size, True)):
             await self._wait(size)
 
     def release(self, size: int = 0) -> None:
-        """One message of `size` bytes has left the buffer; those who wait may go on.
+        """One message of `size` bytes has left the buffer; waiters that now fit may go on.
 
         Raises:
             InvalidState: more is released than was acquired.
         """
-        if self._messages < 1 or self._bytes < size:
-            raise InvalidState(
-                f"release of 1 message of {size} bytes where {self._messages} messages"
-                f" of {self._bytes} bytes are acquired"
-            )
-        self._messages -= 1
-        self._bytes -= size
-        self._settle()
+        try:
+            ends = self._marks.remove(size)
+        except ValueError as error:
+            raise InvalidState(str(error)) from None
+        if ends:
+            self._tell(False)
+        self._admit()
 
     def restore(self, size: int = 0) -> None:
         """Count a message of `size` bytes that was thought to have left, whatever the limits say."""
-        self._take(size)
+        if self._marks.add(size):
+            self._tell(True)
 
     def let_in(self) -> None:
-        """Let in, in their order, those who wait and fit the limits, although backpressure has not ended."""
-        self._admit(self._fits)
+        """Admit waiters that fit the limits, in their order, although backpressure has not ended."""
+        self._admit(unless_active=False)
 
     def abort(self, make_error: Callable[[], Exception]) -> None:
-        """Have each who waits raise an error of its own: there will be no room any more."""
+        """Let each waiter raise an error of its own: there will be no room any more."""
         waiters, self._waiters = self._waiters, None
-        for waiter in waiters or ():
+        while waiters:
+            waiter, _ = waiters.popitem(last=False)
             if not waiter.done():
                 waiter.set_exception(make_error())
 
     def full_error(self) -> BufferFull:
         """The error that says which limit is reached."""
         config = self._config
-        if self._messages >= config.max_buffer_size:
-            return BufferFull(self._messages, config.max_buffer_size)
-        return BufferFull(self._bytes, config.max_buffer_bytes, "bytes")
+        if self.messages >= config.max_buffer_size:
+            return BufferFull(self.messages, config.max_buffer_size)
+        return BufferFull(self.bytes, config.max_buffer_bytes, "bytes")
 
-    def _fits(self, size: int) -> bool:
-        """Is there room within the limits?"""
-        config = self._config
-        if self._messages >= config.max_buffer_size:
-            return False
-        return size <= config.max_buffer_bytes - self._bytes or not self._messages
-
-    def _admits(self, size: int) -> bool:
-        return not self._active and self._fits(size)
-
-    def _take(self, size: int) -> None:
-        self._messages += 1
-        self._bytes += size
-        if not self._active and self.level >= self._config.backpressure_threshold:
-            self._change(True)
+    def _counted(self, answer: int) -> bool:
+        """Has `add_if_room`, with this `answer`, counted a message? Tells the callbacks if backpressure began."""
+        if answer == BEGAN:
+            self._tell(True)
+        return answer != FULL
 
     async def _wait(self, size: int) -> None:
         loop = asyncio.get_running_loop()
@@ -185,18 +175,21 @@ class BackpressureController:
         try:
             await waiter
         except BaseException:  # GeneratorExit too, where the coroutine is closed
-            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._waking -= 1  # let in, and ended before it could know
+            if waiter in self._woken:
+                self._woken.discard(waiter)  # let in, and ended before it could know
                 self.release(size)
             else:
                 self._leave(waiter)
+                if waiter.done() and not waiter.cancelled():
+                    waiter.exception()  # it is known, even where something else ended the wait
             raise
         else:
-            self._waking -= 1
-            self._admit()  # who came meanwhile
+            self._woken.discard(waiter)
+            self._admit()  # waiters that came meanwhile
         finally:
             if timer is not None:
                 timer.cancel()
+            del waiter  # with an exception in it, it would keep this frame, which keeps it
 
     def _time_out(self, waiter: asyncio.Future[None], timeout: float) -> None:
         if not waiter.done():
@@ -204,32 +197,35 @@ class BackpressureController:
             self._leave(waiter)
 
     def _leave(self, waiter: asyncio.Future[None]) -> None:
-        """One who waited goes; the one behind may be small enough to be next."""
+        """A waiter goes; the one behind it may be small enough to be next."""
         if self._waiters is not None and self._waiters.pop(waiter, None) is not None:
             self._admit()
 
-    def _settle(self) -> None:
-        """Something has left: end backpressure if that is enough, and let in who can."""
-        if self._active and self.level <= self._config.recovery_threshold:
-            self._change(False)
-        self._admit()
+    def _admit(self, *, unless_active: bool = True) -> None:
+        """Admit waiters that now fit, in their order.
 
-    def _admit(self, admits: Callable[[int], bool] | None = None) -> None:
-        admits = admits or self._admits
+        A signal handler that sends may do the same in the midst of it: each waiter is let in by the one that takes it
+        out of the line.
+        """
         while self._waiters:
-            waiter, size = next(iter(self._waiters.items()))
-            if waiter.done() or waiter.get_loop().is_closed():
-                del self._waiters[waiter]
+            try:
+                waiter, size = next(iter(self._waiters.items()))
+            except (RuntimeError, StopIteration):  # the line has just changed
                 continue
-            if not admits(size):
+            if waiter.done() or waiter.get_loop().is_closed():
+                self._waiters.pop(waiter, None)
+                continue
+            answer = self._marks.add_if_room(size, unless_active)
+            if answer == FULL:
                 return
+            if self._waiters is None or self._waiters.pop(waiter, None) is None:
+                self.release(size)  # it was let in by another
+                continue
+            self._woken.add(waiter)
             waiter.set_result(None)
-            self._waking += 1
-            del self._waiters[waiter]
-            self._take(size)
+            self._counted(answer)
 
-    def _change(self, active: bool) -> None:
-        self._active = active
+    def _tell(self, active: bool) -> None:
         for callback in self._listeners:
             try:
                 callback(active)
@@ -237,6 +233,6 @@ class BackpressureController:
                 logger.exception("a backpressure callback raised")
 
     def __repr__(self) -> str:
-        state = "active" if self._active else "inactive"
-        counts = f"{self._messages} messages, {self._bytes} bytes"
+        state = "active" if self.is_active else "inactive"
+        counts = f"{self.messages} messages, {self.bytes} bytes"
         return f"<BackpressureController {state}: {counts}, {self.level:.0%}>"

@@ -14,6 +14,7 @@ cdef class Connection(SessionUser):
     # messages accepted and not yet written, because the transport is blocked or away
     cdef Ring _outbox
     cdef readonly Py_ssize_t _outbox_bytes
+    cdef bint _draining          # it is being written
     cdef int _waiting            # senders that wait for room in it
     cdef public object _backpressure   # told of each message that leaves the outbox; None until needed
     cdef Py_ssize_t _taken_back  # how many stand at its front that counted as sent, since the transport is lost
@@ -49,6 +50,8 @@ cdef class Connection(SessionUser):
     cdef int callback_raised(self) except -1
     @final
     cdef int drain_outbox(self) except -1
+    @final
+    cdef bint can_drain(self) except -1
     @final
     cdef int give_up_stream(self) except -1
 

@@ -87,6 +87,31 @@ cdef class Connection(SessionUser):
         self._wants_parts = False
         self.move(OPENED)
 
+    def _adopt(self, Connection other not None):
+        """Go on with the session of `other`, an open one, and with what `other` has received and not taken."""
+        cdef Session session = other._session
+        if session is None or other._state != OPEN:
+            raise RuntimeError("fabric: there is no open session to go on with")
+        other.give_up_stream()
+        other._session = None
+        other.update_sendable()
+        session._user = self
+        self._session = session
+        self._taken_back = 0
+        self._dropping = False
+        self.messages_received += other.messages_received
+        self.bytes_received += other.bytes_received
+        self.messages_sent += other.messages_sent
+        self.bytes_sent += other.bytes_sent
+        if self._wants_parts and other._items.size == 0:
+            session._delivery = SKIP_THEN_PARTS if session._delivery == SKIP else PARTS
+        self._wants_parts = False
+        self.move(OPENED)
+        if session._read_pauses & QUEUE_FULL:
+            session.resume(QUEUE_FULL)
+        while other._items.size and not session._discarding:
+            session._deliver_held(other._items.pop())
+
     cdef int on_closing(self) except -1:
         return self.move(CLOSE_BEGUN)
 
@@ -145,10 +170,6 @@ cdef class Connection(SessionUser):
                 raise
         return 0
 
-    def _put(self, item):
-        """What is received comes from a session."""
-        raise TypeError("a connection's messages cannot be put into it")
-
     cdef int deliver_part(self, Part part) except -1:
         return self.enqueue(part, weight(part))
 
@@ -178,6 +199,9 @@ cdef class Connection(SessionUser):
                 session.resume(QUEUE_FULL)
         self._queued_bytes -= n
         return 0
+
+    def _put(self, item):
+        raise TypeError("only a session adds to the queue of a connection")
 
     def recv(self):
         """Receive the next message: `message = await connection.recv()`.
@@ -260,7 +284,8 @@ cdef class Connection(SessionUser):
 
     cdef void update_sendable(self) noexcept:
         self._sendable = (self._state == OPEN and self._session is not None and not self._session._transport.holds
-                          and not self._session.sending_parts and self._outbox.size == 0 and self._waiting == 0)
+                          and not self._session.sending_parts and self._outbox.size == 0 and self._waiting == 0
+                          and not self._draining)
 
     cdef int on_blocked(self) except -1:
         self.update_sendable()
@@ -387,17 +412,32 @@ cdef class Connection(SessionUser):
         return message, compress
 
     cdef int drain_outbox(self) except -1:
-        cdef Session session = self._session
+        """Write what waits, in order: what is sent meanwhile, by a callback or a finalizer, goes behind it."""
+        cdef Session session
         cdef object message, compress
-        while (self._outbox.size and self._state == OPEN and session is self._session
-               and not session._transport.holds and not session.sending_parts and not session._transport.io.is_closing()):
-            message, compress = self._outbox_pop()
-            self.write_object(message, compress)
-            session.flush()                                    # to learn whether the kernel still takes them
-            session.after_writing()
-            if self._backpressure is not None:
-                self._backpressure.release(len(message))       # may call back, and so send: after what it releases
+        if self._draining:
+            return 0
+        self._draining = True
+        try:
+            while self.can_drain():
+                session = self._session
+                message, compress = self._outbox_pop()
+                try:
+                    self.write_object(message, compress)
+                    session.flush()                            # to learn whether the kernel still takes them
+                    session.after_writing()
+                finally:
+                    if self._backpressure is not None:
+                        self._backpressure.release(len(message))   # may call back, and so send
+        finally:
+            self._draining = False
+            self.update_sendable()
         return 0
+
+    cdef bint can_drain(self) except -1:
+        cdef Session session = self._session
+        return (self._outbox.size and self._state == OPEN and session is not None and not session._transport.holds
+                and not session.sending_parts and not session._transport.io.is_closing())
 
     def _flush_outbox(self):
         """Write what waits in the outbox, as far as the transport takes it."""

@@ -66,6 +66,7 @@ cdef class Session(Writer):
     cdef Counters _counters
     cdef ReadBuffer _read_buffer
     cdef Block _block            # what the transport is reading into
+    cdef bytes _early            # came behind the opening handshake and is not read yet; None
     cdef Decoder _decoder
     cdef Codec _codec            # None: no compression negotiated
     cdef Throttle _throttle      # None: no inbound rate limit
@@ -79,6 +80,7 @@ cdef class Session(Writer):
     cdef bint gathering          # more frames of this read follow: what came before them may wait for them
     cdef public bint inbound_seen      # something arrived since the heartbeat last looked
     cdef int _read_pauses        # Pause bits
+    cdef bint _resuming          # the transport is through, and `_write_on` about to be called
     cdef bytes _pong_due         # the newest ping's payload while its pong cannot be written
     cdef readonly CloseHandshake closing     # None while open
     cdef readonly object abort_cause   # why the transport was dropped without a close frame; None
@@ -153,6 +155,9 @@ cdef class Session(Writer):
     cdef int pause(self, int reason) except -1
     @final
     cdef int resume(self, int reason) except -1
+    @final
+    cdef int stop_reading(self) except -1
+    @final
     cdef int start_reading(self) except -1
     cdef int read_to_the_end(self) except -1
     @final

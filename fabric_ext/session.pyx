@@ -147,11 +147,13 @@ cdef class Session(Writer):
         close_timeout: seconds for which the close handshake may make no progress.
         fragment_size: payload bytes per outbound frame; 0 never splits.
         cork: False writes every message at once.
+        frame_log: told of the bytes that are read and written; None: nobody.
     """
 
     def __cinit__(self, SessionUser user not None, io not None, loop not None, *, bint masking,
                   Py_ssize_t max_message_size, Py_ssize_t max_fragments, Py_ssize_t fragment_size,
-                  double close_timeout, bint cork=True, Codec codec=None, Throttle throttle=None):
+                  double close_timeout, bint cork=True, Codec codec=None, Throttle throttle=None,
+                  frame_log=None):
         self._user = user
         self._loop = loop
         self._transport = Transport(io, loop)
@@ -164,6 +166,7 @@ cdef class Session(Writer):
         self.close_timeout = close_timeout
         self._codec = codec
         self._throttle = throttle
+        self._frame_log = frame_log
         self._decoder = Decoder(masked=not masking, max_message_size=max_message_size, max_fragments=max_fragments,
                                 compressing=codec is not None)
         self.inbound_seen = True
@@ -179,15 +182,23 @@ cdef class Session(Writer):
         self._transport.io.set_protocol(self)
 
     def _feed(self, bytes data not None):
-        """Read `data` as if it had come from the transport now."""
-        cdef Py_ssize_t at = 0, n
+        """Read `data`, which came behind the opening handshake, before what the transport brings from now on."""
+        self._early = data
+        # Two turns of the loop later: the one in between begins the application's task. It can then answer each message
+        # before the next frame is looked at, which may be at fault.
+        self._loop.call_soon(self._loop.call_soon, self._read_early)
+
+    def _read_early(self):
+        cdef bytes data
+        cdef Py_ssize_t n
         cdef Block block
-        while at < PyBytes_GET_SIZE(data):
+        while self._early is not None:
+            data = self._early
             block = self._read_buffer.block()
-            n = min(block.size, PyBytes_GET_SIZE(data) - at)
-            memcpy(block.data, PyBytes_AS_STRING(data) + at, n)
+            n = min(block.size, PyBytes_GET_SIZE(data))
+            memcpy(block.data, PyBytes_AS_STRING(data), n)
+            self._early = data[n:] or None         # first: a handler that lets the loop run may want to read on
             self.read(block, n)
-            at += n
 
     # ------------------------------------------------------------------ called by the transport
 
@@ -204,6 +215,12 @@ cdef class Session(Writer):
         if block is None or n > block.size:
             raise RuntimeError("buffer_updated() without get_buffer()")
         self._block = None
+        if unlikely(self._early is not None):
+            block.taken = True                     # what was read into it waits there
+            try:
+                self._read_early()
+            finally:
+                block.taken = False
         self.read(block, n)
 
     def eof_received(self):
@@ -216,12 +233,20 @@ cdef class Session(Writer):
                 self._user.on_blocked()
 
     def resume_writing(self):
+        """The transport is through. It calls from its own midst, where a write could confuse it: go on behind that."""
+        if not self._resuming:
+            self._loop.call_soon(self._write_on)
+            self._resuming = True
+
+    def _write_on(self):
+        """Write what has waited for the transport."""
         cdef SessionUser user = self._user         # held, as in read()
-        if self._transport is None or self._transport.lost or self._transport.closed:
+        self._resuming = False
+        if user is None or self._transport.lost or self._transport.closed:
             return
-        self._transport.holds = False
-        if user is None:
-            return
+        self._transport.holds = self._transport.io.get_write_buffer_size() != 0
+        if self._transport.holds:
+            return                                 # again: it will call again
         user.begin_delivery()
         self.flush()
         self.send_pong()
@@ -232,6 +257,12 @@ cdef class Session(Writer):
     def connection_lost(self, error):
         cdef SessionUser user = self._user
         cdef list held = [], unsent
+        if self._early is not None:
+            try:
+                self._read_early()
+            finally:
+                self.connection_lost(error)
+            return
         if user is None:
             return
         for timer in (self._timer, self._end_check):
@@ -425,7 +456,7 @@ cdef class Session(Writer):
         return 0
 
     def _deliver_held(self, Message message not None):
-        """Deliver a message that the rate limit held back."""
+        """Deliver a message that was held back, by the rate limit or for another receiver."""
         cdef SessionUser user = self._user         # held, as in read()
         if user is None:
             return
@@ -459,7 +490,7 @@ cdef class Session(Writer):
         if reason == QUEUE_FULL and self._peer_is_done:
             return 0
         if self._read_pauses == 0 and self.closing is None and not self._transport.closed:
-            self._transport.io.pause_reading()
+            self.stop_reading()
         if reason == QUEUE_FULL and self._end_check is None:
             self._end_check = self._loop.call_later(DONE_CHECK, self._look_for_end)
         self._read_pauses |= reason
@@ -476,13 +507,28 @@ cdef class Session(Writer):
         self._read_pauses &= ~reason
         return 0
 
+    cdef int stop_reading(self) except -1:
+        cdef bint busy = self._busy
+        self._busy = True                          # what a finalizer sends now would change what the loop is changing
+        try:
+            self._transport.io.pause_reading()
+        finally:
+            self._busy = busy
+        return self._gather_rest()
+
     cdef int start_reading(self) except -1:
         cdef object io = self._transport.io
-        if not io.is_closing():
+        cdef bint busy = self._busy
+        if io.is_closing():
+            return 0
+        self._busy = True
+        try:
             if io.is_reading():                    # as it says after an attempt that raised half-way
                 io.pause_reading()
             io.resume_reading()
-        return 0
+        finally:
+            self._busy = busy
+        return self._gather_rest()
 
     cdef int read_to_the_end(self) except -1:
         """Nothing speaks against reading any more."""
@@ -552,7 +598,7 @@ cdef class Session(Writer):
 
     cdef inline int after_writing(self) except -1:
         """Tell the user if nothing more can be sent now; inside another write that is not known yet, and it will tell."""
-        if self._transport.holds and not self._writing and self._user is not None:
+        if self._transport.holds and not self._busy and self._user is not None:
             self._user.on_blocked()
         return 0
 
@@ -853,6 +899,8 @@ cdef class Session(Writer):
 
 cdef int deliver(Session session, Block block, Py_ssize_t n) except -1:
     """Deliver the frames of the `n` bytes that were read into `block`, if the session still wants them."""
+    if session._frame_log is not None:
+        session._frame_log.received(PyBytes_FromStringAndSize(block.data, n))
     if session._decoder.left == 0 or session.receive_rest():
         session._decoder.feed(<unsigned char*>block.data, n)
         return session.receive_frames()

@@ -109,7 +109,7 @@ cdef class Writer:
     cdef int appended(self, object message) except -1:
         """Frames were added, which are the whole of `message` unless it is None: write them now, or let them wait."""
         cdef int64_t now
-        if self._corks or self._writing or self._transport.holds:
+        if self._corks or self._busy or self._transport.holds:
             self._keep(message)
             return self.flush() if self._corks and self._out_size >= BLOCK else 0
         if self._out_size >= BLOCK or self._uncorked:
@@ -161,17 +161,20 @@ cdef class Writer:
         cdef uint8_t header[MAX_HEADER]
         cdef Py_ssize_t size
         cdef bint returned = False
-        if self._corks or self._writing or self._transport.holds or self._out_size:
+        if self._corks or self._busy or self._transport.holds or self._out_size:
             self.append_frame(first, p, n)
             return self.appended(message)
         size = write_header(header, first, n, False, 0)
         self._last_sent = monotonic_ns()
-        self._writing = True
+        self._busy = True
         try:
             self._transport.write_two(<char*>header, size, p, n, payload)
+            if self._frame_log is not None:
+                self._note(<char*>header, size)
+                self._note(p, n)
             returned = True
         finally:
-            self._writing = False
+            self._busy = False
             if not returned:
                 self.on_write_failed()
         if self._transport.lost and message is not None:
@@ -186,10 +189,10 @@ cdef class Writer:
         return self.flush() if self._out_size and not self._corks else 0
 
     cdef int _gather_rest(self) except -1:
-        """What was sent during a write, by a collector or a signal handler, leaves with the read or the turn."""
+        """What was sent while the transport was busy, by a finalizer or a signal handler, leaves with the read or the turn."""
         if self._out_size == 0 or self._transport is None:
             return 0
-        if self._corks or self._is_gathered or self._writing or self._transport.holds:
+        if self._corks or self._is_gathered or self._busy or self._transport.holds:
             return 0
         return self._gather()
 
@@ -211,7 +214,7 @@ cdef class Writer:
         cdef PyObject** unsent = self._unsent
         cdef Py_ssize_t count = self._unsent_count
         cdef bint returned = False
-        if size == 0 or self._writing or self._transport is None or self._transport.holds:
+        if size == 0 or self._busy or self._transport is None or self._transport.holds:
             return self._keep(message)
         # What is sent while the transport writes, by a collector or a signal handler, must not touch these.
         self._out = NULL
@@ -219,12 +222,14 @@ cdef class Writer:
         self._unsent = NULL
         self._unsent_count = self._unsent_capacity = 0
         self._flushes += 1
-        self._writing = True
+        self._busy = True
         try:
             self._transport.write(block, size)
+            if self._frame_log is not None:
+                self._note(block, size)
             returned = True
         finally:
-            self._writing = False
+            self._busy = False
             self._give_back(block, capacity)
             if not returned:
                 self._failed(unsent, count)
@@ -253,14 +258,22 @@ cdef class Writer:
         """Give what was gathered to the loop's transport, behind what that still holds: it is to be closed."""
         cdef bytes rest
         self.flush()
-        if self._out_size and self._transport is not None and not self._writing:
+        if self._out_size and self._transport is not None and not self._busy:
             rest = self._out[:self._out_size]
             self._out_size = 0
             self._give_back(self._out, self._out_capacity)
             self._out = NULL
             self._out_capacity = 0
             self._forget_unsent()
+            if self._frame_log is not None:
+                self._note(rest, len(rest))
             self._transport.pass_on(rest)
+        return 0
+
+    cdef int _note(self, const char* p, Py_ssize_t n) except -1:
+        """Tell the log of frames that these bytes were handed over."""
+        if not self._transport.lost:
+            self._frame_log.sent(p[:n])
         return 0
 
     cdef list take_unsent(self):

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import signal
 import socket
 import sys
 import time
@@ -109,8 +110,11 @@ SECURE = pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 
 
 @SIDES
-async def test_a_finalizer_that_sends(stack: contextlib.AsyncExitStack, eager_collector: None, side: str) -> None:
-    async with connected(stack, backpressure=ROOMY) as (client, server_end):
+@SECURE
+async def test_a_finalizer_that_sends(
+    stack: contextlib.AsyncExitStack, eager_collector: None, side: str, *, secure: bool
+) -> None:
+    async with connected(stack, secure=secure, backpressure=ROOMY) as (client, server_end):
         sender, receiver = (client, server_end) if side == "client" else (server_end, client)
         shrink(sender)
         reading = asyncio.create_task(received(receiver, "end"))
@@ -128,6 +132,58 @@ async def test_a_finalizer_that_sends(stack: contextlib.AsyncExitStack, eager_co
         assert in_order(heads, "late")
         assert heads.count("end") == 1
         assert len(heads) > 301  # finalizers did send
+
+
+@pytest.fixture
+def interruptions() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """`interruptions(function)` has `function` called by a signal handler, thousands of times a second."""
+    called: list[Callable[[], None]] = []
+
+    def interrupt(*_: object) -> None:
+        for function in called:
+            function()
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+    try:
+        yield called.append
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@SIDES
+@SECURE
+async def test_a_signal_handler_that_sends(
+    stack: contextlib.AsyncExitStack, interruptions: Callable[..., None], side: str, *, secure: bool
+) -> None:
+    async with connected(stack, secure=secure, backpressure=ROOMY) as (client, server_end):
+        sender, receiver = (client, server_end) if side == "client" else (server_end, client)
+        shrink(sender)
+        late = 0
+        sending = False
+
+        def interrupt() -> None:
+            nonlocal late, sending
+            if late < 500 and not sending:  # a handler may be interrupted by the next signal
+                sending = True
+                sender.send_nowait(f"late {late}:" + "." * (late * 331 % 2000))
+                late += 1
+                sending = False
+
+        reading = asyncio.create_task(received(receiver, "end"))
+        interruptions(interrupt)
+        number = 0
+        while late < 500 or number < 100:
+            await sender.send(f"main {number}:" + "." * (number * 997 % 30_000))
+            number += 1
+            await asyncio.sleep(0)
+        await sender.send("end:")
+        heads = await reading
+        assert in_order(heads, "main")
+        assert in_order(heads, "late")
+        assert len(heads) == late + number + 1
+        assert (sender.backpressure.messages, sender.backpressure.bytes) == (0, 0)
 
 
 # -- threads

@@ -73,7 +73,7 @@ class FakeTransport:
         self.protocol.connection_lost(error)
 
     def release(self) -> None:
-        """The kernel takes what was kept, and what comes next."""
+        """The kernel takes what was kept, and what comes next; the session goes on in the next turn."""
         self.keeps = False
         if self.held:
             self.held = 0

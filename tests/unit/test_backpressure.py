@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import logging
 import random
 import sys
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
+from fabric import backpressure
 from fabric.backpressure import BackpressureController
 from fabric.config import BackpressureConfig
 from fabric.error import BackpressureTimeout, BufferFull, ConnectionClosed, InvalidState
@@ -488,3 +492,131 @@ async def test_random_use_loses_no_count(rng: random.Random) -> None:
     assert order == sorted(order)
     assert (buffer.messages, buffer.bytes, buffer.level, buffer.waiting) == (0, 0, 0.0, 0)
     assert not buffer.is_active
+
+
+# A signal handler that sends may come before any bytecode.
+
+
+def interrupted(function: Callable[[], object], interrupt: Callable[[], object], at: int) -> bool:
+    """Call `function`, and `interrupt` before the bytecode number `at` of the module under test; was it reached?"""
+    count = 0
+
+    def trace(frame: Any, event: str, _: object) -> Any:
+        nonlocal count
+        if frame.f_code.co_filename != backpressure.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            count += 1
+            if count == at:
+                interrupt()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return count >= at
+
+
+class Counted:
+    """A controller of ten places, five of which are taken, and how many are taken by what the test knows."""
+
+    def __init__(self) -> None:
+        self.buffer = controller(timeout=100)
+        self.told: list[bool] = []
+        self.buffer.on_state_change(self.told.append)
+        self.held = 0
+        for _ in range(5):
+            self.try_acquire()
+
+    def try_acquire(self) -> None:
+        if self.buffer.try_acquire(1):  # in this order: an interruption in it changes `held` too
+            self.held += 1
+
+    def acquire(self) -> None:
+        waiting = self.buffer.acquire(1)
+        try:
+            waiting.send(None)
+        except StopIteration:
+            self.held += 1
+        else:
+            waiting.close()
+
+    def release(self) -> None:
+        self.buffer.release(1)
+        self.held -= 1
+
+    def restore(self) -> None:
+        self.buffer.restore(1)
+        self.held += 1
+
+    def time_out(self) -> None:
+        assert self.buffer._waiters is not None
+        self.buffer._time_out(next(iter(self.buffer._waiters)), 1)
+
+
+@pytest.mark.parametrize("call", ["try_acquire", "acquire", "release", "restore", "time_out"])
+@pytest.mark.parametrize("held", [6, 7, 9])
+async def test_an_interruption_anywhere_loses_no_count(call: str, held: int) -> None:
+    at = 0
+    going_on = True
+    while going_on:
+        at += 1
+        counted = Counted()
+        buffer = counted.buffer
+        while counted.held < 9:
+            counted.try_acquire()
+        order: list[int] = []
+        tasks = [] if call == "acquire" else await senders(buffer, [1] * 5, order)
+        while counted.held > held:
+            counted.release()
+        if call == "time_out" and not buffer.waiting:
+            return
+        going_on = interrupted(getattr(counted, call), counted.try_acquire, at)
+        for _ in range(50):
+            await settle()
+            assert buffer.messages == buffer.bytes == counted.held + len(order), f"interrupted at {at}"
+            if buffer.messages == 0:
+                break
+            counted.release()
+        assert (buffer.waiting, buffer.waking, buffer.is_active) == (0, 0, False)
+        assert order == sorted(order)
+        assert len(order) == len(tasks) - (call == "time_out")
+        assert counted.told == [True, False] * (len(counted.told) // 2)
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert at > 3
+
+
+async def test_what_ends_a_wait_keeps_no_frames() -> None:
+    class Loan:
+        """Something that is given back when it is dropped."""
+
+    loans: list[weakref.ref[Loan]] = []
+
+    async def borrow(buffer: BackpressureController) -> None:
+        loan = Loan()
+        loans.append(weakref.ref(loan))
+        await buffer.acquire(1)
+
+    async def fail(buffer: BackpressureController, expected: type[Exception]) -> None:
+        with contextlib.suppress(expected):
+            await borrow(buffer)
+            pytest.fail("nothing was raised")
+        await asyncio.sleep(0)  # the turn that woke the task has its future
+
+    timely, aborted = controller(timeout=0.001), controller()
+    for buffer in (timely, aborted):
+        for _ in range(10):
+            buffer.try_acquire(1)
+    gc.disable()
+    try:
+        await fail(timely, BackpressureTimeout)
+        assert loans[-1]() is None
+        asyncio.get_running_loop().call_soon(aborted.abort, lambda: ConnectionClosed(1006))
+        await fail(aborted, ConnectionClosed)
+        assert loans[-1]() is None
+    finally:
+        gc.enable()

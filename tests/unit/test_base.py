@@ -92,6 +92,7 @@ async def not_yet_sent(connection: BaseConnection, transport: FakeTransport) -> 
 
     async def undo() -> None:
         transport.protocol.resume_writing()
+        await asyncio.sleep(0)
 
     return undo
 
@@ -160,5 +161,5 @@ async def test_what_came_behind_the_handshake_is_read_after_it_has_opened() -> N
     )
     transport = FakeTransport()
     connection._open_session(transport, None, rest=encode(TEXT, "early"))  # type: ignore[arg-type]
-    assert order == ["opened", "early"]
     transport.lose()
+    assert order == ["opened", "early"]

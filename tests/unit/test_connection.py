@@ -158,6 +158,7 @@ async def test_everything_that_takes_a_coroutine_takes_it(by: str, blocked: bool
     await TAKERS[by](sending)
     if blocked:
         transport.protocol.resume_writing()
+        await asyncio.sleep(0)
     assert sent(transport) == [b"x"]
 
 
@@ -173,6 +174,7 @@ async def test_a_cancelled_task_gives_up_what_send_waits_for() -> None:
         await task
     assert peer.room.cancelled()
     transport.protocol.resume_writing()
+    await asyncio.sleep(0)
     assert sent(transport) == []
 
 
@@ -277,6 +279,7 @@ async def test_what_waits_goes_before_what_is_sent_later() -> None:
     assert (peer._outbox_size, peer._outbox_bytes) == (2, 3)
     await peer.send("ccc")
     transport.protocol.resume_writing()
+    await asyncio.sleep(0)
     peer.send_nowait("d")
     assert sent(transport) == [b"a", b"bb", b"ccc", b"d"]
     assert (peer._outbox_size, peer._outbox_bytes) == (0, 0)
@@ -292,10 +295,12 @@ async def test_the_outbox_stops_where_the_transport_does() -> None:
         peer.send_nowait(str(number))
     transport.keeps = True
     transport.protocol.resume_writing()
+    await asyncio.sleep(0)
     assert sent(transport) == [b"0"]
     assert peer._outbox_size == 4
     assert peer.told == []
     transport.release()
+    await asyncio.sleep(0)
     assert sent(transport) == [b"0", b"1", b"2", b"3", b"4"]
     assert peer.told == ["writable"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import tracemalloc
 import zlib
@@ -138,13 +139,42 @@ async def test_a_frame_larger_than_any_read() -> None:
     assert peer.got == [payload, "after"]
 
 
-async def test_what_came_behind_the_handshake_is_read_as_if_it_came_now() -> None:
+async def test_what_came_behind_the_handshake_is_read_two_turns_later() -> None:
     peer = Peer()
     peer.open(max_message_size=1 << 20)
     large = bytes(200_000)
     peer.session._feed(encode(TEXT, "a") + encode(BINARY, large) + encode(TEXT, "half")[:-1])
+    await asyncio.sleep(0)
+    assert peer.got == []
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
     assert peer.got == ["a", large]
     assert peer.session.has_partial_message
+
+
+async def test_what_came_behind_the_handshake_is_read_before_what_comes_next() -> None:
+    peer = Peer()
+    transport = peer.open()
+    frames = encode(TEXT, "first") + encode(TEXT, "second")
+    peer.session._feed(frames[:7])
+    transport.feed(frames[7:])
+    assert peer.got == ["first", "second"]
+
+
+@pytest.mark.parametrize("raised", [None, KeyboardInterrupt("pressed")])
+async def test_what_came_behind_the_handshake_is_read_when_the_transport_is_lost(raised: BaseException | None) -> None:
+    def on_message(peer: Any, message: Any) -> None:
+        peer.note(message)
+        if raised is not None:
+            raise raised
+
+    peer = Peer(on_message)
+    transport = peer.open()
+    peer.session._feed(encode(TEXT, "a"))
+    with pytest.raises(KeyboardInterrupt) if raised is not None else contextlib.nullcontext():
+        transport.lose()
+    assert peer.got == ["a"]
+    assert peer.state is State.CLOSED
 
 
 async def test_a_length_is_a_claim_that_takes_no_memory() -> None:
@@ -592,6 +622,44 @@ async def test_the_transport_may_go_at_any_time_and_is_gone_once() -> None:
     transport.feed(encode(TEXT, "late"))
     transport.protocol.resume_writing()
     assert peer.got == []
+
+
+class Interrupted(FakeTransport):
+    """A finalizer or a signal handler sends while it stops and begins to read."""
+
+    peer: Any = None
+
+    def pause_reading(self) -> None:
+        self.peer.send_nowait("when it stopped to read")
+        self.during = len(self.written)
+        super().pause_reading()
+
+    def resume_reading(self) -> None:
+        self.peer.send_nowait("when it began to read")
+        self.during = len(self.written)
+        super().resume_reading()
+
+
+async def test_nothing_is_written_while_the_transport_is_at_work() -> None:
+    """It may just be changing what the event loop watches for, as a write that the kernel does not take would."""
+    peer = Peer(None, queue_limit=1)
+    transport = Interrupted()
+    transport.peer = peer
+    transport.connect(peer)
+    transport.feed(encode(TEXT, "fills the queue"))
+    await asyncio.sleep(0)
+    assert transport.during == 0
+    assert [frame.payload for frame in answers(transport)] == [b"when it stopped to read"]
+    await peer.recv()
+    await asyncio.sleep(0)
+    assert transport.during == 0
+    assert [frame.payload for frame in answers(transport)] == [b"when it began to read"]
+    transport.protocol.pause_writing()
+    transport.protocol._write_ping(b"waits")
+    transport.protocol.resume_writing()
+    assert transport.written == []
+    await asyncio.sleep(0)
+    assert answers(transport) == [Wire(PING, b"waits")]
 
 
 async def test_the_end_of_what_the_peer_sends_is_the_end() -> None:

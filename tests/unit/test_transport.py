@@ -171,6 +171,7 @@ async def test_what_the_transport_holds_from_the_handshake_goes_first(
     connection.flush()
     assert calls(far) == []
     transport.release()
+    await asyncio.sleep(0)
     assert decode_all(b"".join(calls(far))) == [Wire(PING, b"later")]
 
 

@@ -479,6 +479,7 @@ async def test_what_the_kernel_refuses_goes_to_the_transport_in_order(size: int,
     assert stream.take() == []
     output = transport.output
     transport.release()
+    await asyncio.sleep(0)
     assert not session.is_blocked
     assert transport.output == output
     later = decode_all(taken + output + b"".join(stream.take()))[-1]
@@ -527,6 +528,7 @@ async def test_while_the_transport_is_blocked_messages_wait_and_then_go_in_order
         connection.send_nowait(b"x")  # the bare core keeps nothing by itself: fabric._connection.base does
     assert transport.written == []
     transport.protocol.resume_writing()
+    await asyncio.sleep(0)
     connection.send_nowait(b"y")
     assert payloads(stream.take()) == [b"y"]
 
