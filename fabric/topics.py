@@ -38,6 +38,7 @@ __all__ = ["Listener", "OnFull", "Outcome", "Subscribing", "Topics"]
 OnFull = Literal["drop", "close", "latest"]
 
 LISTENER_LIMIT = 1000  # messages that a listener keeps
+ON_ITS_WAY = 1.0  # seconds for which a message may have been under way when the broker was last heard
 KNOWN_SETTINGS = 1024  # topics whose settings are remembered
 
 logger = logging.getLogger("fabric.topics")
@@ -382,7 +383,7 @@ class Topics:
             return
         for topic in self._index.names():
             try:
-                self.on_gap(topic, since)
+                self.on_gap(topic, since - ON_ITS_WAY)
             except Exception as error:
                 logger.error("on_gap raised", exc_info=error)
 

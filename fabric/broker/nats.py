@@ -42,6 +42,7 @@ PROBE_INTERVAL = 2  # seconds
 MAX_QUEUED = 8 << 20  # bytes that wait for the broker, or for its socket
 LAST_MOMENT = 0.5  # seconds for what was published last
 CHUNK = 2000  # subscriptions that are sent at a time after a reconnection
+PER_SECOND = 10_000  # subscriptions that a slow server takes
 EMBEDDED = "FABRIC_EMBEDDED_NATS"  # its URL, for the children of the process that started it
 PORT = re.compile(r'"nats://[^"]*:(\d+)"')
 READY = 5.0  # seconds that a server of our own has to begin to listen
@@ -91,12 +92,13 @@ class NatsBroker(Broker):
         self._client: Client | None = None
         self._sids: dict[str, int] = {}  # topic or pattern -> the number of its subscription
         self._next_sid = itertools.count(1)
-        self._out = Outgoing()
+        self._out = Outgoing(MAX_QUEUED)
         self._is_closing = False
         self._is_answering = True
         self._heard = 0.0  # time.time() at which the broker was last known to be there
         self._error: BaseException | None = None
         self._probe: asyncio.Task[None] | None = None
+        self._again: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._where} {'healthy' if self.is_healthy else 'unavailable'}>"
@@ -191,8 +193,10 @@ class NatsBroker(Broker):
         since = self._heard
         try:
             await self._go_on()
-        except (nats.errors.Error, OSError, TimeoutError) as error:  # lost again: there will be another one
+        except (nats.errors.Error, OSError, TimeoutError) as error:
             self._error = error
+            if self._client is not None and self._client.is_connected:  # it stands still
+                self._again = asyncio.ensure_future(self._client.force_reconnect())
             return
         logger.info("broker %s: connected again", self._where)
         if self._node is not None:
@@ -206,14 +210,14 @@ class NatsBroker(Broker):
         for start in range(0, len(sids), CHUNK):
             transport.write(b"".join(self._sub(topic, sid) for topic, sid in sids[start : start + CHUNK]))
             await transport.drain()
-        await self._client.flush(timeout=PROBE_INTERVAL)
+        await self._client.flush(timeout=int(CONNECT_TIMEOUT) + 1 + len(sids) // PER_SECOND)
         before, now = dict(sids), self._sids  # some have come and gone meanwhile
         transport.write(b"".join(self._sub(topic, sid) for topic, sid in now.items() - before.items()))
         transport.write(b"".join(b"UNSUB f%d\r\n" % sid for _, sid in before.items() - now.items()))
         self._is_answering = True
         self._heard = time.time()
         self._error = None
-        self._out.open(transport.write)
+        self._out.open(transport.write, transport._io_writer.transport.get_write_buffer_size)
 
     async def _keep_probing(self) -> None:
         """Ask every two seconds whether the broker is there. One that does not answer in time is connected to anew."""
@@ -263,13 +267,9 @@ class NatsBroker(Broker):
         limit = self._client.max_payload if self._client is not None else 1 << 20
         if len(envelope) > limit:
             raise BrokerUnavailable(f"the broker takes messages of {limit} bytes, not of {len(envelope)}")
-        if self._out.size + len(envelope) > MAX_QUEUED or (self._out.is_open and self._unwritten() > MAX_QUEUED):
+        if not self._out.has_room(len(envelope)):
             raise self._unavailable("what waits for it is up to its bound")
         self._out.add(b"PUB %b%b %d\r\n%b\r\n" % (self._prefix, topic.encode(), len(envelope), envelope))
-
-    def _unwritten(self) -> int:
-        size: int = self._transport()._io_writer.transport.get_write_buffer_size()
-        return size
 
     async def flush(self) -> None:
         """Wait until the broker has all that went before; see `Broker.flush`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import time
@@ -187,7 +188,7 @@ async def test_a_broker_that_stands_still_is_noticed(stack: Stack, broker: RealB
 async def test_what_waits_for_the_broker_is_bounded(
     stack: Stack, broker: RealBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"fabric.broker.{broker.scheme}.MAX_QUEUED", 10_000)
+    monkeypatch.setattr(f"fabric.broker.{broker.scheme}.MAX_QUEUED", 10_000)  # before the broker is made
     await stack.enter_async_context(broker)
     server = await serve(stack, Held(), broker=broker.url)
     await broker.kill()
@@ -307,12 +308,12 @@ async def test_what_is_published_while_the_broker_is_away_waits_for_it(stack: St
     near, far = await two(stack, broker, held)
     _, peer = await join(stack, near, held, "a")
     sender: Any = far.topics.broker
-    write = sender._out._write
+    write, unwritten = sender._out._write, sender._out._unwritten
     sender._out.close()  # as between the loss of a connection and the next one
     for number in range(100):
         far.publish("a", str(number))
     await turns()
-    sender._out.open(write)
+    sender._out.open(write, unwritten)
     await far.publish("a", "100")
     assert [await peer.payload() for _ in range(101)] == [b"%d" % number for number in range(101)]
 
@@ -333,3 +334,61 @@ async def test_redis_sends_more_than_was_asked_for(stack: Stack, redis: type[Red
     for topic in ("a.x.y.[c]", "a.b.c", "a.b.[c]", "end"):
         await far.publish(topic, topic)
     assert [await peer.payload() for _ in range(2)] == [b"a.b.[c]", b"end"]
+
+
+@pytest.mark.deadline(120)
+@pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)
+async def test_many_topics_are_subscribed_again(stack: Stack, broker: RealBroker) -> None:
+    held = Held()
+    near, far = await two(stack, broker, held)
+    client, peer = await join(stack, near, held)
+    for number in range(20_000):
+        client.subscribe(f"topic.{number}")
+    await client.subscribe("pattern.*")
+    await broker.kill()
+    await until(lambda: not near.broker_healthy and not far.broker_healthy)
+    client.unsubscribe("topic.7")
+    await broker.start()
+    await until(lambda: near.broker_healthy and far.broker_healthy)
+    for topic in ("topic.0", "topic.7", "topic.19999", "pattern.x"):
+        await far.publish(topic, topic)
+    assert [await peer.payload() for _ in range(3)] == [b"topic.0", b"topic.19999", b"pattern.x"]
+
+
+@pytest.mark.deadline(120)
+@pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)
+async def test_what_a_killed_broker_costs_lies_in_the_gap(stack: Stack, broker: RealBroker) -> None:
+    """Counted messages: in order, none twice, and none lost that was published outside the reported gap."""
+    held = Held()
+    near, far = await two(stack, broker, held)
+    gaps: list[tuple[float, float]] = []
+    near.on_gap = lambda topic, since: gaps.append((since, time.time()))
+    received: list[int] = []
+    published: dict[int, float] = {}
+
+    async def hear() -> None:
+        async for message in listener:
+            received.append(int(message.as_text()))
+
+    async with near.topic("counted") as listener:
+        hearing = asyncio.create_task(hear())
+        for number in range(600):
+            published[number] = time.time()
+            far.publish("counted", str(number))
+            if number == 200:
+                await broker.kill()
+                await until(lambda: not near.broker_healthy and not far.broker_healthy)
+            if number == 400:
+                await broker.start()
+                await until(lambda: near.broker_healthy and far.broker_healthy)
+            await asyncio.sleep(0.001)
+        await far.publish("counted", "600")
+        published[600] = time.time()
+        await until(lambda: 600 in received)
+    await hearing
+    assert received == sorted(set(received))
+    assert len(gaps) == 1
+    ((begin, end),) = gaps
+    lost = published.keys() - set(received)
+    assert all(begin <= published[number] <= end for number in lost)
+    assert set(range(401, 601)) <= set(received)
