@@ -30,6 +30,7 @@ from fabric.websockets.http11 import USER_AGENT, ResponseReader
 from fabric.websockets.proxy import get_proxy, parse_proxy
 from fabric.websockets.typing import LoggerLike, Origin, PathLike, Subprotocol
 from fabric.websockets.uri import WebSocketURI, parse_uri
+from fabric_ext.receive_queue import inherits_in_c
 
 __all__ = ["ClientConnection", "connect", "unix_connect"]
 
@@ -39,6 +40,7 @@ _REDIRECTS = (300, 301, 302, 303, 307, 308)
 _CREDENTIALS = ("authorization", "cookie", "proxy-authorization")
 
 
+@inherits_in_c
 class ClientConnection(Connection):
     """A connection to a server; see `Connection`. `connect` makes them."""
 

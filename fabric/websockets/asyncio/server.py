@@ -38,12 +38,14 @@ from fabric.websockets.headers import (
 from fabric.websockets.http11 import SERVER, HeadReader, Request, Response
 from fabric.websockets.protocol import State
 from fabric.websockets.typing import LoggerLike, Origin, PathLike, StatusLike, Subprotocol
+from fabric_ext.receive_queue import inherits_in_c
 
 __all__ = ["Server", "ServerConnection", "basic_auth", "broadcast", "serve", "unix_serve"]
 
 MAYBE_RESPONSE = Awaitable[Response | None] | Response | None
 
 
+@inherits_in_c
 class ServerConnection(Connection):
     """A connection of a server; see `Connection`. `serve` makes them.
 
