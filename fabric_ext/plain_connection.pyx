@@ -189,6 +189,9 @@ cdef class PlainConnection(SessionUser):
         messages._connection = self
         return messages
 
+    def __anext__(self):
+        return anext(aiter(self))              # what is in the queue is not always a message
+
     def _put(self, item):
         raise TypeError("only a session adds to the queue of a connection")
 

@@ -206,6 +206,13 @@ async def test_a_stream_that_is_given_up_before_its_first_frame_loses_nothing(wh
     assert [await peer.recv(), await peer.recv()] == ["abc", "next"]
 
 
+async def test_the_next_message_without_an_iterator() -> None:
+    peer = Peer()
+    transport = peer.open()
+    transport.feed(b"".join(pieces("a", "b")))
+    assert await anext(peer) == "ab"
+
+
 async def test_nobody_else_receives_while_a_stream_is_open() -> None:
     peer = Peer()
     transport = peer.open()
