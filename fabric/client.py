@@ -206,7 +206,7 @@ class WebSocketClient(DescribedClient):
                 log(logging.WARNING, "no connection to %s: %s", self._authority, error)
                 failed = await self._search(error)
                 if failed is not None:
-                    raise failed[1] from None
+                    raise fresh(failed[1]) from None
             await self._introduce()
         except BaseException:
             # The caller will not get this client, even if it is connected by now.
@@ -240,7 +240,10 @@ class WebSocketClient(DescribedClient):
             if not callback.done():
                 callback.cancel()
                 await asyncio.wait([callback])
-        callback.result()
+        try:
+            callback.result()
+        finally:
+            del callback  # with an exception in it, it would keep this frame, which keeps it
 
     async def _open(self) -> None:
         began = time.perf_counter()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fabric._handshake.rules import HEAD_END, RETRY_AFTER, Rejection, check_upgrade, rejection_of, unavailable
 from fabric._http.messages import Request, as_response
 from fabric_ext.http_head import RequestHead
+from fabric_ext.receive_queue import fresh
 
 if TYPE_CHECKING:
     import logging
@@ -108,7 +109,7 @@ class PendingHandshakes:
         self.check_descriptor(descriptor)
         handshake.remote_addr = peer
         if self._closed is not None:
-            raise self._closed
+            raise fresh(self._closed)
         if len(self._pending) >= self._max:
             raise unavailable(f"{self._max} connections are in their opening handshake")
         if self._max_per_ip:

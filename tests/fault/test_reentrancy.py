@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import signal
@@ -19,12 +20,13 @@ from typing import Any
 import pytest
 
 from fabric.client import WebSocketClient
-from fabric.config import BackpressureConfig, ReconnectConfig
-from fabric.error import BufferFull, ConnectionClosed, InvalidState, ReconnectTimeout
+from fabric.config import BackpressureConfig, ClientConfig, PoolConfig, ReconnectConfig
+from fabric.error import BufferFull, ConnectionClosed, Error, InvalidState, ReconnectTimeout
+from fabric.pool import ConnectionPool
 from fabric.server import WebSocketServer
 from support.frames import CLOSE, TEXT, encode
 from support.raw_peer import RawPeer
-from support.serving import Held, echo, serve, until
+from support.serving import Held, echo, serve, turns, until
 from support.tls import client_context, server_context
 
 SMALL = 4096  # bytes of a kernel's buffer
@@ -431,6 +433,104 @@ async def test_giving_up_keeps_no_frames(stack: contextlib.AsyncExitStack) -> No
             await borrow(call)
         await asyncio.sleep(0)
         assert loans[-1]() is None
+
+
+async def no_server(stack: contextlib.AsyncExitStack) -> str:
+    """The address of nobody."""
+    probe = stack.enter_context(socket.socket())
+    probe.bind(("127.0.0.1", 0))
+    return f"ws://127.0.0.1:{probe.getsockname()[1]}/"
+
+
+async def hangs_up(stack: contextlib.AsyncExitStack) -> str:
+    """The address of a server that closes each connection at once."""
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    stack.push_async_callback(server.wait_closed)
+    stack.callback(server.close)
+    return f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+
+
+async def refuses(stack: contextlib.AsyncExitStack) -> str:
+    server = await serve(stack, echo, process_request=lambda _: (404, {}, b"not here"))
+    return f"ws://127.0.0.1:{server.port}/"
+
+
+async def redirects(stack: contextlib.AsyncExitStack) -> str:
+    server = await serve(stack, echo, process_request=lambda _: (302, {"Location": "http://[::1"}, b""))
+    return f"ws://127.0.0.1:{server.port}/"
+
+
+async def says_nothing(stack: contextlib.AsyncExitStack) -> str:
+    silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    return f"ws://127.0.0.1:{silent.getsockname()[1]}/"
+
+
+async def answers(stack: contextlib.AsyncExitStack) -> str:
+    server = await serve(stack, echo)
+    return f"ws://127.0.0.1:{server.port}/"
+
+
+def refuse(_: Any) -> None:
+    raise ValueError("of on_connect")
+
+
+async def refuse_later(client: Any) -> None:
+    await asyncio.sleep(0)
+    refuse(client)
+
+
+async def from_a_pool(url: str, **options: Any) -> Any:
+    async with ConnectionPool(PoolConfig(enable_health_check=False)) as pool:
+        return await pool.get(ClientConfig(url, **options))
+
+
+@pytest.mark.parametrize(
+    ("server", "call"),
+    [
+        (no_server, WebSocketClient.connect),
+        (no_server, from_a_pool),
+        (hangs_up, WebSocketClient.connect),
+        (hangs_up, from_a_pool),
+        (refuses, WebSocketClient.connect),
+        (refuses, from_a_pool),
+        (redirects, WebSocketClient.connect),
+        (says_nothing, functools.partial(WebSocketClient.connect, connection_timeout=0.01)),
+        (
+            no_server,
+            functools.partial(
+                WebSocketClient.connect,
+                first_connect="retry",
+                reconnect=ReconnectConfig(max_attempts=2, initial_delay=0.001),
+            ),
+        ),
+        (answers, functools.partial(WebSocketClient.connect, on_connect=refuse)),
+        (answers, functools.partial(WebSocketClient.connect, on_connect=refuse_later)),
+    ],
+)
+async def test_a_connection_that_is_not_to_be_had_keeps_no_frames(
+    stack: contextlib.AsyncExitStack, server: Callable[..., Any], call: Callable[..., Any]
+) -> None:
+    url = await server(stack)
+    loans: list[weakref.ref[Loan]] = []
+
+    async def borrow() -> None:
+        loan = Loan()
+        loans.append(weakref.ref(loan))
+        await call(url)
+
+    async def fail() -> None:
+        with contextlib.suppress(Error, ValueError):
+            await borrow()
+            pytest.fail("nothing was raised")
+
+    gc.disable()
+    try:
+        for _ in range(2):
+            await fail()
+            await turns(3)
+            assert loans[-1]() is None
+    finally:
+        gc.enable()
 
 
 # -- whatever is raised by what the application gave us
