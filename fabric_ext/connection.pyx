@@ -368,6 +368,12 @@ cdef class Connection(SessionUser):
         self._outbox_bytes += len(message)
         self.update_sendable()
 
+    def _keep_backpressure(self, controller not None):
+        """Count in `controller` from now on, unless there is one already; return the one that counts."""
+        if self._backpressure is None:             # in C: no signal handler that sends comes between
+            self._backpressure = controller
+        return self._backpressure
+
     def _set_waiting(self, int change):
         """One sender more, or one less, waits for room in the outbox."""
         self._waiting += change

@@ -253,9 +253,10 @@ class BaseConnection(Connection):
     @property
     def backpressure(self) -> BackpressureController:
         """What bounds the messages accepted and not yet written."""
-        if self._backpressure is None:
-            self._backpressure = BackpressureController(self._backpressure_config)
-        controller: BackpressureController = self._backpressure
+        controller: BackpressureController | None = self._backpressure
+        if controller is None:
+            controller = self._keep_backpressure(BackpressureController(self._backpressure_config))
+            assert controller is not None
         return controller
 
     def __repr__(self) -> str:
