@@ -13,6 +13,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from fabric._connection.liveness import LivenessProbe
@@ -50,6 +51,9 @@ Sendable = str | bytes | bytearray | memoryview | Message
 receive_queue.bind_errors(concurrent_recv=InvalidState)
 connection.bind_errors(wrong_place=InvalidState)
 
+# The messages in parts whose iterators led here: the context of a task is that of the code which made it.
+_parts_around: ContextVar[tuple[object, ...]] = ContextVar("messages in parts", default=())
+
 MAX_REASON = 123  # bytes of UTF-8 (RFC 6455 §5.5: 125 less the close code)
 MAX_PING = 125  # bytes (RFC 6455 §5.5)
 
@@ -77,7 +81,7 @@ class BaseConnection(Connection):
         "_masking",
         "_metrics",
         "_parts_lock",
-        "_parts_task",
+        "_parts_now",
         "_pulse",
         "_remote_addr",
         "_subprotocol",
@@ -117,7 +121,7 @@ class BaseConnection(Connection):
         self._local_addr: Any = None
         self._remote_addr: Any = None
         self._parts_lock: asyncio.Lock | None = None
-        self._parts_task: asyncio.Task[Any] | None = None  # that sends a message in parts
+        self._parts_now: object | None = None  # stands for the message that is being sent in parts
         self._pulse: LivenessProbe | None = None  # while the heartbeat watches this connection
         self._undelivered: tuple[Message, ...] = ()
         self._writable_waiters: list[asyncio.Future[None]] | None = None
@@ -291,6 +295,8 @@ class BaseConnection(Connection):
             TypeError: an item is neither text nor binary, or they are mixed; the connection is closed with 1011 if
                 some have been sent.
             ConnectionClosed: the connection ended before the last one was sent.
+            InvalidState: it is called by the iterable of another message in parts, or by a task made there, while that
+                message is being sent.
         """
         await self._counted(self._send_parts(parts, compress))
 
@@ -343,7 +349,7 @@ class BaseConnection(Connection):
         while self._waits_for_transport() and self.backpressure.waking:
             await asyncio.sleep(0)  # who waited when the connection was lost, and was let in then, is before us
             self._check_sending()
-        if self._waits_for_transport():
+        if self._waits_for_transport() or self._waits_for_itself:
             if self.backpressure.waiting or not self.backpressure.try_acquire(size):
                 raise self.backpressure.full_error()
             self._outbox_push(message, compress)
@@ -398,10 +404,12 @@ class BaseConnection(Connection):
         """
         if self._parts_lock is None:
             self._parts_lock = asyncio.Lock()
-        if self._parts_task is asyncio.current_task():
+        if self._is_within_parts:
             raise InvalidState("a part of a message cannot be a message of its own", state=self.state.name)
         async with self._parts_lock:
-            self._parts_task = asyncio.current_task()
+            self._parts_now = object()
+            outer = _parts_around.get()
+            _parts_around.set((*outer, self._parts_now))
             opcode: int | None = None
             pending: bytes | None = None
             session: Session | None = None  # that the first part went out by
@@ -425,9 +433,21 @@ class BaseConnection(Connection):
                     self._begin_closing(1011, "message abandoned half-way")
                 raise
             finally:
-                self._parts_task = None
+                self._parts_now = None
+                _parts_around.set(outer)
                 if session is not None and session is self._session_now:
                     self._end_parts()
+
+    @property
+    def _is_within_parts(self) -> bool:
+        """Is this called by the iterator whose parts are being sent, or by a task that it has made?"""
+        return self._parts_now is not None and self._parts_now in _parts_around.get()
+
+    @property
+    def _waits_for_itself(self) -> bool:
+        """Would there be room in the outbox only when the message has been sent whose iterator asks for it?"""
+        session = self._session_now
+        return session is not None and session.is_sending_parts and self._is_within_parts
 
     async def _write_next_part(
         self, opcode: int, payload: bytes, session: Session | None, compress: bool | None, *, final: bool

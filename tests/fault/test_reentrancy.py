@@ -287,9 +287,35 @@ async def reads_what_was_accepted(receiver: Any, accepted: list[str]) -> None:
     assert heads == accepted
 
 
+async def in_a_thread(sending: Any) -> None:
+    loop = asyncio.get_running_loop()
+    await asyncio.to_thread(lambda: asyncio.run_coroutine_threadsafe(sending, loop).result())
+
+
+async def in_a_group(sending: Any) -> None:
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(sending)
+    except* InvalidState as errors:
+        raise errors.exceptions[0] from None
+
+
+AWAITED: list[Callable[[Any], Any]] = [
+    lambda sending: sending,
+    asyncio.create_task,
+    asyncio.gather,
+    lambda sending: asyncio.wait_for(sending, 100),
+    in_a_group,
+    in_a_thread,
+]
+
+
 @SIDES
 @pytest.mark.parametrize("begun", [False, True], ids=["before a part has left", "after"])
-async def test_parts_that_send_parts_are_refused(stack: contextlib.AsyncExitStack, side: str, *, begun: bool) -> None:
+@pytest.mark.parametrize("awaited", AWAITED, ids=["await", "a task", "gather", "wait_for", "a group", "a thread"])
+async def test_parts_that_send_parts_are_refused(
+    stack: contextlib.AsyncExitStack, side: str, *, begun: bool, awaited: Callable[[Any], Any]
+) -> None:
     async with connected(stack) as (client, server_end):
         sender, receiver = (client, server_end) if side == "client" else (server_end, client)
 
@@ -297,10 +323,10 @@ async def test_parts_that_send_parts_are_refused(stack: contextlib.AsyncExitStac
             yield "a"
             if begun:
                 yield "b"
-            await sender.send(iter(["inner"]))
+            await awaited(sender.send(iter(["inner"])))
             yield "c"
 
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             with pytest.raises(InvalidState):
                 await sender.send(parts())
             if begun:
@@ -310,6 +336,65 @@ async def test_parts_that_send_parts_are_refused(stack: contextlib.AsyncExitStac
             else:
                 await sender.send("whole")
                 assert (await receiver.recv()).as_text() == "whole"
+
+
+@SIDES
+async def test_parts_of_two_connections_that_send_parts_on_each_other(
+    stack: contextlib.AsyncExitStack, side: str
+) -> None:
+    async with connected(stack) as (one, _), connected(stack) as (two, _):
+        ends = (one, two) if side == "client" else (_, two)
+
+        async def parts(depth: int) -> AsyncIterator[str]:
+            yield "a"
+            await asyncio.create_task(ends[depth % 2].send(parts(depth + 1)))
+            yield "b"
+
+        async with asyncio.timeout(20):
+            with pytest.raises(InvalidState):
+                await ends[0].send(parts(1))
+
+
+@SIDES
+async def test_parts_that_send_more_than_can_wait_are_told(stack: contextlib.AsyncExitStack, side: str) -> None:
+    """There would be room when the message in parts has left, which ends when there is room."""
+    async with connected(stack, backpressure=BackpressureConfig(max_buffer_size=10)) as (client, server_end):
+        sender, receiver = (client, server_end) if side == "client" else (server_end, client)
+        accepted: list[str] = []
+
+        async def parts() -> AsyncIterator[str]:
+            yield "a"
+            yield "b"
+            with pytest.raises(BufferFull):
+                for number in range(11):
+                    await asyncio.create_task(sender.send(str(number)))
+                    accepted.append(str(number))
+            yield "c"
+
+        async with asyncio.timeout(20):
+            await sender.send(parts())
+            assert len(accepted) == 10
+            assert [(await receiver.recv()).as_text() for _ in range(11)] == ["abc", *accepted]
+
+
+async def test_a_task_made_in_parts_may_send_parts_later(stack: contextlib.AsyncExitStack) -> None:
+    async with connected(stack) as (client, server_end):
+        made: list[asyncio.Task[None]] = []
+        sent = asyncio.Event()
+
+        async def later() -> None:
+            await sent.wait()
+            await client.send(iter("de"))
+
+        async def parts() -> AsyncIterator[str]:
+            yield "a"
+            made.append(asyncio.create_task(later()))
+            yield "b"
+
+        await client.send(parts())
+        sent.set()
+        await made[0]
+        assert [(await server_end.recv()).as_text() for _ in range(2)] == ["ab", "de"]
 
 
 # -- receiving where resuming the transport raises
