@@ -340,6 +340,9 @@ class WebSocketClient(DescribedClient):
         self._schedule.disconnected(self._loop_time())
         if self._is_followed(session):
             log(logging.WARNING, "connection to %s lost, reconnecting: %s", self._authority, told(loss))
+            if self._cut_off_messages:
+                count = len(self._cut_off_messages)
+                log(logging.WARNING, "%d messages to %s were cut off; they are not sent again", count, self._authority)
             self._lose()
             if self._backpressure is not None:
                 self._backpressure.let_in()  # an outage has room up to the limits
@@ -461,7 +464,7 @@ class WebSocketClient(DescribedClient):
 
     def _give_up(self, why: str, cause: BaseException | None) -> None:
         log(logging.WARNING, "%s: %s", why, cause)
-        undelivered = self._empty_outbox()
+        undelivered = self._take_undelivered()
         self._undelivered += undelivered
         error = ReconnectTimeout(why, attempts=self._schedule.attempts, undelivered=undelivered, cause=cause)
         self._given_up = error

@@ -17,12 +17,12 @@ from cython cimport final, freelist, unlikely
 
 from fabric_ext.awaitable cimport iternextfunc, reraise, set_iternext, take_reference, throw
 from fabric_ext.counters cimport Counters
-from fabric_ext.message cimport K_BINARY, K_TEXT, Message, new_message
+from fabric_ext.message cimport K_BINARY, K_TEXT, Message
 from fabric_ext.protocol cimport CLOSE_BEGUN, CLOSED, ENDED, LOST, OPEN, OPENED, next_state
 from fabric_ext.receive_queue cimport Recv
 from fabric_ext.ring cimport Ring
 from fabric_ext.session cimport (PARTS, QUEUE_FULL, SKIP, SKIP_THEN_PARTS, WHOLE, Part, Session, SessionUser,
-                                 new_part)
+                                 message_of, new_part)
 from fabric_ext.writer cimport before_delivery
 
 from fabric_ext.protocol import State
@@ -426,8 +426,7 @@ cdef class Connection(SessionUser):
         cdef list waiting = [self._outbox.pop() for _ in range(self._taken_back)]
         cdef Message message
         for item in messages:
-            data, compress = item if type(item) is tuple else (item, None)
-            message = data if type(data) is Message else new_message(K_TEXT if isinstance(data, str) else K_BINARY, data)
+            message, compress = message_of(item)
             waiting.append(message if compress is None else (message, compress))
             self._outbox_bytes += len(message)
             self.messages_sent -= 1

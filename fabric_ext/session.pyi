@@ -181,6 +181,9 @@ class Session(Writer):
     def _abort(self, cause: BaseException | None = None) -> None:
         """Drop the transport now, whatever it still holds; `cause` explains why, where nothing else does."""
 
+    def _cut_off(self) -> tuple[Message, ...]:
+        """The messages of which a part has left, but not the end: the peer cannot have them."""
+
     def _release_codec(self) -> None:
         """Give back the memory of compression that an idle connection need not keep."""
 

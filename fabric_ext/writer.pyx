@@ -161,16 +161,17 @@ cdef class Writer:
             if self._unsent_count == self._unsent_capacity:
                 self._grow_unsent()
             Py_INCREF(message)                 # held by the array
-            self._unsent[self._unsent_count] = <PyObject*>message
+            self._unsent[self._unsent_count].message = <PyObject*>message
+            self._unsent[self._unsent_count].end = self._out_size
             self._unsent_count += 1
         return 0
 
     cdef int _grow_unsent(self) except -1:
         cdef Py_ssize_t capacity = max(2 * self._unsent_capacity, 8)
-        cdef void* grown = realloc(self._unsent, capacity * sizeof(PyObject*))
+        cdef void* grown = realloc(self._unsent, capacity * sizeof(Gathered))
         if grown == NULL:
             raise MemoryError("cannot remember what is sent")
-        self._unsent = <PyObject**>grown
+        self._unsent = <Gathered*>grown
         self._unsent_capacity = capacity
         return 0
 
@@ -198,8 +199,11 @@ cdef class Writer:
             raise
         finally:
             self._busy = False
-        if self._transport.lost and message is not None:
-            self.on_unsent([message])
+        if self._transport.lost:
+            if message is not None:
+                self.on_unsent([message])
+        elif self._transport.holds and message is not None:
+            self._note_held([(message, size + n)], size + n)
         return self._gather_rest()
 
     cdef int make_way(self) except -1:
@@ -230,9 +234,9 @@ cdef class Writer:
         """Write what was gathered, whose last bytes are `message`, unless it is None, and are not in the list yet."""
         cdef char* block = self._out
         cdef Py_ssize_t size = self._out_size, capacity = self._out_capacity
-        cdef PyObject** unsent = self._unsent
+        cdef Gathered* unsent = self._unsent
         cdef Py_ssize_t count = self._unsent_count
-        cdef list lost = None
+        cdef list lost = None, held = None
         if size == 0 or self._busy or self._transport is None or self._transport.holds:
             return self._keep(message)
         # What is sent while the transport writes, by a collector or a signal handler, must not touch these.
@@ -252,8 +256,14 @@ cdef class Writer:
             self._give_back(block, capacity)
             if self._transport is not None and self._transport.lost:
                 lost = taken(unsent, count)
+            elif self._transport is not None and self._transport.holds:
+                held = with_ends(unsent, count)
             elif count:
                 drop(unsent, count)
+        if held is not None:
+            if message is not None:
+                held.append((message, size))
+            self._note_held(held, size)
         if lost is not None:
             if message is not None:
                 lost.append(message)
@@ -264,6 +274,8 @@ cdef class Writer:
     cdef int hand_over(self) except -1:
         """Give what was gathered to the loop's transport, behind what that still holds: it is to be closed."""
         cdef bytes rest
+        cdef Gathered* unsent
+        cdef Py_ssize_t count
         self.flush()
         if self._out_size and self._transport is not None and not self._busy:
             rest = self._out[:self._out_size]
@@ -271,13 +283,34 @@ cdef class Writer:
             self._give_back(self._out, self._out_capacity)
             self._out = NULL
             self._out_capacity = 0
-            self._forget_unsent()
+            unsent, count = self._unsent, self._unsent_count
+            self._unsent = NULL
+            self._unsent_count = self._unsent_capacity = 0
+            self._note_held(with_ends(unsent, count), len(rest))
             self._transport.pass_on(rest)
         return 0
 
+    cdef int _note_held(self, list messages, Py_ssize_t size) except -1:
+        """The loop's transport keeps some of `size` bytes, in which `messages` end: behind what it keeps already."""
+        if self._held is None:
+            self._held = []
+            self._held_size = 0
+        for message, end in messages:
+            self._held.append((message, self._held_size + end))
+        self._held_size += size
+        return 0
+
+    cdef list take_held(self, Py_ssize_t left):
+        """The messages whose ends are among the last `left` bytes that were given to the loop's transport."""
+        cdef list held = self._held
+        self._held = None
+        if held is None:
+            return []
+        return [message for message, end in held if end > self._held_size - left]
+
     cdef list take_unsent(self):
         """The messages that are gathered and will not be written any more, oldest first; the bytes are dropped."""
-        cdef list messages = [<object>self._unsent[i] for i in range(self._unsent_count)]
+        cdef list messages = [<object>self._unsent[i].message for i in range(self._unsent_count)]
         self._forget_unsent()
         self._out_size = 0
         self._give_back(self._out, self._out_capacity)
@@ -286,7 +319,7 @@ cdef class Writer:
         return messages
 
     cdef int _forget_unsent(self) except -1:
-        cdef PyObject** unsent = self._unsent
+        cdef Gathered* unsent = self._unsent
         cdef Py_ssize_t count = self._unsent_count
         self._unsent = NULL
         self._unsent_count = self._unsent_capacity = 0
@@ -333,17 +366,24 @@ cdef class Writer:
         free(block)
 
 
-cdef int drop(PyObject** items, Py_ssize_t count) except -1:
-    """Let go of an array of references; each may run anything."""
+cdef int drop(Gathered* items, Py_ssize_t count) except -1:
+    """Let go of an array of messages; each may run anything."""
     cdef Py_ssize_t i
     for i in range(count):
-        Py_DECREF(<object>items[i])
+        Py_DECREF(<object>items[i].message)
     free(items)
     return 0
 
 
-cdef list taken(PyObject** items, Py_ssize_t count):
-    """The same as a list."""
-    cdef list result = [<object>items[i] for i in range(count)]
+cdef list taken(Gathered* items, Py_ssize_t count):
+    """The messages as a list."""
+    cdef list result = [<object>items[i].message for i in range(count)]
+    drop(items, count)
+    return result
+
+
+cdef list with_ends(Gathered* items, Py_ssize_t count):
+    """The messages as a list, each with the end of its bytes."""
+    cdef list result = [(<object>items[i].message, items[i].end) for i in range(count)]
     drop(items, count)
     return result

@@ -73,6 +73,7 @@ class BaseConnection(Connection):
         "_close_reason",
         "_closed_waiter",
         "_config",
+        "_cut_off_messages",
         "_id",
         "_latency",
         "_local_addr",
@@ -124,6 +125,7 @@ class BaseConnection(Connection):
         self._parts_now: object | None = None  # stands for the message that is being sent in parts
         self._pulse: LivenessProbe | None = None  # while the heartbeat watches this connection
         self._undelivered: tuple[Message, ...] = ()
+        self._cut_off_messages: tuple[Message, ...] = ()  # of the latest session: a part of each has left, not the end
         self._writable_waiters: list[asyncio.Future[None]] | None = None
 
     def _open_session(
@@ -246,7 +248,10 @@ class BaseConnection(Connection):
 
     @property
     def undelivered(self) -> tuple[Message, ...]:
-        """After the end: the messages that were accepted and never written, oldest first."""
+        """After the end: the messages that were accepted and cannot have arrived, oldest first.
+
+        Those that were not written, and those that were cut off before their end was.
+        """
         return self._undelivered
 
     @property
@@ -665,6 +670,7 @@ class BaseConnection(Connection):
         """`session` has ended: settle the close code, and fail whatever waited for its transport."""
         error = self._loss = loss_of(session, self._config.max_message_size)
         self._close_code, self._close_reason = error.code, error.reason
+        self._cut_off_messages = session._cut_off()
         if session.cut_off_bytes:
             self._logger.warning(
                 "connection %s: %d bytes were not delivered, the peer took none within %g seconds",
@@ -686,12 +692,15 @@ class BaseConnection(Connection):
         """The connection is closed for good: receivers get what is queued, then `error` if there is one."""
         if self._backpressure is not None:
             self._backpressure.abort(self._closed_error)
-        if self._outbox_size:
-            self._undelivered += self._empty_outbox()
+        self._undelivered += self._take_undelivered()
         self._on_writable()
         if self._closed_waiter is not None and not self._closed_waiter.done():
             self._closed_waiter.set_result(None)
         self._finish(error)  # at last: who waits in recv() is resumed right in there
+
+    def _take_undelivered(self) -> tuple[Message, ...]:
+        cut_off, self._cut_off_messages = self._cut_off_messages, ()
+        return cut_off + self._empty_outbox()
 
     def _empty_outbox(self) -> tuple[Message, ...]:
         """Take out what was accepted and not written."""
