@@ -26,7 +26,7 @@ async def talk(url: str) -> None:
 
         await client.send("hello")  # a str goes out as text, bytes as binary
         message = await client.recv()
-        print(f"text:   sent 'hello', received {message.as_text()!r}")
+        print(f"text:   sent 'hello', received {message.text!r}")
 
         await client.send(b"\x00\x01\x02")
         message = await client.recv()
@@ -34,7 +34,7 @@ async def talk(url: str) -> None:
 
         await client.send_json(Quote("EURUSD", 1.0841, 1.0843))
         message = await client.recv()
-        print(f"JSON:   on the wire {message.as_text()}, decoded {message.parse_json(Quote)}")
+        print(f"JSON:   on the wire {message.text}, decoded {message.json(Quote)}")
 
         print(f"ping:   {await client.ping() * 1e6:.0f} µs there and back")
 
@@ -42,8 +42,8 @@ async def talk(url: str) -> None:
             await client.send(f"message {number}")
         await client.send("last")
         async for message in client:  # until the connection is closed, or we have what we want
-            print(f"loop:   {message.as_text()}")
-            if message.as_text() == "last":
+            print(f"loop:   {message.text}")
+            if message.text == "last":
                 break
 
     print(f"closed with {client.close_code}")

@@ -14,7 +14,7 @@ async def handler(client: ConnectedClient) -> None:
     name = client.request.query.get("name", "nobody")
     await client.send(f"welcome, {name}")
     async for message in client:
-        await client.send(f"{name} said {message.as_text()!r}")
+        await client.send(f"{name} said {message.text!r}")
 
 
 def process_request(request):
@@ -27,11 +27,11 @@ def process_request(request):
 async def visit(url: str, name: str, ready: asyncio.Barrier) -> list[str]:
     # Without auto_reconnect=False it would wait for the server to come back.
     async with WebSocketClient.connect(f"{url}?name={name}", auto_reconnect=False) as client:
-        heard = [(await client.recv()).as_text()]
+        heard = [(await client.recv()).text]
         await client.send("good morning")
-        heard.append((await client.recv()).as_text())
+        heard.append((await client.recv()).text)
         await ready.wait()
-        heard += [message.as_text() async for message in client]  # until the server says goodbye
+        heard += [message.text async for message in client]  # until the server says goodbye
         heard.append(f"(closed with {client.close_code}: {client.close_reason})")
         return heard
 

@@ -42,7 +42,7 @@ def configure(url: str) -> ClientConfig:
 
 async def echo(client: ConnectedClient) -> None:
     async for message in client:
-        await client.send(f"{client.request.headers['X-Client']}: {message.as_text()}")
+        await client.send(f"{client.request.headers['X-Client']}: {message.text}")
 
 
 async def main() -> None:
@@ -64,7 +64,7 @@ async def main() -> None:
     )
     print(f"connected:    subprotocol {client.subprotocol}, extensions {', '.join(client.extensions)}")
     await client.send("one")
-    print(f"received:     {(await client.recv()).as_text()!r}")
+    print(f"received:     {(await client.recv()).text!r}")
 
     await server.shutdown()
     await client.send("two")  # kept until there is a connection again
@@ -72,7 +72,7 @@ async def main() -> None:
     server = serve(port)
     await server.start()
 
-    print(f"received:     {(await client.recv()).as_text()!r}")
+    print(f"received:     {(await client.recv()).text!r}")
     await again.wait()
     metrics = client.metrics
     print(f"reconnected:  {metrics.reconnections} time, one object, {metrics.messages_sent} messages sent")

@@ -13,14 +13,14 @@ CALLS = 200
 
 async def answer(client: ConnectedClient) -> None:
     async for message in client:
-        await client.send(f"{message.as_text()} squared is {int(message.as_text()) ** 2}")
+        await client.send(f"{message.text} squared is {int(message.text) ** 2}")
 
 
 async def ask(pool: ConnectionPool, url: str, number: int) -> str:
     """Borrow a connection, use it, give it back by leaving the block."""
     async with pool.get(url) as client:
         await client.send(str(number))
-        return (await client.recv()).as_text()
+        return (await client.recv()).text
 
 
 async def main() -> None:

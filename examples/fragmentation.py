@@ -27,7 +27,7 @@ def show_frames() -> None:
     reassembler = Reassembler(max_message_size=1000)
     connection = ConnectionId.new()
     results = [reassembler.feed(connection, frame) for frame in frames]
-    print(f"  put together again: {results[:-1].count(None)} times None, then {results[-1].as_text()!r}")
+    print(f"  put together again: {results[:-1].count(None)} times None, then {results[-1].text!r}")
 
     small = Reassembler(max_message_size=50)
     try:
@@ -60,7 +60,7 @@ async def show_connection() -> None:
         # A larger message goes out in frames of this size, so that pings and pongs get through between them.
         async with WebSocketClient.connect(url, fragment_size=16 * 1024, compression=None) as client:
             await client.send(parts())
-            print(f"  an iterable is sent as one message; it {(await client.recv()).as_text()}")
+            print(f"  an iterable is sent as one message; it {(await client.recv()).text}")
             await client.send(bytes(1_000_000))
             size = len(await client.recv())
             print(f"  1,000,000 bytes in frames of 16 KiB came back as one message of {size:,}")

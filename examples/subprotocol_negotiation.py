@@ -38,9 +38,9 @@ async def handler(client: ConnectedClient) -> None:
     """Speaks what was agreed on."""
     async for message in client:
         if client.subprotocol == "calc.json":
-            await client.send_json({"sum": sum(message.parse_json(list[int]))})
+            await client.send_json({"sum": sum(message.json(list[int]))})
         else:
-            await client.send(str(sum(map(int, message.as_text().split()))))
+            await client.send(str(sum(map(int, message.text.split()))))
 
 
 async def show_connections() -> None:
@@ -51,7 +51,7 @@ async def show_connections() -> None:
         for offered, question in ((["calc.json"], "[1, 2, 3]"), (["calc.xml", "calc.text"], "1 2 3")):
             async with WebSocketClient.connect(url, subprotocols=offered) as client:
                 await client.send(question)
-                answer = (await client.recv()).as_text()
+                answer = (await client.recv()).text
                 print(f"  offered {offered}: agreed on {client.subprotocol}; {question} -> {answer}")
         try:
             await WebSocketClient.connect(url, subprotocols=["calc.xml"])

@@ -58,6 +58,7 @@ from fabric.metrics import LatencyPercentiles, MetricsCollector
 from fabric.pool import CleanupStats, ConnectionPool, PooledClient, PoolStats, ServerPoolStats
 from fabric.ratelimit import GlobalRateLimiter, RateLimiter, RateLimitStatus, RateLimitType
 from fabric.reconnect import ReconnectState
+from fabric.runner import run
 from fabric.server import ConnectedClient, WebSocketServer
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
 from fabric_ext.protocol import State
@@ -136,4 +137,5 @@ __all__ = [
     "WebSocketClient",
     "WebSocketServer",
     "__version__",
+    "run",
 ]

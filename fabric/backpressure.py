@@ -1,7 +1,7 @@
-"""How much may wait to be sent, and who waits until there is room.
+"""How much may wait to be sent, and the tasks that wait until there is room.
 
 Owns the line of senders that wait: first come, first served. The counts, and the two marks between which senders
-wait, are `fabric_ext.watermarks`. Never touches what it counts: whoever keeps the messages calls `acquire` before and
+wait, are `fabric_ext.watermarks`. Never touches what it counts: the keeper of the messages calls `acquire` before and
 `release` after. Knows no socket; time is only in the timeout of `acquire`.
 """
 
@@ -121,7 +121,7 @@ class BackpressureController:
             await self._wait(size)
 
     def release(self, size: int = 0) -> None:
-        """One message of `size` bytes has left the buffer; those who wait may go on.
+        """One message of `size` bytes has left the buffer; waiters that now fit may go on.
 
         Raises:
             InvalidState: more is released than was acquired.
@@ -140,11 +140,11 @@ class BackpressureController:
             self._tell(True)
 
     def let_in(self) -> None:
-        """Let in, in their order, those who wait and fit the limits, although backpressure has not ended."""
+        """Admit waiters that fit the limits, in their order, although backpressure has not ended."""
         self._admit(unless_active=False)
 
     def abort(self, make_error: Callable[[], Exception]) -> None:
-        """Have each who waits raise an error of its own: there will be no room any more."""
+        """Let each waiter raise an error of its own: there will be no room any more."""
         waiters, self._waiters = self._waiters, None
         while waiters:
             waiter, _ = waiters.popitem(last=False)
@@ -185,7 +185,7 @@ class BackpressureController:
             raise
         else:
             self._woken.discard(waiter)
-            self._admit()  # who came meanwhile
+            self._admit()  # waiters that came meanwhile
         finally:
             if timer is not None:
                 timer.cancel()
@@ -197,12 +197,12 @@ class BackpressureController:
             self._leave(waiter)
 
     def _leave(self, waiter: asyncio.Future[None]) -> None:
-        """One who waited goes; the one behind may be small enough to be next."""
+        """A waiter goes; the one behind it may be small enough to be next."""
         if self._waiters is not None and self._waiters.pop(waiter, None) is not None:
             self._admit()
 
     def _admit(self, *, unless_active: bool = True) -> None:
-        """Let in, in their order, those who wait and for whom there is room.
+        """Admit waiters that now fit, in their order.
 
         A signal handler that sends may do the same in the midst of it: each waiter is let in by the one that takes it
         out of the line.

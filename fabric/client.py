@@ -13,18 +13,18 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Never, Self, TypeVar, Unpack
 
-from fabric._client.description import DescribedClient
 from fabric._client.heartbeats import heartbeat_of
 from fabric._client.report import is_cancelled, log, told
-from fabric._connection.base import check_close, is_normal, loss_of
+from fabric._connection.base import BaseConnection, check_close, is_normal, loss_of
 from fabric._connection.callbacks import check_callback
 from fabric._connection.fork import stays_with_parent
 from fabric._connection.open_context import OpenContext
 from fabric._handshake.client import HandshakeResult, open_connection
+from fabric._http.messages import Request, Response, response_of
 from fabric.config import ClientConfig
-from fabric.error import ConnectionClosed, InvalidState, ReconnectTimeout
+from fabric.error import ConnectionClosed, Error, InvalidState, ReconnectTimeout
 from fabric.metrics import MetricsCollector
 from fabric.ratelimit import connection_gate
 from fabric.reconnect import ReconnectState, retry_after, should_retry
@@ -32,6 +32,9 @@ from fabric_ext.protocol import State
 from fabric_ext.receive_queue import fresh, iterates_in_c
 
 if TYPE_CHECKING:
+    from fabric._config.options import ClientOptions
+    from fabric._http.url import Url
+    from fabric.heartbeat import HeartbeatManager
     from fabric.message import Message
     from fabric_ext.session import Session
 
@@ -44,6 +47,7 @@ _Client = TypeVar("_Client", bound="WebSocketClient")
 # What each callback is called with.
 _CALLED_WITH = {
     "on_message": ("client", "message"),
+    "on_session": ("client",),
     "on_connect": ("client",),
     "on_disconnect": ("client", "error"),
     "on_reconnect": ("client",),
@@ -51,7 +55,7 @@ _CALLED_WITH = {
 
 
 @iterates_in_c
-class WebSocketClient(DescribedClient):
+class WebSocketClient(BaseConnection):
     """A connection to a WebSocket server, made by `connect`.
 
     When it is lost it is replaced, unless `ClientConfig.auto_reconnect` says otherwise: the object stays the
@@ -72,6 +76,8 @@ class WebSocketClient(DescribedClient):
         "_closers",
         "_connected_waiter",
         "_given_up",
+        "_handshake",
+        "_heartbeat",
         "_hurry",
         "_is_handed_over",
         "_judged",
@@ -79,10 +85,13 @@ class WebSocketClient(DescribedClient):
         "_on_connect",
         "_on_disconnect",
         "_on_reconnect",
+        "_on_session",
         "_outage",
         "_renewed",
         "_repair",
+        "_schedule",
         "_session_end",
+        "_session_refused",
         "_stopping",
         "_task",
         "_verdict",
@@ -93,20 +102,24 @@ class WebSocketClient(DescribedClient):
         config: ClientConfig,
         *,
         on_message: Callable[[Any, Message], Any] | None = None,
+        on_session: Callable[[Any], Any] | None = None,
         on_connect: Callable[[Any], Any] | None = None,
         on_disconnect: Callable[[Any, ConnectionClosed | ReconnectTimeout], Any] | None = None,
         on_reconnect: Callable[[Any], Any] | None = None,
         _by_connect: bool = False,
+        _stands_for: WebSocketClient | None = None,
     ) -> None:
         if not _by_connect:
             raise TypeError("a client is made by `await WebSocketClient.connect(...)`, or in `async with`")
         loop = asyncio.get_running_loop()
-        super().__init__(loop, config, masking=True, metrics=MetricsCollector(), logger=logger, on_message=on_message)
+        metrics = MetricsCollector() if _stands_for is None else _stands_for.metrics
+        super().__init__(loop, config, masking=True, metrics=metrics, logger=logger, on_message=on_message)
         stays_with_parent(self)
+        self._on_session = on_session
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
         self._on_reconnect = on_reconnect
-        self._heartbeat = heartbeat_of(loop, config.heartbeat)
+        self._heartbeat: HeartbeatManager | None = heartbeat_of(loop, config.heartbeat)
         self._schedule = ReconnectState(config.reconnect)
         # A socket that was handed to us serves once.
         self._keeps_on = config.auto_reconnect and config.reconnect.enabled and config.sock is None
@@ -118,6 +131,7 @@ class WebSocketClient(DescribedClient):
         self._renewed: Session | None = None  # that reconnect() has closed
         self._hurry: asyncio.Event | None = None  # set: the next attempt begins now
         self._connected_waiter: asyncio.Future[None] | None = None  # done when there is a connection, and at the end
+        self._session_refused: BaseException | None = None  # what on_session raised latest
         self._closers = 0  # calls of close() that have not returned
         self._session_end: asyncio.Future[ConnectionClosed] | None = None  # how the present session ends
         self._task: asyncio.Task[None] | None = None  # see _live
@@ -129,12 +143,13 @@ class WebSocketClient(DescribedClient):
     def connect(
         cls,
         url: str | Callable[[], str | Awaitable[str]] | ClientConfig,
-        *wrong: Any,
-        on_message: Callable[[Any, Message], Any] | None = None,
-        on_connect: Callable[[Any], Any] | None = None,
-        on_disconnect: Callable[[Any, ConnectionClosed | ReconnectTimeout], Any] | None = None,
-        on_reconnect: Callable[[Any], Any] | None = None,
-        **options: Any,
+        *wrong: Never,
+        on_message: Callable[[Self, Message], object] | None = None,
+        on_session: Callable[[Self], object] | None = None,
+        on_connect: Callable[[Self], object] | None = None,
+        on_disconnect: Callable[[Self, ConnectionClosed | ReconnectTimeout], object] | None = None,
+        on_reconnect: Callable[[Self], object] | None = None,
+        **options: Unpack[ClientOptions],
     ) -> Connecting[Self]:
         """Connect to a server.
 
@@ -149,6 +164,11 @@ class WebSocketClient(DescribedClient):
             url: the address, or a whole `ClientConfig`.
             on_message: a plain function, called with (client, message) right where a message arrives; then
                 `recv` gets none. The fastest path; it must not block.
+            on_session: called after each opening handshake, the first too, before anything that waits is sent and
+                before anyone else receives: for a login, or to subscribe again. Its argument is a client of its
+                own for this session, and good only until it returns: `send` and `recv` speak with the server.
+                What it raises fails this attempt: `connect` raises it, and a client that reconnects tries again
+                (see `fabric.reconnect.should_retry` for errors of this library). It ends with the connection.
             on_connect: called with the client before `connect` returns it. What it raises ends the client,
                 and is raised by `connect`. As the following, a plain or a coroutine function.
             on_disconnect: called with the client and a `ConnectionClosed` when a connection has ended, before
@@ -169,6 +189,7 @@ class WebSocketClient(DescribedClient):
         """
         callbacks: dict[str, Any] = {
             "on_message": on_message,
+            "on_session": on_session,
             "on_connect": on_connect,
             "on_disconnect": on_disconnect,
             "on_reconnect": on_reconnect,
@@ -191,6 +212,59 @@ class WebSocketClient(DescribedClient):
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
+
+    # -- what is known of it
+
+    @property
+    def config(self) -> ClientConfig:
+        """What it was made with."""
+        config: ClientConfig = self._config
+        return config
+
+    @property
+    def url(self) -> str:
+        """The address, without credentials: the latest one that was connected to, where a function gives it."""
+        address = self._where
+        return "" if address is None else address.full
+
+    @property
+    def _where(self) -> Url | None:
+        if self._handshake is not None:
+            return self._handshake.address
+        return None if callable(self._config.url) else self._config.address
+
+    @property
+    def request(self) -> Request | None:
+        """The request of the latest opening handshake; None before it."""
+        return None if self._handshake is None else Request(self._handshake.request)
+
+    @property
+    def response(self) -> Response | None:
+        """The server's answer to `request`."""
+        if self._handshake is None:
+            return None
+        return response_of(self._handshake.response)
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """The extensions agreed on, with their parameters."""
+        response = self.response
+        return () if response is None else tuple(response.headers.get_list("Sec-WebSocket-Extensions"))
+
+    @property
+    def heartbeat(self) -> HeartbeatManager | None:
+        """What finds out that the server is gone, shared by clients configured alike; None when off."""
+        return self._heartbeat
+
+    @property
+    def reconnect_state(self) -> ReconnectState:
+        """The schedule of attempts to reconnect."""
+        return self._schedule
+
+    @property
+    def _authority(self) -> str:
+        address = self._where
+        return "the server" if address is None else address.authority
 
     # -- opening
 
@@ -247,9 +321,44 @@ class WebSocketClient(DescribedClient):
 
     async def _open(self) -> None:
         began = time.perf_counter()
-        await open_connection(self._config, self._accepted)
+        if self._on_session is None:
+            await open_connection(self._config, self._accepted)
+        else:
+            await self._open_introduced(self._on_session)
         self._metrics.record_handshake(time.perf_counter() - began)
-        logger.debug("connected to %s", self._where)
+
+    async def _open_introduced(self, on_session: Callable[[Any], Any]) -> None:
+        """Open a session, have `on_session` speak on it, then go on with it.
+
+        Until then the session is another client's: what is sent and received by this one cannot get in between.
+        """
+        other = type(self)(self._config, on_connect=on_session, _by_connect=True, _stands_for=self)
+        other._keeps_on = False
+        other._id = self.id
+        other.__dict__ = self.__dict__  # what the application keeps at its client, it finds there
+        try:
+            await open_connection(self._config, other._accepted)
+            try:
+                await other._introduce()
+            except BaseException as error:
+                self._session_refused = error
+                raise
+            await other._drain()
+            session = other._session_now
+            if session is None or not other._is_open:
+                raise other._closed_error()
+            if session.is_sending_parts:
+                raise InvalidState("on_session has returned inside a message in parts", state=other.state.name)
+            self._handshake, self._subprotocol = other._handshake, other._subprotocol
+            if other._pulse is not None:
+                other._pulse.stop()
+            self._adopt(other)
+        except BaseException:
+            other._stop()
+            other._abort()
+            raise
+        self._begin_life(session)
+        other._end(InvalidState("a client for on_session is good until that returns", state=self.state.name))
 
     def _accepted(self, transport: asyncio.BaseTransport, handshake: HandshakeResult, rest: bytes) -> None:
         """An opening handshake has succeeded: begin a session."""
@@ -259,13 +368,13 @@ class WebSocketClient(DescribedClient):
         limit = self._config.rate_limit
         gate = connection_gate(limit) if limit.is_limited else None
         self._open_session(transport, codec, gate, (limit.on_exceed, limit.on_exceed), rest)
+        self._metrics.record_connection()
 
     def _opened(self) -> None:
         transport = self._transport
         self._local_addr = transport.get_extra_info("sockname")
         self._remote_addr = transport.get_extra_info("peername")
         self._session_end = asyncio.get_running_loop().create_future()
-        self._metrics.record_connection()
         if self._loss is not None:
             self._metrics.record_reconnection()
         self._schedule.connected(self._loop_time())
@@ -336,10 +445,10 @@ class WebSocketClient(DescribedClient):
 
     def _settle_loss(self, session: Session) -> None:
         loss = self._take_loss(session)
-        self._metrics.record_disconnection()
+        self._metrics.record_disconnection(loss.code)
         self._schedule.disconnected(self._loop_time())
         if self._is_followed(session):
-            log(logging.WARNING, "connection to %s lost, reconnecting: %s", self._authority, told(loss))
+            self._report_loss(logging.WARNING, "reconnecting", loss)
             if self._cut_off_messages:
                 count = len(self._cut_off_messages)
                 log(logging.WARNING, "%d messages to %s were cut off; they are not sent again", count, self._authority)
@@ -353,8 +462,12 @@ class WebSocketClient(DescribedClient):
             normal = is_normal(session, loss)
             if self._is_handed_over and not self._stopping:
                 level = logging.INFO if normal else logging.WARNING
-                log(level, "connection to %s lost for good: %s", self._authority, told(loss))
+                self._report_loss(level, "for good", loss)
             self._end(None if normal else loss)
+
+    def _report_loss(self, level: int, what_follows: str, loss: ConnectionClosed) -> None:
+        extra = {"connection_id": str(self.id), "address": self.remote_addr, "code": loss.code, "reason": loss.reason}
+        log(level, "connection to %s lost, %s: %s", self._authority, what_follows, told(loss), extra=extra)
 
     async def _live(self) -> None:
         """See to each session's end: tell of it, then find another one, until there is none to be had."""
@@ -368,6 +481,7 @@ class WebSocketClient(DescribedClient):
                 await self._notify(self._on_disconnect, loss)
                 if not self._is_reconnecting:
                     break
+                ended = self._session_end
                 self._repair = asyncio.get_running_loop().create_task(self._replace(loss))
                 await asyncio.wait([self._repair])
                 repair, self._repair = self._repair, None
@@ -377,7 +491,7 @@ class WebSocketClient(DescribedClient):
                     raise asyncio.CancelledError  # something in it was cancelled, and not by this client
                 if self._given_up is not None:
                     await self._notify(self._on_disconnect, self._given_up)
-                if self._is_closed:
+                if self._session_end is ended:
                     break
                 if self._on_reconnect is not None:
                     telling = asyncio.get_running_loop().create_task(self._notify(self._on_reconnect))
@@ -445,11 +559,16 @@ class WebSocketClient(DescribedClient):
 
     def _decide(self, error: BaseException) -> bool | float:
         """What follows `error`; see `ReconnectState.decide`."""
+        default = None
+        if error is self._session_refused and not isinstance(error, Error):
+            default = True
+            log(logging.ERROR, "%s: on_session raised", self._authority, exc_info=error)
+        self._session_refused = None
         try:
-            self._verdict = self._schedule.decide(error)
+            self._verdict = self._schedule.decide(error, default=default)
         except Exception as raised:  # noqa: BLE001  (of the application; logged)
             log(logging.ERROR, "%s: ReconnectConfig.decide raised for %r", self._authority, error, exc_info=raised)
-            self._verdict = should_retry(error)
+            self._verdict = should_retry(error) if default is None else default
         return self._verdict
 
     def _break_off(self, error: BaseException) -> None:
@@ -577,9 +696,9 @@ class WebSocketClient(DescribedClient):
     def _stop(self) -> None:
         """Let nothing follow the present session."""
         self._stopping = True
-        if self._repair is not None and self._repair is not asyncio.current_task():
-            self._repair.cancel()
-        if self._is_reconnecting:
+        if self._is_reconnecting:  # else a search has succeeded, and returns
+            if self._repair is not None and self._repair is not asyncio.current_task():
+                self._repair.cancel()
             self._end_outage(None)
 
     async def wait_closed(self) -> None:

@@ -20,6 +20,7 @@ from fabric._config.defaults import (
     DEFAULT_PING_INTERVAL,
     DEFAULT_PING_TIMEOUT,
 )
+from fabric._config.options import ClientOptions, ServerOptions
 from fabric._config.policies import (
     BackpressureConfig,
     HeartbeatConfig,
@@ -37,10 +38,12 @@ __all__ = [
     "DEFAULT_PING_TIMEOUT",
     "BackpressureConfig",
     "ClientConfig",
+    "ClientOptions",
     "CompressionConfig",
     "HeartbeatConfig",
     "PoolConfig",
     "RateLimitConfig",
     "ReconnectConfig",
     "ServerConfig",
+    "ServerOptions",
 ]

@@ -146,7 +146,7 @@ class ConnectionClosed(Error, ConnectionError):
     Args:
         code: close code (RFC 6455 §7.4); 1005 where the peer gave none, 1006 where no close frame came.
         reason: the text of the close frame.
-        by: who closed first: "remote", "local", or "transport" (lost without a close frame).
+        by: which side closed first: "remote", "local", or "transport" (lost without a close frame).
         clean: both close frames were exchanged (RFC 6455 §7.1.4).
     """
 
@@ -162,9 +162,9 @@ class ConnectionClosed(Error, ConnectionError):
         clean: bool = False,
     ) -> None:
         # One argument: two would become `errno` and `strerror` of the OSError this is.
-        who = {"remote": "closed by the peer", "local": "closed by this side"}.get(by, "lost")
+        side = {"remote": "closed by the peer", "local": "closed by this side"}.get(by, "lost")
         why = f": {_quoted(reason)}" if reason else ""
-        super().__init__(f"connection {who} with {code} ({close_code_name(code)}){why}")
+        super().__init__(f"connection {side} with {code} ({close_code_name(code)}){why}")
         self.code = code
         self.reason = reason
         self.by = by

@@ -8,6 +8,7 @@ A server or pool need not count twice: it can sum its connections with `merged` 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,10 @@ __all__ = ["LatencyPercentiles", "MetricsCollector"]
 
 _NS_PER_US = 1000
 _NS_PER_S = 1e9
+
+_OWN_CODES = 3000  # from here on close codes have no meaning that is registered with the protocol (RFC 6455 §7.4.2)
+MAX_CODES = 64  # different close codes that are told apart
+OTHER_CODES = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,7 @@ class MetricsCollector(Counters):
             the memory.
     """
 
-    __slots__ = ("_figures", "_handshake", "_heartbeat_rtt", "_latency")
+    __slots__ = ("_closes", "_figures", "_handshake", "_heartbeat_rtt", "_latency", "_refusals", "handshake_timeouts")
 
     def __init__(self, significant_figures: int = 3) -> None:
         if not 1 <= significant_figures <= 5:
@@ -73,6 +78,9 @@ class MetricsCollector(Counters):
         self._latency: Histogram | None = None
         self._heartbeat_rtt: Histogram | None = None
         self._handshake: Histogram | None = None
+        self._closes: dict[int, int] | None = None
+        self._refusals: dict[int, int] | None = None
+        self.handshake_timeouts = 0
         self.last_activity_ns = coarse_monotonic_now()
 
     # ------------------------------------------------------------------ recording
@@ -94,7 +102,40 @@ class MetricsCollector(Counters):
         """Add the time, in seconds, from the start of a connection attempt until it was open."""
         self.handshake.record_scaled(_seconds(duration), _NS_PER_S)
 
+    def record_disconnection(self, code: int | None = None) -> None:
+        """Count a connection that is no longer open, and its close code if one is given."""
+        super().record_disconnection()
+        if code is not None:
+            if self._closes is None:
+                self._closes = {}
+            if code >= _OWN_CODES and code not in self._closes and len(self._closes) >= MAX_CODES:
+                code = OTHER_CODES  # peers choose among 2,000
+            self._closes[code] = self._closes.get(code, 0) + 1
+
+    def record_refusal(self, status: int) -> None:
+        """Count an opening handshake that a server has answered with `status`, 400 to 599."""
+        if self._refusals is None:
+            self._refusals = {}
+        self._refusals[status] = self._refusals.get(status, 0) + 1
+
+    def record_handshake_timeout(self) -> None:
+        """Count an opening handshake of a client that was not over within the server's `handshake_timeout`."""
+        self.handshake_timeouts += 1
+
     # ------------------------------------------------------------------ reading
+
+    @property
+    def closes(self) -> dict[int, int]:
+        """How many connections have ended with each close code, as `close_code` tells it (a new dict).
+
+        Codes from 3000 on count as 0, which stands for others, when there are 64 different codes already.
+        """
+        return dict(self._closes or {})
+
+    @property
+    def refusals(self) -> dict[int, int]:
+        """How many opening handshakes a server has answered with each status from 400 on (a new dict)."""
+        return dict(self._refusals or {})
 
     @property
     def latency(self) -> Histogram:
@@ -144,6 +185,9 @@ class MetricsCollector(Counters):
         """All numbers as of now, in a dict that JSON takes: counters by name, and distributions in µs."""
         return {
             **self.as_dict(),
+            "handshake_timeouts": self.handshake_timeouts,
+            "refusals": {str(status): count for status, count in self.refusals.items()},
+            "closes": {str(code): count for code, count in self.closes.items()},
             "latency_us": asdict(self.latency_percentiles()),
             "heartbeat_rtt_us": asdict(self.heartbeat_percentiles()),
             "handshake_us": asdict(self.handshake_percentiles()),
@@ -156,6 +200,9 @@ class MetricsCollector(Counters):
         super().add(other)
         if not isinstance(other, MetricsCollector):
             return
+        self.handshake_timeouts += other.handshake_timeouts
+        self._refusals = _sum(self._refusals, other._refusals)
+        self._closes = _sum(self._closes, other._closes)
         if other._latency is not None:
             self.latency.add(other._latency)
         if other._heartbeat_rtt is not None:
@@ -176,9 +223,15 @@ class MetricsCollector(Counters):
     def reset(self) -> None:
         """Start over: counters to zero, histograms empty. `active_connections` stays, they are still open."""
         super().reset()
+        self._closes = self._refusals = None
+        self.handshake_timeouts = 0
         for histogram in (self._latency, self._heartbeat_rtt, self._handshake):
             if histogram is not None:
                 histogram.reset()  # in place: compiled code may hold it
+
+
+def _sum(one: dict[int, int] | None, other: dict[int, int] | None) -> dict[int, int] | None:
+    return dict(Counter(one) + Counter(other)) if one and other else dict(one or other or {}) or None
 
 
 def _seconds(duration: float | timedelta) -> float:

@@ -302,7 +302,7 @@ class ConnectionPool:
             raise InvalidState("the pool is closed", state="closed")
 
     async def close_all(self) -> None:
-        """Close every connection, lent ones too; who waits gets `InvalidState`. The pool is done then."""
+        """Close every connection, lent ones too; tasks that wait for one get `InvalidState`. The pool is done then."""
         self._is_closed = True
         for server in self._servers.values():
             server.close()

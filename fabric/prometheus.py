@@ -38,7 +38,7 @@ DEFAULT_BUCKETS = (
 
 Source: TypeAlias = MetricsCollector | Callable[[], MetricsCollector]
 
-# Attribute of Counters: exported name without prefix and `_total`, help.
+# Attribute of MetricsCollector: exported name without prefix and `_total`, help.
 _COUNTERS = {
     "total_connections": ("connections", "Connections opened."),
     "messages_sent": ("messages_sent", "Data messages sent."),
@@ -47,6 +47,7 @@ _COUNTERS = {
     "bytes_received": ("bytes_received", "Payload bytes received, after decompression."),
     "send_errors": ("send_errors", "Messages that could not be sent."),
     "receive_errors": ("receive_errors", "Messages or frames that could not be received."),
+    "handshake_timeouts": ("handshake_timeouts", "Opening handshakes not over within the server's handshake_timeout."),
     "reconnections": ("reconnections", "Connections that replaced a lost one."),
     "rate_limit_drops": ("rate_limit_drops", "Messages dropped over a rate limit."),
     "slow_peer_drops": ("slow_peer_drops", "Broadcast messages not delivered to slow peers."),
@@ -54,6 +55,12 @@ _COUNTERS = {
     "compression_bytes_out": ("compression_bytes_out", "Bytes the compressor made of them."),
     "decompression_bytes_in": ("decompression_bytes_in", "Bytes given to the decompressor."),
     "decompression_bytes_out": ("decompression_bytes_out", "Bytes the decompressor made of them."),
+}
+
+# Counter of MetricsCollector by a number: exported name without prefix and `_total`, the label for the number, help.
+_BY_NUMBER = {
+    "refusals": ("handshakes_refused", "status", "Opening handshakes answered 400 or more, by HTTP status."),
+    "closes": ("connections_closed", "code", "Connections that have ended, by close code; 0: other codes."),
 }
 
 # Histogram of MetricsCollector: exported name without prefix, help.
@@ -112,6 +119,12 @@ class PrometheusCollector(Collector):
             counter = CounterMetricFamily(f"{self._namespace}_{name}", text, labels=self._label_names)
             for labels, metrics in current.items():
                 counter.add_metric(labels, getattr(metrics, attribute))
+            yield counter
+        for attribute, (name, label, text) in _BY_NUMBER.items():
+            counter = CounterMetricFamily(f"{self._namespace}_{name}", text, labels=[*self._label_names, label])
+            for labels, metrics in current.items():
+                for number, count in sorted(getattr(metrics, attribute).items()):
+                    counter.add_metric([*labels, str(number)], count)
             yield counter
         for attribute, (name, text) in _HISTOGRAMS.items():
             family = HistogramMetricFamily(f"{self._namespace}_{name}", text, labels=self._label_names)

@@ -1,8 +1,8 @@
 """How much may pass per second: token buckets by message, byte and operation, and waiting for them in line.
 
-Owns the line of those who wait: first come, first served, each kind of token for itself. What counts the
+Owns the line of waiters: first come, first served, each kind of token for itself. What counts the
 tokens is `fabric_ext.bucket`. Never decides what happens to a connection over its limit. The clock and the
-timer of those who wait can be given. An object serves one event loop.
+timer of the waiters can be given. An object serves one event loop.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Timer(Protocol):
 
 
 class _Line:
-    """Those who wait for one kind of token, oldest first, each with how many; the timer of the first."""
+    """The waiters for one kind of token, oldest first, each with how many; the timer of the first."""
 
     __slots__ = ("timer", "waiters", "waking")
 
@@ -52,13 +52,13 @@ class _Line:
 class RateLimiter(Limiter):
     """Limits of messages, bytes and operations per second.
 
-    `try_acquire` and `check` answer at once with a `RateLimitStatus`; `acquire` waits. Nobody overtakes those
-    who wait: as long as there is one, `try_acquire` refuses that type.
+    `try_acquire` and `check` answer at once with a `RateLimitStatus`; `acquire` waits. Nothing overtakes the
+    waiters: as long as there is one, `try_acquire` refuses that type.
 
     Args:
         config: rates and bursts; None = no limits.
         clock: monotonic nanoseconds; None = time.monotonic_ns.
-        call_later: starts the timer of those who wait, as `loop.call_later`; None = the running loop's.
+        call_later: starts the timer of the waiters, as `loop.call_later`; None = the running loop's.
     """
 
     __slots__ = ("_call_later", "_gate", "_lines")
@@ -104,7 +104,7 @@ class RateLimiter(Limiter):
         return RateLimitStatus(True, self._limited(type).available(self._now()), 0.0)
 
     def reset(self, type: RateLimitType | None = None) -> None:  # noqa: A002
-        """Fill the bucket of `type`, or all; those who wait go first."""
+        """Fill the bucket of `type`, or all; waiters go first."""
         for kind in RateLimitType if type is None else (RateLimitType(type),):
             bucket = self._bucket(kind)
             if bucket is not None:
@@ -129,7 +129,7 @@ class RateLimiter(Limiter):
             self._serve(kind)
             raise
         line.waking -= 1
-        if line.waiters and line.timer is None:  # who came meanwhile
+        if line.waiters and line.timer is None:  # waiters that came meanwhile
             self._serve(kind)
 
     def _serve(self, kind: int) -> None:
@@ -156,7 +156,7 @@ class RateLimiter(Limiter):
 
     def _limited(self, kind: int) -> TokenBucket:
         bucket = self._bucket(kind)
-        assert bucket is not None, "only who is limited waits"
+        assert bucket is not None, "only a limited type has waiters"
         return bucket
 
     def __repr__(self) -> str:
@@ -168,7 +168,7 @@ class RateLimiter(Limiter):
 class GlobalRateLimiter(RateLimiter):
     """One limit for many: make one, and give it to every connection.
 
-    All who wait stand in one line, whichever connection they come from.
+    All waiters stand in one line, whichever connection they come from.
     """
 
     __slots__ = ()

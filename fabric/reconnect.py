@@ -89,11 +89,14 @@ class ReconnectState:
         limit = self._config.max_attempts
         return not self._config.enabled or bool(limit and self._attempts >= limit)
 
-    def decide(self, error: BaseException) -> bool | float:
+    def decide(self, error: BaseException, *, default: bool | None = None) -> bool | float:
         """What follows `error`, which ended a connection or an attempt to make one.
 
         `ReconnectConfig.decide` says so, and where it says None, `should_retry`. It is asked once for each error,
         but not about a `close()` of this end, which is always final.
+
+        Args:
+            default: what is said instead of `should_retry`, if it is given.
 
         Returns:
             False for nothing, True for another attempt as scheduled, seconds for one after just that time.
@@ -104,7 +107,7 @@ class ReconnectState:
         hook = self._config.decide
         verdict = None if hook is None or _is_own_close(error) else hook(error, self._attempts)
         if verdict is None:
-            return should_retry(error)
+            return should_retry(error) if default is None else default
         if isinstance(verdict, bool):
             return verdict
         seconds = verdict.total_seconds() if isinstance(verdict, timedelta) else verdict
@@ -120,7 +123,7 @@ class ReconnectState:
 
         Args:
             retry_after: seconds the server asked for. The delay is never less, even where it is more than
-                `max_delay`; jitter comes on top, so that not all who were told the same come at once.
+                `max_delay`; jitter comes on top, so that clients that were told the same do not come at once.
             exactly: seconds to wait instead of all that; the schedule goes on as if it had been followed.
         """
         if self.is_exhausted:

@@ -20,7 +20,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterable
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Never, NoReturn, Self, Unpack
 
 import aiofastnet
 
@@ -55,6 +55,7 @@ from fabric_ext.http_head import RequestHead
 from fabric_ext.receive_queue import iterates_in_c
 
 if TYPE_CHECKING:
+    from fabric._config.options import ServerOptions
     from fabric_ext.session import Session
 
 __all__ = ["ConnectedClient", "WebSocketServer"]
@@ -239,14 +240,28 @@ class WebSocketServer:
         self._answer_offers = functools.lru_cache(KNOWN_OFFERS)(functools.partial(_answer, self.config.compression))
 
     @classmethod
-    def bind(cls, address: str, handler: Handler | None = None, *wrong: Any, **options: Any) -> Self:
-        """A server for `address`, "host:port"; `options` are fields of `ServerConfig` or arguments of this class."""
+    def bind(
+        cls,
+        address: str,
+        handler: Handler | None = None,
+        *wrong: Never,
+        on_connect: Callable[[ConnectedClient], Any] | None = None,
+        on_message: Callable[[ConnectedClient, Message], Any] | None = None,
+        on_disconnect: Callable[[ConnectedClient], Any] | None = None,
+        process_request: Callable[[Request], Any] | None = None,
+        **options: Unpack[ServerOptions],
+    ) -> Self:
+        """A server for `address`, "host:port"; `options` are fields of `ServerConfig`."""
         if isinstance(handler, int) or wrong:
             raise TypeError(f'the address is one argument: bind("{address}:{handler}", handler)')
-        own = {"on_connect", "on_message", "on_disconnect", "process_request"}
-        config = {name: value for name, value in options.items() if name not in own}
-        rest = {name: value for name, value in options.items() if name in own}
-        return cls(ServerConfig(address, **config), handler, **rest)
+        return cls(
+            ServerConfig(address, **options),
+            handler,
+            on_connect=on_connect,
+            on_message=on_message,
+            on_disconnect=on_disconnect,
+            process_request=process_request,
+        )
 
     # -- life
 
@@ -262,7 +277,13 @@ class WebSocketServer:
         self._phase = Phase.STARTING
         loop = self._loop = asyncio.get_running_loop()
         self._handshakes = PendingHandshakes(
-            loop, self.config, logger, self._process_request, self._upgrade, self._check_descriptor
+            loop,
+            self.config,
+            logger,
+            self._metrics,
+            self._process_request,
+            self._upgrade,
+            self._check_descriptor,
         )
         try:
             listener = await self._listen(loop)
@@ -566,12 +587,13 @@ class WebSocketServer:
             if chosen is None:
                 return self._negotiator.select(offered)
             if chosen not in offered:
-                raise ValueError(f"process_request chose the subprotocol {chosen!r}, offered are: {offered}")
+                raise ValueError(f"process_request chose the subprotocol {chosen!r}, which was not offered")
             return chosen
         except SubprotocolNegotiationFailed as error:
-            raise Rejection(400, str(error)) from None
+            raise Rejection(400, str(error), logged="no subprotocol in common") from None
         except Error as error:
-            raise Rejection(400, f"malformed Sec-WebSocket-Protocol: {error}") from None
+            what = "malformed Sec-WebSocket-Protocol"
+            raise Rejection(400, f"{what}: {error}", logged=what) from None
 
     # -- connections come and go, called by ConnectedClient
 
@@ -602,7 +624,7 @@ class WebSocketServer:
             self._per_ip[client._ip] -= 1
             if not self._per_ip[client._ip]:
                 del self._per_ip[client._ip]
-        self._metrics.record_disconnection()
+        self._metrics.record_disconnection(client._close_code)
         if self._on_disconnect is not None and not client._is_loop_closed:
             self._call(self._on_disconnect, client)
 

@@ -1,6 +1,6 @@
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, Self, final
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterator
+from typing import Any, Self, TypeAlias, final
 
 from typing_extensions import disjoint_base
 
@@ -8,6 +8,8 @@ from fabric_ext.counters import Counters
 from fabric_ext.message import Message
 from fabric_ext.protocol import State
 from fabric_ext.session import Part, Session, SessionUser
+
+_Sendable: TypeAlias = str | bytes | bytearray | memoryview | Message
 
 def bind_errors(*, wrong_place: Callable[[str], Exception]) -> None:
     """Set what is raised for a call from a thread that is not the connection's: a class, called with a text."""
@@ -51,7 +53,9 @@ class Connection(SessionUser):
 
     def __aiter__(self) -> Self: ...
     def __anext__(self) -> Coroutine[Any, Any, Message]: ...
-    def send(self, message: Any, *, compress: bool | None = None) -> Coroutine[Any, Any, None]:
+    def send(
+        self, message: _Sendable | Iterator[_Sendable] | AsyncIterable[_Sendable], *, compress: bool | None = None
+    ) -> Coroutine[Any, Any, None]:
         """Send a message: `await connection.send("text")`.
 
         A str goes out as text, bytes-like objects as binary; an iterator or async iterator as one message, each item
@@ -68,7 +72,7 @@ class Connection(SessionUser):
             BufferFull: an outage has used it up.
         """
 
-    def send_nowait(self, message: Any, *, compress: bool | None = None) -> None:
+    def send_nowait(self, message: _Sendable, *, compress: bool | None = None) -> None:
         """Send a message without waiting.
 
         Raises:
@@ -109,6 +113,9 @@ class Connection(SessionUser):
     def _outbox_bytes(self) -> int: ...
     def _begin_session(self, session: Session) -> None:
         """`session` has the transport `io` from now on."""
+
+    def _adopt(self, other: Connection) -> None:
+        """Go on with the session of `other`, an open one, and with what `other` has received and not taken."""
 
     def _lose(self) -> None:
         """The transport is gone, another one will be sought."""

@@ -11,16 +11,17 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_Clear
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
-from cpython.ref cimport Py_DECREF, Py_XDECREF
+from cpython.ref cimport Py_DECREF
 from cpython.unicode cimport PyUnicode_GET_LENGTH
 from cython cimport final, freelist, unlikely
 
-from fabric_ext.awaitable cimport iternextfunc, reraise, set_iternext, take_reference, throw
+from fabric_ext.awaitable cimport (PYGEN_ERROR, PYGEN_RETURN, PySendResult, reraise, sendfunc, set_send, step,
+                                   take_reference, throw)
 from fabric_ext.counters cimport Counters
 from fabric_ext.message cimport K_BINARY, K_TEXT, Message
 from fabric_ext.protocol cimport CLOSE_BEGUN, CLOSED, ENDED, LOST, OPEN, OPENED, next_state
 from fabric_ext.receive_queue cimport Recv
-from fabric_ext.ring cimport Ring
+from fabric_ext.ring cimport Ring, ring_first, ring_push, ring_take
 from fabric_ext.session cimport (PARTS, QUEUE_FULL, SKIP, SKIP_THEN_PARTS, WHOLE, Part, Session, SessionUser,
                                  message_of, new_part)
 from fabric_ext.writer cimport before_delivery
@@ -31,11 +32,8 @@ cdef extern from "Python.h":
     PyObject* PyObject_Vectorcall(object function, PyObject** arguments, size_t count, PyObject* names) noexcept
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) noexcept
     int PyUnicode_KIND(object text) noexcept
-    ctypedef enum PySendResult:
-        PYGEN_RETURN
-        PYGEN_ERROR
-        PYGEN_NEXT
     PySendResult PyIter_Send(object iterator, object value, PyObject** result) noexcept
+    PyObject* Py_NewRef(object value) noexcept
     int PyErr_WarnFormat(object category, Py_ssize_t level, const char* text, ...) noexcept
     void PyErr_WriteUnraisable(PyObject* where) noexcept
     void PyErr_Fetch(PyObject** kind, PyObject** value, PyObject** traceback) noexcept
@@ -89,6 +87,31 @@ cdef class Connection(SessionUser):
         session._open(self._wants_parts)
         self._wants_parts = False
         self.move(OPENED)
+
+    def _adopt(self, Connection other not None):
+        """Go on with the session of `other`, an open one, and with what `other` has received and not taken."""
+        cdef Session session = other._session
+        if session is None or other._state != OPEN:
+            raise RuntimeError("fabric: there is no open session to go on with")
+        other.give_up_stream()
+        other._session = None
+        other.update_sendable()
+        session._user = self
+        self._session = session
+        self._taken_back = 0
+        self._dropping = False
+        self.messages_received += other.messages_received
+        self.bytes_received += other.bytes_received
+        self.messages_sent += other.messages_sent
+        self.bytes_sent += other.bytes_sent
+        if self._wants_parts and other._items.size == 0:
+            session._delivery = SKIP_THEN_PARTS if session._delivery == SKIP else PARTS
+        self._wants_parts = False
+        self.move(OPENED)
+        if session._read_pauses & QUEUE_FULL:
+            session.resume(QUEUE_FULL)
+        while other._items.size and not session._discarding:
+            session._deliver_held(other._items.pop())
 
     cdef int on_closing(self) except -1:
         return self.move(CLOSE_BEGUN)
@@ -156,7 +179,7 @@ cdef class Connection(SessionUser):
         if self._dropping:
             return 0
         self._queued_bytes += n
-        self._items.push(item)
+        ring_push(self._items, item)
         if (not session.gathering or self._items.size >= self._batch_limit
                 or self._queued_bytes >= self._batch_byte_limit):
             self.hand_over()
@@ -177,6 +200,9 @@ cdef class Connection(SessionUser):
                 session.resume(QUEUE_FULL)
         self._queued_bytes -= n
         return 0
+
+    def _put(self, item):
+        raise TypeError("only a session adds to the queue of a connection")
 
     def recv(self):
         """Receive the next message: `message = await connection.recv()`.
@@ -203,10 +229,8 @@ cdef class Connection(SessionUser):
         """The next message if there is one already, else None."""
         if self._items.size == 0 or self._waiter is not None or self._streaming:
             return None
-        item = self._items.peek()
-        self.taken(item)
-        self._items.drop()
-        return item
+        self.taken(<object>ring_first(self._items))
+        return take_reference(ring_take(self._items))
 
     # -- in parts
 
@@ -551,10 +575,10 @@ cdef class Send:
         return self
 
     def __next__(self):
-        return self._step()
+        return step(self)
 
     def send(self, value):
-        return self._step()
+        return step(self)
 
     def throw(self, kind, value=None, traceback=None):
         self._begun = True
@@ -567,12 +591,6 @@ cdef class Send:
         self._begun = True
         if self._later is not None:
             self._later.close()
-
-    def _step(self):
-        cdef PyObject* result = send_iternext(<PyObject*>self)     # raises what it raises
-        if result == NULL:
-            raise StopIteration
-        return take_reference(result)
 
 
 cdef inline bint written(Send send) except -1:
@@ -587,23 +605,17 @@ cdef inline bint written(Send send) except -1:
     return False
 
 
-cdef PyObject* send_iternext(PyObject* self) except? NULL:
-    """The `tp_iternext` of Send: NULL without an exception means that it is done, and gives None."""
+cdef PySendResult send_send(PyObject* self, PyObject* value, PyObject** result) except PYGEN_ERROR:
+    """The `am_send` of Send."""
     cdef Send send = <Send>self
-    cdef PyObject* result = NULL
-    cdef PySendResult outcome
     if send._later is None:
         if send._begun:
             raise RuntimeError("this send() has already been awaited")
         send._begun = True
         if written(send):
-            return NULL
-    outcome = PyIter_Send(send._later, None, &result)
-    if outcome == PYGEN_NEXT:
-        return result
-    if outcome == PYGEN_RETURN:
-        Py_XDECREF(result)
-    return NULL
+            result[0] = Py_NewRef(None)
+            return PYGEN_RETURN
+    return PyIter_Send(send._later, None, result)
 
 
-set_iternext(Send, <iternextfunc>send_iternext)
+set_send(Send, <sendfunc>send_send)

@@ -17,8 +17,8 @@ cdef enum:
 
 
 cdef class Message:
-    cdef int kind          # one of Kind, never K_CONTINUATION
-    cdef object data       # exactly str for K_TEXT, exactly bytes for all others; a close keeps its raw body
+    cdef int kind                # one of Kind, never K_CONTINUATION
+    cdef readonly object data    # exactly str for K_TEXT, exactly bytes for all others; a close keeps its raw body
 
 
 cdef class Frame:

@@ -1,5 +1,5 @@
 import enum
-from typing import Any, Literal, TypeVar, final, overload
+from typing import Any, Final, Literal, Protocol, TypeVar, final, overload, type_check_only
 
 from typing_extensions import Buffer
 
@@ -14,6 +14,41 @@ class MessageType(enum.IntEnum):
     PING = 9
     PONG = 10
 
+@type_check_only
+class _MakeText(Protocol):
+    def __call__(self, value: str, /) -> Message: ...
+
+@type_check_only
+class _MakeJson(Protocol):
+    def __call__(self, value: Any, /) -> Message: ...
+
+@type_check_only
+class _ParseJson(Protocol):
+    @overload
+    def __call__(self) -> Any: ...
+    @overload
+    def __call__(self, type: type[_T]) -> _T: ...
+    @overload
+    def __call__(self, type: Any) -> Any: ...
+
+@final
+class _TextAttribute:
+    """`Message.text(value)` makes a message, `message.text` is the text of one."""
+
+    @overload
+    def __get__(self, instance: None, owner: type[Message] | None = None, /) -> _MakeText: ...
+    @overload
+    def __get__(self, instance: Message, owner: type[Message] | None = None, /) -> str: ...
+
+@final
+class _JsonAttribute:
+    """`Message.json(value)` makes a message, `message.json(type)` parses one."""
+
+    @overload
+    def __get__(self, instance: None, owner: type[Message] | None = None, /) -> _MakeJson: ...
+    @overload
+    def __get__(self, instance: Message, owner: type[Message] | None = None, /) -> _ParseJson: ...
+
 @final
 class Message:
     """One whole message, immutable: `Message("text")`, `Message(b"binary")`, or by a named constructor.
@@ -24,13 +59,24 @@ class Message:
     Raises:
         TypeError: the value is none of these.
         Utf8Error: a str with lone surrogates.
+
+    A TEXT equals a str of the same characters, a BINARY bytes of the same content, and hashes alike.
+    """
+
+    text: Final[_TextAttribute]
+    """`Message.text(value)` is a TEXT message. Raises TypeError unless given a str, Utf8Error for lone surrogates.
+
+    `message.text` is the text of a message, as `as_text()`.
+    """
+
+    json: Final[_JsonAttribute]
+    """`Message.json(value)` is a TEXT message with `value` as JSON: anything msgspec encodes. NaN and infinities
+    become null. Raises TypeError for an object that JSON cannot express, Utf8Error for lone surrogates.
+
+    `message.json(type)` is the payload of a message decoded, as `parse_json(type)`.
     """
 
     def __init__(self, value: str | Buffer | Message, /) -> None: ...
-    @staticmethod
-    def text(value: str, /) -> Message:
-        """A TEXT message. Raises TypeError unless given a str, Utf8Error for lone surrogates."""
-
     @staticmethod
     def binary(value: Buffer, /) -> Message:
         """A BINARY message of a bytes-like object, copied unless it is bytes. Raises TypeError for others."""
@@ -48,13 +94,6 @@ class Message:
         """A CLOSE; `code=None` means an empty body. RFC 6455 §5.5.1, §7.4.
 
         Raises ValueError for a code that must not be sent or a reason above 123 bytes of UTF-8.
-        """
-
-    @staticmethod
-    def json(value: Any, /) -> Message:
-        """A TEXT message with `value` as JSON: anything msgspec encodes. NaN and infinities become null.
-
-        Raises TypeError for an object that JSON cannot express, Utf8Error for lone surrogates.
         """
 
     @overload
@@ -78,6 +117,10 @@ class Message:
 
     def as_bytes(self) -> bytes:
         """The payload as it is sent: UTF-8 for a text, code and reason for a close."""
+
+    @property
+    def data(self) -> str | bytes:
+        """The payload in its own type: str for a TEXT, bytes for all others."""
 
     @property
     def payload(self) -> bytes:
@@ -123,6 +166,7 @@ class Message:
         """Bytes of payload; for a text, of its UTF-8 form."""
 
     def __bool__(self) -> Literal[True]: ...
+    def __bytes__(self) -> bytes: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
 

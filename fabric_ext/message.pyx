@@ -41,6 +41,12 @@ class MessageType(enum.IntEnum):
     PING = 9
     PONG = 10
 
+    def __str__(self):
+        return self.name
+
+    def __format__(self, spec):
+        return format(self.name, spec)
+
 
 cdef tuple _TYPES = tuple([MessageType(i) if i in (1, 2, 8, 9, 10) else None for i in range(11)])
 
@@ -155,6 +161,68 @@ cdef object _typed_decode(object type):
     return msgspec.json.Decoder(type).decode
 
 
+cdef object _parse_json(Message message, object type):
+    decode = _untyped_decode if type is Any else _typed_decode(type)
+    try:
+        return decode(message.data)
+    except msgspec.ValidationError as error:
+        # msgspec says "what - at `$.path`", or only what is wrong with the whole.
+        what, _, path = str(error).partition(" - at `$")
+        raise json_error_class(what, path="$" + path.removesuffix("`")) from error
+    # A deep nest of brackets is the sender's doing, not ours: the same error as any bad document.
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise json_error_class(str(error)) from error
+
+
+cdef str _as_text(Message message):
+    if message.kind == K_TEXT:
+        return message.data
+    try:
+        return PyUnicode_DecodeUTF8(PyBytes_AS_STRING(message.data), len(<bytes>message.data), NULL)
+    except UnicodeDecodeError as error:
+        raise utf8_error_class(f"payload is not UTF-8: {error}") from None
+
+
+def _text(value: str, /) -> Message:
+    """A TEXT message. Raises TypeError unless given a str, Utf8Error for lone surrogates."""
+    return new_message(K_TEXT, _exact_text(value))
+
+
+def _json(value, /) -> Message:
+    """A TEXT message with `value` as JSON: anything msgspec encodes. NaN and infinities become null.
+
+    Raises TypeError for an object that JSON cannot express, Utf8Error for lone surrogates.
+    """
+    cdef bytes encoded
+    try:
+        encoded = _json_encode(value)
+        return new_message(K_TEXT, PyUnicode_DecodeUTF8(PyBytes_AS_STRING(encoded), len(encoded), NULL))
+    except UnicodeError as error:
+        raise utf8_error_class(f"value has no UTF-8 form: {error}") from None
+
+
+@cython.final
+cdef class _TextAttribute:
+    """`Message.text(value)` makes a message, `message.text` is the text of one."""
+
+    def __get__(self, instance, owner):
+        return _text if instance is None else _as_text(instance)
+
+    def __reduce__(self):
+        raise TypeError(f"cannot copy or pickle {type(self).__name__!r} object")
+
+
+@cython.final
+cdef class _JsonAttribute:
+    """`Message.json(value)` makes a message, `message.json(type)` parses one."""
+
+    def __get__(self, instance, owner):
+        return _json if instance is None else (<Message?>instance).parse_json
+
+    def __reduce__(self):
+        raise TypeError(f"cannot copy or pickle {type(self).__name__!r} object")
+
+
 def _restore(int kind, data):
     """Unpickle a Message; checks what `new_message` trusts."""
     if kind == K_TEXT:
@@ -175,6 +243,8 @@ cdef class Message:
 
     A str becomes TEXT; bytes, bytearray, memoryview and other buffers become BINARY, copied unless they are
     bytes. Raises TypeError for anything else, Utf8Error for a str with lone surrogates.
+
+    A TEXT equals a str of the same characters, a BINARY bytes of the same content, and hashes alike.
     """
 
     def __cinit__(self):
@@ -195,10 +265,8 @@ cdef class Message:
         else:
             raise TypeError(f"a message is made of str or bytes-like, not {type(value).__name__}")
 
-    @staticmethod
-    def text(value: str, /) -> Message:
-        """A TEXT message. Raises TypeError unless given a str, Utf8Error for lone surrogates."""
-        return new_message(K_TEXT, _exact_text(value))
+    text = _TextAttribute()
+    json = _JsonAttribute()
 
     @staticmethod
     def binary(value, /) -> Message:
@@ -223,44 +291,17 @@ cdef class Message:
         """
         return new_message(K_CLOSE, _close_body(code, reason))
 
-    @staticmethod
-    def json(value, /) -> Message:
-        """A TEXT message with `value` as JSON: anything msgspec encodes. NaN and infinities become null.
-
-        Raises TypeError for an object that JSON cannot express, Utf8Error for lone surrogates.
-        """
-        cdef bytes encoded
-        try:
-            encoded = _json_encode(value)
-            return new_message(K_TEXT, PyUnicode_DecodeUTF8(PyBytes_AS_STRING(encoded), len(encoded), NULL))
-        except UnicodeError as error:
-            raise utf8_error_class(f"value has no UTF-8 form: {error}") from None
-
     def parse_json(self, type=Any):
         """The payload as JSON, decoded into `type`: a dataclass, msgspec.Struct, TypedDict, list[int] …
 
         Decoders are kept for the types used last. Raises JsonError, whose `path` tells where in the document
         a value does not fit ("" if the document is malformed), TypeError for a type msgspec does not support.
         """
-        decode = _untyped_decode if type is Any else _typed_decode(type)
-        try:
-            return decode(self.data)
-        except msgspec.ValidationError as error:
-            # msgspec says "what - at `$.path`", or only what is wrong with the whole.
-            what, _, path = str(error).partition(" - at `$")
-            raise json_error_class(what, path="$" + path.removesuffix("`")) from error
-        # A deep nest of brackets is the sender's doing, not ours: the same error as any bad document.
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise json_error_class(str(error)) from error
+        return _parse_json(self, type)
 
     def as_text(self) -> str:
         """The payload as str. Raises Utf8Error if it is not UTF-8, which a text message always is."""
-        if self.kind == K_TEXT:
-            return self.data
-        try:
-            return PyUnicode_DecodeUTF8(PyBytes_AS_STRING(self.data), len(<bytes>self.data), NULL)
-        except UnicodeDecodeError as error:
-            raise utf8_error_class(f"payload is not UTF-8: {error}") from None
+        return _as_text(self)
 
     def as_bytes(self) -> bytes:
         """The payload as it is sent: UTF-8 for a text, code and reason for a close."""
@@ -318,7 +359,7 @@ cdef class Message:
         """The reason of a CLOSE, "" if it has none; None for others. Raises Utf8Error if malformed."""
         if self.kind != K_CLOSE:
             return None
-        return new_message(K_BINARY, (<bytes>self.data)[2:]).as_text()
+        return _as_text(new_message(K_BINARY, (<bytes>self.data)[2:]))
 
     def __len__(self):
         """Bytes of payload; for a text, of its UTF-8 form."""
@@ -332,14 +373,21 @@ cdef class Message:
         # `while message := await recv()` must not end at an empty message.
         return True
 
+    def __bytes__(self):
+        return self.as_bytes()
+
     def __eq__(self, other):
-        if not isinstance(other, Message):
-            return NotImplemented
-        return self.kind == (<Message>other).kind and self.data == (<Message>other).data
+        if isinstance(other, Message):
+            return self.kind == (<Message>other).kind and self.data == (<Message>other).data
+        if self.kind == K_TEXT and isinstance(other, str):
+            return self.data == other
+        if self.kind == K_BINARY and isinstance(other, (bytes, bytearray, memoryview)):
+            return self.data == other
+        return NotImplemented
 
     def __hash__(self):
-        # "a" and b"a" hash alike, hence the type.
-        return hash((self.kind, self.data))
+        # As that of the str or bytes which the message equals.
+        return hash(self.data) if self.kind <= K_BINARY else hash((self.kind, self.data))
 
     def __repr__(self):
         name = _TYPES[self.kind].name

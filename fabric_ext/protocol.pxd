@@ -1,7 +1,7 @@
 from libc.stdint cimport uint8_t
 
 
-cpdef enum State:
+cdef enum:                       # State
     CONNECTING = 0
     OPEN = 1
     CLOSING = 2                  # a close frame was sent or received; the TCP connection still stands
@@ -9,7 +9,7 @@ cpdef enum State:
     CLOSED = 4
 
 
-cpdef enum Event:
+cdef enum:                       # Event
     OPENED = 0                   # the handshake is complete
     CLOSE_BEGUN = 1              # a close frame was sent or received
     LOST = 2                     # the transport is gone; another one will be sought

@@ -3,6 +3,8 @@ from enum import IntEnum
 from typing_extensions import disjoint_base
 
 class State(IntEnum):
+    """Where a connection stands: the states of RFC 6455 §4.1 and §7.1, and the search for another transport."""
+
     CONNECTING = 0
     OPEN = 1
     CLOSING = 2
@@ -10,6 +12,8 @@ class State(IntEnum):
     CLOSED = 4
 
 class Event(IntEnum):
+    """What moves a connection from one state to the next."""
+
     OPENED = 0
     CLOSE_BEGUN = 1
     LOST = 2

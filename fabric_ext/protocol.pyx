@@ -3,6 +3,8 @@
 Owns the decisions; performs nothing. sessions and connections ask here and act.
 """
 
+import enum
+
 from libc.stdint cimport uint8_t
 
 from fabric_ext.frames cimport Fault
@@ -25,6 +27,31 @@ MOVES[:] = [
     OPEN,      ILLEGAL,     RECONNECTING, CLOSED,      # RECONNECTING
     ILLEGAL,   ILLEGAL,     ILLEGAL,      CLOSED,      # CLOSED
 ]
+
+
+class State(enum.IntEnum):
+    """Where a connection stands: the states of RFC 6455 §4.1 and §7.1, and the search for another transport."""
+
+    CONNECTING = 0
+    OPEN = 1
+    CLOSING = 2
+    RECONNECTING = 3
+    CLOSED = 4
+
+    def __str__(self):
+        return self.name
+
+    def __format__(self, spec):
+        return format(self.name, spec)
+
+
+class Event(enum.IntEnum):
+    """What moves a connection from one state to the next."""
+
+    OPENED = 0
+    CLOSE_BEGUN = 1
+    LOST = 2
+    ENDED = 3
 
 
 cdef int next_state(int state, int event) noexcept nogil:

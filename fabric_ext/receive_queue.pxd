@@ -30,8 +30,9 @@ cdef class Recv:
     cdef bint _iterating         # the end is StopAsyncIteration rather than None
     cdef bint _spent             # returned, raised, cancelled or closed
 
-    cdef object _step(self)
     cdef object _wait(self)
+    cdef int _displace(self) except -1
+    cdef int _end(self) except -1
     cdef void _detach(self) noexcept
     cdef void _give_up(self) noexcept
 

@@ -26,9 +26,9 @@ class ReceiveQueue:
         """Return an awaitable for the next item; it gives `None` after a normal end and raises after another one."""
     def __aiter__(self) -> Self: ...
     def __anext__(self) -> Coroutine[Any, Any, Any]: ...
-    def put_item(self, item: Any) -> None:
+    def _put(self, item: Any) -> None:
         """Queue `item` and resume the waiting receiver, if there is one."""
-    def end(self, error: BaseException | None = None) -> None:
+    def _finish(self, error: BaseException | None = None) -> None:
         """No more items come: receivers get what is queued, then `None` (or `error`, raised)."""
     @property
     def queued(self) -> int:

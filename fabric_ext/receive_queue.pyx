@@ -23,16 +23,17 @@ from cpython.exc cimport PyErr_Clear, PyErr_ExceptionMatches
 from cpython.dict cimport PyDict_Contains, PyDict_Size
 from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
-from cython cimport final, freelist
+from cython cimport final, freelist, unlikely
 
-from fabric_ext.awaitable cimport iternextfunc, reraise, set_iternext, take_reference, throw
-from fabric_ext.ring cimport Ring
+from fabric_ext.awaitable cimport (PYGEN_ERROR, PYGEN_NEXT, PYGEN_RETURN, PySendResult, empty_stop, reraise, sendfunc,
+                                   set_send, step, take_reference, throw)
+from fabric_ext.ring cimport Ring, ring_first, ring_push, ring_take
 
 cdef extern from "Python.h":
     int PyContext_Enter(object context) noexcept
     int PyContext_Exit(object context) noexcept
     PyObject* PyObject_CallOneArg(object function, object argument) noexcept
+    PyObject* Py_NewRef(object value) noexcept
 
 cdef extern from *:
     """
@@ -40,60 +41,8 @@ cdef extern from *:
     static void fabric_inherit_anext(PyObject *type, PyObject *base) {
         ((PyTypeObject *)type)->tp_as_async->am_anext = ((PyTypeObject *)base)->tp_as_async->am_anext;
     }
-
-    /* A StopIteration that only we hold, used again and again: who awaits takes its value and lets it go at once. One
-       that somebody kept, or that has been through Python code, is left to them. */
-    static PyObject *fabric_spare_stop;
-
-    /* Have one that can be used: -1 and an exception where there is no memory, or no room to call. */
-    static int fabric_ready_stop(void) {
-        PyStopIterationObject *stop = (PyStopIterationObject *)fabric_spare_stop;
-        if (stop == NULL || Py_REFCNT(stop) != 1 || stop->traceback != NULL || stop->context != NULL) {
-            PyObject *fresh = PyObject_CallNoArgs(PyExc_StopIteration);
-            if (fresh == NULL)
-                return -1;
-            Py_XDECREF(fabric_spare_stop);
-            fabric_spare_stop = fresh;
-        }
-        return 0;
-    }
-
-    static void fabric_stop_with(PyObject *value) {
-        if (fabric_ready_stop() < 0)
-            return;
-        PyStopIterationObject *stop = (PyStopIterationObject *)fabric_spare_stop;
-        PyObject *before = stop->value;
-        Py_INCREF(value);
-        stop->value = value;
-        Py_XDECREF(before);
-        Py_INCREF(stop);
-    #if PY_VERSION_HEX >= 0x030C0000
-        PyErr_SetRaisedException((PyObject *)stop);
-    #else
-        Py_INCREF(PyExc_StopIteration);
-        PyErr_Restore(PyExc_StopIteration, (PyObject *)stop, NULL);
-    #endif
-    }
-
-    /* Keep neither the last item alive nor, where Python code caught it, the frames of a traceback. */
-    static void fabric_empty_stop(void) {
-        PyStopIterationObject *stop = (PyStopIterationObject *)fabric_spare_stop;
-        if (stop == NULL)
-            return;
-        if (stop->traceback != NULL || stop->context != NULL) {
-            fabric_spare_stop = NULL;
-            Py_DECREF(stop);
-        } else if (Py_REFCNT(stop) == 1 && stop->value != NULL) {
-            PyObject *before = stop->value;
-            stop->value = NULL;
-            Py_DECREF(before);
-        }
-    }
     """
     void inherit_anext "fabric_inherit_anext"(object type, object base)
-    int ready_stop "fabric_ready_stop"() except -1
-    void stop_with "fabric_stop_with"(object value) noexcept       # raises StopIteration(value)
-    void empty_stop "fabric_empty_stop"() noexcept
 
 # The tasks that run, by loop: up to Python 3.13 of both kinds. From 3.14 on only those made in Python; which C task runs is
 # known to its thread, and asyncio's own function tells.
@@ -154,7 +103,7 @@ def iterates_in_c(type cls not None):
 cdef class ReceiveQueue:
     """A queue with at most one waiting receiver.
 
-    The part of a connection that receives; usable alone: `ReceiveQueue(loop)`, `put_item(x)`, `await recv()`, `end(error)`.
+    The part of a connection that receives; usable alone: `ReceiveQueue(loop)`, `_put(x)`, `await recv()`, `_finish(error)`.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -181,12 +130,12 @@ cdef class ReceiveQueue:
         recv._iterating = True
         return recv
 
-    def put_item(self, item):
+    def _put(self, item):
         """Queue `item` and resume the waiting receiver, if there is one."""
         self.begin_delivery()
         self.put(item)
 
-    def end(self, error=None):
+    def _finish(self, error=None):
         """No more items come: receivers get what is queued, then `None` (or `error`, raised)."""
         self.begin_delivery()
         self.finish(error)
@@ -209,7 +158,7 @@ cdef class ReceiveQueue:
         self._knows_tasks = False
 
     cdef int put(self, object item) except -1:
-        self._items.push(item)
+        ring_push(self._items, item)
         return self.hand_over()
 
     cdef int hand_over(self) except -1:
@@ -286,10 +235,10 @@ cdef class Recv:
         return self
 
     def __next__(self):
-        return self._step()
+        return step(self)
 
     def send(self, value):
-        return self._step()
+        return step(self)
 
     def throw(self, kind, value=None, traceback=None):
         self._give_up()
@@ -298,34 +247,9 @@ cdef class Recv:
     def close(self):
         self._give_up()
 
-    cdef object _step(self):
-        """Return the future the task is to wait for; or raise StopIteration with the item, or what ended the queue."""
-        cdef PyObject* result = recv_iternext(<PyObject*>self)     # raises what it raises
-        if result == NULL:
-            raise StopIteration
-        return take_reference(result)
-
     cdef object _wait(self):
-        """Become the waiting receiver; the end of the queue and a misuse raise."""
+        """Become the waiting receiver; return the future that the task is to wait for."""
         cdef ReceiveQueue queue = self._queue
-        if queue is None:
-            raise TypeError("a Recv is made by recv()")
-        if self._spent:
-            raise RuntimeError("this recv() has already been awaited")
-        if queue._waiter is not None and queue._waiter is not self:
-            if queue._future is None or not queue._future.cancelled():
-                self._spent = True
-                raise _concurrent_recv("another task is already waiting in recv() on this connection")
-            queue._waiter._give_up()                   # it is about to be told
-            if queue._items.size:
-                return self._step()
-        if queue._end is not None:
-            self._detach()
-            if queue._end is not True:
-                raise fresh(queue._end)
-            if self._iterating:
-                raise StopAsyncIteration
-            raise StopIteration
         empty_stop()
         if queue._future is None:
             queue._future = Future(loop=queue._loop)
@@ -333,6 +257,25 @@ cdef class Recv:
         queue._waiter = self
         queue._woken = False
         return queue._future
+
+    cdef int _displace(self) except -1:
+        """Take the place of a receiver whose wait was cancelled, which is about to be told; of no other."""
+        cdef ReceiveQueue queue = self._queue
+        if queue._future is None or not queue._future.cancelled():
+            self._spent = True
+            raise _concurrent_recv("another task is already waiting in recv() on this connection")
+        queue._waiter._give_up()
+        return 0
+
+    cdef int _end(self) except -1:
+        """The queue has ended: raise what is to be raised for it."""
+        cdef object end = self._queue._end
+        self._detach()
+        if end is not True:
+            raise fresh(end)
+        if self._iterating:
+            raise StopAsyncIteration
+        return 0
 
     cdef void _detach(self) noexcept:
         self._spent = True
@@ -356,29 +299,32 @@ cpdef object fresh(error):
     return other
 
 
-cdef PyObject* recv_iternext(PyObject* self) except? NULL:
-    """The `tp_iternext` of Recv: `Recv.__next__` without the traceback that Cython adds to the StopIteration.
-
-    That traceback, of no use to anyone, costs more than all the rest of a `recv()` that finds an item. So nothing on
-    the common path raises in Cython's sense.
-    """
+cdef PySendResult recv_send(PyObject* self, PyObject* value, PyObject** result) except PYGEN_ERROR:
+    """The `am_send` of Recv. Its common paths raise nothing: an exception costs more than all the rest of a `recv()`."""
     cdef Recv recv = <Recv>self
     cdef ReceiveQueue queue = recv._queue
-    cdef object item, future
-    if queue is not None and queue._items.size and not recv._spent and (queue._waiter is None or queue._waiter is recv):
-        item = queue._items.peek()
-        ready_stop()                                   # this and the next may raise: the item stays where it is
-        queue.taken(item)
+    cdef object future
+    if unlikely(queue is None):
+        raise TypeError("a Recv is made by recv()")
+    if unlikely(recv._spent):
+        raise RuntimeError("this recv() has already been awaited")
+    if queue._waiter is not None and queue._waiter is not recv:
+        recv._displace()
+    if queue._items.size:
+        queue.taken(<object>ring_first(queue._items))  # where it raises, the item stays
         recv._detach()
-        queue._items.drop()
-        stop_with(item)
-        return NULL
+        result[0] = ring_take(queue._items)
+        return PYGEN_RETURN
+    if queue._end is not None:
+        recv._end()
+        result[0] = Py_NewRef(None)
+        return PYGEN_RETURN
     future = recv._wait()
-    Py_INCREF(future)                                  # the caller's
-    return <PyObject*>future
+    result[0] = Py_NewRef(future)
+    return PYGEN_NEXT
 
 
-set_iternext(Recv, <iternextfunc>recv_iternext)
+set_send(Recv, <sendfunc>recv_send)
 
 
 async def _receive(ReceiveQueue queue, list seen):
@@ -407,7 +353,7 @@ def _steps_in_place():
         for number in range(3):
             if not nobody_runs(loop):
                 return False
-            queue.put_item(number)
+            queue._put(number)
             if seen != [(each, False) for each in range(number + 1)] or loop.due or queue._future is not future:
                 return False
         return task.done() and not future._callbacks and not getattr(future, "_asyncio_awaited_by", None)

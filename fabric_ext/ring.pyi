@@ -9,7 +9,5 @@ class Ring:
     def __len__(self) -> int: ...
     def append(self, item: Any) -> None:
         """Add `item` at the end."""
-    def appendleft(self, item: Any) -> None:
-        """Add `item` before all others."""
     def popleft(self) -> Any:
         """Take the oldest item; `IndexError` when there is none."""

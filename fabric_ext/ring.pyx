@@ -1,13 +1,19 @@
 """A first-in first-out queue of objects that costs next to nothing while it is empty.
 
-Owns one array of references: none before the first item, eight slots at first, doubled when full. Once it has grown it
+Owns one array of references: none before the first item, sixteen slots at first, doubled when full. Once it has grown it
 is freed when the last item leaves, so ten thousand idle connections keep no queue memory to speak of. It never bounds
 itself; who pushes asks `size` first. The garbage collector does not look into it: what is queued must not refer back.
 """
 
 from cpython.exc cimport PyErr_NoMemory
-from cpython.ref cimport Py_INCREF, Py_DECREF, PyObject
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdlib cimport free, malloc
+
+from fabric_ext.awaitable cimport take_reference
+
+cdef enum:
+    FIRST = 16                   # slots: as many as the messages for which a waiting task is resumed once
 
 
 cdef class Ring:
@@ -20,54 +26,29 @@ cdef class Ring:
         return self.size
 
     cdef int push(self, object item) except -1:
-        if self.size == self._capacity and self._grow() < 0:
-            return -1
-        cdef Py_ssize_t at = (self._head + self.size) & (self._capacity - 1)
-        Py_INCREF(item)                                # held by the slot until pop() or clear()
-        self._slots[at] = <void*>item
-        self.size += 1
-        return 0
+        return ring_push(self, item)
 
     cdef int push_front(self, object item) except -1:
-        if self.size == self._capacity and self._grow() < 0:
-            return -1
+        if self.size == self._capacity:
+            self._grow()
         self._head = (self._head - 1) & (self._capacity - 1)
         Py_INCREF(item)                                # held by the slot, as by push()
-        self._slots[self._head] = <void*>item
+        self._slots[self._head] = <PyObject*>item
         self.size += 1
         return 0
 
     cdef object pop(self):
         if self.size == 0:
             raise IndexError("pop from an empty Ring")
-        cdef object item = <object>self._slots[self._head]
-        Py_DECREF(item)                                # the slot's reference; `item` holds its own
-        self._head = (self._head + 1) & (self._capacity - 1)
-        self.size -= 1
-        if self.size == 0:
-            self._release()
-        return item
+        return take_reference(ring_take(self))
 
     cdef object peek(self):
         if self.size == 0:
             raise IndexError("peek into an empty Ring")
-        return <object>self._slots[self._head]
-
-    cdef int drop(self) except -1:
-        """Let go of the item that peek() gives."""
-        cdef PyObject* item
-        if self.size == 0:
-            raise IndexError("drop from an empty Ring")
-        item = <PyObject*>self._slots[self._head]
-        self._head = (self._head + 1) & (self._capacity - 1)
-        self.size -= 1
-        if self.size == 0:
-            self._release()
-        Py_DECREF(<object>item)                        # at last: it may run anything
-        return 0
+        return <object>ring_first(self)
 
     cdef void clear(self) noexcept:
-        cdef void** slots = self._slots
+        cdef PyObject** slots = self._slots
         cdef Py_ssize_t i, head = self._head, size = self.size, mask = self._capacity - 1
         self._slots = NULL                             # a finaliser that runs below sees an empty ring
         self._capacity = self._head = self.size = 0
@@ -76,8 +57,8 @@ cdef class Ring:
         free(slots)
 
     cdef int _grow(self) except -1:
-        cdef Py_ssize_t i, capacity = self._capacity * 2 if self._capacity else 8
-        cdef void** slots = <void**>malloc(capacity * sizeof(void*))
+        cdef Py_ssize_t i, capacity = self._capacity * 2 if self._capacity else FIRST
+        cdef PyObject** slots = <PyObject**>malloc(capacity * sizeof(PyObject*))
         if slots == NULL:
             PyErr_NoMemory()
         for i in range(self.size):
@@ -90,7 +71,7 @@ cdef class Ring:
 
     cdef void _release(self) noexcept:
         self._head = 0
-        if self._capacity > 8:
+        if self._capacity > FIRST:
             free(self._slots)
             self._slots = NULL
             self._capacity = 0
@@ -100,10 +81,6 @@ cdef class Ring:
     def append(self, item):
         """Add `item` at the end."""
         self.push(item)
-
-    def appendleft(self, item):
-        """Add `item` before all others."""
-        self.push_front(item)
 
     def popleft(self):
         """Take the oldest item; `IndexError` when there is none."""

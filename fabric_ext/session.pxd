@@ -69,6 +69,7 @@ cdef class Session(Writer):
     cdef Counters _counters
     cdef ReadBuffer _read_buffer
     cdef Block _block            # what the transport is reading into
+    cdef bytes _early            # came behind the opening handshake and is not read yet; None
     cdef Decoder _decoder
     cdef Codec _codec            # None: no compression negotiated
     cdef Throttle _throttle      # None: no inbound rate limit

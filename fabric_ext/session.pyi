@@ -91,6 +91,7 @@ class Session(Writer):
         cork: False writes every message at once.
         codec: compression as negotiated; None for none.
         throttle: the inbound rate limit; None for none.
+        frame_log: its `received(bytes)` and `sent(bytes)` are told of what is read and written; None for nobody.
     """
 
     def __new__(
@@ -107,6 +108,7 @@ class Session(Writer):
         cork: bool = True,
         codec: Codec | None = None,
         throttle: Throttle | None = None,
+        frame_log: Any = None,
     ) -> Self: ...
     def __reduce__(self) -> NoReturn: ...
 
@@ -158,8 +160,13 @@ class Session(Writer):
         """
 
     def _feed(self, data: bytes) -> None:
-        """Read `data` as if it had come from the transport now."""
+        """Read `data`, which came behind the opening handshake, before what the transport brings from now on.
 
+        Not before the application's task has begun: it can answer each message before the next frame, which may be at
+        fault, is looked at.
+        """
+
+    def _read_early(self) -> None: ...
     def _write_ping(self, payload: bytes) -> None:
         """Send a ping of at most 125 bytes, before whatever waits in the outbox."""
 
@@ -200,7 +207,7 @@ class Session(Writer):
     # Called by the throttle and by timers.
 
     def _deliver_held(self, message: Message) -> None:
-        """Deliver a message that the rate limit held back."""
+        """Deliver a message that was held back, by the rate limit or for another receiver."""
 
     def _read_again(self) -> None: ...
     def _look_for_end(self) -> None:

@@ -153,11 +153,13 @@ cdef class Session(Writer):
         close_timeout: seconds for which the close handshake may make no progress.
         fragment_size: payload bytes per outbound frame; 0 never splits.
         cork: False writes every message at once.
+        frame_log: told of the bytes that are read and written; None: nobody.
     """
 
     def __cinit__(self, SessionUser user not None, io not None, loop not None, *, bint masking,
                   Py_ssize_t max_message_size, Py_ssize_t max_fragments, Py_ssize_t fragment_size,
-                  double close_timeout, bint cork=True, Codec codec=None, Throttle throttle=None):
+                  double close_timeout, bint cork=True, Codec codec=None, Throttle throttle=None,
+                  frame_log=None):
         self._user = user
         self._loop = loop
         self._transport = Transport(io, loop)
@@ -170,6 +172,7 @@ cdef class Session(Writer):
         self.close_timeout = close_timeout
         self._codec = codec
         self._throttle = throttle
+        self._frame_log = frame_log
         self._decoder = Decoder(masked=not masking, max_message_size=max_message_size, max_fragments=max_fragments,
                                 compressing=codec is not None)
         self.inbound_seen = True
@@ -185,15 +188,23 @@ cdef class Session(Writer):
         self._transport.io.set_protocol(self)
 
     def _feed(self, bytes data not None):
-        """Read `data` as if it had come from the transport now."""
-        cdef Py_ssize_t at = 0, n
+        """Read `data`, which came behind the opening handshake, before what the transport brings from now on."""
+        self._early = data
+        # Two turns of the loop later: the one in between begins the application's task. It can then answer each message
+        # before the next frame is looked at, which may be at fault.
+        self._loop.call_soon(self._loop.call_soon, self._read_early)
+
+    def _read_early(self):
+        cdef bytes data
+        cdef Py_ssize_t n
         cdef Block block
-        while at < PyBytes_GET_SIZE(data):
+        while self._early is not None:
+            data = self._early
             block = self._read_buffer.block()
-            n = min(block.size, PyBytes_GET_SIZE(data) - at)
-            memcpy(block.data, PyBytes_AS_STRING(data) + at, n)
+            n = min(block.size, PyBytes_GET_SIZE(data))
+            memcpy(block.data, PyBytes_AS_STRING(data), n)
+            self._early = data[n:] or None         # first: a handler that lets the loop run may want to read on
             self.read(block, n)
-            at += n
 
     # ------------------------------------------------------------------ called by the transport
 
@@ -210,6 +221,12 @@ cdef class Session(Writer):
         if block is None or n > block.size:
             raise RuntimeError("buffer_updated() without get_buffer()")
         self._block = None
+        if unlikely(self._early is not None):
+            block.taken = True                     # what was read into it waits there
+            try:
+                self._read_early()
+            finally:
+                block.taken = False
         self.read(block, n)
 
     def eof_received(self):
@@ -247,6 +264,12 @@ cdef class Session(Writer):
     def connection_lost(self, error):
         cdef SessionUser user = self._user
         cdef list held = [], unsent
+        if self._early is not None:
+            try:
+                self._read_early()
+            finally:
+                self.connection_lost(error)
+            return
         if user is None:
             return
         for timer in (self._timer, self._end_check):
@@ -284,6 +307,8 @@ cdef class Session(Writer):
         user.begin_delivery()
         self._counters.last_activity_ns = coarse_monotonic_ns()
         try:
+            if self._frame_log is not None:
+                self._frame_log.received(PyBytes_FromStringAndSize(block.data, n))
             if self._decoder.left == 0 or self.receive_rest():
                 self._decoder.feed(<unsigned char*>block.data, n)
                 self.receive_frames()
@@ -437,7 +462,7 @@ cdef class Session(Writer):
         return 0
 
     def _deliver_held(self, Message message not None):
-        """Deliver a message that the rate limit held back."""
+        """Deliver a message that was held back, by the rate limit or for another receiver."""
         cdef SessionUser user = self._user         # held, as in read()
         if user is None:
             return

@@ -52,6 +52,7 @@ cdef class Writer:
     cdef Transport _transport    # None once it is gone
     cdef bint _masking           # a client: RFC 6455 §5.3
     cdef bint _uncorked          # nothing is ever gathered
+    cdef object _frame_log       # is told of each write; None: nobody wants to know
     cdef bint _busy              # inside a call of the loop's transport: what is sent meanwhile waits for its end
     cdef bint _is_gathered       # among those that the loop's writer knows to hold bytes
     cdef int _corks              # how many ask that nothing leaves yet
@@ -87,6 +88,8 @@ cdef class Writer:
     cdef int on_write_failed(self, object error) except -1
     @final
     cdef int _forget_unsent(self) except -1
+    @final
+    cdef int _note(self, const char* p, Py_ssize_t n) except -1
     @final
     cdef list take_unsent(self)
     @final

@@ -194,6 +194,9 @@ cdef class Writer:
         self._busy = True
         try:
             self._transport.write_two(<char*>header, size, p, n, payload)
+            if self._frame_log is not None:
+                self._note(<char*>header, size)
+                self._note(p, n)
         except BaseException as error:
             self.on_write_failed(error)
             raise
@@ -248,6 +251,8 @@ cdef class Writer:
         self._busy = True
         try:
             self._transport.write(block, size)
+            if self._frame_log is not None:
+                self._note(block, size)
         except BaseException as error:
             self.on_write_failed(error)
             raise
@@ -287,6 +292,8 @@ cdef class Writer:
             self._unsent = NULL
             self._unsent_count = self._unsent_capacity = 0
             self._note_held(with_ends(unsent, count), len(rest))
+            if self._frame_log is not None:
+                self._note(rest, len(rest))
             self._transport.pass_on(rest)
         return 0
 
@@ -307,6 +314,12 @@ cdef class Writer:
         if held is None:
             return []
         return [message for message, end in held if end > self._held_size - left]
+
+    cdef int _note(self, const char* p, Py_ssize_t n) except -1:
+        """Tell the log of frames that these bytes were handed over."""
+        if not self._transport.lost:
+            self._frame_log.sent(p[:n])
+        return 0
 
     cdef list take_unsent(self):
         """The messages that are gathered and will not be written any more, oldest first; the bytes are dropped."""

@@ -29,12 +29,14 @@ CONTRACT = set(
 
     VERSION DEFAULT_MAX_MESSAGE_SIZE DEFAULT_PING_INTERVAL DEFAULT_PING_TIMEOUT DEFAULT_BUFFER_SIZE
     DEFAULT_CONNECTION_TIMEOUT
+
+    run
     """.split()
 )
 
 MODULES = """
     client server message config reconnect backpressure heartbeat metrics pool compression fragmentation
-    subprotocol headers ratelimit error
+    subprotocol headers ratelimit error runner
 """.split()
 
 EVERY_MODULE = [

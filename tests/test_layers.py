@@ -16,7 +16,7 @@ LAYERS = {
     "leaves": """
         fabric_ext.clock fabric_ext.bucket fabric_ext.counters fabric_ext.deflate fabric_ext.histogram
         fabric_ext.http_head fabric_ext.mask fabric_ext.message fabric_ext.sequence fabric_ext.assembler
-        fabric_ext.frames fabric_ext.protocol fabric_ext.ring fabric_ext.awaitable fabric_ext.watermarks
+        fabric_ext.frames fabric_ext.protocol fabric_ext.awaitable fabric_ext.ring fabric_ext.watermarks
     """,
     "core": """
         fabric_ext.receive_queue fabric_ext.read_buffer fabric_ext.transport fabric_ext.writer fabric_ext.throttle
@@ -28,17 +28,19 @@ LAYERS = {
         fabric._config.addresses fabric._config.headers
     """,
     "policies": """
-        fabric._config.compression fabric._config.policies fabric._config.client fabric._config.server fabric._config
+        fabric._config.compression fabric._config.policies fabric._config.client fabric._config.server
+        fabric._config.options fabric._config
         fabric.config fabric.compression fabric.fragmentation fabric.reconnect fabric.backpressure
         fabric.heartbeat fabric.ratelimit fabric.metrics fabric.prometheus
     """,
     "endpoints": """
-        fabric._connection.liveness fabric._connection.open_context fabric._connection.callbacks fabric._connection.fork
+        fabric._connection.events fabric._connection.liveness fabric._connection.open_context
+        fabric._connection.callbacks fabric._connection.fork
         fabric._connection.base fabric._connection
         fabric._handshake.tls fabric._handshake.response_reader fabric._handshake.socks fabric._handshake.dial
         fabric._handshake.client fabric._handshake.server fabric._handshake.tls_listener fabric._handshake
-        fabric._client.description fabric._client.heartbeats fabric._client.report fabric._client fabric.client
-        fabric.server
+        fabric._client.heartbeats fabric._client.report fabric._client fabric.client
+        fabric.server fabric.runner
     """,
     "top": "fabric._pool.host fabric._pool fabric.pool fabric fabric.cli fabric.__main__",
 }
@@ -52,7 +54,7 @@ FORBIDDEN = {
     "vocabulary": {"asyncio", "picows", "socket", "uvloop"},
     "policies": {"picows", "socket", "uvloop"},
 }
-EXCEPT = {("fabric._config.client", "socket")}  # the type of a field
+EXCEPT = {("fabric._config.client", "socket"), ("fabric._config.options", "socket")}  # the type of a field
 
 CYTHON_IMPORT = re.compile(
     r"^\s*(?:from\s+(?P<source>[\w.]+)\s+(?P<kind>c?import)|(?P<plain>c?import)\s+(?P<names>[\w., ]+))"

@@ -26,7 +26,13 @@ def told(loss: ConnectionClosed) -> str:
     return f"{loss} ({loss.__cause__})" if loss.__cause__ else str(loss)
 
 
-def log(level: int, text: str, *args: Any, exc_info: BaseException | None = None) -> None:
+def log(
+    level: int,
+    text: str,
+    *args: Any,
+    exc_info: BaseException | None = None,
+    extra: dict[str, Any] | None = None,
+) -> None:
     """Write to the log; one whose handlers or filters raise must not end the repair."""
     with contextlib.suppress(Exception):
-        logger.log(level, text, *args, exc_info=exc_info)
+        logger.log(level, text, *args, exc_info=exc_info, extra=extra)

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, I
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from fabric._connection.events import FrameLog, log_event
 from fabric._connection.liveness import LivenessProbe
 from fabric.backpressure import BackpressureController
 from fabric.error import (
@@ -150,16 +151,29 @@ class BaseConnection(Connection):
             cork=config.cork,
             codec=codec,
             throttle=None if gate is None else Throttle(gate, *on_exceed),
+            frame_log=FrameLog.of(self._logger, self),
         )
         self._close_code = None
         self._begin_session(session)
+        self._begin_life(session)
+        self._tell("is open")
+        if rest:
+            session._feed(rest)
+
+    def _begin_life(self, session: Session) -> None:
+        """Do what is to be done when a session has begun; if that raises, the connection says so and ends."""
         try:
             self._opened()
         except Exception as error:
             self._logger.error("connection %s: opening it failed", self.id, exc_info=error)
             session._close(1011, "internal error")
-        if rest:
-            session._feed(rest)
+
+    def _tell(self, text: str, *args: object, **extra: object) -> None:
+        """Write to the log, at DEBUG, what has become of this connection."""
+        if self._logger.isEnabledFor(logging.DEBUG):
+            who = {"connection_id": str(self.id), "address": self.remote_addr}
+            text = f"connection %s with %s {text}"
+            log_event(self._logger, logging.DEBUG, text, *who.values(), *args, **who, **extra)
 
     def _opened(self) -> None:
         """A session has begun; nothing has been read yet."""
@@ -352,7 +366,7 @@ class BaseConnection(Connection):
             self._check_sending()
         size = len(message)
         while self._waits_for_transport() and self.backpressure.waking:
-            await asyncio.sleep(0)  # who waited when the connection was lost, and was let in then, is before us
+            await asyncio.sleep(0)  # tasks that were admitted when the connection was lost go first
             self._check_sending()
         if self._waits_for_transport() or self._waits_for_itself:
             if self.backpressure.waiting or not self.backpressure.try_acquire(size):
@@ -661,7 +675,7 @@ class BaseConnection(Connection):
         await asyncio.shield(self._closed_waiter)
 
     def _on_lost(self, session: Session) -> None:
-        if self._is_loop_closed:  # who waits there will not run any more
+        if self._is_loop_closed:  # tasks that wait there will not run any more
             self._closed_waiter = self._writable_waiters = self._backpressure = session.pings = None
         closed = self._take_loss(session)
         self._end(None if is_normal(session, closed) else closed)
@@ -686,6 +700,7 @@ class BaseConnection(Connection):
                 if not answer.done():
                     answer.set_exception(self._lost_error())
         self._on_writable()
+        self._tell("has ended: %s", error, code=error.code, reason=error.reason)
         return error
 
     def _end(self, error: Exception | None) -> None:
@@ -696,7 +711,7 @@ class BaseConnection(Connection):
         self._on_writable()
         if self._closed_waiter is not None and not self._closed_waiter.done():
             self._closed_waiter.set_result(None)
-        self._finish(error)  # at last: who waits in recv() is resumed right in there
+        self._finish(error)  # last: a task that waits in recv() is resumed right in there
 
     def _take_undelivered(self) -> tuple[Message, ...]:
         cut_off, self._cut_off_messages = self._cut_off_messages, ()

@@ -67,20 +67,29 @@ def _accept(key: str) -> bytes:
 
 
 class Rejection(Exception):
-    """A request that is not upgraded, and the answer it gets: status, headers, plain text."""
+    """A request that is not upgraded, and the answer it gets: status, headers, plain text.
 
-    def __init__(self, status: int, message: str, headers: Iterable[tuple[str, str]] = ()) -> None:
+    Args:
+        status, headers: of the response.
+        message: its text, and why; only the client sees it where it quotes the request.
+        logged: what stands in the log instead of such a message.
+    """
+
+    def __init__(
+        self, status: int, message: str, headers: Iterable[tuple[str, str]] = (), *, logged: str | None = None
+    ) -> None:
         super().__init__(message)
         self.response = Response(status, headers, message + "\n")
+        self.logged = message if logged is None else logged
 
 
 def rejection_of(fault: int, wrong: bytes | None = None) -> Rejection:
     """The answer to a request with a `Fault`; `wrong` is what the head says of it."""
     text = "" if wrong is None else wrong.decode("latin-1")
     if fault == Fault.BAD_HEADER:
-        return Rejection(400, str(InvalidHeader(text, _BAD_HEADER)))
+        return Rejection(400, str(InvalidHeader(text, _BAD_HEADER)), logged=_BAD_HEADER)
     status, message, headers = _ANSWERS[fault]
-    return Rejection(status, message.format(text[:20]), headers)
+    return Rejection(status, message.format(text[:20]), headers, logged=message.format("of the request"))
 
 
 def unavailable(why: str) -> Rejection:

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from fabric._connection.events import log_event
 from fabric._handshake.rules import HEAD_END, RETRY_AFTER, Rejection, check_upgrade, rejection_of, unavailable
 from fabric._http.messages import Request, as_response
 from fabric_ext.http_head import RequestHead
 from fabric_ext.receive_queue import fresh
 
 if TYPE_CHECKING:
-    import logging
-
     from fabric._http.messages import Response
     from fabric.config import ServerConfig
     from fabric.headers import HeaderMap
+    from fabric.metrics import MetricsCollector
 
 __all__ = ["PendingHandshakes", "ServerHandshake"]
 
@@ -43,6 +44,7 @@ class PendingHandshakes:
         config: limits and deadline: `handshake_timeout`, `max_header_size`; and `max_connections` and
             `max_connections_per_ip`, each of which bounds, besides the open connections, those in here.
         logger: for refusals, and for errors of the application.
+        metrics: where refusals and deadlines that have passed are counted.
         process_request: called with the `Request`; what it may return, `WebSocketServer` says. None to ask nobody.
         upgrade: called with the handshake, the head of its valid request, the bytes that came after it, and the
             headers that `process_request` wants in the answer, or None. Takes the transport over
@@ -55,12 +57,14 @@ class PendingHandshakes:
         loop: asyncio.AbstractEventLoop,
         config: ServerConfig,
         logger: logging.Logger,
+        metrics: MetricsCollector,
         process_request: Callable[[Request], Any] | None,
         upgrade: Upgrade,
         check_descriptor: Callable[[int], None],
     ) -> None:
         self.loop = loop
         self.logger = logger
+        self.metrics = metrics
         self.process_request = process_request
         self.upgrade = upgrade
         self.check_descriptor = check_descriptor
@@ -121,6 +125,30 @@ class PendingHandshakes:
         self._pending.add(handshake)
         if self._timer is None:
             self._timer = self.loop.call_later(self._left(handshake), self._sweep)
+
+    def dropped(self, peer: Any, rejection: Rejection) -> None:
+        """A connection was closed without words: its answer would have to go through TLS, which has not begun."""
+        self.note_answer(peer, rejection.response.status, rejection.logged)
+
+    def tls_failed(self, handshake: ServerHandshake, error: OSError) -> None:
+        """The TLS handshake of a connection has failed, or has taken too long."""
+        if handshake not in self._pending:
+            return  # closed here, which is known
+        if not self._left(handshake):
+            handshake.time_out()
+        else:
+            self.tell("the TLS handshake of %s failed: %s", handshake.remote_addr, error)
+
+    def note_answer(self, peer: Any, status: int, why: str) -> None:
+        """Count and log what the client at `peer` was answered instead of an upgrade."""
+        if status >= 400:
+            self.metrics.record_refusal(status)
+        text = "the opening handshake of %s is answered %d" + (": %s" if why else "")
+        self.tell(text, peer, status, *([why] if why else []), status=status, reason=why)
+
+    def tell(self, text: str, peer: Any, *args: object, **extra: object) -> None:
+        """Write to the log, at DEBUG, what has become of the connection of the client at `peer`."""
+        log_event(self.logger, logging.DEBUG, text, peer, *args, address=peer, **extra)
 
     def sockets(self) -> list[Any]:
         """The sockets of the connections that are in their handshake, as transports give them."""
@@ -229,7 +257,8 @@ class ServerHandshake(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end()
+        if self._end() is not None:
+            self._handshakes.tell("%s has left during its opening handshake", self.remote_addr)
         if self._lingering is not None:
             self._lingering.cancel()
             self._lingering = None
@@ -307,15 +336,15 @@ class ServerHandshake(asyncio.Protocol):
 
     def refuse(self, rejection: Rejection) -> None:
         """Answer with `rejection` and close."""
-        self.answer(rejection.response)
+        self.answer(rejection.response, rejection.logged)
 
-    def answer(self, response: Response) -> None:
-        """Send `response` and close."""
+    def answer(self, response: Response, why: str = "") -> None:
+        """Send `response` and close; the log says `why`."""
         transport = self._end()
         self._buffer = b""
         if transport is None or transport.is_closing():
             return
-        self._handshakes.logger.debug("%s is answered %d", transport.get_extra_info("peername"), response.status)
+        self._handshakes.note_answer(self.remote_addr, response.status, why)
         transport.write(response.encode(with_body=not self._head.is_head))
         if not transport.can_write_eof():
             transport.close()
@@ -345,6 +374,11 @@ class ServerHandshake(asyncio.Protocol):
 
     def time_out(self) -> None:
         """The deadline has passed."""
+        self._handshakes.metrics.record_handshake_timeout()
+        if not self.is_connected:
+            self._end()  # its socket closes with its TLS handshake
+            self._handshakes.tell("the TLS handshake of %s takes too long", self.remote_addr)
+            return
         seconds = f"{self._handshakes.timeout:g} seconds"
         if self.request is None:
             self.refuse(Rejection(408, f"no request within {seconds}"))

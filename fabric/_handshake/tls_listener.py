@@ -113,8 +113,9 @@ class TlsListener:
             handshake = self._handshakes.accept()
             try:
                 self._handshakes.add(handshake, sock.fileno(), peer)
-            except Rejection:
-                sock.close()  # its words would have to go through TLS
+            except Rejection as rejection:
+                sock.close()
+                self._handshakes.dropped(peer, rejection)
                 continue
             sock.setblocking(False)
             if sock.family != socket.AF_UNIX:
@@ -131,8 +132,8 @@ class TlsListener:
         """Do the TLS handshake; when it succeeds, aiofastnet tells `handshake` of its transport."""
         try:
             await aiofastnet.connect_accepted_socket(self._loop, lambda: handshake, sock, **self._tls)
-        except OSError:  # the client is gone, speaks no TLS, or takes too long: health checks and port scans do
-            pass
+        except OSError as error:  # the client is gone, speaks no TLS, or takes too long: as health checks do
+            self._handshakes.tls_failed(handshake, error)
         finally:
             if not handshake.is_connected:
                 self._handshakes.remove(handshake)

@@ -1,4 +1,4 @@
-"""The connections of a pool to one server, and the queue of those who want one.
+"""The connections of a pool to one server, and the queue of tasks that want one.
 
 Owns, per server, every rule of the pool:
 
@@ -6,7 +6,7 @@ Owns, per server, every rule of the pool:
 - Who waits is served first come, first served. What a cancelled or timed-out waiter was given goes to the
   next; a connection that was being opened for it is finished and kept.
 - A connection is lent only while it is open and nothing of a former borrower is in it, and comes back only
-  like that. What has not arrived yet cannot be seen: who does not wait for the last answer should close it.
+  like that. What has not arrived yet cannot be seen: a borrower that does not wait for the last answer should close it.
 - One that the pool closes has a tenth of `acquire_timeout` to answer the close frame, then it is aborted: a
   server that does not answer keeps nobody from its place for long. Who closes his own connection, and the
   pool at its end, wait as long as `close_timeout` says, for what is still to be sent.
@@ -88,7 +88,7 @@ class Member:
         self.client = client
         self.config = config
         self.is_new = True  # not lent yet: what is unread in it, a greeting say, is for its first borrower
-        self.senders = 0  # of the borrower, who wait: one whose turn has come leaves no trace in the client
+        self.senders = 0  # tasks of the borrower that wait to send: the client knows no more of one whose turn has come
         self.since = 0.0  # when it became idle, in seconds of the loop's clock
         self.checked = 0.0  # when it was last used or pinged
 
@@ -224,7 +224,7 @@ class HostPool:
         except BaseException:
             if waiter.has_got:
                 self.give_back(waiter.grant.result())
-            asyncio.get_running_loop().call_soon(self._serve)  # who stands behind may want what it did not
+            asyncio.get_running_loop().call_soon(self._serve)  # the next waiter may want what this one did not
             raise
         finally:
             del self._waiters[waiter]
@@ -246,7 +246,7 @@ class HostPool:
         return None
 
     def _serve(self) -> None:
-        """Something has changed: give what there is to those who wait, in their order."""
+        """Something has changed: give what there is to the waiters, in their order."""
         expected = list(self._opening.values())
         for waiter in self._waiters:
             if waiter.grant.done():
@@ -285,7 +285,7 @@ class HostPool:
     # -- opening and closing
 
     def _open(self, config: ClientConfig) -> None:
-        """Open a connection for who comes first in the queue, or else to be kept warm."""
+        """Open a connection for the first waiter of the queue, or else to be kept warm."""
         task = asyncio.get_running_loop().create_task(self._call_connect(config))
         self._opening[task] = config
         # A callback, not the end of the coroutine: a task that is cancelled before it starts has no end.
@@ -369,7 +369,7 @@ class HostPool:
             self.warm()
 
     def close(self) -> None:
-        """Begin to close everything, what is lent too; who waits gets `InvalidState`. Tasks do the rest."""
+        """Begin to close everything, what is lent too; waiters get `InvalidState`. Tasks do the rest."""
         self._is_closed = True
         for waiter in self._waiters:
             if not waiter.grant.done():

@@ -119,7 +119,7 @@ class Transcript:
         """A message that was "sent" or "received"."""
         kind = "text" if message.is_text else "binary"
         if self._form == "json":
-            data = message.as_text() if message.is_text else message.as_bytes().hex()
+            data = message.text if message.is_text else message.as_bytes().hex()
             self._event(direction, type=kind, size=len(message), data=data)
         elif self._form == "text":
             arrow = ">" if direction == "sent" else "<"
@@ -187,7 +187,7 @@ class Transcript:
 
 def _shown(message: Message) -> str:
     if message.is_text:
-        return printable(message.as_text())
+        return printable(message.text)
     data = message.as_bytes()
     return data[:HEX_SHOWN].hex(" ") + (" ..." if len(data) > HEX_SHOWN else "")
 
@@ -203,7 +203,7 @@ def parse_close(text: str) -> tuple[int, str]:
 class Conversation:
     """What goes on between standard input and one server.
 
-    `closed_by` tells, at the end, who began to close: "local", "remote" or "transport".
+    `closed_by` tells, at the end, which side began to close: "local", "remote" or "transport".
     """
 
     def __init__(self, client: WebSocketClient, transcript: Transcript, *, has_commands: bool) -> None:

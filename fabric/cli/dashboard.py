@@ -1,6 +1,6 @@
 """A live page about a server, served by that server itself: `fabric serve --dashboard`.
 
-Owns what the page is told: one sample a second, a little history for those who come later, and pings to a few
+Owns what the page is told: one sample a second, a little history for pages opened later, and pings to a few
 connections, so that there are latencies to show. The page is `dashboard.html`, a single file. Who watches is
 not counted in what is shown.
 
@@ -75,7 +75,7 @@ class Dashboard:
         self._started = time.time()
         self._page, self._headers = _load_page()
         self._viewers: set[ConnectedClient] = set()
-        self._gone: dict[str, int] = dict.fromkeys(_TRAFFIC, 0)  # what was sent to those who no longer watch
+        self._gone: dict[str, int] = dict.fromkeys(_TRAFFIC, 0)  # what was sent to pages that have been closed
         self._seen = 0
         self._samples: deque[bytes] = deque(maxlen=HISTORY)
         self._interval = Interval()
@@ -203,7 +203,7 @@ _TRAFFIC = ("messages_sent", "messages_received", "bytes_sent", "bytes_received"
 
 
 def _pressure(clients: list[ConnectedClient]) -> dict[str, Any]:
-    """Backpressure both ways: who does not read from us, and from whom we do not read."""
+    """Backpressure both ways: peers that do not read from us, and peers from which we do not read."""
     waiting = [client for client in clients if client._outbox_size]
     return {
         "waiting_connections": len(waiting),

@@ -110,7 +110,7 @@ async def _show_text(screen: Screen, client: WebSocketClient) -> None:
     await client.send(TEXT)
     answer = await client.recv()
     took = time.perf_counter() - begun
-    _require_same(TEXT, answer and answer.as_text())
+    _require_same(TEXT, answer and answer.text)
     _step(screen, "text", f'"{TEXT}" came back in {format_duration(took)}')
 
 
@@ -129,9 +129,9 @@ async def _show_json(screen: Screen, client: WebSocketClient) -> None:
     await client.send_json(order)
     answer = await client.recv()
     assert answer is not None
-    _require_same(order, answer.parse_json(Order))
-    _step(screen, "JSON", answer.as_text())
-    _step(screen, "", f"→ {answer.parse_json(Order)}")
+    _require_same(order, answer.json(Order))
+    _step(screen, "JSON", answer.text)
+    _step(screen, "", f"→ {answer.json(Order)}")
 
 
 async def _show_broadcast(screen: Screen, server: WebSocketServer, url: str, clients: int) -> None:
@@ -145,7 +145,7 @@ async def _show_broadcast(screen: Screen, server: WebSocketServer, url: str, cli
         answers = await asyncio.gather(*(client.recv() for client in audience))
         took = time.perf_counter() - begun
         for answer in answers:
-            _require_same(TEXT, answer and answer.as_text())
+            _require_same(TEXT, answer and answer.text)
     _step(screen, "broadcast", f"one message to {reached} clients; all had it after {format_duration(took)}")
 
 

@@ -1,7 +1,7 @@
 """Lines of standard input for an event loop, from a terminal, a pipe or a file alike.
 
 Owns the reading. A thread reads, since files cannot be polled and a terminal that is set to non-blocking is
-so for everybody who shares it; it never holds a lock that the interpreter needs to exit. With prompt_toolkit
+so for every process that shares it; it never holds a lock that the interpreter needs to exit. With prompt_toolkit
 (the extra `cli`) a terminal gets a line editor with history, above which output scrolls.
 """
 

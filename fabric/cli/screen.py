@@ -17,7 +17,7 @@ __all__ = ["Screen", "printable"]
 
 SPARSE = 5.0  # seconds between two lines of progress where there is no terminal
 MAX_WIDTH = 100  # columns; longer lines are hard to read
-PROBE = "█▁µ└▲"  # who can show these can show all that is used here
+PROBE = "█▁µ└▲"  # an encoding that has these has all that is used here
 
 _ASCII = str.maketrans({"µ": "u", "·": "-", "–": "-", "—": "-", "×": "x", "±": "+/-", "→": "->", "…": "...", "✓": "+"})
 # Control characters, which steer a terminal, and those that make text read in another order than it stands.

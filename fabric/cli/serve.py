@@ -132,7 +132,7 @@ class Service:
             return
         for client in self.server.clients():
             if not self._dashboard.owns(client):
-                with contextlib.suppress(Error):  # as a broadcast does: who is too slow misses it
+                with contextlib.suppress(Error):  # as a broadcast does: a client that is too slow misses it
                     client.send_nowait(message)
 
     async def run_dashboard(self) -> None:

@@ -19,6 +19,7 @@ from fabric.client import WebSocketClient
 from fabric.config import ClientConfig, ServerConfig
 from fabric.error import (
     AuthenticationFailed,
+    ConnectionClosed,
     ConnectionFailed,
     HandshakeFailed,
     InvalidHeader,
@@ -30,6 +31,7 @@ from fabric.error import (
 from fabric.message import Frame, Message
 from fabric.server import ConnectedClient, WebSocketServer
 from integration.raw import SWITCHING, UPGRADE, RawServer, Visit
+from support.frames import encode
 
 
 async def echo(client: ConnectedClient) -> None:
@@ -528,6 +530,28 @@ async def test_frames_in_the_same_segment_as_the_head_are_received() -> None:
     async with RawServer(handle) as server, WebSocketClient.connect(server.url) as client:
         for expected in ("first", text, "last"):
             assert await client.recv() == Message(expected)
+
+
+@pytest.mark.parametrize("by_callback", [False, True])
+async def test_what_came_with_the_head_is_answered_before_a_fault_behind_it_is_seen(by_callback: bool) -> None:
+    answers: asyncio.Future[list[Frame]] = asyncio.get_running_loop().create_future()
+
+    async def handle(visit: Visit) -> None:
+        await visit.accept(body=frame("a") + frame("b") + encode(3, mask=False))
+        answers.set_result([await visit.frame() for _ in range(3)])
+        await visit.until_closed()
+
+    async with RawServer(handle) as server:
+        config = ClientConfig(server.url, auto_reconnect=False)
+        on_message = WebSocketClient.send_nowait if by_callback else None
+        async with WebSocketClient.connect(config, on_message=on_message) as client:
+            if not by_callback:
+                with pytest.raises(ConnectionClosed):
+                    while (message := await client.recv()) is not None:
+                        await client.send(message)
+            *echoes, close = await answers
+    assert [echo.payload for echo in echoes] == [b"a", b"b"]
+    assert close.payload[:2] == (1002).to_bytes(2, "big")
 
 
 # TLS.

@@ -1,7 +1,8 @@
 """The documents as tests see them: their blocks, links and tables, and a stage on which snippets run.
 
-How a snippet runs. It is the body of a coroutine, so it may `await`; `asyncio.run(x)` in it means `await x`;
-port 8080 is a free one of the test's own. Hidden comments in the page say what is needed around it:
+How a snippet runs. It is the body of a coroutine, so it may `await`; `asyncio.run(x)` in it means `await x`,
+and `fabric.run(WebSocketServer...)` serves; port 8080 is a free one of the test's own. Hidden comments in the page say
+what is needed around it:
 
     <!-- before: CODE -->   runs first, in the snippet's namespace
     <!-- after: CODE -->    behind the snippet; runs after it, or beside it if the snippet serves for ever
@@ -42,6 +43,7 @@ _COMMENT = re.compile(r"<!--\s*(?P<kind>before|after|continues|script)\b:?(?P<co
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|(?:src|href|srcset)=\"([^\"]+)\"")
 _CODE = re.compile(r"^( *)```.*?^\1```|`[^`\n]*`", re.M | re.S)
 _RUN = re.compile(r"\b(?:asyncio|uvloop)\.run\((.*)\)[ \t]*$", re.M)
+_SERVE = re.compile(r"\bfabric\.run\((WebSocketServer.*)\)[ \t]*$", re.M)
 
 
 def name(page: Path) -> str:
@@ -124,7 +126,7 @@ class Snippet:
 
     @property
     def serves(self) -> bool:
-        return "serve_forever()" in self.block.body
+        return "serve_forever()" in self.block.body or "fabric.run(WebSocketServer" in self.block.body
 
 
 def snippets() -> list[Snippet]:
@@ -190,6 +192,7 @@ class Stage:
     async def run(self, code: str, file: str, line: int = 1) -> None:
         """Run `code`, which stands in `line` of `file`."""
         code = _RUN.sub(r"await \1", code.replace(PORT, self.port))
+        code = _SERVE.sub(r"await \1.serve_forever()", code)
         tree = ast.increment_lineno(ast.parse(code, file), line - 1)
         compiled = compile(tree, file, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         result = eval(compiled, self._names)

@@ -317,9 +317,54 @@ def test_equal_means_same_type_and_payload(one: Message, other: Message) -> None
 
 def test_text_and_binary_of_the_same_bytes_differ() -> None:
     assert Message("a") != Message(b"a")
-    assert hash(Message("a")) != hash(Message(b"a"))
-    assert Message("a") != "a"
-    assert len(set(KINDS.values())) == len(KINDS)
+    assert len({*KINDS.values()}) == len(KINDS)
+
+
+@given(encodable)
+def test_a_text_equals_its_str(text: str) -> None:
+    message = Message(text)
+    assert message == text
+    assert text == message
+    assert hash(message) == hash(text)
+    assert message.data == message.text == text
+    assert message != text + "x"
+    assert message != text.encode()
+
+
+@given(st.binary())
+def test_a_binary_equals_its_bytes(data: bytes) -> None:
+    message = Message(data)
+    assert message == data
+    assert data == message
+    assert message == bytearray(data)
+    assert message == memoryview(data)
+    assert hash(message) == hash(data)
+    assert message.data == bytes(message) == data
+    assert message != data + b"x"
+
+
+def test_nothing_else_equals_a_message() -> None:
+    assert Message("a") != b"a"
+    assert Message(b"a") != "a"
+    for control in (Message.ping(b"a"), Message.pong(b"a"), Message.close(None)):
+        assert control != bytes(control)
+    assert Message("1") != 1
+
+
+def test_a_message_is_read_by_the_names_that_make_one() -> None:
+    assert Message.text("a").text == "a"
+    assert Message.json({"a": 1}).json() == {"a": 1}
+    assert Message.json([1]).json(list[int]) == [1]
+    assert Message(b"caf\xc3\xa9").text == "café"
+    with pytest.raises(Utf8Error):
+        _ = Message(b"\xff").text
+    with pytest.raises(JsonError):
+        Message("{").json()
+
+
+def test_a_kind_is_printed_by_its_name() -> None:
+    assert f"{MessageType.TEXT} {MessageType.PONG:>6}" == "TEXT   PONG"
+    assert str(MessageType.CLOSE) == "CLOSE"
 
 
 @given(messages)

@@ -27,6 +27,10 @@ def busy(connections: int = 1, latency: float = 0.001) -> MetricsCollector:
         metrics.record_latency(latency)
         metrics.record_heartbeat_rtt(2 * latency)
         metrics.record_handshake(3 * latency)
+        metrics.record_disconnection(1000)
+        metrics.record_connection()
+    metrics.record_refusal(503)
+    metrics.record_handshake_timeout()
     return metrics
 
 
@@ -136,12 +140,45 @@ def test_counting_errors_and_latencies_is_not_activity() -> None:
     assert metrics.last_activity_ns == 1
 
 
+# ---------------------------------------------------------------------- refusals, timeouts, close codes
+
+
+def test_refusals_are_counted_by_status() -> None:
+    metrics = MetricsCollector()
+    assert metrics.refusals == {}
+    for status in (403, 503, 403):
+        metrics.record_refusal(status)
+    assert metrics.refusals == {403: 2, 503: 1}
+    metrics.refusals.clear()
+    assert metrics.refusals == {403: 2, 503: 1}
+
+
+def test_ends_are_counted_by_close_code_if_there_is_one() -> None:
+    metrics = MetricsCollector()
+    for code in (1000, None, 1006, 1000):
+        metrics.record_connection()
+        metrics.record_disconnection(code)
+    assert (metrics.active_connections, metrics.closes) == (0, {1000: 2, 1006: 1})
+
+
+def test_peers_cannot_make_it_grow_with_codes_of_their_own() -> None:
+    metrics = MetricsCollector()
+    for code in range(3000, 5000):
+        metrics.record_disconnection(code)
+    metrics.record_disconnection(1006)
+    metrics.record_disconnection(3000)
+    closes = metrics.closes
+    assert len(closes) == 64 + 2
+    assert (closes[0], closes[1006], closes[3000]) == (2000 - 64, 1, 2)
+
+
 # ---------------------------------------------------------------------- snapshot, sum, reset
 
 
 def test_snapshot_has_everything_and_is_json() -> None:
     snapshot = busy().snapshot()
-    assert set(snapshot) == {*FIELDS, "latency_us", "heartbeat_rtt_us", "handshake_us"}
+    of_handshakes = {"handshake_timeouts", "refusals", "closes"}
+    assert set(snapshot) == {*FIELDS, *of_handshakes, "latency_us", "heartbeat_rtt_us", "handshake_us"}
     assert snapshot["messages_sent"] == 1
     assert snapshot["latency_us"]["count"] == 2
     assert set(snapshot["handshake_us"]) == {"p50", "p95", "p99", "p999", "min", "max", "mean", "count"}

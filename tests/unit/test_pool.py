@@ -311,7 +311,7 @@ async def test_an_interrupted_borrower_may_have_left_an_answer_on_its_way() -> N
 
 
 def put_unread(client: Client) -> None:
-    client.put_item("unread")
+    client._put("unread")
 
 
 @in_fake_time
@@ -400,7 +400,7 @@ async def test_a_greeting_is_for_the_first_borrower() -> None:
         first = await pool.get(URL)
         await settle()
         assert pool.stats().idle == 1  # kept warm
-        servers.clients[1].put_item("welcome")
+        servers.clients[1]._put("welcome")
         assert await pool.cleanup() == CleanupStats(broken=0, expired=0, left=1)
         second = await pool.get(URL)
         assert second.inner is servers.clients[1]

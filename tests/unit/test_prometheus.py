@@ -43,6 +43,19 @@ def test_every_counter_is_exported_under_its_conventional_name() -> None:
         assert value(samples, exported.get(name, f"fabric_{name}_total")) == getattr(metrics, name)
 
 
+def test_refusals_timeouts_and_close_codes_are_exported() -> None:
+    metrics = MetricsCollector()
+    for status in (503, 403, 503):
+        metrics.record_refusal(status)
+    metrics.record_disconnection(1006)
+    metrics.record_handshake_timeout()
+    samples = scrape(prometheus.render({"api": metrics}))
+    assert value(samples, "fabric_handshakes_refused_total", endpoint="api", status="503") == 2
+    assert value(samples, "fabric_handshakes_refused_total", endpoint="api", status="403") == 1
+    assert value(samples, "fabric_connections_closed_total", endpoint="api", code="1006") == 1
+    assert value(samples, "fabric_handshake_timeouts_total", endpoint="api") == 1
+
+
 def test_types_and_help_are_declared() -> None:
     families = {
         family.name: family for family in text_string_to_metric_families(prometheus.render(MetricsCollector()).decode())

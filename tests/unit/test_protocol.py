@@ -96,3 +96,9 @@ def test_any_body(body: bytes) -> None:
         assert close_body(code, reason.encode()) == body
         assert may_be_sent(code)
     assert fault in (Fault.NO_FAULT, Fault.BAD_CLOSE, Fault.BAD_CLOSE_TEXT)
+
+
+def test_a_state_is_printed_by_its_name() -> None:
+    assert f"{State.OPEN} {State.RECONNECTING:>14}" == "OPEN   RECONNECTING"
+    assert str(State.CLOSED) == "CLOSED"
+    assert State.CLOSED == 4

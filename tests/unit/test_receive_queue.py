@@ -1,6 +1,6 @@
 """fabric_ext.receive_queue: an item reaches its receiver at once, once, and is never lost, whoever is cancelled.
 
-`loop.call_soon(queue.put_item, x)` stands for the frame callback: code that runs in the loop, in no task.
+`loop.call_soon(queue._put, x)` stands for the frame callback: code that runs in the loop, in no task.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ async def settled() -> None:
 async def test_items_come_in_order() -> None:
     queue = new_queue()
     for number in range(20):
-        queue.put_item(number)
+        queue._put(number)
     assert queue.queued == 20
     assert [await queue.recv() for _ in range(20)] == list(range(20))
     assert queue.queued == 0
@@ -108,7 +108,7 @@ async def test_items_come_in_order() -> None:
 
 async def test_an_item_that_is_there_costs_no_turn_of_the_loop() -> None:
     queue = new_queue()
-    queue.put_item("ready")
+    queue._put("ready")
     turns: list[int] = []
     asyncio.get_running_loop().call_soon(turns.append, 1)
     assert await queue.recv() == "ready"
@@ -130,12 +130,12 @@ async def test_a_waiting_task_is_stepped_inside_the_callback(spawn: Spawn, debug
 
     def deliver() -> list[Any]:
         for number in range(3):
-            queue.put_item(number)
+            queue._put(number)
             steps.append("put")
         return list(steps)
 
     assert await outside(deliver) == [0, "put", 1, "put", 2, "put"]
-    queue.end()
+    queue._finish()
     await task
 
 
@@ -143,7 +143,7 @@ async def test_a_task_is_not_stepped_while_another_one_runs(spawn: Spawn) -> Non
     queue = new_queue()
     task = spawn(queue.recv())
     await settled()
-    queue.put_item(1)
+    queue._put(1)
     assert not task.done(), "stepped inside the test's own task"
     assert await task == 1
 
@@ -154,7 +154,7 @@ async def test_a_task_stepped_in_place_may_feed_another(spawn: Spawn) -> None:
 
     async def relay() -> None:
         item = await first.recv()
-        second.put_item(item)
+        second._put(item)
         running.append(asyncio.current_task())
 
     async def receive() -> Any:
@@ -164,7 +164,7 @@ async def test_a_task_stepped_in_place_may_feed_another(spawn: Spawn) -> None:
 
     relaying, receiving = spawn(relay()), spawn(receive())
     await settled()
-    await outside(lambda: first.put_item("x"))
+    await outside(lambda: first._put("x"))
     assert await receiving == "x"
     await relaying
     assert running == [relaying, receiving]
@@ -180,7 +180,7 @@ async def test_a_task_is_not_stepped_while_one_of_another_kind_runs(spawn: Spawn
         steps.append("received")
 
     async def feed() -> None:
-        queue.put_item(1)
+        queue._put(1)
         steps.append("fed")
 
     receiving = KINDS[receiver](receive())
@@ -204,7 +204,7 @@ def test_an_item_that_comes_while_the_loop_does_not_run(
             return task
 
         task = runner.run(start())
-        queue.put_item(1)
+        queue._put(1)
         assert loop.run_until_complete(task) == 1
 
 
@@ -225,12 +225,12 @@ async def test_context_and_current_task_are_the_receivers_own(spawn: Spawn, debu
     await settled()
 
     def deliver() -> tuple[str, Any]:
-        queue.put_item(1)
-        queue.put_item(2)
+        queue._put(1)
+        queue._put(2)
         return variable.get(), asyncio.current_task()
 
     assert await outside(deliver) == ("outside", None)
-    queue.put_item(3)  # while a task runs: scheduled, in the same context
+    queue._put(3)  # while a task runs: scheduled, in the same context
     await task
     assert seen == [("inside", task, loop)] * 3
 
@@ -245,7 +245,7 @@ async def test_a_context_that_is_in_use_is_not_entered_twice(spawn: Spawn) -> No
 
     task = spawn(receive(), context=context) if spawn is not eager_task else spawn(receive())  # type: ignore[call-arg]
     await settled()
-    loop.call_soon(queue.put_item, 1, context=context)
+    loop.call_soon(queue._put, 1, context=context)
     assert await task == (1, "outside")
 
 
@@ -258,7 +258,7 @@ async def test_a_task_that_raises_in_place_harms_nobody_else(spawn: Spawn) -> No
 
     task = spawn(receive())
     await settled()
-    await outside(lambda: queue.put_item(1))
+    await outside(lambda: queue._put(1))
     assert task.done()
     with pytest.raises(LookupError, match="mine"):
         await task
@@ -274,7 +274,7 @@ async def test_what_is_to_stop_the_program_goes_on_to_the_loop(spawn: Spawn, kin
 
     def deliver() -> str:
         with pytest.raises(kind):
-            queue.put_item(1)
+            queue._put(1)
         return "went on"
 
     task = spawn(receive())
@@ -296,9 +296,9 @@ async def test_a_task_stepped_in_place_may_await_anything_next(spawn: Spawn) -> 
 
     task = spawn(receive())
     await settled()
-    await outside(lambda: queue.put_item(1))
+    await outside(lambda: queue._put(1))
     event.set()
-    queue.put_item(2)
+    queue._put(2)
     assert await task == (1, 2)
 
 
@@ -315,20 +315,20 @@ async def test_a_task_stepped_in_place_may_make_tasks(spawn: Spawn) -> None:
 
     parent = spawn(receive())
     await settled()
-    await outside(lambda: queue.put_item(1))
+    await outside(lambda: queue._put(1))
     assert await parent == 7
 
 
 @pytest.mark.parametrize("item", [(), (1, 2), StopIteration(3), ValueError("x"), None, KeyError, b"", 0])
 async def test_any_object_can_be_an_item(item: Any, spawn: Spawn) -> None:
     queue = new_queue()
-    queue.put_item(item)
+    queue._put(item)
     assert await queue.recv() is item
-    queue.put_item(item)
+    queue._put(item)
     assert await spawn(queue.recv()) is item
     task = spawn(queue.recv())
     await settled()
-    await outside(lambda: queue.put_item(item))
+    await outside(lambda: queue._put(item))
     assert await task is item
 
 
@@ -342,10 +342,10 @@ async def test_receiving_while_an_exception_is_handled(spawn: Spawn) -> None:
             got = [await queue.recv(), await queue.recv(), sys.exc_info()[1] is error]
         return [*got, sys.exc_info()[1]]
 
-    queue.put_item(1)
+    queue._put(1)
     task = spawn(receive())
     await settled()
-    await outside(lambda: queue.put_item(2))
+    await outside(lambda: queue._put(2))
     assert await task == [1, 2, True, None]
 
 
@@ -362,14 +362,14 @@ async def test_a_stop_iteration_that_somebody_keeps_does_not_change() -> None:
     """Those that nobody keeps serve again."""
     queue = new_queue()
     for item in ("a", "b", "c"):
-        queue.put_item(item)
+        queue._put(item)
     kept = [result_of(queue.recv()), result_of(queue.recv())]
     assert await queue.recv() == "c"
     assert [stop.value for stop in kept] == ["a", "b"]
-    queue.put_item("d")
+    queue._put("d")
     with pytest.raises(StopIteration) as caught:
         queue.recv().__await__().__next__()
-    queue.put_item("e")
+    queue._put("e")
     assert await queue.recv() == "e"
     assert caught.value.value == "d"
 
@@ -393,15 +393,15 @@ async def test_create_task_gather_wait_and_task_group(debug: bool) -> None:
 
     task = asyncio.create_task(queues[0].recv(), name="named")
     assert "named" in repr(task)
-    loop.call_soon(queues[0].put_item, 1)
+    loop.call_soon(queues[0]._put, 1)
     assert await task == 1
 
     for number, queue in enumerate(queues):
-        loop.call_soon(queue.put_item, number)
+        loop.call_soon(queue._put, number)
     assert await asyncio.gather(*(queue.recv() for queue in queues)) == [0, 1, 2]
 
     tasks = {asyncio.create_task(queue.recv()) for queue in queues}
-    loop.call_soon(queues[1].put_item, "first")
+    loop.call_soon(queues[1]._put, "first")
     done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     assert [each.result() for each in done] == ["first"]
     for each in pending:
@@ -411,7 +411,7 @@ async def test_create_task_gather_wait_and_task_group(debug: bool) -> None:
     async with asyncio.TaskGroup() as group:
         members = [group.create_task(queue.recv()) for queue in queues]
         for number, queue in enumerate(queues):
-            loop.call_soon(queue.put_item, number)
+            loop.call_soon(queue._put, number)
     assert [member.result() for member in members] == [0, 1, 2]
 
 
@@ -425,7 +425,7 @@ async def test_a_task_group_that_fails_cancels_its_receivers() -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(queue.recv())
             group.create_task(fail())
-    queue.put_item("kept")
+    queue._put("kept")
     assert await queue.recv() == "kept"
 
 
@@ -441,12 +441,12 @@ async def test_wait_for_and_timeout(debug: bool) -> None:
                 await queue.recv()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(queue.recv(), 0)
-    loop.call_soon(queue.put_item, 1)
+    loop.call_soon(queue._put, 1)
     assert await asyncio.wait_for(queue.recv(), 5) == 1
-    queue.put_item(2)
+    queue._put(2)
     assert await asyncio.wait_for(queue.recv(), 5) == 2
     async with asyncio.timeout(5):
-        loop.call_soon(queue.put_item, 3)
+        loop.call_soon(queue._put, 3)
         assert await queue.recv() == 3
 
 
@@ -463,9 +463,9 @@ async def test_shield(spawn: Spawn) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not receiver.done()
-    await outside(lambda: queue.put_item(1))
+    await outside(lambda: queue._put(1))
     assert await receiver == 1
-    asyncio.get_running_loop().call_soon(queue.put_item, 2)
+    asyncio.get_running_loop().call_soon(queue._put, 2)
     assert await asyncio.shield(queue.recv()) == 2
 
 
@@ -475,7 +475,7 @@ async def test_from_another_thread() -> None:
 
     def work() -> Any:
         future = asyncio.run_coroutine_threadsafe(queue.recv(), loop)
-        loop.call_soon_threadsafe(queue.put_item, 1)
+        loop.call_soon_threadsafe(queue._put, 1)
         return future.result(10)
 
     assert await asyncio.to_thread(work) == 1
@@ -494,7 +494,7 @@ async def test_what_a_debugger_asks_of_a_waiting_task(spawn: Spawn) -> None:
         repr(task)
         task.get_stack()
         task.get_coro()
-    await outside(lambda: (queue.put_item(1), nested.put_item(2)))
+    await outside(lambda: (queue._put(1), nested._put(2)))
     assert [await direct, await inside] == [1, 2]
 
 
@@ -508,9 +508,9 @@ async def test_a_second_receiver_is_refused_and_the_first_undisturbed(spawn: Spa
     for _ in range(2):
         with pytest.raises(Exception, match="another task is already waiting in recv"):
             await queue.recv()
-    await outside(lambda: queue.put_item(1))
+    await outside(lambda: queue._put(1))
     assert await task == 1
-    queue.put_item(2)
+    queue._put(2)
     assert await queue.recv() == 2
 
 
@@ -518,7 +518,7 @@ async def test_a_second_receiver_is_refused_also_between_arrival_and_wakeup(spaw
     queue = new_queue()
     task = spawn(queue.recv())
     await settled()
-    queue.put_item(1)  # the task is scheduled; the item is as good as its own
+    queue._put(1)  # the task is scheduled; the item is as good as its own
     with pytest.raises(Exception, match="another task"):
         await queue.recv()
     assert await task == 1
@@ -526,8 +526,8 @@ async def test_a_second_receiver_is_refused_also_between_arrival_and_wakeup(spaw
 
 async def test_a_recv_is_awaited_once() -> None:
     queue = new_queue()
-    queue.put_item(1)
-    queue.put_item(2)
+    queue._put(1)
+    queue._put(2)
     recv = queue.recv()
     assert await recv == 1
     with pytest.raises(RuntimeError, match="already been awaited"):
@@ -538,7 +538,7 @@ async def test_a_recv_is_awaited_once() -> None:
 async def test_a_recv_that_is_never_awaited_takes_nothing() -> None:
     queue = new_queue()
     queue.recv()
-    queue.put_item(1)
+    queue._put(1)
     queue.recv().close()
     assert await queue.recv() == 1
 
@@ -552,7 +552,7 @@ async def test_a_coroutine_that_is_thrown_away_while_it_waits() -> None:
     waiting = receive()
     waiting.send(None)
     waiting.close()
-    queue.put_item(1)
+    queue._put(1)
     assert await queue.recv() == 1
 
 
@@ -568,7 +568,7 @@ async def test_cancelled_before_the_item_comes(spawn: Spawn, debug: bool) -> Non
     with pytest.raises(asyncio.CancelledError) as caught:
         await task
     assert caught.value.args == ("why",)
-    queue.put_item(1)
+    queue._put(1)
     assert await queue.recv() == 1
 
 
@@ -579,9 +579,9 @@ async def test_cancelled_in_the_turn_in_which_the_item_comes(spawn: Spawn) -> No
         await settled()
         if cancel_first:
             task.cancel()
-            queue.put_item("kept")
+            queue._put("kept")
         else:
-            queue.put_item("kept")  # in a task: the wakeup is only scheduled
+            queue._put("kept")  # in a task: the wakeup is only scheduled
             task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -595,7 +595,7 @@ async def test_cancelled_after_it_was_stepped_in_place(spawn: Spawn) -> None:
     await settled()
 
     def deliver_and_cancel() -> bool:
-        queue.put_item("taken")
+        queue._put("taken")
         return task.cancel()
 
     assert await outside(deliver_and_cancel) is False
@@ -605,7 +605,7 @@ async def test_cancelled_after_it_was_stepped_in_place(spawn: Spawn) -> None:
 
 async def test_cancelled_before_its_first_step(spawn: Spawn) -> None:
     queue = new_queue()
-    queue.put_item("kept")
+    queue._put("kept")
     task = spawn(queue.recv())
     task.cancel()
     if spawn is eager_task:
@@ -623,7 +623,7 @@ async def test_another_receiver_takes_over_at_once_after_a_cancel(spawn: Spawn) 
     first.cancel()
     second = spawn(queue.recv())
     await settled()
-    await outside(lambda: queue.put_item(1))
+    await outside(lambda: queue._put(1))
     assert await second == 1
     assert first.cancelled()
 
@@ -635,13 +635,13 @@ async def test_an_item_goes_to_who_asks_while_a_cancelled_task_has_not_been_told
     await settled()
     first.cancel()
     if comes == "before":
-        queue.put_item(1)
+        queue._put(1)
     else:
-        asyncio.get_running_loop().call_soon(queue.put_item, 1)
+        asyncio.get_running_loop().call_soon(queue._put, 1)
     assert await queue.recv() == 1  # asked for in the very step in which the other was cancelled
     with pytest.raises(asyncio.CancelledError):
         await first
-    await outside(lambda: queue.put_item(2))
+    await outside(lambda: queue._put(2))
     assert await queue.recv() == 2
 
 
@@ -656,7 +656,7 @@ async def test_a_subclass_iterates_by_its_own_or_by_what_it_inherits() -> None:
             return asyncio.sleep(0, "its own")
 
     for made, expected in ((Inheriting(asyncio.get_running_loop()), 1), (Own(asyncio.get_running_loop()), "its own")):
-        made.put_item(1)
+        made._put(1)
         async for item in made:
             assert item == expected
             break
@@ -674,7 +674,7 @@ async def test_a_task_that_swallows_its_cancellation_receives_on(spawn: Spawn) -
     await settled()
     task.cancel()
     await settled()
-    await outside(lambda: queue.put_item(1))
+    await outside(lambda: queue._put(1))
     assert await task == 1
 
 
@@ -691,11 +691,11 @@ async def test_cancelled_by_itself_while_it_is_stepped_in_place(spawn: Spawn) ->
 
     task = spawn(receive())
     await settled()
-    queue.put_item(1)
-    queue.put_item(2)
+    queue._put(1)
+    queue._put(2)
     with pytest.raises(asyncio.CancelledError):
         await task
-    queue.put_item(3)
+    queue._put(3)
     assert await queue.recv() == 3
 
 
@@ -705,7 +705,7 @@ async def test_a_timeout_that_strikes_with_the_item_loses_nothing() -> None:
     sent = received = 0
     for round_ in range(60):
         delay = 0.001
-        loop.call_at(loop.time() + delay, queue.put_item, round_)
+        loop.call_at(loop.time() + delay, queue._put, round_)
         sent += 1
         with contextlib.suppress(TimeoutError):
             if round_ % 2:
@@ -729,7 +729,7 @@ async def test_random_receivers_and_cancellations_lose_nothing(spawn: Spawn, rng
 
     def put() -> None:
         nonlocal sent
-        queue.put_item(sent)
+        queue._put(sent)
         sent += 1
 
     async def receive(count: int) -> None:
@@ -768,8 +768,8 @@ async def test_random_receivers_and_cancellations_lose_nothing(spawn: Spawn, rng
 
 async def test_what_is_queued_comes_before_the_end() -> None:
     queue = new_queue()
-    queue.put_item(1)
-    queue.end()
+    queue._put(1)
+    queue._finish()
     assert await queue.recv() == 1
     assert await queue.recv() is None
     assert await queue.recv() is None
@@ -781,9 +781,9 @@ async def test_the_end_wakes_a_receiver(spawn: Spawn) -> None:
         task = spawn(queue.recv())
         await settled()
         if in_place:
-            await outside(queue.end)
+            await outside(queue._finish)
         else:
-            queue.end()
+            queue._finish()
         assert await task is None
 
 
@@ -791,8 +791,8 @@ async def test_an_error_is_raised_after_what_is_queued_and_each_time(spawn: Spaw
     queue = new_queue()
     error = ConnectionError("lost")
     error.__cause__ = LookupError("why")
-    queue.put_item(1)
-    queue.end(error)
+    queue._put(1)
+    queue._finish(error)
     assert await queue.recv() == 1
     depths = []
     for _ in range(3):
@@ -806,15 +806,15 @@ async def test_an_error_is_raised_after_what_is_queued_and_each_time(spawn: Spaw
     waiting = new_queue()
     task = spawn(waiting.recv())
     await settled()
-    await outside(lambda: waiting.end(error))
+    await outside(lambda: waiting._finish(error))
     with pytest.raises(ConnectionError):
         await task
 
 
 async def test_only_the_first_end_counts() -> None:
     queue = new_queue()
-    queue.end()
-    queue.end(ConnectionError("late"))
+    queue._finish()
+    queue._finish(ConnectionError("late"))
     assert await queue.recv() is None
 
 
@@ -826,8 +826,8 @@ async def test_async_for_until_the_end(spawn: Spawn) -> None:
 
     task = spawn(collect())
     await settled()
-    await outside(lambda: [queue.put_item(number) for number in range(5)])
-    await outside(queue.end)
+    await outside(lambda: [queue._put(number) for number in range(5)])
+    await outside(queue._finish)
     assert await task == [0, 1, 2, 3, 4]
     assert [item async for item in queue] == []
     with pytest.raises(StopAsyncIteration):
@@ -836,8 +836,8 @@ async def test_async_for_until_the_end(spawn: Spawn) -> None:
 
 async def test_async_for_raises_what_ended_it() -> None:
     queue = new_queue()
-    queue.put_item(1)
-    queue.end(ConnectionError("lost"))
+    queue._put(1)
+    queue._finish(ConnectionError("lost"))
     assert await anext(queue) == 1
     with pytest.raises(ConnectionError, match="lost"):
         await anext(queue)
@@ -845,9 +845,9 @@ async def test_async_for_raises_what_ended_it() -> None:
 
 async def test_none_as_an_item_does_not_end_async_for() -> None:
     queue = new_queue()
-    queue.put_item(None)
-    queue.put_item(1)
-    queue.end()
+    queue._put(None)
+    queue._put(1)
+    queue._finish()
     assert [item async for item in queue] == [None, 1]
 
 
@@ -867,7 +867,7 @@ async def test_items_and_tasks_are_let_go(spawn: Spawn) -> None:
         def deliver() -> None:
             item = Item()
             watched.append(weakref.ref(item))
-            queue.put_item(item)
+            queue._put(item)
 
         await outside(deliver)
         await task
@@ -899,13 +899,13 @@ async def test_the_last_item_is_let_go_while_its_receiver_waits_for_the_next(spa
 
     def deliver() -> Any:
         item = Item()
-        queue.put_item(item)
+        queue._put(item)
         return weakref.ref(item)
 
     for _ in range(3):
         watched = await outside(deliver)
         assert watched() is None
-    queue.end()
+    queue._finish()
     await task
 
 
@@ -954,9 +954,9 @@ async def main():
 
     def deliver():
         for number in range(3):
-            queue.put_item(number)
+            queue._put(number)
             seen.append("put")
-        queue.end()
+        queue._finish()
 
     task = asyncio.create_task(receive())
     await asyncio.sleep(0)

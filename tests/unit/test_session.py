@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import tracemalloc
 import zlib
@@ -138,13 +139,42 @@ async def test_a_frame_larger_than_any_read() -> None:
     assert peer.got == [payload, "after"]
 
 
-async def test_what_came_behind_the_handshake_is_read_as_if_it_came_now() -> None:
+async def test_what_came_behind_the_handshake_is_read_two_turns_later() -> None:
     peer = Peer()
     peer.open(max_message_size=1 << 20)
     large = bytes(200_000)
     peer.session._feed(encode(TEXT, "a") + encode(BINARY, large) + encode(TEXT, "half")[:-1])
+    await asyncio.sleep(0)
+    assert peer.got == []
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
     assert peer.got == ["a", large]
     assert peer.session.has_partial_message
+
+
+async def test_what_came_behind_the_handshake_is_read_before_what_comes_next() -> None:
+    peer = Peer()
+    transport = peer.open()
+    frames = encode(TEXT, "first") + encode(TEXT, "second")
+    peer.session._feed(frames[:7])
+    transport.feed(frames[7:])
+    assert peer.got == ["first", "second"]
+
+
+@pytest.mark.parametrize("raised", [None, KeyboardInterrupt("pressed")])
+async def test_what_came_behind_the_handshake_is_read_when_the_transport_is_lost(raised: BaseException | None) -> None:
+    def on_message(peer: Any, message: Any) -> None:
+        peer.note(message)
+        if raised is not None:
+            raise raised
+
+    peer = Peer(on_message)
+    transport = peer.open()
+    peer.session._feed(encode(TEXT, "a"))
+    with pytest.raises(KeyboardInterrupt) if raised is not None else contextlib.nullcontext():
+        transport.lose()
+    assert peer.got == ["a"]
+    assert peer.state is State.CLOSED
 
 
 async def test_a_length_is_a_claim_that_takes_no_memory() -> None:

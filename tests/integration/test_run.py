@@ -1,0 +1,63 @@
+"""The server of the README, run as a program: it ends in good order when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from fabric import ConnectionFailed, WebSocketClient
+from support.pages import ROOT, blocks
+
+Stack = contextlib.AsyncExitStack
+
+
+def program() -> str:
+    """The first one that serves."""
+    return next(block.body for block in blocks(ROOT / "README.md") if "fabric.run(" in block.body)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port: int = found.getsockname()[1]
+        return port
+
+
+async def connected(port: int) -> WebSocketClient:
+    while True:
+        try:
+            return await WebSocketClient.connect(f"ws://127.0.0.1:{port}/", auto_reconnect=False)
+        except ConnectionFailed:  # it does not listen yet
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_it_says_goodbye_and_ends_with_0(stack: Stack, tmp_path: Path, number: signal.Signals) -> None:
+    port = free_port()
+    script = tmp_path / "server.py"
+    script.write_text(program().replace("8080", str(port)))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(script),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored, where the tests run behind a `&`
+    )
+    try:
+        client = await stack.enter_async_context(await connected(port))
+        await client.send("hello")
+        assert (message := await client.recv()) is not None
+        assert message.as_text() == "hello"
+        process.send_signal(number)
+        assert await client.recv() is None
+        assert (client.close_code, client.close_reason) == (1001, "server shutdown")
+        assert await process.communicate() == (b"", b"")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    assert process.returncode == 0
