@@ -9,6 +9,9 @@ from fabric_ext.receive_queue import ReceiveQueue
 from fabric_ext.throttle import Throttle
 from fabric_ext.writer import Writer
 
+def stop_loop(loop: asyncio.AbstractEventLoop, error: BaseException) -> None:
+    """Have `error`, KeyboardInterrupt or SystemExit, end `loop.run_forever()`."""
+
 @final
 class Part:
     """One part of a message that is received as a stream."""

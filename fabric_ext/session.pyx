@@ -93,6 +93,18 @@ cdef class CloseHandshake:
         self.reason = ""
 
 
+def stop_loop(loop, error):
+    """Have `error`, KeyboardInterrupt or SystemExit, end `loop.run_forever()`.
+
+    A transport that calls a protocol may keep what that raises, as uvloop's do. A callback of the loop is not kept from it.
+    """
+    loop.call_soon(_raise, error)
+
+
+def _raise(error):
+    raise error
+
+
 cdef tuple message_of(object item):
     """What was sent, as (Message, compress); `item` is a str, bytes or Message, in a tuple where it has a `compress`."""
     data, compress = item if type(item) is tuple else (item, None)
@@ -482,12 +494,15 @@ cdef class Session(Writer):
         cdef SessionUser user = self._user
         self._in_user = self.gathering = False
         try:
-            self.fail(CALLBACK_FAILED if in_callback else READ_FAILED, error)
-        finally:
-            if not isinstance(error, (Exception, asyncio.CancelledError, GeneratorExit)):
-                raise error
-            if user is not None:
-                user._on_failed(error, in_callback)
+            try:
+                self.fail(CALLBACK_FAILED if in_callback else READ_FAILED, error)
+            finally:
+                if not isinstance(error, (Exception, asyncio.CancelledError, GeneratorExit)):
+                    raise error
+                if user is not None:
+                    user._on_failed(error, in_callback)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            stop_loop(self._loop, stop)
         return 0
 
     # ------------------------------------------------------------------ when the socket is not read

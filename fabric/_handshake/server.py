@@ -20,6 +20,7 @@ from fabric._handshake.rules import HEAD_END, RETRY_AFTER, Rejection, check_upgr
 from fabric._http.messages import Request, as_response
 from fabric_ext.http_head import RequestHead
 from fabric_ext.receive_queue import fresh
+from fabric_ext.session import stop_loop
 
 if TYPE_CHECKING:
     from fabric._http.messages import Response
@@ -321,7 +322,9 @@ class ServerHandshake(asyncio.Protocol):
         # Also CancelledError, which is that of something the application waited for: nobody cancels this here.
         self._handshakes.logger.error("the opening handshake failed", exc_info=error)
         self.refuse(Rejection(500, "internal error"))
-        if not isinstance(error, (Exception, asyncio.CancelledError)):
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            stop_loop(self._handshakes.loop, error)
+        elif not isinstance(error, (Exception, asyncio.CancelledError)):
             raise error
 
     # -- its end
