@@ -81,7 +81,9 @@ class WebSocketClient(BaseConnection):
         "_hurry",
         "_is_handed_over",
         "_judged",
+        "_in_line",
         "_keeps_on",
+        "_line",
         "_on_connect",
         "_on_disconnect",
         "_on_reconnect",
@@ -128,6 +130,8 @@ class WebSocketClient(BaseConnection):
         self._is_handed_over = False  # `connect` has returned it
         self._stopping = False  # close() was called
         self._outage = config.outage
+        self._line = asyncio.Lock()  # of senders that wait for the end of an outage
+        self._in_line = 0  # how many they are
         self._renewed: Session | None = None  # that reconnect() has closed
         self._hurry: asyncio.Event | None = None  # set: the next attempt begins now
         self._connected_waiter: asyncio.Future[None] | None = None  # done when there is a connection, and at the end
@@ -404,12 +408,20 @@ class WebSocketClient(BaseConnection):
         by_us = session.closing.began_by == "local" and session is not self._renewed
         return not by_us and self._is_followed(session)
 
-    async def _await_transport(self) -> bool:
+    async def _await_turn(self) -> None:
+        if self._outage == "queue" or not (self._waits_for_transport() or self._in_line):
+            return
         if self._outage == "raise":
             raise self._outage_error()
-        if self._outage == "wait":
-            await self.wait_connected()
-        return self._outage == "wait"
+        self._in_line += 1
+        self._set_waiting(1)  # a later send is not to overtake this one
+        try:
+            async with self._line:
+                while self._waits_for_transport():
+                    await self.wait_connected()
+        finally:
+            self._in_line -= 1
+            self._set_waiting(-1)
 
     def _queue_now(self, message: Any, compress: bool | None) -> None:
         if self._outage != "queue" and self._waits_for_transport():

@@ -362,8 +362,8 @@ class BaseConnection(Connection):
 
     async def _send_when_possible(self, message: Message, compress: bool | None) -> None:
         self._check_sending()
-        while self._waits_for_transport() and await self._await_transport():
-            self._check_sending()
+        await self._await_turn()
+        self._check_sending()
         size = len(message)
         while self._waits_for_transport() and self.backpressure.waking:
             await asyncio.sleep(0)  # tasks that were admitted when the connection was lost go first
@@ -412,9 +412,8 @@ class BaseConnection(Connection):
         """Is there no transport now, and will there be one?"""
         return False
 
-    async def _await_transport(self) -> bool:
-        """During an outage: return False to have a message queued; else wait for its end, or raise."""
-        return False
+    async def _await_turn(self) -> None:
+        """In an outage: return to have a message queued; else wait for its end, behind those who wait, or raise."""
 
     async def _send_parts(self, parts: Iterable[Any] | AsyncIterable[Any], compress: bool | None) -> None:
         """Send the items of `parts` as one message, each as a frame, or as several where `fragment_size` says so.
@@ -473,9 +472,10 @@ class BaseConnection(Connection):
     ) -> Session:
         """Write one part, the first one if `session` is None; return the session that it went out by."""
         if session is None:
+            await self._await_turn()
             while self._waits_for_transport() or (self._is_open and (self._is_blocked or self._outbox_size)):
-                if not (self._waits_for_transport() and await self._await_transport()):
-                    await self._writable()
+                await self._writable()
+                await self._await_turn()
         else:
             while self._session_now is session and self._is_open and session.is_blocked:
                 await self._writable()
