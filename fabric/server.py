@@ -10,8 +10,8 @@ import contextlib
 import enum
 import functools
 import inspect
-import ipaddress
 import logging
+import os
 import re
 import resource
 import socket
@@ -27,10 +27,11 @@ import aiofastnet
 from fabric._connection.base import BaseConnection, check_close, data_message, is_end
 from fabric._connection.callbacks import check_callback, check_handler
 from fabric._connection.fork import stays_with_parent
+from fabric._handshake.binding import bind_address, bind_path, file_at, free_port
+from fabric._handshake.listener import Listener, listen
 from fabric._handshake.rules import Rejection, switching_protocols, unavailable
 from fabric._handshake.server import PendingHandshakes, ServerHandshake, too_many_from_one_address
 from fabric._handshake.tls import TLS_BUFFERS, TlsLoop, tls_context
-from fabric._handshake.tls_listener import TlsListener, listen_tls
 from fabric._http.messages import Request, encode_headers
 from fabric.compression import HEADER as EXTENSIONS
 from fabric.compression import Agreement, answer_offers
@@ -93,6 +94,7 @@ class Phase(enum.Enum):
 
 
 Handler = Callable[["ConnectedClient"], Awaitable[Any]]
+CreateListener = Callable[..., Awaitable["asyncio.AbstractServer | Listener"]]
 
 
 @iterates_in_c
@@ -228,7 +230,8 @@ class WebSocketServer:
         self._by_id: dict[uuid.UUID, ConnectedClient] = {}
         self._per_ip: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._listener: asyncio.AbstractServer | TlsListener | None = None
+        self._listener: asyncio.AbstractServer | Listener | None = None
+        self._file: tuple[int, int] | None = None  # at `config.unix_path`, while it is ours
         self._phase = Phase.NEW
         self._changed = asyncio.Event()  # a connection or a task has ended
         self._is_short = False  # of file descriptors, and has said so
@@ -301,49 +304,58 @@ class WebSocketServer:
         if self.config.heartbeat.enabled:
             self._heartbeat = HeartbeatManager(self.config.heartbeat, loop)
         self._listener = listener
+        self._file = file_at(self.config.unix_path)
         stays_with_parent(self)
         self._phase = Phase.RUNNING
         logger.info("listening on %s", ", ".join(str(socket.getsockname()) for socket in self.sockets))
 
-    async def _listen(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractServer | TlsListener:
-        """The loop's own transports for plain connections; aiofastnet's for TLS, where they are faster."""
-        assert self._handshakes is not None
-        config, handshakes = self.config, self._handshakes
-        tls_loop: Any = TlsLoop(loop)
-        options: dict[str, Any] = {"backlog": config.backlog}
-        if config.ssl is not None:
-            options["tls"] = {
-                "ssl": tls_context(config.ssl),
-                "ssl_handshake_timeout": config.handshake_timeout,
-            } | TLS_BUFFERS
+    async def _listen(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractServer | Listener:
+        """The loop's own transports for plain connections; aiofastnet's for TLS, where they are faster.
+
+        The listener is ours where the loop's would not do: see `fabric._handshake.listener`.
+        """
+        config = self.config
+        create = self._creator(loop)
         if config.unix_path is not None:
-            if config.ssl is not None:
-                create_unix = aiofastnet.create_unix_server
-                return await listen_tls(create_unix, tls_loop, handshakes, config.unix_path, **options)
-            return await loop.create_unix_server(handshakes.accept, config.unix_path, **options)
+            return await create(sock=bind_path(config.unix_path, config.unix_mode))
         # uvloop would look even an address up in threads, which then stay: system calls of a process that has several
         # cost more.
-        create: Callable[..., Awaitable[asyncio.AbstractServer | TlsListener]]
-        if config.ssl is not None:
-            create = functools.partial(listen_tls, aiofastnet.create_server, tls_loop, handshakes)
-        else:
-            create = functools.partial(loop.create_server, handshakes.accept)
-        if config.host and (bound := _bound(config.host, config.port, reuse_port=config.reuse_port)) is not None:
-            return await create(sock=bound, **options)
-        options |= {"host": config.host, "reuse_port": config.reuse_port or None}
+        if config.host and (bound := bind_address(config.host, config.port, reuse_port=config.reuse_port)) is not None:
+            return await create(sock=bound)
         attempts = 1 if config.port else 10  # another process may be faster at a port that was free
         while True:
             attempts -= 1
             try:
-                return await create(port=config.port or _free_port(), **options)
+                port = config.port or free_port()
+                return await create(host=config.host, port=port, reuse_port=config.reuse_port or None)
             except OSError:
                 if not attempts:
                     raise
 
+    def _creator(self, loop: asyncio.AbstractEventLoop) -> CreateListener:
+        """The function that listens on a port, or on a path."""
+        assert self._handshakes is not None
+        config, handshakes = self.config, self._handshakes
+        create: Any
+        if config.ssl is not None:
+            tls_loop: Any = TlsLoop(loop)
+            create = aiofastnet.create_server if config.unix_path is None else aiofastnet.create_unix_server
+            create = functools.partial(create, tls_loop)
+            context, timeout = tls_context(config.ssl), config.handshake_timeout
+            tls = {"ssl": context, "ssl_handshake_timeout": timeout} | TLS_BUFFERS
+            return functools.partial(
+                listen, create, loop=tls_loop, handshakes=handshakes, backlog=config.backlog, tls=tls
+            )
+        create = loop.create_server if config.unix_path is None else loop.create_unix_server
+        if isinstance(loop, asyncio.SelectorEventLoop):
+            return functools.partial(listen, create, loop=loop, handshakes=handshakes, backlog=config.backlog, tls=None)
+        return functools.partial(create, handshakes.accept, backlog=config.backlog)
+
     def _descriptors(self) -> list[int]:
         """The file descriptors of its sockets, those that listen and those of connections."""
         handshakes = [] if self._handshakes is None else self._handshakes.sockets()
-        mine = [sock.fileno() for sock in (*self.sockets, *handshakes) if sock is not None]
+        accepting = self._listener.accepting if isinstance(self._listener, Listener) else []
+        mine = [sock.fileno() for sock in (*self.sockets, *accepting, *handshakes) if sock is not None]
         return mine + [number for client in self._clients for number in client._descriptors()]
 
     async def serve_forever(self) -> None:
@@ -373,6 +385,11 @@ class WebSocketServer:
         """Take no new connections; those that are open stay. Before a `shutdown`, for a load balancer to notice."""
         if self._listener is not None and not self._loop.is_closed():
             self._listener.close()
+            path = self.config.unix_path
+            if path is not None and self._file is not None and file_at(path) == self._file:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+            self._file = None
 
     async def shutdown(self, timeout: float = DEFAULT_SHUTDOWN_TIMEOUT, *, code: int = 1001) -> None:
         """Stop: refuse what comes (503), deliver what was sent, close each connection, then abort.
@@ -730,28 +747,6 @@ class WebSocketServer:
     async def broadcast_json(self, value: Any, *, compress: bool | None = None) -> int:
         """Send `value` as JSON to every connection; see `broadcast`."""
         return await self.broadcast(Message.json(value), compress=compress)
-
-
-def _bound(host: str, port: int, *, reuse_port: bool) -> socket.socket | None:
-    """A socket at a literal address; None for a name, which stands for any number of addresses."""
-    try:
-        version = ipaddress.ip_address(host).version
-    except ValueError:
-        return None
-    family = socket.AF_INET6 if version == 6 else socket.AF_INET
-    bound = socket.create_server((host, port), family=family, reuse_port=reuse_port)
-    # Accepted sockets inherit it. Its protocol number is 0, and the event loops set the option only where it is TCP's.
-    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return bound
-
-
-def _free_port() -> int:
-    """A port that is free on every address: the event loops would choose one for each address that they listen on."""
-    dual = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if dual else socket.AF_INET
-    with socket.create_server(("", 0), family=family, dualstack_ipv6=dual) as probe:
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _answer(config: CompressionConfig, *offers: str) -> tuple[Agreement | None, str | None]:

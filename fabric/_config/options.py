@@ -80,5 +80,6 @@ class ServerOptions(TypedDict, total=False):
     origins: Iterable[str | re.Pattern[str] | None] | None
     ssl: tls.SSLContext | None
     reuse_port: bool
+    unix_mode: int | None
     backlog: int
     max_header_size: int

@@ -93,6 +93,8 @@ class ServerConfig(Config):
             is held as browsers send it: in lower case, without the default port.
         ssl: serves `wss://`.
         reuse_port: several processes may listen on one port (SO_REUSEPORT).
+        unix_mode: permissions of a UNIX-domain socket, such as 0o660; None leaves them to the umask. To connect, a
+            process must be allowed to write.
         backlog: connections the system holds until they are accepted.
         max_header_size: bytes of a request's head, at most; 1 KiB to 1 MiB.
     """
@@ -140,6 +142,7 @@ class ServerConfig(Config):
     ] = default(None)
     ssl: tls.SSLContext | None = None
     reuse_port: bool = False
+    unix_mode: int | None = None
     backlog: int = 1024
     max_header_size: int = DEFAULT_MAX_HEADER_SIZE
 
@@ -168,6 +171,7 @@ class ServerConfig(Config):
         self._set("headers", own_headers(self.headers))
         self._check_origins()
         self._check_context("ssl", "None for no TLS")
+        self._check_integer("unix_mode", 0, 0o777, optional=True)
         self._check_integer("backlog", 1, MAX_BACKLOG)
         self._check_integer("max_header_size", 1024, MAX_HEADER_SIZE)
 
@@ -264,5 +268,6 @@ class ServerConfig(Config):
     with_headers = Builder[HeadersLike]()
     with_ssl = Builder[tls.SSLContext | None]()
     with_reuse_port = Builder[bool]()
+    with_unix_mode = Builder[int | None]()
     with_backlog = Builder[int]()
     with_max_header_size = Builder[int]()

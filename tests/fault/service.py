@@ -14,6 +14,7 @@ import logging
 import os
 import resource
 import signal
+import ssl
 import sys
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +27,7 @@ from fabric.server import ConnectedClient, WebSocketServer
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.SelectorEventLoop}
 
 
-async def serve(path: str, port: int, descriptors: int | None, **options: Any) -> None:
+async def serve(path: str, port: int, descriptors: int | None, certificate: str | None, **options: Any) -> None:
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     numbers = itertools.count()
 
@@ -47,6 +48,9 @@ async def serve(path: str, port: int, descriptors: int | None, **options: Any) -
                 note(f"{me} {message.as_text().partition(':')[0]}")
                 await client.send(message)
 
+    if certificate is not None:
+        options["ssl"] = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        options["ssl"].load_cert_chain(certificate)
     async with WebSocketServer.bind(f"127.0.0.1:{port}", handle, **options) as server:
         if descriptors is not None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
@@ -61,13 +65,25 @@ class Service:
         folder: where it keeps its file.
         loop: "uvloop" or "asyncio".
         descriptors: the most that it may have open; None = as many as the test.
+        certificate: it speaks TLS, with this file of key and certificate.
         options: those of `WebSocketServer.bind`.
     """
 
-    def __init__(self, folder: Path, *, loop: str = "uvloop", descriptors: int | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        loop: str = "uvloop",
+        descriptors: int | None = None,
+        certificate: Path | None = None,
+        **options: Any,
+    ) -> None:
         self._path = folder / "service.log"
         self._loop = loop
-        self._options = {"port": 0, "descriptors": descriptors, "compression": None, **options}
+        self._scheme = "ws" if certificate is None else "wss"
+        file = None if certificate is None else str(certificate)
+        own = {"port": 0, "descriptors": descriptors, "certificate": file, "compression": None}
+        self._options: dict[str, Any] = {**own, **options}
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
@@ -83,7 +99,7 @@ class Service:
 
     @property
     def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/"
+        return f"{self._scheme}://127.0.0.1:{self.port}/"
 
     async def start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
