@@ -1,4 +1,4 @@
-"""A server in a process of its own, to be killed: `python service.py FILE '{"port": 0, ...}'`.
+"""A server in a process of its own, to be killed: `python -m fault.service FILE LOOP '{"port": 0, ...}'`.
 
 Echoes, and writes to FILE what happened, a line each and at once, so that it outlives SIGKILL: `open CONNECTION`,
 `CONNECTION NUMBER` for each message received, `error TEXT` for each error logged. Prints its port when it listens.
@@ -23,6 +23,7 @@ import uvloop
 
 from fabric.error import ConnectionClosed
 from fabric.server import ConnectedClient, WebSocketServer
+from support.ports import reserved_port
 
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.SelectorEventLoop}
 
@@ -85,13 +86,17 @@ class Service:
         own = {"port": 0, "descriptors": descriptors, "certificate": file, "compression": None}
         self._options: dict[str, Any] = {**own, **options}
         self._process: asyncio.subprocess.Process | None = None
+        self._reserved = contextlib.ExitStack()
 
     async def __aenter__(self) -> Self:
+        if not self._options["port"]:
+            self._options["port"] = self._reserved.enter_context(reserved_port())
         await self.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.kill()
+        self._reserved.close()
 
     @property
     def port(self) -> int:
@@ -104,11 +109,13 @@ class Service:
     async def start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
-            __file__,
+            "-m",
+            "fault.service",
             str(self._path),
             self._loop,
             json.dumps(self._options),
             stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         assert self._process.stdout is not None
         self._options["port"] = int(await self._process.stdout.readline())

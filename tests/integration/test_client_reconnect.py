@@ -31,6 +31,7 @@ from fabric.error import (
 from fabric.message import Frame, Message
 from fabric.server import ConnectedClient, WebSocketServer
 from integration.raw import RawServer, Visit
+from support.ports import reserved_port
 from support.serving import turns, until
 
 QUICK = ReconnectConfig(initial_delay=0.01, max_delay=0.05, jitter=0)
@@ -41,9 +42,10 @@ class Echo:
 
     def __init__(self, **options: Any) -> None:
         self.options = options
-        self.port = 0
         self.received: list[str] = []
         self.server: WebSocketServer | None = None
+        self._reserved = contextlib.ExitStack()
+        self.port = self._reserved.enter_context(reserved_port())
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -51,12 +53,12 @@ class Echo:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.kill()
+        self._reserved.close()
 
     async def start(self) -> None:
         config = ServerConfig(f"127.0.0.1:{self.port}", **self.options)
         self.server = WebSocketServer(config, self.handle)
         await self.server.start()
-        self.port = self.server.port
 
     async def kill(self) -> None:
         """Drop everything, as SIGKILL does: no close frames."""
