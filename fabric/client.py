@@ -29,7 +29,7 @@ from fabric.metrics import MetricsCollector
 from fabric.ratelimit import connection_gate
 from fabric.reconnect import ReconnectState, retry_after, should_retry
 from fabric_ext.protocol import State
-from fabric_ext.receive_queue import fresh, iterates_in_c
+from fabric_ext.receive_queue import fresh, inherits_in_c
 
 if TYPE_CHECKING:
     from fabric._config.options import ClientOptions
@@ -54,7 +54,7 @@ _CALLED_WITH = {
 }
 
 
-@iterates_in_c
+@inherits_in_c
 class WebSocketClient(BaseConnection):
     """A connection to a WebSocket server, made by `connect`.
 

@@ -11,7 +11,6 @@ import enum
 import functools
 import inspect
 import logging
-import os
 import re
 import resource
 import socket
@@ -22,17 +21,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterable
 from typing import TYPE_CHECKING, Any, Never, NoReturn, Self, Unpack
 
-import aiofastnet
-
-from fabric._connection.base import BaseConnection, check_close, data_message, is_end
+from fabric._connection.base import check_close, data_message, is_end
 from fabric._connection.callbacks import check_callback, check_handler
 from fabric._connection.fork import stays_with_parent
-from fabric._handshake.binding import bind_address, bind_path, file_at, free_port
-from fabric._handshake.listener import Listener, listen
 from fabric._handshake.rules import Rejection, switching_protocols, unavailable
 from fabric._handshake.server import PendingHandshakes, ServerHandshake, too_many_from_one_address
-from fabric._handshake.tls import TLS_BUFFERS, TlsLoop, tls_context
-from fabric._http.messages import Request, encode_headers
+from fabric._http.messages import Request, as_response, encode_headers
+from fabric._server import listening
 from fabric.compression import HEADER as EXTENSIONS
 from fabric.compression import Agreement, answer_offers
 from fabric.config import CompressionConfig, ServerConfig
@@ -50,10 +45,12 @@ from fabric.heartbeat import HeartbeatManager
 from fabric.message import Message
 from fabric.metrics import MetricsCollector
 from fabric.ratelimit import GlobalRateLimiter, connection_gate
+from fabric.router import Router
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
+from fabric.topics import LISTENER_LIMIT, Listener, Outcome, Subscribing, Topics
 from fabric_ext.broadcast import Shared
 from fabric_ext.http_head import RequestHead
-from fabric_ext.receive_queue import iterates_in_c
+from fabric_ext.receive_queue import inherits_in_c
 
 if TYPE_CHECKING:
     from fabric._config.options import ServerOptions
@@ -94,11 +91,10 @@ class Phase(enum.Enum):
 
 
 Handler = Callable[["ConnectedClient"], Awaitable[Any]]
-CreateListener = Callable[..., Awaitable["asyncio.AbstractServer | Listener"]]
 
 
-@iterates_in_c
-class ConnectedClient(BaseConnection):
+@inherits_in_c
+class ConnectedClient(Subscribing):
     """A client's connection, as its server sees it."""
 
     __slots__ = ("_ip", "_request", "_server", "_task")
@@ -116,6 +112,7 @@ class ConnectedClient(BaseConnection):
         self._request = request
         self._ip = ip
         self._task: asyncio.Task[Any] | None = None
+        self._subscriber = None
 
     @property
     def id(self) -> uuid.UUID:
@@ -127,6 +124,11 @@ class ConnectedClient(BaseConnection):
         return own
 
     @property
+    def remote_addr(self) -> Any:
+        """The client's address: `(host, port)`, or longer for IPv6; what a proxy says where `proxy_protocol` is on."""
+        return self._remote_addr
+
+    @property
     def request(self) -> Request:
         """The request that opened this connection: path, query, headers."""
         return self._request
@@ -135,6 +137,15 @@ class ConnectedClient(BaseConnection):
     def state_data(self) -> dict[str, Any]:
         """Of the application, for this connection; begins as what `process_request` put into `Request.state`."""
         return self._request.state
+
+    @property
+    def server(self) -> WebSocketServer:
+        """The server that it is connected to."""
+        return self._server
+
+    @property
+    def _server_topics(self) -> Topics:
+        return self._server.topics
 
     def _opened(self) -> None:
         self._local_addr = self.local_addr
@@ -173,7 +184,8 @@ class WebSocketServer:
 
     Args:
         config: a `ServerConfig`, or the address to bind as "host:port".
-        handler: `async def handler(client)`, one task per connection; the connection is closed when it returns.
+        handler: `async def handler(client)`, one task per connection; the connection is closed when it returns. A
+            `Router` has one for each path, and answers 404 to others.
         on_message: instead of `handler`, called with (client, message). A plain function runs right where the
             message arrives, without a task: the fastest path. A coroutine function handles the messages of one
             connection in order, in one task.
@@ -219,7 +231,9 @@ class WebSocketServer:
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
         self._process_request = process_request
+        self._router = handler if isinstance(handler, Router) else None
         self._metrics = MetricsCollector()
+        self.topics = Topics(self.config, self._metrics)
         self._heartbeat: HeartbeatManager | None = None
         self._global_limit = GlobalRateLimiter(self.config.global_rate_limit)
         own, common = self.config.rate_limit, self.config.global_rate_limit
@@ -230,8 +244,7 @@ class WebSocketServer:
         self._by_id: dict[uuid.UUID, ConnectedClient] = {}
         self._per_ip: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._listener: asyncio.AbstractServer | Listener | None = None
-        self._file: tuple[int, int] | None = None  # at `config.unix_path`, while it is ours
+        self._listener: listening.Listener | None = None
         self._phase = Phase.NEW
         self._changed = asyncio.Event()  # a connection or a task has ended
         self._is_short = False  # of file descriptors, and has said so
@@ -284,18 +297,18 @@ class WebSocketServer:
             self.config,
             logger,
             self._metrics,
-            self._process_request,
+            self._process_request if self._router is None else self._judge,
             self._upgrade,
             self._check_descriptor,
         )
         try:
-            listener = await self._listen(loop)
+            listener = await listening.listen(loop, self.config, self._handshakes)
         except BaseException as error:
             if self._phase is Phase.STARTING:
                 self._phase = Phase.NEW
             if isinstance(error, OSError):
                 why = error.strerror or error
-                raise Io(f"cannot listen on {self.config.bind}: {why}", errno=error.errno) from error
+                raise Io(f"cannot listen on {self._place}: {why}", errno=error.errno) from error
             raise
         if self._phase is not Phase.STARTING:
             listener.close()
@@ -304,58 +317,15 @@ class WebSocketServer:
         if self.config.heartbeat.enabled:
             self._heartbeat = HeartbeatManager(self.config.heartbeat, loop)
         self._listener = listener
-        self._file = file_at(self.config.unix_path)
         stays_with_parent(self)
         self._phase = Phase.RUNNING
         logger.info("listening on %s", ", ".join(str(socket.getsockname()) for socket in self.sockets))
 
-    async def _listen(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractServer | Listener:
-        """The loop's own transports for plain connections; aiofastnet's for TLS, where they are faster.
-
-        The listener is ours where the loop's would not do: see `fabric._handshake.listener`.
-        """
-        config = self.config
-        create = self._creator(loop)
-        if config.unix_path is not None:
-            return await create(sock=bind_path(config.unix_path, config.unix_mode))
-        # uvloop would look even an address up in threads, which then stay: system calls of a process that has several
-        # cost more.
-        if config.host and (bound := bind_address(config.host, config.port, reuse_port=config.reuse_port)) is not None:
-            return await create(sock=bound)
-        attempts = 1 if config.port else 10  # another process may be faster at a port that was free
-        while True:
-            attempts -= 1
-            try:
-                port = config.port or free_port()
-                return await create(host=config.host, port=port, reuse_port=config.reuse_port or None)
-            except OSError:
-                if not attempts:
-                    raise
-
-    def _creator(self, loop: asyncio.AbstractEventLoop) -> CreateListener:
-        """The function that listens on a port, or on a path."""
-        assert self._handshakes is not None
-        config, handshakes = self.config, self._handshakes
-        create: Any
-        if config.ssl is not None:
-            tls_loop: Any = TlsLoop(loop)
-            create = aiofastnet.create_server if config.unix_path is None else aiofastnet.create_unix_server
-            create = functools.partial(create, tls_loop)
-            context, timeout = tls_context(config.ssl), config.handshake_timeout
-            tls = {"ssl": context, "ssl_handshake_timeout": timeout} | TLS_BUFFERS
-            return functools.partial(
-                listen, create, loop=tls_loop, handshakes=handshakes, backlog=config.backlog, tls=tls
-            )
-        create = loop.create_server if config.unix_path is None else loop.create_unix_server
-        if isinstance(loop, asyncio.SelectorEventLoop):
-            return functools.partial(listen, create, loop=loop, handshakes=handshakes, backlog=config.backlog, tls=None)
-        return functools.partial(create, handshakes.accept, backlog=config.backlog)
-
     def _descriptors(self) -> list[int]:
         """The file descriptors of its sockets, those that listen and those of connections."""
         handshakes = [] if self._handshakes is None else self._handshakes.sockets()
-        accepting = self._listener.accepting if isinstance(self._listener, Listener) else []
-        mine = [sock.fileno() for sock in (*self.sockets, *accepting, *handshakes) if sock is not None]
+        mine = [] if self._listener is None else self._listener.descriptors
+        mine += [sock.fileno() for sock in handshakes if sock is not None]
         return mine + [number for client in self._clients for number in client._descriptors()]
 
     async def serve_forever(self) -> None:
@@ -385,11 +355,6 @@ class WebSocketServer:
         """Take no new connections; those that are open stay. Before a `shutdown`, for a load balancer to notice."""
         if self._listener is not None and not self._loop.is_closed():
             self._listener.close()
-            path = self.config.unix_path
-            if path is not None and self._file is not None and file_at(path) == self._file:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
-            self._file = None
 
     async def shutdown(self, timeout: float = DEFAULT_SHUTDOWN_TIMEOUT, *, code: int = 1001) -> None:
         """Stop: refuse what comes (503), deliver what was sent, close each connection, then abort.
@@ -462,6 +427,7 @@ class WebSocketServer:
         await self._all_gone(LAST_MOMENT)
         for task in self._other_tasks():
             logger.warning("shutdown: %r goes on although it was cancelled", task)
+        self.topics._close()
         assert self._listener is not None
         if self._loop.is_closed():
             return
@@ -479,13 +445,21 @@ class WebSocketServer:
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
         """The listening sockets."""
-        return tuple(self._listener.sockets) if self._listener is not None else ()  # type: ignore[union-attr]
+        return () if self._listener is None else self._listener.sockets
 
     @property
     def port(self) -> int:
         """The port listened on: of `config.bind`, or the free one that was found for port 0; 0 for a UNIX socket."""
-        sockets = self.sockets
-        return sockets[0].getsockname()[1] if sockets and not self.config.unix_path else self.config.port
+        for sock in self.sockets:
+            if sock.family != socket.AF_UNIX:
+                port: int = sock.getsockname()[1]
+                return port
+        return self.config.port
+
+    @property
+    def _place(self) -> str:
+        """Where it listens, for messages."""
+        return self.config.bind if self.config.sock is None else "the sockets given"
 
     @property
     def connection_count(self) -> int:
@@ -517,9 +491,23 @@ class WebSocketServer:
 
     def __repr__(self) -> str:
         state = "running" if self.is_running else "stopped"
-        return f"<WebSocketServer {self.config.bind} {state}, {self.connection_count} connections>"
+        return f"<WebSocketServer {self._place} {state}, {self.connection_count} connections>"
 
     # -- the opening handshake, called by PendingHandshakes
+
+    def _judge(self, request: Request) -> Any:
+        """What the application's `process_request` says; where it lets the request pass, what the router does."""
+        answer = None if self._process_request is None else self._process_request(request)
+        return self._judge_later(answer, request) if inspect.isawaitable(answer) else self._judged(answer, request)
+
+    async def _judge_later(self, answer: Awaitable[Any], request: Request) -> Any:
+        return self._judged(await answer, request)
+
+    def _judged(self, answer: Any, request: Request) -> Any:
+        if answer is not None and as_response(answer).status != 101:
+            return answer
+        assert self._router is not None
+        return self._router.respond(request) or answer
 
     def _check_descriptor(self, descriptor: int) -> None:
         """Say when file descriptors run out: uvloop would turn clients away in silence. A new one is the lowest."""
@@ -634,6 +622,8 @@ class WebSocketServer:
 
     def _disconnected(self, client: ConnectedClient) -> None:
         self._clients.pop(client, None)
+        if client._subscriber is not None:
+            self.topics._leave(client._subscriber)
         self._changed.set()
         if client._id is not None:
             self._by_id.pop(client._id, None)
@@ -676,13 +666,46 @@ class WebSocketServer:
         async for message in client:
             await self._on_message(client, message)
 
+    # -- topics
+
+    def publish(
+        self,
+        topic: str,
+        message: str | bytes | bytearray | memoryview | Message,
+        *,
+        exclude: ConnectedClient | Iterable[ConnectedClient] | None = None,
+        compress: bool | None = None,
+    ) -> Outcome[int]:
+        """Send a message to all that have subscribed to a topic; see `fabric.topics`.
+
+        It acts at once, waits for no slow client (`Topics.configure`), and need not be awaited. Awaited, it returns how
+        many connections of this server the message was sent to or is kept for. What is published in one turn of the
+        event loop leaves at its end, in order, by one system call for each connection.
+
+        Args:
+            exclude: one connection, or several, that do not get it: the one it came from, say.
+            compress: as in `send`.
+
+        Raises:
+            ValueError: the name is not that of a topic.
+        """
+        return Outcome(self.topics._publish(topic, data_message(message), exclude, compress))
+
+    def topic(self, pattern: str, *, limit: int = LISTENER_LIMIT) -> Listener:
+        """Listen to a topic, or to those that fit a pattern: `async for message in server.topic("room.*")`.
+
+        Args:
+            limit: messages that wait; then the oldest is dropped.
+        """
+        return self.topics._listen(pattern, limit)
+
     # -- broadcast
 
     async def broadcast(
         self,
         message: str | bytes | bytearray | memoryview | Message,
         *,
-        to: Iterable[ConnectedClient] | None = None,
+        to: Iterable[ConnectedClient] | str | None = None,
         exclude: ConnectedClient | Container[ConnectedClient] | None = None,
         compress: bool | None = None,
     ) -> int:
@@ -692,11 +715,11 @@ class WebSocketServer:
         full is treated as `config.slow_peer` says, and never delays the others.
 
         Args:
-            to: only these connections; by default all.
+            to: only these connections, or those that get what is published to this topic; by default all.
             exclude: one connection, or several, that do not get it: the one it came from, say.
             compress: as in `send`.
         """
-        peers = list(self._clients if to is None else to)
+        peers = self.topics.clients(to) if isinstance(to, str) else list(self._clients if to is None else to)
         if exclude is not None:
             left_out = (exclude,) if isinstance(exclude, ConnectedClient) else exclude
             peers = [peer for peer in peers if peer not in left_out]

@@ -33,12 +33,15 @@ cdef class Connection(SessionUser):
     cdef int _stream_number      # of the latest stream
 
     @final
-    cdef inline bint write_object(self, object message, object compress) except -1
+    cdef bint write_object(self, object message, object compress) except -1
     @final
     cdef inline int enqueue(self, object item, Py_ssize_t n) except -1
     @final
     cdef inline int check_here(self) except -1
-    cdef int notice_closed_loop(self) except -1
+    @final
+    cdef inline int notice_closed_loop(self) except -1
+    @final
+    cdef int look_at_loop(self) except -1
     @final
     cdef int move(self, int event) except -1
     @final
@@ -54,8 +57,8 @@ cdef class Connection(SessionUser):
 
 
 cdef class Send:
-    cdef Connection _connection
+    cdef SessionUser _connection
     cdef object _message
-    cdef object _compress
+    cdef object _option          # what the connection's own send() was given besides
     cdef object _later           # the coroutine that goes on where it could not be written at once
     cdef bint _begun

@@ -21,10 +21,9 @@ from fabric_ext.counters cimport Counters
 from fabric_ext.message cimport K_BINARY, K_TEXT, Message
 from fabric_ext.protocol cimport CLOSE_BEGUN, CLOSED, ENDED, LOST, OPEN, OPENED, next_state
 from fabric_ext.receive_queue cimport Recv
-from fabric_ext.ring cimport Ring, ring_first, ring_push, ring_take
+from fabric_ext.ring cimport Ring
 from fabric_ext.session cimport (PARTS, QUEUE_FULL, SKIP, SKIP_THEN_PARTS, WHOLE, Part, Session, SessionUser,
                                  message_of, new_part)
-from fabric_ext.writer cimport before_delivery
 
 from fabric_ext.protocol import State
 
@@ -152,7 +151,7 @@ cdef class Connection(SessionUser):
         cdef PyObject* arguments[2]
         cdef PyObject* result
         if self._on_message is not None:
-            before_delivery(self._session._loop_writer)
+            self._session._loop_writer.before_delivery()
             arguments[0] = <PyObject*>self
             arguments[1] = <PyObject*>message
             result = PyObject_Vectorcall(self._on_message, arguments, 2, NULL)
@@ -179,7 +178,7 @@ cdef class Connection(SessionUser):
         if self._dropping:
             return 0
         self._queued_bytes += n
-        ring_push(self._items, item)
+        self._items.push(item)
         if (not session.gathering or self._items.size >= self._batch_limit
                 or self._queued_bytes >= self._batch_byte_limit):
             self.hand_over()
@@ -194,7 +193,7 @@ cdef class Connection(SessionUser):
         cdef Session session = self._session
         cdef Py_ssize_t n = weight(item)
         if session is not None:
-            before_delivery(session._loop_writer)
+            session._loop_writer.before_delivery()
             if unlikely(session._read_pauses & QUEUE_FULL and self._items.size - 1 <= self._queue_limit // 2
                         and self._queued_bytes - n <= self._queue_byte_limit // 2):
                 session.resume(QUEUE_FULL)
@@ -211,14 +210,14 @@ cdef class Connection(SessionUser):
         no message. Raises ConnectionClosed after an end that was not normal, ReconnectTimeout when a lost connection
         was not replaced, InvalidState when another task waits in `recv` already.
         """
-        cdef Recv recv = Recv.__new__(Recv)
+        cdef Recv recv = <Recv>Recv.__new__(Recv)
         recv._queue = self
         if unlikely(self._streaming):
             self.give_up_stream()
         return recv
 
     def __anext__(self):
-        cdef Recv recv = Recv.__new__(Recv)
+        cdef Recv recv = <Recv>Recv.__new__(Recv)
         recv._queue = self
         recv._iterating = True
         if unlikely(self._streaming):
@@ -229,14 +228,14 @@ cdef class Connection(SessionUser):
         """The next message if there is one already, else None."""
         if self._items.size == 0 or self._waiter is not None or self._streaming:
             return None
-        self.taken(<object>ring_first(self._items))
-        return take_reference(ring_take(self._items))
+        self.taken(<object>self._items.first())
+        return take_reference(self._items.take())
 
     # -- in parts
 
     def _recv_part(self):
         """Return an awaitable for the next item of a stream: a Part, or a whole Message that was there before."""
-        cdef Recv recv = Recv.__new__(Recv)
+        cdef Recv recv = <Recv>Recv.__new__(Recv)
         recv._queue = self
         return recv
 
@@ -301,18 +300,19 @@ cdef class Connection(SessionUser):
 
     cdef inline int check_here(self) except -1:
         """Raise unless this is the connection's own thread; notice that its loop was closed."""
-        cdef Session session = self._session
-        if session is None:
+        if self._session is None:
             return 0
-        if unlikely(session._transport._thread_id != PyThread_get_thread_ident()):
+        if unlikely(self._session._transport._thread_id != PyThread_get_thread_ident()):
             raise _wrong_place("this connection belongs to another thread: use asyncio.run_coroutine_threadsafe")
-        self.notice_closed_loop()
-        return 0
+        return 0 if self._session._loop_writer.reading else self.look_at_loop()
 
-    cdef int notice_closed_loop(self) except -1:
+    cdef inline int notice_closed_loop(self) except -1:
         """A loop that was closed has closed the socket, and tells nobody: its descriptor may be another's by now."""
+        return 0 if self._session is None or self._session._loop_writer.reading else self.look_at_loop()
+
+    cdef int look_at_loop(self) except -1:
         cdef Session session = self._session
-        if session is not None and not session._loop_writer.reading and session._loop_writer.is_closed():
+        if session._loop_writer.is_closed():
             self._waiter = self._future = None # of a task that will not run any more
             session.connection_lost(None)
         return 0
@@ -329,11 +329,17 @@ cdef class Connection(SessionUser):
         Raises TypeError for anything else, ConnectionClosed after the end, BackpressureTimeout when room took too long,
         BufferFull when an outage has used it up.
         """
-        cdef Send send = Send.__new__(Send)
+        cdef Send send = <Send>Send.__new__(Send)
         send._connection = self
         send._message = message
-        send._compress = compress
+        send._option = compress
         return send
+
+    cdef object begin_send(self, object message, object compress):
+        self.check_here()
+        if self._sendable and self.write_object(message, compress):
+            return None
+        return self._send_later(message, compress)
 
     def send_nowait(self, message, *, compress=None):
         """Send a message without waiting: `BufferFull` when too much is kept, `InvalidState` when not connected, or
@@ -343,21 +349,25 @@ cdef class Connection(SessionUser):
         if not (self._sendable and self.write_object(message, compress)):
             self._queue_now(message, compress)
 
-    cdef inline bint write_object(self, object message, object compress) except -1:
+    cdef bint write_object(self, object message, object compress) except -1:
         """Write a str, bytes-like or data Message; False when it is something else."""
         cdef const char* p
         cdef Py_ssize_t n
-        cdef int opcode = K_BINARY
-        cdef object data = message
+        cdef int opcode
+        cdef object data
         if type(message) is Message:
             opcode = (<Message>message).kind
             data = (<Message>message).data
         elif isinstance(message, str):
             opcode = K_TEXT
-        elif not isinstance(message, bytes):
-            if not isinstance(message, (bytearray, memoryview)):
-                return False
-            data = message = bytes(message)    # it may change once we have returned
+            data = message
+        elif isinstance(message, bytes):
+            opcode = K_BINARY
+            data = message
+        elif isinstance(message, (bytearray, memoryview)):
+            return self.write_object(bytes(message), compress)     # it may change once we have returned
+        else:
+            return False
         if opcode == K_TEXT:
             p = PyUnicode_AsUTF8AndSize(data, &n)
             if unlikely(p == NULL):            # lone surrogates: the same error as everywhere
@@ -595,14 +605,10 @@ cdef class Send:
 
 cdef inline bint written(Send send) except -1:
     """Begin: is the message written already?"""
-    cdef Connection connection = send._connection
-    if connection is None:
+    if send._connection is None:
         raise TypeError("a Send is made by send()")
-    connection.check_here()
-    if connection._sendable and connection.write_object(send._message, send._compress):
-        return True
-    send._later = connection._send_later(send._message, send._compress)
-    return False
+    send._later = send._connection.begin_send(send._message, send._option)
+    return send._later is None
 
 
 cdef PySendResult send_send(PyObject* self, PyObject* value, PyObject** result) except PYGEN_ERROR:

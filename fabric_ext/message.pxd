@@ -33,7 +33,7 @@ cdef class Frame:
 
 # For trusted callers: `data` must be what Message.data promises for `kind`; nothing is checked.
 cdef inline Message new_message(int kind, object data):
-    cdef Message message = Message.__new__(Message)
+    cdef Message message = <Message>Message.__new__(Message)
     message.kind = kind
     message.data = data
     return message

@@ -14,7 +14,6 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdlib cimport free, malloc
 
 cdef enum:
-    SMALLEST = 64 * 1024
     LARGEST = 512 * 1024
     QUIET = 256                  # small reads after which a large block is given back
 
@@ -61,8 +60,7 @@ cdef class ReadBuffer:
             self.current = new_block(SMALLEST)
         return self.current
 
-    cdef int note(self, Block block, Py_ssize_t n) except -1:
-        """`n` bytes were read into `block` and have been delivered: the next one may better be larger or smaller."""
+    cdef int _resize(self, Block block, Py_ssize_t n) except -1:
         if block is not self.current:
             block.view = None
             return 0

@@ -13,8 +13,8 @@ _E = TypeVar("_E", bound=BaseException)
 def fresh(error: _E) -> _E:
     """A copy to raise: one that was raised keeps a traceback, and with it the frames it went through."""
 
-def iterates_in_c(cls: _C) -> _C:
-    """Class decorator: let `async for` over a subclass of `ReceiveQueue` call what it inherits without a look-up."""
+def inherits_in_c(cls: _C) -> _C:
+    """Class decorator: let Python code call what a class inherits from a compiled one as if it were compiled itself."""
 
 @disjoint_base
 class ReceiveQueue:

@@ -18,6 +18,7 @@ import copy
 import sys
 import threading
 import warnings
+from types import MethodDescriptorType
 
 from cpython.exc cimport PyErr_Clear, PyErr_ExceptionMatches
 from cpython.dict cimport PyDict_Contains, PyDict_Size
@@ -27,7 +28,7 @@ from cython cimport final, freelist, unlikely
 
 from fabric_ext.awaitable cimport (PYGEN_ERROR, PYGEN_NEXT, PYGEN_RETURN, PySendResult, empty_stop, reraise, sendfunc,
                                    set_send, step, take_reference, throw)
-from fabric_ext.ring cimport Ring, ring_first, ring_push, ring_take
+from fabric_ext.ring cimport Ring
 
 cdef extern from "Python.h":
     int PyContext_Enter(object context) noexcept
@@ -37,12 +38,17 @@ cdef extern from "Python.h":
 
 cdef extern from *:
     """
-    /* A class made in Python gets a slot that looks `__anext__` up by name for each item. */
     static void fabric_inherit_anext(PyObject *type, PyObject *base) {
         ((PyTypeObject *)type)->tp_as_async->am_anext = ((PyTypeObject *)base)->tp_as_async->am_anext;
     }
+
+    /* `method`, of a base, as a method of `type`. */
+    static PyObject *fabric_own_method(PyObject *type, PyObject *method) {
+        return PyDescr_NewMethod((PyTypeObject *)type, ((PyMethodDescrObject *)method)->d_method);
+    }
     """
     void inherit_anext "fabric_inherit_anext"(object type, object base)
+    object own_method "fabric_own_method"(object type, object method)
 
 # The tasks that run, by loop: up to Python 3.13 of both kinds. From 3.14 on only those made in Python; which C task runs is
 # known to its thread, and asyncio's own function tells.
@@ -76,6 +82,7 @@ cdef object FINISHED = asyncio.Future(loop=_Loop())
 FINISHED.set_result(None)
 
 cdef object Future = asyncio.Future
+cdef object remove_done_callback = Future.remove_done_callback
 
 # From Python 3.14 on a future remembers the tasks that await it, each until its wakeup is called with that very future.
 cdef object forget_awaiter = getattr(asyncio.futures, "future_discard_from_awaited_by", None)
@@ -93,10 +100,19 @@ def bind_errors(*, concurrent_recv):
     _concurrent_recv = concurrent_recv
 
 
-def iterates_in_c(type cls not None):
-    """Class decorator: let `async for` over a Python subclass of `ReceiveQueue` call what it inherits without a look-up."""
-    if cls.__anext__ is cls.__base__.__anext__:
-        inherit_anext(cls, cls.__base__)
+def inherits_in_c(type cls not None):
+    """Class decorator: let Python code call what a class inherits from a compiled one as if it were compiled itself.
+
+    CPython calls a C method without detours for instances of the very type that has it, and looks the `__anext__` of a
+    class made in Python up by name for each item.
+    """
+    for base in cls.__mro__[1:]:
+        for name, method in vars(base).items():
+            if type(method) is MethodDescriptorType and getattr(cls, name) is method and not name.startswith("__"):
+                setattr(cls, name, own_method(cls, method))
+    base = next(base for base in cls.__mro__ if "__anext__" in vars(base))
+    if base is not cls:
+        inherit_anext(cls, base)
     return cls
 
 
@@ -117,7 +133,7 @@ cdef class ReceiveQueue:
 
     def recv(self):
         """Return an awaitable for the next item; it gives `None` after a normal end and raises after another one."""
-        cdef Recv recv = Recv.__new__(Recv)
+        cdef Recv recv = <Recv>Recv.__new__(Recv)
         recv._queue = self
         return recv
 
@@ -125,7 +141,7 @@ cdef class ReceiveQueue:
         return self
 
     def __anext__(self):
-        cdef Recv recv = Recv.__new__(Recv)
+        cdef Recv recv = <Recv>Recv.__new__(Recv)
         recv._queue = self
         recv._iterating = True
         return recv
@@ -151,14 +167,22 @@ cdef class ReceiveQueue:
         """`item` is about to leave the queue; if this raises, it stays."""
         return 0
 
+    cdef object shaped(self, object item, int form):
+        """What a receiver that asked for `form` gets for `item`; if this raises, the item is lost."""
+        return item
+
+    cdef int on_wait(self) except -1:
+        """A receiver has found the queue empty, and waits."""
+        return 0
+
+    cdef object concurrent_recv(self):
+        """The exception for a receiver that finds another one waiting."""
+        return _concurrent_recv("another task is already waiting in recv() on this connection")
+
     # What the frame callback calls.
 
-    cdef void begin_delivery(self) noexcept:
-        """Items come now, maybe several: who runs on this thread is found out when the first of them finds a waiter."""
-        self._knows_tasks = False
-
     cdef int put(self, object item) except -1:
-        ring_push(self._items, item)
+        self._items.push(item)
         return self.hand_over()
 
     cdef int hand_over(self) except -1:
@@ -193,12 +217,12 @@ cdef class ReceiveQueue:
         cdef object future = self._future, callbacks
         cdef PyObject* result
         # Wakeups of the same task are equal, and a task has one context.
-        if self._wakeup is None or not future.remove_done_callback(self._wakeup):
+        if self._wakeup is None or not remove_done_callback(future, self._wakeup):
             callbacks = future._callbacks
             if callbacks is None or PyList_GET_SIZE(callbacks) != 1:
                 return False
             self._wakeup, self._context = callbacks[0]
-            future.remove_done_callback(self._wakeup)
+            remove_done_callback(future, self._wakeup)
         if PyContext_Enter(self._context) < 0:         # it is in use further up this very stack
             PyErr_Clear()
             future.add_done_callback(self._wakeup, context=self._context)
@@ -256,6 +280,7 @@ cdef class Recv:
         queue._future._asyncio_future_blocking = True
         queue._waiter = self
         queue._woken = False
+        queue.on_wait()
         return queue._future
 
     cdef int _displace(self) except -1:
@@ -263,7 +288,7 @@ cdef class Recv:
         cdef ReceiveQueue queue = self._queue
         if queue._future is None or not queue._future.cancelled():
             self._spent = True
-            raise _concurrent_recv("another task is already waiting in recv() on this connection")
+            raise queue.concurrent_recv()
         queue._waiter._give_up()
         return 0
 
@@ -271,7 +296,7 @@ cdef class Recv:
         """The queue has ended: raise what is to be raised for it."""
         cdef object end = self._queue._end
         self._detach()
-        if end is not True:
+        if end is not True and not (self._iterating and self._queue._quiet_end):
             raise fresh(end)
         if self._iterating:
             raise StopAsyncIteration
@@ -303,7 +328,7 @@ cdef PySendResult recv_send(PyObject* self, PyObject* value, PyObject** result) 
     """The `am_send` of Recv. Its common paths raise nothing: an exception costs more than all the rest of a `recv()`."""
     cdef Recv recv = <Recv>self
     cdef ReceiveQueue queue = recv._queue
-    cdef object future
+    cdef object future, item
     if unlikely(queue is None):
         raise TypeError("a Recv is made by recv()")
     if unlikely(recv._spent):
@@ -311,9 +336,14 @@ cdef PySendResult recv_send(PyObject* self, PyObject* value, PyObject** result) 
     if queue._waiter is not None and queue._waiter is not recv:
         recv._displace()
     if queue._items.size:
-        queue.taken(<object>ring_first(queue._items))  # where it raises, the item stays
+        queue.taken(<object>queue._items.first())  # where it raises, the item stays
         recv._detach()
-        result[0] = ring_take(queue._items)
+        result[0] = queue._items.take()
+        if recv._form:
+            item = take_reference(result[0])
+            result[0] = NULL
+            item = queue.shaped(item, recv._form)
+            result[0] = Py_NewRef(item)
         return PYGEN_RETURN
     if queue._end is not None:
         recv._end()

@@ -1,5 +1,6 @@
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.ref cimport Py_INCREF
+from cython cimport final
 
 cdef class Ring:
     cdef PyObject** _slots      # owned references; malloc'ed on the first push, freed by the last item to leave a grown ring
@@ -7,35 +8,40 @@ cdef class Ring:
     cdef Py_ssize_t _head
     cdef Py_ssize_t size
 
-    cdef int push(self, object item) except -1
+    @final
+    cdef inline int push(self, object item) except -1:
+        """Add an item at the end."""
+        if self.size == self._capacity:
+            self._grow()
+        Py_INCREF(item)                                # held by the slot
+        self._slots[(self._head + self.size) & (self._capacity - 1)] = <PyObject*>item
+        self.size += 1
+        return 0
+
+    @final
+    cdef inline PyObject* first(self) noexcept:
+        """The oldest item, which the ring keeps; it must not be empty."""
+        return self._slots[self._head]
+
+    @final
+    cdef inline PyObject* take(self) noexcept:
+        """Take the oldest item out, with its reference; the ring must not be empty."""
+        cdef PyObject* item = self._slots[self._head]
+        self._head = (self._head + 1) & (self._capacity - 1)
+        self.size -= 1
+        if self.size == 0:
+            self._release()
+        return item
+
+    @final
     cdef int push_front(self, object item) except -1
+    @final
     cdef object pop(self)
+    @final
     cdef object peek(self)
+    @final
     cdef void clear(self) noexcept
+    @final
     cdef int _grow(self) except -1
+    @final
     cdef void _release(self) noexcept
-
-
-cdef inline int ring_push(Ring ring, object item) except -1:
-    """Add an item at the end."""
-    if ring.size == ring._capacity:
-        ring._grow()
-    Py_INCREF(item)                                # held by the slot
-    ring._slots[(ring._head + ring.size) & (ring._capacity - 1)] = <PyObject*>item
-    ring.size += 1
-    return 0
-
-
-cdef inline PyObject* ring_first(Ring ring) noexcept:
-    """The oldest item of a ring that is not empty, which keeps it: a borrowed reference."""
-    return ring._slots[ring._head]
-
-
-cdef inline PyObject* ring_take(Ring ring) noexcept:
-    """Take the oldest item out of a ring that is not empty: its reference is the caller's."""
-    cdef PyObject* item = ring._slots[ring._head]
-    ring._head = (ring._head + 1) & (ring._capacity - 1)
-    ring.size -= 1
-    if ring.size == 0:
-        ring._release()
-    return item

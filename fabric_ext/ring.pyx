@@ -10,8 +10,6 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdlib cimport free, malloc
 
-from fabric_ext.awaitable cimport take_reference
-
 cdef enum:
     FIRST = 16                   # slots: as many as the messages for which a waiting task is resumed once
 
@@ -25,9 +23,6 @@ cdef class Ring:
     def __len__(self):
         return self.size
 
-    cdef int push(self, object item) except -1:
-        return ring_push(self, item)
-
     cdef int push_front(self, object item) except -1:
         if self.size == self._capacity:
             self._grow()
@@ -40,12 +35,14 @@ cdef class Ring:
     cdef object pop(self):
         if self.size == 0:
             raise IndexError("pop from an empty Ring")
-        return take_reference(ring_take(self))
+        cdef object item = <object>self.take()
+        Py_DECREF(item)                                # the slot's reference; `item` holds its own
+        return item
 
     cdef object peek(self):
         if self.size == 0:
             raise IndexError("peek into an empty Ring")
-        return <object>ring_first(self)
+        return <object>self.first()
 
     cdef void clear(self) noexcept:
         cdef PyObject** slots = self._slots

@@ -8,6 +8,7 @@ cdef enum:
 cdef class Transport(WSTransport):
     cdef object io               # the event loop's transport underneath
     cdef object _pass_on         # its write()
+    cdef object _held_size       # its get_write_buffer_size()
     cdef Py_ssize_t _wanted      # bytes that write() was given
     cdef bint closed             # detached: nothing can be written any more
     cdef bint holds              # the loop's transport holds bytes that the kernel has not taken
@@ -15,6 +16,8 @@ cdef class Transport(WSTransport):
 
     @final
     cdef int write(self, char* p, Py_ssize_t n) except -1
+    @final
+    cdef bint _may_write(self) except -1
     @final
     cdef int write_two(self, const char* head, Py_ssize_t size, const char* p, Py_ssize_t n, bytes owner) except -1
     @final

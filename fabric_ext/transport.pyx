@@ -51,6 +51,11 @@ cdef object LOGGER = logging.getLogger("fabric.transport")
 cdef MemoryBuffer NO_BUFFER = MemoryBuffer(1)
 
 
+def _nothing():
+    """What a transport holds that may be written to."""
+    return 0
+
+
 cdef class Transport(WSTransport):
     """Writes to the socket of `io`, an asyncio transport after its opening handshake."""
 
@@ -63,9 +68,12 @@ cdef class Transport(WSTransport):
         self.disconnected_future = None            # picows' own protocol would set it
         self.io = io
         self._pass_on = self._tr_write
+        self._held_size = self._tr_get_write_buffer_size
         if not self.is_secure:
             # What the kernel does not take comes to us first.
             self._tr_write = self.refused
+            # picows asks before each write how much the loop's transport holds. We never write while it holds something.
+            self._tr_get_write_buffer_size = _nothing
         io.set_write_buffer_limits(high=0)         # resume_writing() is then: it holds nothing any more
         self.holds = io.get_write_buffer_size() != 0
 
@@ -76,11 +84,15 @@ cdef class Transport(WSTransport):
         """
         if self.closed:
             return 0
+        assert self._may_write(), "written past bytes that the loop's transport holds"
         self._wanted = n
         self._fast_write(p, n)
         if self.is_secure:
-            self.holds = self._tr_get_write_buffer_size() != 0
+            self.holds = self._held_size() != 0
         return 0
+
+    cdef bint _may_write(self) except -1:
+        return self.is_secure or self._held_size() == 0
 
     def refused(self, bytes data not None):
         """The kernel did not take `data`: learn why, or have the loop's transport keep it."""
@@ -116,13 +128,13 @@ cdef class Transport(WSTransport):
     cdef int pass_on(self, object data) except -1:
         self.holds = True
         self._pass_on(data)
-        self.holds = self._tr_get_write_buffer_size() != 0
+        self.holds = self._held_size() != 0
         return 0
 
     cdef int detach(self) except -1:
         """Forget the socket: its number may soon be another's."""
         self.closed = self.holds = True
         self._socket = -1
-        self.io = self._pass_on = self._tr_write = self._tr_get_write_buffer_size = None
+        self.io = self._pass_on = self._held_size = self._tr_write = self._tr_get_write_buffer_size = None
         self.underlying_transport = None
         return 0

@@ -12,25 +12,30 @@ So pipelined answers share a system call, and nothing waits for the application'
 take goes to the loop's transport; until it is through nothing is written past it.
 
 Payloads of LARGE bytes and more are not copied when they need no mask: header and payload leave by one sendmsg().
+
+What is sent to many (`Item`) is put off to the end of the turn: then each connection gets by one system call all that is
+due to it. A connection on which something else is sent, or that closes, takes what is due first, so order holds.
 """
 
 import weakref
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
 from fabric_ext.clock cimport monotonic_ns
-from fabric_ext.mask cimport apply_mask, next_key
+from fabric_ext.fanout cimport FanOut
 from fabric_ext.message cimport MAX_HEADER, write_header
 from fabric_ext.transport cimport Transport
 
 cdef enum:
-    BLOCK = 65536                # the loop's block; also where a writer stops gathering
     FIRST_SIZE = 2048            # what a writer allocates when the loop's block is lent already
     PATIENCE_NS = 50_000         # how long bytes may be gathered while other things are done; SPEC of send()
+    SLICE_NS = 2_000_000         # how long a fan-out may hold up everything else
+    GLANCE = 16                  # receivers between two looks at the clock
+    MAX_NODES = 1 << 18          # 2 MB; more are not put off
 
 
 _writers = weakref.WeakValueDictionary()       # id(loop) -> LoopWriter, which keeps its loop: no id is reused
@@ -51,14 +56,24 @@ def hold_back(loop, int64_t ns):
     return writer
 
 
+cdef class Item:
+    """A message for many connections."""
+
+    cdef int write_to(self, Writer writer) except -1:
+        """Give it to `writer.add_made`."""
+        raise NotImplementedError
+
+
 cdef class LoopWriter:
-    """What the writers of one event loop share: whether a read is being delivered, and which have gathered bytes."""
+    """What the writers of one event loop share: whether a read is being delivered, which have gathered bytes, and
+    what is due to many."""
 
     def __cinit__(self, loop):
         self.loop = loop
         self._call_soon = loop.call_soon
         self.is_closed = loop.is_closed
         self.patience_ns = PATIENCE_NS
+        self.fan_out = FanOut()
         self._spare = <char*>malloc(BLOCK)
         if self._spare == NULL:
             raise MemoryError("cannot allocate the write buffer of an event loop")
@@ -68,7 +83,10 @@ cdef class LoopWriter:
 
     cdef int look(self) except -1:
         """Read the clock, and write what has been gathered for too long."""
-        if monotonic_ns() - self.since >= self.patience_ns:
+        cdef int64_t now = monotonic_ns()
+        if self.due_since and now - self.due_since >= SLICE_NS:
+            self.serve(False)
+        if self._first is not None and now - self.since >= self.patience_ns:
             return self.flush_all()
         self.fresh = True
         return 0
@@ -95,15 +113,50 @@ cdef class LoopWriter:
             self._turn_scheduled = True
         return 0
 
-    cdef int end_read(self) except -1:
-        """All frames of a read have been delivered."""
-        self.reading -= 1
-        return self.flush_all() if self._first is not None else 0
-
     def end_turn(self):
         """The turn of the loop is over."""
         self._turn_scheduled = False
-        self.flush_all()
+        try:
+            self.flush_all()
+        finally:
+            self.serve(False)
+
+    cdef int add_item(self, Item item, Py_ssize_t size) except -1:
+        """Have it served at the end of the turn; its receivers follow, by `add_due(len(fan_out.items) - 1)`."""
+        if self.fan_out.size + size > BLOCK or self.fan_out.count >= MAX_NODES:
+            self.serve(True)
+        if not self.due_since:
+            self.due_since = monotonic_ns()
+        self._schedule_turn()
+        return self.fan_out.add_item(item, size)
+
+    cdef int serve(self, bint whole) except -1:
+        """Write what is due to each connection; unless `whole`, the rest after SLICE_NS follows in the next turn."""
+        cdef FanOut fan_out = self.fan_out
+        cdef int64_t end
+        cdef Writer writer
+        if not self.due_since:
+            return 0
+        end = monotonic_ns() + SLICE_NS
+        while fan_out.served < len(fan_out.receivers):
+            writer = fan_out.receivers[fan_out.served]
+            fan_out.served += 1
+            try:
+                writer.leave()
+            except Exception:                  # as in flush_all
+                pass
+            except BaseException:
+                self._schedule_turn()
+                raise
+            if not whole and fan_out.served % GLANCE == 0 and monotonic_ns() >= end:
+                break
+        if fan_out.served < len(fan_out.receivers):
+            self.due_since = monotonic_ns()
+            return self._schedule_turn()
+        if not fan_out.walks:
+            self.due_since = 0
+            fan_out.clear()
+        return 0
 
 
 cdef class Writer:
@@ -112,24 +165,6 @@ cdef class Writer:
     def __dealloc__(self):
         free(self._out)
         drop(self._unsent, self._unsent_count)
-
-    cdef int append_frame(self, uint8_t first, const char* p, Py_ssize_t n) except -1:
-        """Add one frame to the gathered bytes: `first` is FIN, RSV and opcode. `appended` is to be called next."""
-        cdef uint32_t key = 0
-        cdef uint8_t* at
-        cdef Py_ssize_t size
-        if self._masking:
-            key = next_key()
-        if self._out_size + n + MAX_HEADER > self._out_capacity:
-            self._reserve(n + MAX_HEADER)
-        at = <uint8_t*>self._out + self._out_size
-        size = write_header(at, first, n, self._masking, key)
-        if self._masking:
-            apply_mask(at + size, <const uint8_t*>p, n, key, 0)
-        else:
-            memcpy(at + size, p, n)
-        self._out_size += size + n
-        return 0
 
     cdef int appended(self, object message) except -1:
         """Frames were added, which are the whole of `message` unless it is None: write them now, or let them wait."""
@@ -186,6 +221,7 @@ cdef class Writer:
         """Write one unmasked frame whose payload lies in `payload` and is not copied, if it can leave now."""
         cdef uint8_t header[MAX_HEADER]
         cdef Py_ssize_t size
+        cdef bint returned = False
         if self._corks or self._busy or self._transport.holds or self._out_size:
             self.append_frame(first, p, n)
             return self.appended(message)
@@ -197,11 +233,11 @@ cdef class Writer:
             if self._frame_log is not None:
                 self._note(<char*>header, size)
                 self._note(p, n)
-        except BaseException as error:
-            self.on_write_failed(error)
-            raise
+            returned = True
         finally:
             self._busy = False
+            if not returned:
+                self.on_write_failed()
         if self._transport.lost:
             if message is not None:
                 self.on_unsent([message])
@@ -218,9 +254,11 @@ cdef class Writer:
 
     cdef int _gather_rest(self) except -1:
         """What was sent while the transport was busy, by a finalizer or a signal handler, leaves with the read or the turn."""
-        if self._out_size and not (self._corks or self._is_gathered or self._busy or self._transport.holds):
-            self._gather()
-        return 0
+        if self._out_size == 0 or self._transport is None:
+            return 0
+        if self._corks or self._is_gathered or self._busy or self._transport.holds:
+            return 0
+        return self._gather()
 
     cdef int write_raw(self, const char* p, Py_ssize_t n, object message) except -1:
         """Write the frames of a whole message that are made already, such as those of a broadcast."""
@@ -230,8 +268,56 @@ cdef class Writer:
         return self.appended(message)
 
     cdef int flush(self) except -1:
-        """Write what was gathered."""
+        """Write what was gathered, and what is due."""
+        if self._due:
+            self.take_due()
         return self.flush_with(None)
+
+    cdef int add_due(self, uint32_t item) except -1:
+        """Have an item of the loop's fan-out sent."""
+        cdef FanOut fan_out = self._loop_writer.fan_out
+        cdef uint32_t node = fan_out.new_node(item)
+        if self._due:
+            fan_out.nodes[self._last_due].next = node
+        else:
+            fan_out.receivers.append(self)
+            self._due = node
+        self._last_due = node
+        return 0
+
+    cdef int leave(self) except -1:
+        """Write what is due, as far as nothing asks that it waits."""
+        if self._due:
+            self.take_due()
+            if not self._corks or self._out_size >= BLOCK:
+                return self.flush_with(None)
+        return 0
+
+    cdef int take_due(self) except -1:
+        """Gather what is due: it comes before whatever is sent from now on."""
+        cdef FanOut fan_out = self._loop_writer.fan_out
+        cdef uint32_t at = self._due
+        cdef Item item
+        self._due = 0
+        fan_out.walks += 1
+        try:
+            while at:
+                item = fan_out.items[fan_out.nodes[at].item]
+                item.write_to(self)
+                at = fan_out.nodes[at].next
+        except BaseException:                  # what follows would be one message short
+            self.on_write_failed()
+            raise
+        finally:
+            fan_out.walks -= 1
+        return 0
+
+    cdef int add_made(self, const char* p, Py_ssize_t n, object message) except -1:
+        """Gather the frames of a whole message that are made already; `flush` follows, or `appended`."""
+        self._reserve(n)
+        memcpy(self._out + self._out_size, p, n)
+        self._out_size += n
+        return self._keep(message)
 
     cdef int flush_with(self, object message) except -1:
         """Write what was gathered, whose last bytes are `message`, unless it is None, and are not in the list yet."""
@@ -239,7 +325,7 @@ cdef class Writer:
         cdef Py_ssize_t size = self._out_size, capacity = self._out_capacity
         cdef Gathered* unsent = self._unsent
         cdef Py_ssize_t count = self._unsent_count
-        cdef list lost = None, held = None
+        cdef bint returned = False
         if size == 0 or self._busy or self._transport is None or self._transport.holds:
             return self._keep(message)
         # What is sent while the transport writes, by a collector or a signal handler, must not touch these.
@@ -253,28 +339,34 @@ cdef class Writer:
             self._transport.write(block, size)
             if self._frame_log is not None:
                 self._note(block, size)
-        except BaseException as error:
-            self.on_write_failed(error)
-            raise
+            returned = True
         finally:
             self._busy = False
             self._give_back(block, capacity)
-            if self._transport is not None and self._transport.lost:
-                lost = taken(unsent, count)
-            elif self._transport is not None and self._transport.holds:
-                held = with_ends(unsent, count)
-            elif count:
-                drop(unsent, count)
-        if held is not None:
-            if message is not None:
-                held.append((message, size))
-            self._note_held(held, size)
-        if lost is not None:
-            if message is not None:
-                lost.append(message)
-            self.on_unsent(lost + self.take_unsent())
-            return 0
-        return self._gather_rest() if self._transport is not None else 0
+            if not returned:
+                self._failed(unsent, count)
+        if self._transport is not None and self._transport.lost:
+            return self._lost(unsent, count, message)
+        if self._transport is not None and self._transport.holds:
+            self._note_held(with_ends(unsent, count, message, size), size)
+        elif count:
+            drop(unsent, count)
+        return self._gather_rest()
+
+    cdef int _failed(self, Gathered* unsent, Py_ssize_t count) except -1:
+        """Handing bytes over raised: the messages that were among them are forgotten."""
+        try:
+            self.on_write_failed()
+        finally:
+            drop(unsent, count)
+        return 0
+
+    cdef int _lost(self, Gathered* unsent, Py_ssize_t count, object message) except -1:
+        """The kernel said that the connection is lost: none of this has left."""
+        cdef list messages = taken(unsent, count)
+        if message is not None:
+            messages.append(message)
+        return self.on_unsent(messages + self.take_unsent())
 
     cdef int hand_over(self) except -1:
         """Give what was gathered to the loop's transport, behind what that still holds: it is to be closed."""
@@ -291,7 +383,7 @@ cdef class Writer:
             unsent, count = self._unsent, self._unsent_count
             self._unsent = NULL
             self._unsent_count = self._unsent_capacity = 0
-            self._note_held(with_ends(unsent, count), len(rest))
+            self._note_held(with_ends(unsent, count, None, 0), len(rest))
             if self._frame_log is not None:
                 self._note(rest, len(rest))
             self._transport.pass_on(rest)
@@ -342,20 +434,14 @@ cdef class Writer:
         """The connection is lost, as the kernel said; these were not sent."""
         return 0
 
-    cdef int on_write_failed(self, object error) except -1:
+    cdef int on_write_failed(self) except -1:
         """Handing bytes over raised: nobody knows how many have left."""
         return 0
 
-    cdef int _reserve(self, Py_ssize_t n) except -1:
+    cdef int _grow(self, Py_ssize_t n) except -1:
         cdef Py_ssize_t needed = self._out_size + n
         cdef Py_ssize_t capacity
         cdef char* block
-        if needed <= self._out_capacity:
-            return 0
-        if self._out == NULL and needed <= BLOCK and self._loop_writer._spare != NULL:
-            self._out, self._loop_writer._spare = self._loop_writer._spare, NULL
-            self._out_capacity = BLOCK
-            return 0
         if needed > BLOCK:
             capacity = needed                  # it is written before much is added
         else:
@@ -395,8 +481,10 @@ cdef list taken(Gathered* items, Py_ssize_t count):
     return result
 
 
-cdef list with_ends(Gathered* items, Py_ssize_t count):
-    """The messages as a list, each with the end of its bytes."""
+cdef list with_ends(Gathered* items, Py_ssize_t count, object last, Py_ssize_t end):
+    """The messages as a list, each with the end of its bytes; `last` comes behind them, unless it is None."""
     cdef list result = [(<object>items[i].message, items[i].end) for i in range(count)]
+    if last is not None:
+        result.append((last, end))
     drop(items, count)
     return result

@@ -25,14 +25,15 @@ from typing import Any
 
 import process
 import tools
-from peers import CLIENT_PEERS, FLOOR, SERVER_PEERS, SMALLEST, Peer
+from peers import CLIENT_PEERS, FLOOR, SERVER_PEERS, SMALLEST, UWS, Peer
 from process import Failed, Server, Steps
 
 Figures = dict[str, Any]
 
 ALL = tuple(name for name in SERVER_PEERS if name not in (FLOOR, SMALLEST))
-PYTHON = tuple(name for name in ALL if name not in ("socketify", "ws (Node.js)", "Boost.Beast"))
+PYTHON = tuple(name for name in ALL if name not in ("socketify", UWS, "ws (Node.js)", "Boost.Beast"))
 FABRIC = ("fabric", "fabric callbacks")
+DROP_IN = "fabric.websockets"
 CLOSEST = ("fabric", "fabric callbacks", "picows core", "websockets", "aiohttp")
 
 #: Options of the clients for one need.
@@ -171,7 +172,7 @@ def ping_pong(quick: bool) -> Iterator[Case]:
 
 
 def pipelined(quick: bool) -> Iterator[Case]:
-    peers = (*CLOSEST, "socketify") if quick else ALL
+    peers = (*CLOSEST, "socketify", UWS) if quick else ALL
     yield served("b", "1 × 32 B, depth 64", peers, "echo", "--depth", 64, "--poll")
     if not quick:
         yield served("b", "8 × 32 B, depth 64", peers, "echo", "--depth", 64, "--connections", 8, "--poll")
@@ -354,7 +355,7 @@ def idle(quick: bool) -> Iterator[Case]:
     yield idle_memory("plain, 9000", ("fabric", "fabric callbacks", "picows core", "websockets"), 9000)
     yield idle_memory("TLS, 1000", PYTHON, 1000, "tls")
     yield idle_memory("TLS, 9000", ("fabric",), 9000, "tls")
-    yield idle_memory("plain after one message, 1000", ("fabric", "websockets"), 1000, touch=True)
+    yield idle_memory("plain after one message, 1000", (*FABRIC, "websockets"), 1000, touch=True)
     able = ("fabric", "picows.websockets", "websockets", "aiohttp")
     yield idle_memory("compressed after one message, 1000", able, 1000, "deflate", touch=True)
     yield idle_memory("compressed after one message, 9000", ("fabric",), 9000, "deflate", touch=True)
@@ -387,9 +388,10 @@ def instructions(quick: bool) -> Iterator[Case]:
 
         return once("n", name, peers, measure, {"depth": depth, "tool": "callgrind"})
 
-    yield case("pipelined 1 × 32 B, depth 64", 64, 32, FABRIC if quick else (*FABRIC, "picows core"))
+    peers = (*FABRIC, DROP_IN)
+    yield case("pipelined 1 × 32 B, depth 64", 64, 32, peers if quick else (*peers, "picows core"))
     if not quick:
-        yield case("ping-pong 1 × 32 B", 1, 32, (*FABRIC, "picows core"))
+        yield case("ping-pong 1 × 32 B", 1, 32, (*peers, "picows core"))
 
 
 SLOWED_DOWN = 1000

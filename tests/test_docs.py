@@ -156,7 +156,7 @@ def homes(dotted: str) -> set[str]:
         defining = [cls.__module__ for cls in found.__mro__ if member in vars(cls)]
         return set(defining[:1])
     places = [module for module in sys.modules if module.startswith(("fabric.", "fabric_ext."))]
-    return {module for module in places if getattr(sys.modules[module], owner, None) is found}
+    return {module for module in places if vars(sys.modules[module]).get(owner) is found}
 
 
 def test_the_table_of_names_is_complete_and_true() -> None:

@@ -22,6 +22,7 @@ OPTIONS: dict[str, Any] = {"compression": None, "auto_reconnect": False, "heartb
 
 @pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)  # that of the clients
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.deadline(60)
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 async def test_descriptors_exhausted_on_accept(
     tmp_path: Path, loop: str, stack: contextlib.AsyncExitStack, *, secure: bool
@@ -32,7 +33,7 @@ async def test_descriptors_exhausted_on_accept(
         inside: list[WebSocketClient] = []
         with contextlib.suppress(Exception):
             while len(inside) < ROOM:
-                inside.append(await WebSocketClient.connect(service.url, connection_timeout=3, **options))
+                inside.append(await WebSocketClient.connect(service.url, connection_timeout=5, **options))
                 stack.push_async_callback(inside[-1].close)
         print(f"{len(inside)} clients found room")
         assert 30 < len(inside) < ROOM
@@ -45,10 +46,10 @@ async def test_descriptors_exhausted_on_accept(
         for client in inside[:20]:
             await client.close()
         late = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(25):
             while len(late) < 10:
                 with contextlib.suppress(Exception):
-                    late.append(await WebSocketClient.connect(service.url, connection_timeout=3, **options))
+                    late.append(await WebSocketClient.connect(service.url, connection_timeout=5, **options))
                     stack.push_async_callback(late[-1].close)
         for client in late:
             await client.send(numbered(7))

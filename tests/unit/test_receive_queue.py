@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fabric_ext.receive_queue import ReceiveQueue, iterates_in_c
+from fabric_ext.receive_queue import ReceiveQueue, inherits_in_c
 
 if TYPE_CHECKING:
     import random
@@ -291,7 +291,7 @@ async def test_a_task_stepped_in_place_may_await_anything_next(spawn: Spawn) -> 
         item = await queue.recv()
         await asyncio.sleep(0)
         await event.wait()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             return item, await queue.recv()
 
     task = spawn(receive())
@@ -442,10 +442,10 @@ async def test_wait_for_and_timeout(debug: bool) -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(queue.recv(), 0)
     loop.call_soon(queue._put, 1)
-    assert await asyncio.wait_for(queue.recv(), 5) == 1
+    assert await asyncio.wait_for(queue.recv(), 20) == 1
     queue._put(2)
-    assert await asyncio.wait_for(queue.recv(), 5) == 2
-    async with asyncio.timeout(5):
+    assert await asyncio.wait_for(queue.recv(), 20) == 2
+    async with asyncio.timeout(20):
         loop.call_soon(queue._put, 3)
         assert await queue.recv() == 3
 
@@ -646,11 +646,11 @@ async def test_an_item_goes_to_who_asks_while_a_cancelled_task_has_not_been_told
 
 
 async def test_a_subclass_iterates_by_its_own_or_by_what_it_inherits() -> None:
-    @iterates_in_c
+    @inherits_in_c
     class Inheriting(ReceiveQueue):
         pass
 
-    @iterates_in_c
+    @inherits_in_c
     class Own(ReceiveQueue):
         def __anext__(self) -> Any:
             return asyncio.sleep(0, "its own")
@@ -660,6 +660,31 @@ async def test_a_subclass_iterates_by_its_own_or_by_what_it_inherits() -> None:
         async for item in made:
             assert item == expected
             break
+
+
+def test_what_a_class_inherits_from_a_compiled_one_it_has_as_its_own() -> None:
+    @inherits_in_c
+    class Inheriting(ReceiveQueue):
+        def _finish(self, error: BaseException | None = None) -> None:
+            pass
+
+    class Derived(Inheriting):
+        pass
+
+    loop = asyncio.new_event_loop()
+    assert Inheriting.recv.__objclass__ is Inheriting  # type: ignore[attr-defined]
+    assert inspect.isfunction(Inheriting._finish)
+    for name in ("__reduce__", "__anext__", "__aiter__", "queued"):
+        assert name not in vars(Inheriting)
+    for kind in (ReceiveQueue, Inheriting, Derived):
+        queue = kind(loop)
+        queue._put("item")
+        with pytest.raises(StopIteration) as stopped:
+            queue.recv().send(None)
+        assert stopped.value.value == "item"
+    with pytest.raises(TypeError):
+        Inheriting.recv(ReceiveQueue(loop))  # type: ignore[arg-type]
+    loop.close()
 
 
 async def test_a_task_that_swallows_its_cancellation_receives_on(spawn: Spawn) -> None:

@@ -18,9 +18,11 @@ import pytest
 from fabric_ext.connection import Connection
 from fabric_ext.counters import Counters
 from fabric_ext.deflate import DeflateCodec
+from fabric_ext.message import Message
 from fabric_ext.writer import hold_back
 from support.fake_transport import FakeTransport, in_loop
 from support.frames import BINARY, CLOSE, PING, PONG, TEXT, Wire, decode_all, encode
+from support.kernel import Kernel
 
 if TYPE_CHECKING:
     import random
@@ -48,35 +50,6 @@ class Echo(Connection):
         """Payload and `compress` of what waits in the outbox."""
         kept = [self._outbox_pop() for _ in range(self._outbox_size)]
         return [(message.as_text() if message.is_text else message.as_bytes(), compress) for message, compress in kept]
-
-
-class Kernel:
-    """A pair of sockets: `near` is the connection's, the test reads from the far one."""
-
-    def __init__(self, kind: socket.SocketKind, buffer: int) -> None:
-        self.near, self.far = socket.socketpair(socket.AF_UNIX, kind)
-        for end in (self.near, self.far):
-            end.setblocking(False)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-
-    def take(self) -> list[bytes]:
-        """What was sent since, one item for each system call (of a datagram pair)."""
-        found = []
-        while True:
-            try:
-                found.append(self.far.recv(1 << 20))
-            except BlockingIOError:
-                return found
-
-    def fill(self) -> bytes:
-        """Send until nothing more fits; what that was."""
-        sent = b""
-        while True:
-            try:
-                sent += b"x" * self.near.send(b"x" * 1000)
-            except BlockingIOError:
-                return sent
 
 
 @pytest.fixture
@@ -144,8 +117,8 @@ async def test_fifty_microseconds_of_silence_are_enough(datagrams: Kernel) -> No
     connection = Echo()
     open_on(datagrams, connection, patience=None)
     for payload in numbers(50):
-        sent = time.monotonic_ns()
         connection.send_nowait(payload)
+        sent = time.monotonic_ns()
         assert payloads(datagrams.take()) == [payload]
         while time.monotonic_ns() < sent + 2 * PATIENCE:
             pass
@@ -561,15 +534,18 @@ async def test_a_secure_transport_is_never_written_past(datagrams: Kernel) -> No
 
 
 class Interrupted(FakeTransport):
-    """Calls `interrupt` once, where the transport is asked for its size, which is before each write to the kernel."""
+    """Encrypts, so that all is written through it; calls `interrupt` once, before the next thing that is."""
 
     interrupt: Callable[[], object] | None = None
 
-    def get_write_buffer_size(self) -> int:
+    def __init__(self) -> None:
+        super().__init__(secure=True)
+
+    def write(self, data: Any) -> None:
         if self.interrupt is not None:
             interrupt, self.interrupt = self.interrupt, None
             interrupt()
-        return super().get_write_buffer_size()
+        super().write(bytes(data))
 
 
 @pytest.mark.parametrize("outer", [b"outer", b"o" * 20_000], ids=["small", "large"])
@@ -598,19 +574,6 @@ async def test_what_is_sent_during_a_write_follows_it(outer: bytes, inner: bytes
     transport.lose()
 
 
-async def test_what_is_sent_just_before_the_kernel_is_asked_follows_too(datagrams: Kernel) -> None:
-    connection = Echo()
-    transport = Interrupted(datagrams.near)
-    transport.connect(connection)
-    hold_back(asyncio.get_running_loop(), LONG)
-    for outer in (b"at once", b"gathered"):
-        transport.interrupt = lambda: connection.send_nowait(b"inner")
-        connection.send_nowait(outer)
-        connection.flush()
-        await end_of_turn()
-        assert payloads(datagrams.take()) == [outer, b"inner"]
-
-
 async def test_what_is_sent_during_a_write_that_fills_the_transport_waits_for_it(stream: Kernel) -> None:
     connection = Echo()
     transport = open_on(stream, connection)
@@ -634,14 +597,13 @@ async def test_what_is_sent_during_a_write_that_fills_the_transport_waits_for_it
 
 
 @pytest.mark.parametrize("compressing", [False, True])
-async def test_random_interruptions_keep_the_order(compressing: bool, datagrams: Kernel, rng: random.Random) -> None:
+async def test_random_interruptions_keep_the_order(compressing: bool, rng: random.Random) -> None:
     """Compressed, each message refers to those before it: it can be read in the very order it was compressed in."""
     connection = Echo()
-    transport = Interrupted(datagrams.near)
+    transport = Interrupted()
     transport.connect(connection, codec=DeflateCodec() if compressing else None)
     hold_back(asyncio.get_running_loop(), LONG)
     sent: dict[bytes, int] = {b"outer": 0, b"inner": 0}
-    received = b""
 
     def send(kind: bytes) -> None:
         sent[kind] += 1
@@ -656,13 +618,11 @@ async def test_random_interruptions_keep_the_order(compressing: bool, datagrams:
             connection.flush()
         if rng.random() < 0.3:
             await asyncio.sleep(0)
-        received += b"".join(datagrams.take())
     transport.interrupt = None
     await end_of_turn()
-    received += b"".join(datagrams.take())
     codec = DeflateCodec()
     arrived: dict[bytes, list[int]] = {b"outer": [], b"inner": []}
-    for frame in decode_all(received):
+    for frame in decode_all(transport.output):
         payload = codec.decode(frame.payload, limit=1 << 20) if frame.rsv else frame.payload
         kind, number, _ = payload.split(b" ", 2)
         arrived[kind].append(int(number))
@@ -723,33 +683,23 @@ async def test_what_was_gathered_when_the_transport_goes_comes_back(datagrams: K
     assert connection.messages_sent == 1
 
 
-async def test_what_comes_back_in_two_steps_keeps_its_order(stream: Kernel) -> None:
-    """The kernel refuses the first ones; what is sent while it says so is still gathered when the transport goes."""
-    connection = Echo()
-    transport = Interrupted(stream.near)
-    transport.connect(connection)
-    hold_back(asyncio.get_running_loop(), LONG)
+async def test_what_comes_back_stands_before_what_is_sent_meanwhile(stream: Kernel) -> None:
+    class Meanwhile(Echo):
+        def _on_taken_back(self, message: Any) -> None:
+            self.send_nowait(Message(b"after " + message.as_bytes()))
+
+        def _queue_now(self, message: Any, compress: Any) -> None:
+            self._outbox_push(message, compress)
+
+    connection = Meanwhile()
+    transport = open_on(stream, connection)
     connection._cork(1)
     connection.send_nowait(b"1")
     connection.send_nowait(b"2")
     stream.far.close()
-    transport.interrupt = lambda: connection.send_nowait(b"3")
     connection._cork(-1)
     transport.lose()
-    assert connection.taken_back() == [(b"1", None), (b"2", None), (b"3", None)]
-
-
-async def test_a_message_that_is_sent_at_once_comes_back_before_what_was_sent_meanwhile(stream: Kernel) -> None:
-    connection = Echo()
-    transport = Interrupted(stream.near)
-    transport.connect(connection)
-    hold_back(asyncio.get_running_loop(), LONG)
-    stream.far.close()
-    transport.interrupt = lambda: connection.send_nowait(b"inner")
-    connection.send_nowait(b"outer")
-    assert connection._outbox_size == 2
-    transport.lose()
-    assert connection.taken_back() == [(b"outer", None), (b"inner", None)]
+    assert [payload for payload, _ in connection.taken_back()] == [b"1", b"2", b"after 1", b"after 2"]
 
 
 async def test_what_comes_back_goes_out_by_the_next_session_first(stream: Kernel, datagrams: Kernel) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiofastnet
 
+from fabric._handshake.proxy_header import MAX_HEADER, BadProxyHeader, ProxyHeader, parse_proxy_header
 from fabric._handshake.rules import Rejection
 
 if TYPE_CHECKING:
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
 
     from fabric._handshake.server import PendingHandshakes, ServerHandshake
 
-__all__ = ["Listener", "listen"]
+__all__ = ["Acceptor", "start_accepting"]
 
+LEAST = 0.001  # seconds for a TLS handshake whose time is over
 RETRY = 1.0  # seconds until connections are accepted again after descriptors or memory have run out
 _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
-async def listen(
+async def start_accepting(
     create: Callable[..., Awaitable[asyncio.AbstractServer]],
     *,
     loop: Any,
@@ -36,7 +38,7 @@ async def listen(
     backlog: int,
     tls: dict[str, Any] | None,
     **where: Any,
-) -> Listener:
+) -> Acceptor:
     """Accept connections for `handshakes`.
 
     Args:
@@ -47,11 +49,49 @@ async def listen(
         where: arguments of `create` that say where to listen.
     """
     bound = await create(handshakes.accept, start_serving=False, **where)
-    return Listener(loop, bound, handshakes, backlog, tls)
+    return Acceptor(loop, bound, handshakes, backlog, tls)
 
 
-class Listener:
-    """What `listen` returns."""
+async def _read_proxy_header(loop: Any, sock: socket.socket) -> ProxyHeader:
+    """The PROXY header that comes before TLS. Nothing behind it is taken from the socket.
+
+    Raises:
+        BadProxyHeader: what came is none.
+        ConnectionError: the proxy has left.
+    """
+    buffer = b""
+    while True:
+        await _readable(loop, sock)
+        try:
+            seen = sock.recv(MAX_HEADER - len(buffer), socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            continue
+        if not seen:
+            raise ConnectionResetError("the proxy has left before its header was over")
+        header = parse_proxy_header(buffer + seen)
+        # What is not a whole header yet is a part of it.
+        buffer += sock.recv(len(seen) if header is None else header.size - len(buffer))
+        if header is not None:
+            return header
+
+
+async def _readable(loop: Any, sock: socket.socket) -> None:
+    """Wait until there is something to read, or the end."""
+    waiter = loop.create_future()
+    loop.add_reader(sock.fileno(), _finish, waiter)
+    try:
+        await waiter
+    finally:
+        loop.remove_reader(sock.fileno())
+
+
+def _finish(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+class Acceptor:
+    """What `start_accepting` returns."""
 
     def __init__(
         self,
@@ -161,7 +201,18 @@ class Listener:
     async def _secure(self, sock: socket.socket, handshake: ServerHandshake, tls: dict[str, Any]) -> None:
         """Do the TLS handshake; when it succeeds, aiofastnet tells `handshake` of its transport."""
         try:
+            if handshake.awaits_proxy_header:
+                async with asyncio.timeout(self._handshakes.left(handshake)):
+                    header = await _read_proxy_header(self._loop, sock)
+                if handshake not in self._handshakes:
+                    return  # it took too long, or the server is closed
+                self._handshakes.identify(handshake, header.source)
+                tls = tls | {"ssl_handshake_timeout": self._handshakes.left(handshake) or LEAST}
             await aiofastnet.connect_accepted_socket(self._loop, lambda: handshake, sock, **tls)
+        except BadProxyHeader as error:
+            self._handshakes.dropped(handshake.remote_addr, Rejection(400, str(error)))
+        except Rejection as rejection:
+            self._handshakes.dropped(handshake.remote_addr, rejection)
         except OSError as error:  # the client is gone, speaks no TLS, or takes too long: as health checks do
             self._handshakes.tls_failed(handshake, error)
         finally:
