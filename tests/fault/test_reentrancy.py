@@ -452,6 +452,23 @@ async def send_numbers(end: Any, count: int) -> None:
         await end.send(str(number))
 
 
+@SIDES
+@SECURE
+async def test_what_was_read_before_a_pause_is_delivered_after_it(
+    stack: contextlib.AsyncExitStack, side: str, *, secure: bool
+) -> None:
+    """aiofastnet 1.2 raises where it should go on with what it has decrypted; nothing more comes that would help."""
+    roomy = BackpressureConfig(max_buffer_bytes=10_000_000)
+    async with connected(stack, secure=secure, buffer_size=4, backpressure=roomy) as (client, server_end):
+        sender, receiver = (client, server_end) if side == "client" else (server_end, client)
+        for number in range(400):
+            sender.send_nowait(f"{number}:" + "." * 1000)
+        await until(lambda: receiver.is_reading_paused)
+        await turns()
+        for number in range(400):
+            assert (await receiver.recv()).as_text().partition(":")[0] == str(number)
+
+
 # -- exceptions keep nothing alive
 
 
