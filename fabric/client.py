@@ -79,9 +79,11 @@ class WebSocketClient(BaseConnection):
         "_handshake",
         "_heartbeat",
         "_hurry",
+        "_in_line",
         "_is_handed_over",
         "_judged",
         "_keeps_on",
+        "_line",
         "_on_connect",
         "_on_disconnect",
         "_on_reconnect",
@@ -128,6 +130,8 @@ class WebSocketClient(BaseConnection):
         self._is_handed_over = False  # `connect` has returned it
         self._stopping = False  # close() was called
         self._outage = config.outage
+        self._line = asyncio.Lock()  # of senders that wait for the end of an outage
+        self._in_line = 0  # how many they are
         self._renewed: Session | None = None  # that reconnect() has closed
         self._hurry: asyncio.Event | None = None  # set: the next attempt begins now
         self._connected_waiter: asyncio.Future[None] | None = None  # done when there is a connection, and at the end
@@ -280,7 +284,7 @@ class WebSocketClient(BaseConnection):
                 log(logging.WARNING, "no connection to %s: %s", self._authority, error)
                 failed = await self._search(error)
                 if failed is not None:
-                    raise failed[1] from None
+                    raise fresh(failed[1]) from None
             await self._introduce()
         except BaseException:
             # The caller will not get this client, even if it is connected by now.
@@ -314,7 +318,10 @@ class WebSocketClient(BaseConnection):
             if not callback.done():
                 callback.cancel()
                 await asyncio.wait([callback])
-        callback.result()
+        try:
+            callback.result()
+        finally:
+            del callback  # with an exception in it, it would keep this frame, which keeps it
 
     async def _open(self) -> None:
         began = time.perf_counter()
@@ -401,12 +408,20 @@ class WebSocketClient(BaseConnection):
         by_us = session.closing.began_by == "local" and session is not self._renewed
         return not by_us and self._is_followed(session)
 
-    async def _await_transport(self) -> bool:
+    async def _await_turn(self) -> None:
+        if self._outage == "queue" or not (self._waits_for_transport() or self._in_line):
+            return
         if self._outage == "raise":
             raise self._outage_error()
-        if self._outage == "wait":
-            await self.wait_connected()
-        return self._outage == "wait"
+        self._in_line += 1
+        self._set_waiting(1)  # a later send is not to overtake this one
+        try:
+            async with self._line:
+                while self._waits_for_transport():
+                    await self.wait_connected()
+        finally:
+            self._in_line -= 1
+            self._set_waiting(-1)
 
     def _queue_now(self, message: Any, compress: bool | None) -> None:
         if self._outage != "queue" and self._waits_for_transport():
@@ -446,6 +461,9 @@ class WebSocketClient(BaseConnection):
         self._schedule.disconnected(self._loop_time())
         if self._is_followed(session):
             self._report_loss(logging.WARNING, "reconnecting", loss)
+            if self._cut_off_messages:
+                count = len(self._cut_off_messages)
+                log(logging.WARNING, "%d messages to %s were cut off; they are not sent again", count, self._authority)
             self._lose()
             if self._backpressure is not None:
                 self._backpressure.let_in()  # an outage has room up to the limits
@@ -577,7 +595,7 @@ class WebSocketClient(BaseConnection):
 
     def _give_up(self, why: str, cause: BaseException | None) -> None:
         log(logging.WARNING, "%s: %s", why, cause)
-        undelivered = self._empty_outbox()
+        undelivered = self._take_undelivered()
         self._undelivered += undelivered
         error = ReconnectTimeout(why, attempts=self._schedule.attempts, undelivered=undelivered, cause=cause)
         self._given_up = error

@@ -349,7 +349,8 @@ class WebSocketServer:
     def _descriptors(self) -> list[int]:
         """The file descriptors of its sockets, those that listen and those of connections."""
         handshakes = [] if self._handshakes is None else self._handshakes.sockets()
-        mine = [sock.fileno() for sock in (*self.sockets, *handshakes) if sock is not None]
+        mine = [] if self._listener is None else self._listener.descriptors
+        mine += [sock.fileno() for sock in handshakes if sock is not None]
         return mine + [number for client in self._connections() for number in client._descriptors()]
 
     async def serve_forever(self) -> None:

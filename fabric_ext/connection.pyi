@@ -150,6 +150,9 @@ class Connection(SessionUser):
     def _flush_outbox(self) -> None:
         """Write what waits in the outbox, as far as the transport takes it."""
 
+    def _keep_backpressure(self, controller: Any) -> Any:
+        """Count in `controller` from now on, unless there is one already; return the one that counts."""
+
     def _set_waiting(self, change: int) -> None:
         """One sender more, or one less, waits for room in the outbox."""
 

@@ -18,12 +18,12 @@ from cython cimport final, freelist, unlikely
 from fabric_ext.awaitable cimport (PYGEN_ERROR, PYGEN_RETURN, PySendResult, reraise, sendfunc, set_send, step,
                                    take_reference, throw)
 from fabric_ext.counters cimport Counters
-from fabric_ext.message cimport K_BINARY, K_TEXT, Message, new_message
+from fabric_ext.message cimport K_BINARY, K_TEXT, Message
 from fabric_ext.protocol cimport CLOSE_BEGUN, CLOSED, ENDED, LOST, OPEN, OPENED, next_state
 from fabric_ext.receive_queue cimport Recv
 from fabric_ext.ring cimport Ring
 from fabric_ext.session cimport (PARTS, QUEUE_FULL, SKIP, SKIP_THEN_PARTS, WHOLE, Part, Session, SessionUser,
-                                 new_part)
+                                 message_of, new_part)
 
 from fabric_ext.protocol import State
 
@@ -402,6 +402,12 @@ cdef class Connection(SessionUser):
         self._outbox_bytes += len(message)
         self.update_sendable()
 
+    def _keep_backpressure(self, controller not None):
+        """Count in `controller` from now on, unless there is one already; return the one that counts."""
+        if self._backpressure is None:             # in C: no signal handler that sends comes between
+            self._backpressure = controller
+        return self._backpressure
+
     def _set_waiting(self, int change):
         """One sender more, or one less, waits for room in the outbox."""
         self._waiting += change
@@ -454,8 +460,7 @@ cdef class Connection(SessionUser):
         cdef list waiting = [self._outbox.pop() for _ in range(self._taken_back)]
         cdef Message message
         for item in messages:
-            data, compress = item if type(item) is tuple else (item, None)
-            message = data if type(data) is Message else new_message(K_TEXT if isinstance(data, str) else K_BINARY, data)
+            message, compress = message_of(item)
             waiting.append(message if compress is None else (message, compress))
             self._outbox_bytes += len(message)
             self.messages_sent -= 1

@@ -46,6 +46,9 @@ cdef class CloseHandshake:
     cdef readonly uint64_t oversize      # bytes that a message refused with 1009 has, or has at least
 
 
+cdef tuple message_of(object item)
+
+
 cdef class SessionUser(ReceiveQueue):
     cdef Counters _counters      # shared with the other connections of the owner
     cdef readonly long long messages_received  # these over all sessions
@@ -97,6 +100,8 @@ cdef class Session(Writer):
     cdef Py_ssize_t _unsent_bytes      # at the latest look of the timer
     cdef int _quiet_looks        # in a row at which the peer had taken nothing
     cdef public Py_ssize_t cut_off_bytes     # that the peer had not taken when the transport was dropped
+    cdef Py_ssize_t _dropped     # bytes that the loop's transport held when it was dropped
+    cdef list cut_off            # after the end: messages whose end has not left; None
     cdef double close_timeout
 
     # a message that is being sent in parts
@@ -159,6 +164,8 @@ cdef class Session(Writer):
     cdef int watch(self) except -1
     @final
     cdef Py_ssize_t unsent(self) except -1
+    @final
+    cdef Py_ssize_t not_taken(self) noexcept
     @final
     cdef int pause(self, int reason) except -1
     @final

@@ -9,6 +9,9 @@ from fabric_ext.receive_queue import ReceiveQueue
 from fabric_ext.throttle import Throttle
 from fabric_ext.writer import Writer
 
+def stop_loop(loop: asyncio.AbstractEventLoop, error: BaseException) -> None:
+    """Have `error`, KeyboardInterrupt or SystemExit, end `loop.run_forever()`."""
+
 @final
 class Part:
     """One part of a message that is received as a stream."""
@@ -215,6 +218,9 @@ class Session(Writer):
 
     def _abort(self, cause: BaseException | None = None) -> None:
         """Drop the transport now, whatever it still holds; `cause` explains why, where nothing else does."""
+
+    def _cut_off(self) -> tuple[Message, ...]:
+        """The messages of which a part has left, but not the end: the peer cannot have them."""
 
     def _release_codec(self) -> None:
         """Give back the memory of compression that an idle connection need not keep."""

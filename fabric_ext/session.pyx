@@ -20,7 +20,7 @@ from fabric_ext.counters cimport Counters
 from fabric_ext.deflate cimport Codec
 from fabric_ext.frames cimport (BAD_COMPRESSION, BAD_UTF8, CALLBACK_FAILED, D_CONTROL, D_DATA, D_MESSAGE, D_MORE,
                                 RATE_EXCEEDED, READ_FAILED, TOO_LARGE, TOO_MANY_FRAGMENTS, Decoder)
-from fabric_ext.message cimport K_CLOSE, K_CONTINUATION, K_PING, K_PONG, K_TEXT, Message, new_message
+from fabric_ext.message cimport K_BINARY, K_CLOSE, K_CONTINUATION, K_PING, K_PONG, K_TEXT, Message, new_message
 from fabric_ext.protocol cimport MAX_REASON, CloseFrame, fault_code, fault_text, read_close
 from fabric_ext.read_buffer cimport Block, read_buffer_of
 from fabric_ext.throttle cimport ADMIT, CLOSE, DROP, HELD, Throttle
@@ -71,6 +71,7 @@ ctypedef int (*Unchecked)(Session, Block, Py_ssize_t) noexcept
 cdef enum:
     LOOKS = 10                   # at what is unsent, in each `close_timeout`
     DONE_CHECK = 1               # seconds between two looks whether a peer that is not read from has left
+    TLS_OVERHEAD = 64            # bytes of a record beside its payload, at most
 
 
 cdef object raised():
@@ -100,6 +101,26 @@ cdef class CloseHandshake:
 
     def __cinit__(self):
         self.reason = self.sent_reason = self.received_reason = ""
+
+
+def stop_loop(loop, error):
+    """Have `error`, KeyboardInterrupt or SystemExit, end `loop.run_forever()`.
+
+    A transport that calls a protocol may keep what that raises, as uvloop's do. A callback of the loop is not kept from it.
+    """
+    loop.call_soon(_raise, error)
+
+
+def _raise(error):
+    raise error
+
+
+cdef tuple message_of(object item):
+    """What was sent, as (Message, compress); `item` is a str, bytes or Message, in a tuple where it has a `compress`."""
+    data, compress = item if type(item) is tuple else (item, None)
+    if type(data) is not Message:
+        data = new_message(K_TEXT if isinstance(data, str) else K_BINARY, data)
+    return data, compress
 
 
 cdef class SessionUser(ReceiveQueue):
@@ -268,6 +289,7 @@ cdef class Session(Writer):
         self._transport.holds = self._transport.io.get_write_buffer_size() != 0
         if self._transport.holds:
             return                                 # again: it will call again
+        self._held = None
         user.begin_delivery()
         self.flush()
         self.send_pong()
@@ -293,6 +315,7 @@ cdef class Session(Writer):
         self._timer = self._end_check = None
         if self._due:
             self.take_due()
+        self.cut_off = self.take_held(self.not_taken())
         unsent = self.take_unsent()
         self._transport.detach()
         if self._throttle is not None:
@@ -505,12 +528,15 @@ cdef class Session(Writer):
         cdef SessionUser user = self._user
         self._in_user = self.gathering = False
         try:
-            self.fail(CALLBACK_FAILED if in_callback else READ_FAILED, error)
-        finally:
-            if not isinstance(error, (Exception, asyncio.CancelledError, GeneratorExit)):
-                raise error
-            if user is not None:
-                user._on_failed(error, in_callback)
+            try:
+                self.fail(CALLBACK_FAILED if in_callback else READ_FAILED, error)
+            finally:
+                if not isinstance(error, (Exception, asyncio.CancelledError, GeneratorExit)):
+                    raise error
+                if user is not None:
+                    user._on_failed(error, in_callback)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            stop_loop(self._loop, stop)
         return 0
 
     # ------------------------------------------------------------------ when the socket is not read
@@ -897,8 +923,19 @@ cdef class Session(Writer):
 
     cdef int _abort_now(self) except -1:
         if self._transport is not None and not self._transport.closed:
+            if self._dropped == 0:
+                self._dropped = self._transport.io.get_write_buffer_size()
             self._transport.io.abort()
         return 0
+
+    cdef Py_ssize_t not_taken(self) noexcept:
+        """Bytes given to the loop's transport, at least, that it has not given to the kernel."""
+        if self._resuming or not self._transport.holds:
+            return 0
+        if self._transport.is_secure:
+            # These are encrypted: records of up to 16 KB, each with so much around it at most.
+            return max(self._dropped - TLS_OVERHEAD * (self._dropped // 16384 + 2), 1)
+        return max(self._dropped, 1)               # where the peer has dropped it: one, the transport does not say
 
     def _abort(self, cause=None):
         """Drop the transport now, whatever it still holds; `cause` explains why, where nothing else does."""
@@ -939,6 +976,10 @@ cdef class Session(Writer):
     @property
     def has_partial_message(self):
         return self.in_message()
+
+    def _cut_off(self):
+        """The messages of which a part has left, but not the end: the peer cannot have them."""
+        return tuple(message_of(item)[0] for item in self.cut_off or ())
 
     def _release_codec(self):
         """Give back the memory of compression that an idle connection need not keep."""

@@ -13,6 +13,11 @@ cdef enum:
     LARGE = 8192                 # payloads from here on are written from where they lie
 
 
+cdef struct Gathered:
+    PyObject* message            # owned
+    Py_ssize_t end               # of its bytes among those gathered
+
+
 cdef class Writer
 
 
@@ -79,9 +84,11 @@ cdef class Writer:
     cdef char* _out
     cdef Py_ssize_t _out_size
     cdef Py_ssize_t _out_capacity
-    cdef PyObject** _unsent      # owned references: the messages that are wholly among the gathered bytes
+    cdef Gathered* _unsent       # the messages that are wholly among the gathered bytes
     cdef Py_ssize_t _unsent_count
     cdef Py_ssize_t _unsent_capacity
+    cdef list _held              # of what the kernel has not taken whole: (message, end of its bytes); None
+    cdef Py_ssize_t _held_size   # its bytes, with those that the kernel did take
 
     @final
     cdef inline int append_frame(self, uint8_t first, const char* p, Py_ssize_t n) except -1:
@@ -125,13 +132,17 @@ cdef class Writer:
     @final
     cdef int _forget_unsent(self) except -1
     @final
-    cdef int _lost(self, PyObject** unsent, Py_ssize_t count, object message) except -1
+    cdef int _lost(self, Gathered* unsent, Py_ssize_t count, object message) except -1
     @final
-    cdef int _failed(self, PyObject** unsent, Py_ssize_t count) except -1
+    cdef int _failed(self, Gathered* unsent, Py_ssize_t count) except -1
     @final
     cdef int _note(self, const char* p, Py_ssize_t n) except -1
     @final
     cdef list take_unsent(self)
+    @final
+    cdef list take_held(self, Py_ssize_t left)
+    @final
+    cdef int _note_held(self, list messages, Py_ssize_t size) except -1
     @final
     cdef inline int _keep(self, object message) except -1
     @final

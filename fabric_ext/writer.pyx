@@ -196,16 +196,17 @@ cdef class Writer:
             if self._unsent_count == self._unsent_capacity:
                 self._grow_unsent()
             Py_INCREF(message)                 # held by the array
-            self._unsent[self._unsent_count] = <PyObject*>message
+            self._unsent[self._unsent_count].message = <PyObject*>message
+            self._unsent[self._unsent_count].end = self._out_size
             self._unsent_count += 1
         return 0
 
     cdef int _grow_unsent(self) except -1:
         cdef Py_ssize_t capacity = max(2 * self._unsent_capacity, 8)
-        cdef void* grown = realloc(self._unsent, capacity * sizeof(PyObject*))
+        cdef void* grown = realloc(self._unsent, capacity * sizeof(Gathered))
         if grown == NULL:
             raise MemoryError("cannot remember what is sent")
-        self._unsent = <PyObject**>grown
+        self._unsent = <Gathered*>grown
         self._unsent_capacity = capacity
         return 0
 
@@ -237,8 +238,11 @@ cdef class Writer:
             self._busy = False
             if not returned:
                 self.on_write_failed()
-        if self._transport.lost and message is not None:
-            self.on_unsent([message])
+        if self._transport.lost:
+            if message is not None:
+                self.on_unsent([message])
+        elif self._transport.holds and message is not None:
+            self._note_held([(message, size + n)], size + n)
         return self._gather_rest()
 
     cdef int make_way(self) except -1:
@@ -319,7 +323,7 @@ cdef class Writer:
         """Write what was gathered, whose last bytes are `message`, unless it is None, and are not in the list yet."""
         cdef char* block = self._out
         cdef Py_ssize_t size = self._out_size, capacity = self._out_capacity
-        cdef PyObject** unsent = self._unsent
+        cdef Gathered* unsent = self._unsent
         cdef Py_ssize_t count = self._unsent_count
         cdef bint returned = False
         if size == 0 or self._busy or self._transport is None or self._transport.holds:
@@ -343,11 +347,13 @@ cdef class Writer:
                 self._failed(unsent, count)
         if self._transport is not None and self._transport.lost:
             return self._lost(unsent, count, message)
-        if count:
+        if self._transport is not None and self._transport.holds:
+            self._note_held(with_ends(unsent, count, message, size), size)
+        elif count:
             drop(unsent, count)
         return self._gather_rest()
 
-    cdef int _failed(self, PyObject** unsent, Py_ssize_t count) except -1:
+    cdef int _failed(self, Gathered* unsent, Py_ssize_t count) except -1:
         """Handing bytes over raised: the messages that were among them are forgotten."""
         try:
             self.on_write_failed()
@@ -355,7 +361,7 @@ cdef class Writer:
             drop(unsent, count)
         return 0
 
-    cdef int _lost(self, PyObject** unsent, Py_ssize_t count, object message) except -1:
+    cdef int _lost(self, Gathered* unsent, Py_ssize_t count, object message) except -1:
         """The kernel said that the connection is lost: none of this has left."""
         cdef list messages = taken(unsent, count)
         if message is not None:
@@ -365,6 +371,8 @@ cdef class Writer:
     cdef int hand_over(self) except -1:
         """Give what was gathered to the loop's transport, behind what that still holds: it is to be closed."""
         cdef bytes rest
+        cdef Gathered* unsent
+        cdef Py_ssize_t count
         self.flush()
         if self._out_size and self._transport is not None and not self._busy:
             rest = self._out[:self._out_size]
@@ -372,11 +380,32 @@ cdef class Writer:
             self._give_back(self._out, self._out_capacity)
             self._out = NULL
             self._out_capacity = 0
-            self._forget_unsent()
+            unsent, count = self._unsent, self._unsent_count
+            self._unsent = NULL
+            self._unsent_count = self._unsent_capacity = 0
+            self._note_held(with_ends(unsent, count, None, 0), len(rest))
             if self._frame_log is not None:
                 self._note(rest, len(rest))
             self._transport.pass_on(rest)
         return 0
+
+    cdef int _note_held(self, list messages, Py_ssize_t size) except -1:
+        """The loop's transport keeps some of `size` bytes, in which `messages` end: behind what it keeps already."""
+        if self._held is None:
+            self._held = []
+            self._held_size = 0
+        for message, end in messages:
+            self._held.append((message, self._held_size + end))
+        self._held_size += size
+        return 0
+
+    cdef list take_held(self, Py_ssize_t left):
+        """The messages whose ends are among the last `left` bytes that were given to the loop's transport."""
+        cdef list held = self._held
+        self._held = None
+        if held is None:
+            return []
+        return [message for message, end in held if end > self._held_size - left]
 
     cdef int _note(self, const char* p, Py_ssize_t n) except -1:
         """Tell the log of frames that these bytes were handed over."""
@@ -386,7 +415,7 @@ cdef class Writer:
 
     cdef list take_unsent(self):
         """The messages that are gathered and will not be written any more, oldest first; the bytes are dropped."""
-        cdef list messages = [<object>self._unsent[i] for i in range(self._unsent_count)]
+        cdef list messages = [<object>self._unsent[i].message for i in range(self._unsent_count)]
         self._forget_unsent()
         self._out_size = 0
         self._give_back(self._out, self._out_capacity)
@@ -395,7 +424,7 @@ cdef class Writer:
         return messages
 
     cdef int _forget_unsent(self) except -1:
-        cdef PyObject** unsent = self._unsent
+        cdef Gathered* unsent = self._unsent
         cdef Py_ssize_t count = self._unsent_count
         self._unsent = NULL
         self._unsent_count = self._unsent_capacity = 0
@@ -436,17 +465,26 @@ cdef class Writer:
         free(block)
 
 
-cdef int drop(PyObject** items, Py_ssize_t count) except -1:
-    """Let go of an array of references; each may run anything."""
+cdef int drop(Gathered* items, Py_ssize_t count) except -1:
+    """Let go of an array of messages; each may run anything."""
     cdef Py_ssize_t i
     for i in range(count):
-        Py_DECREF(<object>items[i])
+        Py_DECREF(<object>items[i].message)
     free(items)
     return 0
 
 
-cdef list taken(PyObject** items, Py_ssize_t count):
-    """The same as a list."""
-    cdef list result = [<object>items[i] for i in range(count)]
+cdef list taken(Gathered* items, Py_ssize_t count):
+    """The messages as a list."""
+    cdef list result = [<object>items[i].message for i in range(count)]
+    drop(items, count)
+    return result
+
+
+cdef list with_ends(Gathered* items, Py_ssize_t count, object last, Py_ssize_t end):
+    """The messages as a list, each with the end of its bytes; `last` comes behind them, unless it is None."""
+    cdef list result = [(<object>items[i].message, items[i].end) for i in range(count)]
+    if last is not None:
+        result.append((last, end))
     drop(items, count)
     return result

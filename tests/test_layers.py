@@ -40,7 +40,8 @@ LAYERS = {
         fabric._connection.callbacks fabric._connection.fork
         fabric._connection.base fabric._connection
         fabric._handshake.tls fabric._handshake.response_reader fabric._handshake.socks fabric._handshake.dial
-        fabric._handshake.client fabric._handshake.server fabric._handshake.tls_listener fabric._handshake
+        fabric._handshake.client fabric._handshake.server fabric._handshake.acceptor
+        fabric._handshake
         fabric._client.heartbeats fabric._client.report fabric._client fabric.client
         fabric.router fabric.auth fabric._server.listening fabric._server.dashboard fabric._server
         fabric.broker fabric.topics fabric.server fabric.runner fabric.websockets

@@ -13,6 +13,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from fabric._connection.events import FrameLog, log_event
@@ -51,6 +52,9 @@ Sendable = str | bytes | bytearray | memoryview | Message
 receive_queue.bind_errors(concurrent_recv=InvalidState)
 connection.bind_errors(wrong_place=InvalidState)
 
+# The messages in parts whose iterators led here: the context of a task is that of the code which made it.
+_parts_around: ContextVar[tuple[object, ...]] = ContextVar("messages in parts", default=())
+
 MAX_REASON = 123  # bytes of UTF-8 (RFC 6455 §5.5: 125 less the close code)
 MAX_PING = 125  # bytes (RFC 6455 §5.5)
 
@@ -69,6 +73,7 @@ class BaseConnection(Connection):
         "_close_reason",
         "_closed_waiter",
         "_config",
+        "_cut_off_messages",
         "_id",
         "_latency",
         "_local_addr",
@@ -78,7 +83,7 @@ class BaseConnection(Connection):
         "_metrics",
         "_on_loss",
         "_parts_lock",
-        "_parts_task",
+        "_parts_now",
         "_pulse",
         "_remote_addr",
         "_subprotocol",
@@ -119,9 +124,10 @@ class BaseConnection(Connection):
         self._local_addr: Any = None
         self._remote_addr: Any = None
         self._parts_lock: asyncio.Lock | None = None
-        self._parts_task: asyncio.Task[Any] | None = None  # that sends a message in parts
+        self._parts_now: object | None = None  # stands for the message that is being sent in parts
         self._pulse: LivenessProbe | None = None  # while the heartbeat watches this connection
         self._undelivered: tuple[Message, ...] = ()
+        self._cut_off_messages: tuple[Message, ...] = ()  # of the latest session: a part of each has left, not the end
         self._writable_waiters: list[asyncio.Future[None]] | None = None
 
     def _open_session(
@@ -257,7 +263,10 @@ class BaseConnection(Connection):
 
     @property
     def undelivered(self) -> tuple[Message, ...]:
-        """After the end: the messages that were accepted and never written, oldest first."""
+        """After the end: the messages that were accepted and cannot have arrived, oldest first.
+
+        Those that were not written, and those that were cut off before their end was.
+        """
         return self._undelivered
 
     @property
@@ -268,9 +277,10 @@ class BaseConnection(Connection):
     @property
     def backpressure(self) -> BackpressureController:
         """What bounds the messages accepted and not yet written."""
-        if self._backpressure is None:
-            self._backpressure = BackpressureController(self._backpressure_config)
-        controller: BackpressureController = self._backpressure
+        controller: BackpressureController | None = self._backpressure
+        if controller is None:
+            controller = self._keep_backpressure(BackpressureController(self._backpressure_config))
+            assert controller is not None
         return controller
 
     def __repr__(self) -> str:
@@ -305,6 +315,8 @@ class BaseConnection(Connection):
             TypeError: an item is neither text nor binary, or they are mixed; the connection is closed with 1011 if
                 some have been sent.
             ConnectionClosed: the connection ended before the last one was sent.
+            InvalidState: it is called by the iterable of another message in parts, or by a task made there, while that
+                message is being sent.
         """
         await self._counted(self._send_parts(parts, compress))
 
@@ -351,13 +363,13 @@ class BaseConnection(Connection):
 
     async def _send_when_possible(self, message: Message, compress: bool | None) -> None:
         self._check_sending()
-        while self._waits_for_transport() and await self._await_transport():
-            self._check_sending()
+        await self._await_turn()
+        self._check_sending()
         size = len(message)
         while self._waits_for_transport() and self.backpressure.waking:
             await asyncio.sleep(0)  # tasks that were admitted when the connection was lost go first
             self._check_sending()
-        if self._waits_for_transport():
+        if self._waits_for_transport() or self._waits_for_itself:
             if self.backpressure.waiting or not self.backpressure.try_acquire(size):
                 raise self.backpressure.full_error()
             self._outbox_push(message, compress)
@@ -401,9 +413,8 @@ class BaseConnection(Connection):
         """Is there no transport now, and will there be one?"""
         return False
 
-    async def _await_transport(self) -> bool:
-        """During an outage: return False to have a message queued; else wait for its end, or raise."""
-        return False
+    async def _await_turn(self) -> None:
+        """In an outage: return to have a message queued; else wait for its end, behind those who wait, or raise."""
 
     async def _send_parts(self, parts: Iterable[Any] | AsyncIterable[Any], compress: bool | None) -> None:
         """Send the items of `parts` as one message, each as a frame, or as several where `fragment_size` says so.
@@ -412,10 +423,12 @@ class BaseConnection(Connection):
         """
         if self._parts_lock is None:
             self._parts_lock = asyncio.Lock()
-        if self._parts_task is asyncio.current_task():
+        if self._is_within_parts:
             raise InvalidState("a part of a message cannot be a message of its own", state=self.state.name)
         async with self._parts_lock:
-            self._parts_task = asyncio.current_task()
+            self._parts_now = object()
+            outer = _parts_around.get()
+            _parts_around.set((*outer, self._parts_now))
             opcode: int | None = None
             pending: bytes | None = None
             session: Session | None = None  # that the first part went out by
@@ -439,18 +452,31 @@ class BaseConnection(Connection):
                     self._begin_closing(1011, "message abandoned half-way")
                 raise
             finally:
-                self._parts_task = None
+                self._parts_now = None
+                _parts_around.set(outer)
                 if session is not None and session is self._session_now:
                     self._end_parts()
+
+    @property
+    def _is_within_parts(self) -> bool:
+        """Is this called by the iterator whose parts are being sent, or by a task that it has made?"""
+        return self._parts_now is not None and self._parts_now in _parts_around.get()
+
+    @property
+    def _waits_for_itself(self) -> bool:
+        """Would there be room in the outbox only when the message has been sent whose iterator asks for it?"""
+        session = self._session_now
+        return session is not None and session.is_sending_parts and self._is_within_parts
 
     async def _write_next_part(
         self, opcode: int, payload: bytes, session: Session | None, compress: bool | None, *, final: bool
     ) -> Session:
         """Write one part, the first one if `session` is None; return the session that it went out by."""
         if session is None:
+            await self._await_turn()
             while self._waits_for_transport() or (self._is_open and (self._is_blocked or self._outbox_size)):
-                if not (self._waits_for_transport() and await self._await_transport()):
-                    await self._writable()
+                await self._writable()
+                await self._await_turn()
         else:
             while self._session_now is session and self._is_open and session.is_blocked:
                 await self._writable()
@@ -659,6 +685,7 @@ class BaseConnection(Connection):
         """`session` has ended: settle the close code, and fail whatever waited for its transport."""
         error = self._loss = loss_of(session, self._config.max_message_size)
         self._close_code, self._close_reason = error.code, error.reason
+        self._cut_off_messages = session._cut_off()
         if session.cut_off_bytes:
             self._logger.warning(
                 "connection %s: %d bytes were not delivered, the peer took none within %g seconds",
@@ -683,12 +710,15 @@ class BaseConnection(Connection):
         """The connection is closed for good: receivers get what is queued, then `error` if there is one."""
         if self._backpressure is not None:
             self._backpressure.abort(self._closed_error)
-        if self._outbox_size:
-            self._undelivered += self._empty_outbox()
+        self._undelivered += self._take_undelivered()
         self._on_writable()
         if self._closed_waiter is not None and not self._closed_waiter.done():
             self._closed_waiter.set_result(None)
         self._finish(error)  # last: a task that waits in recv() is resumed right in there
+
+    def _take_undelivered(self) -> tuple[Message, ...]:
+        cut_off, self._cut_off_messages = self._cut_off_messages, ()
+        return cut_off + self._empty_outbox()
 
     def _empty_outbox(self) -> tuple[Message, ...]:
         """Take out what was accepted and not written."""

@@ -20,6 +20,7 @@ from fabric._version import VERSION
 from fabric.compression import HEADER as EXTENSIONS
 from fabric.compression import accept_answer, make_offer
 from fabric.error import HandshakeFailed, Timeout
+from fabric_ext.receive_queue import fresh
 
 if TYPE_CHECKING:
     from fabric._http.url import Url
@@ -141,7 +142,7 @@ async def _follow(config: ClientConfig, accepted: Accepted, progress: Progress) 
     while (redirect := await _attempt(address, config, accepted, progress)) is not None:
         # A socket or a path that was given leads to one server, whatever name the redirect has.
         if config.sock is not None or config.unix_path is not None or not config.max_redirects:
-            raise redirect
+            raise fresh(redirect)
         if followed == config.max_redirects:
             raise _not_followed(redirect, f"more than {followed} redirects")
         address = _target(address, redirect)
@@ -152,7 +153,7 @@ def _target(address: Url, redirect: HandshakeFailed) -> Url:
     """Where `redirect`, the answer of `address`, leads."""
     location = None if redirect.headers is None else redirect.headers.get("Location")
     if location is None:
-        raise redirect
+        raise fresh(redirect)
     try:
         return address.join(location)
     except ValueError as error:

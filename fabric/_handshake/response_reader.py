@@ -39,7 +39,8 @@ class ResponseReader(asyncio.Protocol):
         self._buffer = b""
         self._head = ResponseHead()
         self._refused: tuple[int, HeaderMap] | None = None  # while the body is being read
-        self._outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # None once it is known: with an exception in it, it would keep the frames which that went through.
+        self._outcome: asyncio.Future[None] | None = asyncio.get_running_loop().create_future()
         self.transport: Any = None
 
     # -- for the caller
@@ -51,19 +52,28 @@ class ResponseReader(asyncio.Protocol):
             HandshakeFailed: it was not.
             ConnectionFailed: there was none.
         """
-        await self._outcome
+        assert self._outcome is not None
+        try:
+            await self._outcome
+        finally:
+            self._outcome = None
 
     def abort(self) -> None:
         """Give up: drop the transport, if there is one."""
-        if self._outcome.done() and not self._outcome.cancelled():
-            self._outcome.exception()  # or the loop would report that nobody asked
-        self._outcome.cancel()
+        if self._outcome is not None:
+            if self._outcome.done() and not self._outcome.cancelled():
+                self._outcome.exception()  # or the loop would report that nobody asked
+            self._outcome.cancel()
         if self.transport is not None:
             self.transport.abort()
 
     def refusal_so_far(self) -> HandshakeFailed | None:
         """The refusal whose body has not come to its end, if there is one."""
         return None if self._refused is None else self._refusal(*self._refused, self._body(ended=True) or b"")
+
+    @property
+    def _is_over(self) -> bool:
+        return self._outcome is None or self._outcome.done()
 
     # -- for subclasses
 
@@ -79,7 +89,7 @@ class ResponseReader(asyncio.Protocol):
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        if self._outcome.done():
+        if self._is_over:
             return
         self._buffer += data
         try:
@@ -96,7 +106,7 @@ class ResponseReader(asyncio.Protocol):
         self._ended(exc)
 
     def _ended(self, exc: Exception | None) -> None:
-        if self._outcome.done():
+        if self._is_over:
             return
         if self._refused is not None:
             self._read_body(ended=True)
@@ -109,7 +119,7 @@ class ResponseReader(asyncio.Protocol):
         self._fail(ConnectionFailed(text, url=self._url))
 
     def _fail(self, error: Exception) -> None:
-        if not self._outcome.done():
+        if self._outcome is not None and not self._outcome.done():
             self._outcome.set_exception(error)
         self.transport.abort()
 
@@ -128,7 +138,7 @@ class ResponseReader(asyncio.Protocol):
             if self._is_success(head.status):
                 rest, self._buffer = self._buffer, b""
                 self._accept(head, rest)
-                if not self._outcome.done():
+                if self._outcome is not None and not self._outcome.done():
                     self._outcome.set_result(None)
                 return False
             if head.status >= 200 or head.status == 101:  # others are interim, RFC 9110 §15.2

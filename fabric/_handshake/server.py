@@ -21,6 +21,8 @@ from fabric._handshake.proxy_header import BadProxyHeader, parse_proxy_header
 from fabric._handshake.rules import HEAD_END, RETRY_AFTER, Rejection, check_upgrade, rejection_of, unavailable
 from fabric._http.messages import Request, as_response
 from fabric_ext.http_head import RequestHead
+from fabric_ext.receive_queue import fresh
+from fabric_ext.session import stop_loop
 
 if TYPE_CHECKING:
     from fabric._http.messages import Response
@@ -119,7 +121,7 @@ class PendingHandshakes:
         self.check_descriptor(descriptor)
         handshake.remote_addr = peer
         if self._closed is not None:
-            raise self._closed
+            raise fresh(self._closed)
         if len(self._pending) >= self._max:
             raise unavailable(f"{self._max} connections are in their opening handshake")
         if self._is_proxy(peer):
@@ -378,7 +380,9 @@ class ServerHandshake(asyncio.Protocol):
         # Also CancelledError, which is that of something the application waited for: nobody cancels this here.
         self._handshakes.logger.error("the opening handshake failed", exc_info=error)
         self.refuse(Rejection(500, "internal error"))
-        if not isinstance(error, (Exception, asyncio.CancelledError)):
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            stop_loop(self._handshakes.loop, error)
+        elif not isinstance(error, (Exception, asyncio.CancelledError)):
             raise error
 
     # -- its end

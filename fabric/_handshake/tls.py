@@ -20,6 +20,7 @@ import _ssl
 import asyncio
 import functools
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 from fabric.error import Tls
@@ -89,12 +90,7 @@ class _StandardEngine:
 
 
 class TlsLoop:
-    """Stands for `loop`, and keeps from its exception handler that a peer hung up in the TLS handshake.
-
-    aiofastnet 1.2 reports that as a fault, as asyncio's own TLS does, and gives the class ConnectionResetError
-    where an error belongs, over which logging stumbles. A client's `connect` raises the error anyway; on a server
-    every health check and port scan leaves like that.
-    """
+    """Stands for `loop` in what aiofastnet 1.2 does not do well, with it or instead of it."""
 
     __slots__ = ("_loop",)
 
@@ -109,7 +105,22 @@ class TlsLoop:
         """aiofastnet asks which kind of loop it is: it does something else with those of Windows."""
         return type(self._loop)
 
+    def call_soon(self, callback: Callable[..., object], *args: Any, **options: Any) -> asyncio.Handle:
+        """Schedule `callback`; when a transport is to go on reading, what it has decrypted is delivered.
+
+        aiofastnet schedules `buffer_updated(0)` for that, which its standard engine does not implement: it would raise,
+        and the rest would wait until more comes, which may be never.
+        """
+        if args == (0,) and getattr(callback, "__name__", "") == "buffer_updated":
+            return self._loop.call_soon(callback.__self__._retry_ssl_read, **options)  # type: ignore[attr-defined]
+        return self._loop.call_soon(callback, *args, **options)
+
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Pass on every report but that one; an error that is an instance, of whatever kind, is another."""
+        """Pass on every report but that a peer hung up in the TLS handshake.
+
+        aiofastnet reports that as a fault, as asyncio's own TLS does, and gives the class ConnectionResetError where an
+        error belongs, over which logging stumbles. A client's `connect` raises the error anyway; on a server every
+        health check and port scan leaves like that. An error that is an instance, of whatever kind, is another.
+        """
         if context.get("exception") is not ConnectionResetError:
             self._loop.call_exception_handler(context)

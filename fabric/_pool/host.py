@@ -28,6 +28,7 @@ from fabric.client import WebSocketClient
 from fabric.config import ClientConfig, PoolConfig
 from fabric.error import ConnectionFailed, Error, InvalidState, Timeout
 from fabric.metrics import MetricsCollector
+from fabric_ext.receive_queue import fresh
 
 __all__ = ["HostPool", "Member", "ServerPoolStats"]
 
@@ -104,6 +105,11 @@ class _Waiter:
     def __init__(self, config: ClientConfig) -> None:
         self.config = config
         self.grant: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
+
+    @property
+    def has_got(self) -> bool:
+        """Was it given a connection?"""
+        return self.grant.done() and not self.grant.cancelled() and self.grant.exception() is None
 
 
 class HostPool:
@@ -216,13 +222,13 @@ class HostPool:
                     raise self._closed_at_once()  # another might end like this, again and again
                 waiter.grant = asyncio.get_running_loop().create_future()
         except BaseException:
-            grant = waiter.grant
-            if grant.done() and not grant.cancelled() and grant.exception() is None:
-                self.give_back(grant.result())
+            if waiter.has_got:
+                self.give_back(waiter.grant.result())
             asyncio.get_running_loop().call_soon(self._serve)  # the next waiter may want what this one did not
             raise
         finally:
             del self._waiters[waiter]
+            del waiter  # with an exception in it, it would keep this frame, which keeps it
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -319,7 +325,7 @@ class HostPool:
         elif error is None:
             waiter.grant.cancel()
         else:
-            waiter.grant.set_exception(error)
+            waiter.grant.set_exception(fresh(error))
         self._serve()
 
     def _left_without(self, config: ClientConfig) -> _Waiter | None:

@@ -1,6 +1,6 @@
 """Where a server listens: addresses, paths, sockets that it is given, and those that the process was started with.
 
-Owns how the sockets are made. Accepting is the event loop's, or for TLS `fabric._handshake.tls_listener`'s.
+Owns how the sockets are made. Accepting is the event loop's; for TLS, and on asyncio, `fabric._handshake.acceptor`'s.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import aiofastnet
 
 from fabric._config.addresses import INHERITED
+from fabric._handshake.acceptor import Acceptor, start_accepting
 from fabric._handshake.tls import TLS_BUFFERS, TlsLoop, tls_context
-from fabric._handshake.tls_listener import TlsListener, listen_tls
 
 if TYPE_CHECKING:
     from fabric._handshake.server import PendingHandshakes
@@ -30,7 +30,7 @@ __all__ = ["Listener", "inherited_sockets", "listen"]
 
 FIRST_PASSED = 3  # the descriptor of the first socket that systemd passes (sd_listen_fds(3))
 
-_Accepting = asyncio.AbstractServer | TlsListener
+_Accepting = asyncio.AbstractServer | Acceptor
 
 
 class Listener:
@@ -50,6 +50,12 @@ class Listener:
     def sockets(self) -> tuple[socket.socket, ...]:
         """The listening sockets."""
         return tuple(sock for each in self._accepting for sock in each.sockets)  # type: ignore[union-attr]
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Of these sockets and their duplicates."""
+        duplicates = [sock for each in self._accepting if isinstance(each, Acceptor) for sock in each.accepting]
+        return [sock.fileno() for sock in (*self.sockets, *duplicates)]
 
     def close(self) -> None:
         """Accept no more."""
@@ -112,17 +118,22 @@ class _Creator:
         self._options: dict[str, Any] = {"backlog": config.backlog}
         self._create: Callable[..., Awaitable[_Accepting]]
         self._create_unix: Callable[..., Awaitable[_Accepting]]
-        if config.ssl is None:
-            self._create = functools.partial(loop.create_server, handshakes.accept)
-            self._create_unix = functools.partial(loop.create_unix_server, handshakes.accept)
-        else:
-            self._options["tls"] = {
-                "ssl": tls_context(config.ssl),
-                "ssl_handshake_timeout": config.handshake_timeout,
-            } | TLS_BUFFERS
+        self._create = functools.partial(loop.create_server, handshakes.accept)
+        self._create_unix = functools.partial(loop.create_unix_server, handshakes.accept)
+        if config.ssl is not None:
             tls_loop: Any = TlsLoop(loop)
-            self._create = functools.partial(listen_tls, aiofastnet.create_server, tls_loop, handshakes)
-            self._create_unix = functools.partial(listen_tls, aiofastnet.create_unix_server, tls_loop, handshakes)
+            context, timeout = tls_context(config.ssl), config.handshake_timeout
+            tls = {"ssl": context, "ssl_handshake_timeout": timeout} | TLS_BUFFERS
+            accepting: dict[str, Any] = {"loop": tls_loop, "handshakes": handshakes, "tls": tls}
+            create: Any = functools.partial(aiofastnet.create_server, tls_loop)
+            create_unix: Any = functools.partial(aiofastnet.create_unix_server, tls_loop)
+        elif isinstance(loop, asyncio.SelectorEventLoop):
+            accepting = {"loop": loop, "handshakes": handshakes, "tls": None}
+            create, create_unix = loop.create_server, loop.create_unix_server
+        else:
+            return
+        self._create = functools.partial(start_accepting, create, **accepting)
+        self._create_unix = functools.partial(start_accepting, create_unix, **accepting)
 
     async def on_socket(self, sock: socket.socket) -> _Accepting:
         """On a socket that is bound."""

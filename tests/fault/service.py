@@ -1,4 +1,4 @@
-"""A server in a process of its own, to be killed: `python service.py FILE '{"port": 0, ...}'`.
+"""A server in a process of its own, to be killed: `python -m fault.service FILE LOOP '{"port": 0, ...}'`.
 
 Echoes, and writes to FILE what happened, a line each and at once, so that it outlives SIGKILL: `open CONNECTION`,
 `CONNECTION NUMBER` for each message received, `error TEXT` for each error logged. Prints its port when it listens.
@@ -14,6 +14,7 @@ import logging
 import os
 import resource
 import signal
+import ssl
 import sys
 from pathlib import Path
 from typing import Any, Self
@@ -22,11 +23,12 @@ import uvloop
 
 from fabric.error import ConnectionClosed
 from fabric.server import ConnectedClient, WebSocketServer
+from support.ports import reserved_port
 
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.SelectorEventLoop}
 
 
-async def serve(path: str, port: int, descriptors: int | None, **options: Any) -> None:
+async def serve(path: str, port: int, descriptors: int | None, certificate: str | None, **options: Any) -> None:
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     numbers = itertools.count()
 
@@ -47,6 +49,9 @@ async def serve(path: str, port: int, descriptors: int | None, **options: Any) -
                 note(f"{me} {message.as_text().partition(':')[0]}")
                 await client.send(message)
 
+    if certificate is not None:
+        options["ssl"] = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        options["ssl"].load_cert_chain(certificate)
     async with WebSocketServer.bind(f"127.0.0.1:{port}", handle, **options) as server:
         if descriptors is not None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
@@ -61,21 +66,37 @@ class Service:
         folder: where it keeps its file.
         loop: "uvloop" or "asyncio".
         descriptors: the most that it may have open; None = as many as the test.
+        certificate: it speaks TLS, with this file of key and certificate.
         options: those of `WebSocketServer.bind`.
     """
 
-    def __init__(self, folder: Path, *, loop: str = "uvloop", descriptors: int | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        loop: str = "uvloop",
+        descriptors: int | None = None,
+        certificate: Path | None = None,
+        **options: Any,
+    ) -> None:
         self._path = folder / "service.log"
         self._loop = loop
-        self._options = {"port": 0, "descriptors": descriptors, "compression": None, **options}
+        self._scheme = "ws" if certificate is None else "wss"
+        file = None if certificate is None else str(certificate)
+        own = {"port": 0, "descriptors": descriptors, "certificate": file, "compression": None}
+        self._options: dict[str, Any] = {**own, **options}
         self._process: asyncio.subprocess.Process | None = None
+        self._reserved = contextlib.ExitStack()
 
     async def __aenter__(self) -> Self:
+        if not self._options["port"]:
+            self._options["port"] = self._reserved.enter_context(reserved_port())
         await self.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.kill()
+        self._reserved.close()
 
     @property
     def port(self) -> int:
@@ -83,16 +104,18 @@ class Service:
 
     @property
     def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/"
+        return f"{self._scheme}://127.0.0.1:{self.port}/"
 
     async def start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
-            __file__,
+            "-m",
+            "fault.service",
             str(self._path),
             self._loop,
             json.dumps(self._options),
             stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         assert self._process.stdout is not None
         self._options["port"] = int(await self._process.stdout.readline())

@@ -98,39 +98,35 @@ async def test_a_slow_server_gets_all_that_a_client_sent_before_close(
         assert got == list(range(60))
 
 
+@SECURE
 @pytest.mark.parametrize("side", ["client", "server"])
 @pytest.mark.parametrize("one", [True, False], ids=["one message", "an outbox"])
 async def test_what_is_cut_off_is_told(
-    stack: contextlib.AsyncExitStack, caplog: pytest.LogCaptureFixture, side: str, *, one: bool
+    stack: contextlib.AsyncExitStack, caplog: pytest.LogCaptureFixture, side: str, *, one: bool, secure: bool
 ) -> None:
     caplog.set_level(logging.WARNING)
     held = Held()
-    server = await serve(stack, held, close_timeout=0.2, buffer_size=10)
-    limits = BackpressureConfig(max_buffer_bytes=100_000)
+    server = await serve(stack, held, close_timeout=0.2, buffer_size=10, **tls_of(secure))
+    limits = BackpressureConfig(max_buffer_bytes=10_000_000)
+    url = f"{scheme_of(secure)}://127.0.0.1:{server.port}/"
     async with WebSocketClient.connect(
-        f"ws://127.0.0.1:{server.port}/", close_timeout=0.2, buffer_size=10, backpressure=limits, **PLAIN
+        url, close_timeout=0.2, buffer_size=10, backpressure=limits, **PLAIN, **trust_of(secure)
     ) as client:
         server_end = await held.next()
         sender, receiver = (client, server_end) if side == "client" else (server_end, client)
         receiver._session_now._pause_for_rate()  # takes nothing from now on
         shrink(sender)
-        sent = 0
-        if one:
-            sender.send_nowait(numbered(0, 8_000_000))
-            sent = 1
-        else:
-            while sender.backpressure.messages < 3:
-                sender.send_nowait(numbered(sent, 30_000))
-                sent += 1
+        sent = 1 if one else 250  # more than the systems of both ends keep
+        for number in range(sent):
+            sender.send_nowait(numbered(number, 8_000_000 // sent))
         began = time.monotonic()
         await sender.close()
         assert time.monotonic() - began >= 0.19
         assert sender.close_code == 1006
         assert any("not delivered" in record.getMessage() for record in caplog.records)
-        if not one:
-            back = [number_of(message) for message in sender.undelivered]  # the kernel may have taken one more
-            assert back
-            assert back == list(range(sent - len(back), sent))
+        back = [number_of(message) for message in sender.undelivered]
+        assert back
+        assert back == list(range(sent - len(back), sent))  # the kernel may have taken some before
         receiver._session_now._abort()
         held.release()
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import signal
@@ -18,12 +19,13 @@ from typing import Any
 import pytest
 
 from fabric.client import WebSocketClient
-from fabric.config import BackpressureConfig, ReconnectConfig
-from fabric.error import BufferFull, ConnectionClosed, InvalidState, ReconnectTimeout
+from fabric.config import BackpressureConfig, ClientConfig, PoolConfig, ReconnectConfig
+from fabric.error import BufferFull, ConnectionClosed, Error, InvalidState, ReconnectTimeout
+from fabric.pool import ConnectionPool
 from fabric.server import WebSocketServer
 from support.frames import CLOSE, TEXT, encode
 from support.raw_peer import RawPeer
-from support.serving import Held, echo, serve, until
+from support.serving import Held, echo, serve, turns, until
 from support.tls import client_context, server_context
 
 SMALL = 4096  # bytes of a kernel's buffer
@@ -284,9 +286,35 @@ async def reads_what_was_accepted(receiver: Any, accepted: list[str]) -> None:
     assert heads == accepted
 
 
+async def in_a_thread(sending: Any) -> None:
+    loop = asyncio.get_running_loop()
+    await asyncio.to_thread(lambda: asyncio.run_coroutine_threadsafe(sending, loop).result())
+
+
+async def in_a_group(sending: Any) -> None:
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(sending)
+    except* InvalidState as errors:
+        raise errors.exceptions[0] from None
+
+
+AWAITED: list[Callable[[Any], Any]] = [
+    lambda sending: sending,
+    asyncio.create_task,
+    asyncio.gather,
+    lambda sending: asyncio.wait_for(sending, 100),
+    in_a_group,
+    in_a_thread,
+]
+
+
 @SIDES
 @pytest.mark.parametrize("begun", [False, True], ids=["before a part has left", "after"])
-async def test_parts_that_send_parts_are_refused(stack: contextlib.AsyncExitStack, side: str, *, begun: bool) -> None:
+@pytest.mark.parametrize("awaited", AWAITED, ids=["await", "a task", "gather", "wait_for", "a group", "a thread"])
+async def test_parts_that_send_parts_are_refused(
+    stack: contextlib.AsyncExitStack, side: str, *, begun: bool, awaited: Callable[[Any], Any]
+) -> None:
     async with connected(stack) as (client, server_end):
         sender, receiver = (client, server_end) if side == "client" else (server_end, client)
 
@@ -294,7 +322,7 @@ async def test_parts_that_send_parts_are_refused(stack: contextlib.AsyncExitStac
             yield "a"
             if begun:
                 yield "b"
-            await sender.send(iter(["inner"]))
+            await awaited(sender.send(iter(["inner"])))
             yield "c"
 
         async with asyncio.timeout(20):
@@ -307,6 +335,65 @@ async def test_parts_that_send_parts_are_refused(stack: contextlib.AsyncExitStac
             else:
                 await sender.send("whole")
                 assert (await receiver.recv()).as_text() == "whole"
+
+
+@SIDES
+async def test_parts_of_two_connections_that_send_parts_on_each_other(
+    stack: contextlib.AsyncExitStack, side: str
+) -> None:
+    async with connected(stack) as (one, _), connected(stack) as (two, _):
+        ends = (one, two) if side == "client" else (_, two)
+
+        async def parts(depth: int) -> AsyncIterator[str]:
+            yield "a"
+            await asyncio.create_task(ends[depth % 2].send(parts(depth + 1)))
+            yield "b"
+
+        async with asyncio.timeout(20):
+            with pytest.raises(InvalidState):
+                await ends[0].send(parts(1))
+
+
+@SIDES
+async def test_parts_that_send_more_than_can_wait_are_told(stack: contextlib.AsyncExitStack, side: str) -> None:
+    """There would be room when the message in parts has left, which ends when there is room."""
+    async with connected(stack, backpressure=BackpressureConfig(max_buffer_size=10)) as (client, server_end):
+        sender, receiver = (client, server_end) if side == "client" else (server_end, client)
+        accepted: list[str] = []
+
+        async def parts() -> AsyncIterator[str]:
+            yield "a"
+            yield "b"
+            with pytest.raises(BufferFull):
+                for number in range(11):
+                    await asyncio.create_task(sender.send(str(number)))
+                    accepted.append(str(number))
+            yield "c"
+
+        async with asyncio.timeout(20):
+            await sender.send(parts())
+            assert len(accepted) == 10
+            assert [(await receiver.recv()).as_text() for _ in range(11)] == ["abc", *accepted]
+
+
+async def test_a_task_made_in_parts_may_send_parts_later(stack: contextlib.AsyncExitStack) -> None:
+    async with connected(stack) as (client, server_end):
+        made: list[asyncio.Task[None]] = []
+        sent = asyncio.Event()
+
+        async def later() -> None:
+            await sent.wait()
+            await client.send(iter("de"))
+
+        async def parts() -> AsyncIterator[str]:
+            yield "a"
+            made.append(asyncio.create_task(later()))
+            yield "b"
+
+        await client.send(parts())
+        sent.set()
+        await made[0]
+        assert [(await server_end.recv()).as_text() for _ in range(2)] == ["ab", "de"]
 
 
 # -- receiving where resuming the transport raises
@@ -363,6 +450,23 @@ async def test_no_message_is_lost_where_resuming_raises(stack: contextlib.AsyncE
 async def send_numbers(end: Any, count: int) -> None:
     for number in range(count):
         await end.send(str(number))
+
+
+@SIDES
+@SECURE
+async def test_what_was_read_before_a_pause_is_delivered_after_it(
+    stack: contextlib.AsyncExitStack, side: str, *, secure: bool
+) -> None:
+    """aiofastnet 1.2 raises where it should go on with what it has decrypted; nothing more comes that would help."""
+    roomy = BackpressureConfig(max_buffer_bytes=10_000_000)
+    async with connected(stack, secure=secure, buffer_size=4, backpressure=roomy) as (client, server_end):
+        sender, receiver = (client, server_end) if side == "client" else (server_end, client)
+        for number in range(400):
+            sender.send_nowait(f"{number}:" + "." * 1000)
+        await until(lambda: receiver.is_reading_paused)
+        await turns()
+        for number in range(400):
+            assert (await receiver.recv()).as_text().partition(":")[0] == str(number)
 
 
 # -- exceptions keep nothing alive
@@ -432,6 +536,104 @@ async def test_giving_up_keeps_no_frames(stack: contextlib.AsyncExitStack) -> No
         assert loans[-1]() is None
 
 
+async def no_server(stack: contextlib.AsyncExitStack) -> str:
+    """The address of nobody."""
+    probe = stack.enter_context(socket.socket())
+    probe.bind(("127.0.0.1", 0))
+    return f"ws://127.0.0.1:{probe.getsockname()[1]}/"
+
+
+async def hangs_up(stack: contextlib.AsyncExitStack) -> str:
+    """The address of a server that closes each connection at once."""
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    stack.push_async_callback(server.wait_closed)
+    stack.callback(server.close)
+    return f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+
+
+async def refuses(stack: contextlib.AsyncExitStack) -> str:
+    server = await serve(stack, echo, process_request=lambda _: (404, {}, b"not here"))
+    return f"ws://127.0.0.1:{server.port}/"
+
+
+async def redirects(stack: contextlib.AsyncExitStack) -> str:
+    server = await serve(stack, echo, process_request=lambda _: (302, {"Location": "http://[::1"}, b""))
+    return f"ws://127.0.0.1:{server.port}/"
+
+
+async def says_nothing(stack: contextlib.AsyncExitStack) -> str:
+    silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    return f"ws://127.0.0.1:{silent.getsockname()[1]}/"
+
+
+async def answers(stack: contextlib.AsyncExitStack) -> str:
+    server = await serve(stack, echo)
+    return f"ws://127.0.0.1:{server.port}/"
+
+
+def refuse(_: Any) -> None:
+    raise ValueError("of on_connect")
+
+
+async def refuse_later(client: Any) -> None:
+    await asyncio.sleep(0)
+    refuse(client)
+
+
+async def from_a_pool(url: str, **options: Any) -> Any:
+    async with ConnectionPool(PoolConfig(enable_health_check=False)) as pool:
+        return await pool.get(ClientConfig(url, **options))
+
+
+@pytest.mark.parametrize(
+    ("server", "call"),
+    [
+        (no_server, WebSocketClient.connect),
+        (no_server, from_a_pool),
+        (hangs_up, WebSocketClient.connect),
+        (hangs_up, from_a_pool),
+        (refuses, WebSocketClient.connect),
+        (refuses, from_a_pool),
+        (redirects, WebSocketClient.connect),
+        (says_nothing, functools.partial(WebSocketClient.connect, connection_timeout=0.01)),
+        (
+            no_server,
+            functools.partial(
+                WebSocketClient.connect,
+                first_connect="retry",
+                reconnect=ReconnectConfig(max_attempts=2, initial_delay=0.001),
+            ),
+        ),
+        (answers, functools.partial(WebSocketClient.connect, on_connect=refuse)),
+        (answers, functools.partial(WebSocketClient.connect, on_connect=refuse_later)),
+    ],
+)
+async def test_a_connection_that_is_not_to_be_had_keeps_no_frames(
+    stack: contextlib.AsyncExitStack, server: Callable[..., Any], call: Callable[..., Any]
+) -> None:
+    url = await server(stack)
+    loans: list[weakref.ref[Loan]] = []
+
+    async def borrow() -> None:
+        loan = Loan()
+        loans.append(weakref.ref(loan))
+        await call(url)
+
+    async def fail() -> None:
+        with contextlib.suppress(Error, ValueError):
+            await borrow()
+            pytest.fail("nothing was raised")
+
+    gc.disable()
+    try:
+        for _ in range(2):
+            await fail()
+            await turns(3)
+            assert loans[-1]() is None
+    finally:
+        gc.enable()
+
+
 # -- whatever is raised by what the application gave us
 
 
@@ -461,8 +663,8 @@ class Patient:
         self.stopped_by: list[BaseException] = []
         loop.set_exception_handler(lambda *_: None)
 
-    def run(self, coroutine: Any, seconds: float = 20) -> Any:
-        task = self.loop.create_task(asyncio.wait_for(coroutine, seconds))
+    def run(self, coroutine: Any) -> Any:
+        task = self.loop.create_task(asyncio.wait_for(coroutine, 30))
         while True:
             try:
                 return self.loop.run_until_complete(task)
@@ -625,6 +827,8 @@ def test_whatever_is_raised(
         patient.run(server.shutdown(timeout=0.5))
         assert server.connection_count == 0
         assert faulty.raised or rude.called
+        if kind in (KeyboardInterrupt, SystemExit):
+            assert kind in map(type, patient.stopped_by)
     finally:
         for logger in loggers:
             logger.removeHandler(rude)
@@ -633,3 +837,50 @@ def test_whatever_is_raised(
                 task.cancel()
             loop.run_until_complete(asyncio.sleep(0))
         loop.close()
+
+
+@SIDES
+@SECURE
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_program_ends_run_and_both_sides_are_told(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], side: str, kind: type[BaseException], *, secure: bool
+) -> None:
+    got: list[str] = []
+    ends: dict[str, Any] = {}
+
+    def on_message(_: Any, message: Any) -> None:
+        got.append(message.as_text())
+        if len(got) == 2:
+            raise kind
+
+    async def use(stack: contextlib.AsyncExitStack) -> None:
+        held = Held()
+        callback: dict[str, Any] = {"on_message": on_message}
+        server_side: dict[str, Any] = {"on_connect": lambda client: ends.update(server=client)} | callback
+        tls = {"ssl": server_context()} if secure else {}
+        server = await serve(stack, **({"handler": held} if side == "client" else server_side), **tls)
+        trust = {"ssl": client_context()} if secure else {}
+        url = f"{'wss' if secure else 'ws'}://127.0.0.1:{server.port}/"
+        more = callback if side == "client" else {}
+        client = ends["client"] = await WebSocketClient.connect(url, **PLAIN, **trust, **more)
+        if side == "client":
+            ends["server"] = await held.next()
+        other = ends["server" if side == "client" else "client"]
+        for text in "123":
+            await other.send(text)
+        await client.wait_closed()  # the loop is stopped before
+        await asyncio.Event().wait()
+
+    async def look() -> None:
+        for end in ends.values():
+            await end.wait_closed()
+            assert end.close_code == 1011
+            assert not end.undelivered
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        stack = contextlib.AsyncExitStack()
+        with pytest.raises(kind):
+            runner.run(use(stack))
+        runner.run(look())
+        assert got == ["1", "2"]
+        runner.run(stack.aclose())

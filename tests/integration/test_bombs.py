@@ -13,6 +13,7 @@ import random
 import zlib
 from collections.abc import Callable, Iterator
 from itertools import chain, repeat
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,13 @@ from support.raw_peer import RawPeer
 MB = 1 << 20
 LIMIT = 8 * MB
 SLACK = MB  # what the first connection of a process costs, whatever it receives: code, codecs, buffers; 3.14 takes 0.7
+# A machine that stalls the peer for seconds must not look like a peer that takes nothing.
+OPTIONS: dict[str, Any] = {
+    "max_message_size": LIMIT,
+    "ping_interval": None,
+    "close_timeout": 60,
+    "handshake_timeout": 60,
+}
 DEFLATE = "Sec-WebSocket-Extensions: permessage-deflate"
 RSV1 = 4
 TAIL = b"\x00\x00\xff\xff"  # RFC 7692 §7.2.1: ends a deflated message, and is not sent
@@ -104,7 +112,7 @@ async def throw(peer: RawPeer, frames: Iterator[bytes]) -> tuple[int | None, str
 async def test_a_bomb_is_closed_and_costs_twice_the_limit_at_most(name: str) -> None:
     """picows (Protocol): `max_frame_size` bounds a frame, not a message."""
     bomb, code = BOMBS[name]
-    async with measured(max_message_size=LIMIT, ping_interval=None) as server:
+    async with measured(**OPTIONS) as server:
         async with await RawPeer.open(server.port, DEFLATE) as peer:
             assert (await throw(peer, bomb()))[0] == code
         told = await server.ended()
@@ -124,7 +132,7 @@ FITTING: dict[str, Callable[[], Iterator[bytes]]] = {
 @pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)
 @pytest.mark.parametrize("name", FITTING)
 async def test_a_message_that_just_fits_is_accepted(name: str) -> None:
-    async with measured(max_message_size=LIMIT, ping_interval=None) as server:
+    async with measured(**OPTIONS) as server:
         async with await RawPeer.open(server.port, DEFLATE) as peer:
             for frame in FITTING[name]():
                 peer.send(frame)
@@ -138,7 +146,7 @@ async def test_a_message_that_just_fits_is_accepted(name: str) -> None:
 @pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)
 async def test_a_message_within_the_limit_is_accepted_in_a_frame_that_is_not() -> None:
     """What does not compress is larger for it; it is there twice, while zlib joins what it has inflated."""
-    async with measured(max_message_size=LIMIT, ping_interval=None) as server:
+    async with measured(**OPTIONS) as server:
         async with await RawPeer.open(server.port, DEFLATE) as peer:
             peer.send(*fragments(noise(LIMIT), 1, rsv=RSV1))
             peer.send_close()
@@ -150,7 +158,7 @@ async def test_a_message_within_the_limit_is_accepted_in_a_frame_that_is_not() -
 
 @pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)
 async def test_a_frame_that_only_compression_would_allow_is_refused() -> None:
-    async with measured(max_message_size=LIMIT, ping_interval=None) as server:
+    async with measured(**OPTIONS) as server:
         async with await RawPeer.open(server.port, DEFLATE) as peer:
             assert await throw(peer, fragments(bytes(LIMIT + 1), 1)) == (1009, f"message over {LIMIT} bytes")
         assert (await server.ended())["code"] == 1009
@@ -166,7 +174,7 @@ async def measure(peer: RawPeer) -> dict[str, int]:
 async def test_a_connection_keeps_no_more_than_its_largest_frame() -> None:
     """picows (Resources): the read buffer grows for a frame that does not fit, and never shrinks."""
     async with (
-        measured(max_message_size=LIMIT, ping_interval=None) as server,
+        measured(**OPTIONS) as server,
         await RawPeer.open(server.port) as peer,
     ):
         assert (await measure(peer))["kept"] <= SLACK
@@ -179,7 +187,7 @@ async def test_a_connection_keeps_no_more_than_its_largest_frame() -> None:
 async def test_many_small_frames_do_not_enlarge_the_read_buffer() -> None:
     """picows (Resources): the read buffer doubles whenever a read fills it, be it with what waited during a pause."""
     async with (
-        measured(max_message_size=LIMIT, ping_interval=None) as server,
+        measured(**OPTIONS) as server,
         await RawPeer.open(server.port) as peer,
     ):
         for _ in range(3):

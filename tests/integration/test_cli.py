@@ -480,3 +480,67 @@ def test_a_server_that_goes_away_while_measured_is_a_sentence(server: Server) ->
     assert process.returncode == 1
     assert "fabric bench: the server closed the connection with 1001" in err
     assert "Traceback" not in err
+
+
+# Streams that are closed, and Ctrl-C at an odd moment
+
+
+ENDS: dict[str, tuple[int, list[str]]] = {
+    "demo": (0, ["--duration", "100ms", "--clients", "2"]),
+    "serve": (0, ["--bind", "127.0.0.1:0", "--duration", "100ms"]),
+    "connect": (1, ["ws://127.0.0.1:1/"]),
+    "bench": (1, ["ws://127.0.0.1:1/"]),
+}
+CLOSED = ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"]
+
+
+@pytest.mark.parametrize("closed", CLOSED)
+@pytest.mark.parametrize("command", ENDS)
+def test_streams_may_be_closed(command: str, closed: str) -> None:
+    code, arguments = ENDS[command]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *FABRIC, command, *arguments],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        env=ENVIRONMENT,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", CLOSED)
+def test_connect_with_closed_streams(server: Server, closed: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *FABRIC, "connect", server.url, "--linger", "100ms"],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        env=ENVIRONMENT,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+INTERRUPT_AT_IMPORT = """
+import signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "{}":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("module", ["fabric.cli.main", "fabric.cli.bench", "uvloop"])
+def test_an_interruption_while_it_is_imported_is_quiet(tmp_path: Path, module: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPT_AT_IMPORT.format(module))
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = fabric("serve", "--bind", "127.0.0.1:0", "--duration", "100ms", PYTHONPATH=path)
+    assert done.returncode == 130
+    assert (done.stdout, done.stderr) == ("", "")

@@ -236,6 +236,28 @@ async def test_an_outage_that_is_waited_for(stack: Stack) -> None:
         await client.send("x")
 
 
+async def test_nobody_overtakes_those_who_wait_for_the_end_of_an_outage(stack: Stack) -> None:
+    client, echo, _ = await connected(stack, outage="wait")
+    await outage(client, echo)
+
+    async def as_soon_as_it_is_connected() -> None:
+        await client.wait_connected()
+        for text in "fgh":
+            await client.send(text)
+
+    newer = asyncio.create_task(as_soon_as_it_is_connected())
+    await turns()
+    waiting = [asyncio.create_task(client.send(text)) for text in "abc"]
+    waiting.append(asyncio.create_task(client.send(iter("de"))))
+    await turns()
+    echo.refuse = 0
+    await asyncio.gather(newer, *waiting)
+    assert [(await client.recv()).as_text() for _ in range(3)] == ["a", "b", "c"]
+    rest = [(await client.recv()).as_text() for _ in range(5)]
+    assert [text for text in rest if text in "fgh"] == ["f", "g", "h"]
+    assert [text for text in rest if text in "de"] == ["d", "e"]  # this server echoes each frame
+
+
 # url and headers of each attempt
 
 

@@ -26,6 +26,7 @@ from fabric.error import (
 from fabric.message import Frame, Message
 from fabric.server import WebSocketServer
 from integration.raw import RawServer, Visit
+from support.ports import reserved_port
 from support.serving import echo, serve, until
 from support.tls import authority, client_context, server_context, with_certificate
 
@@ -232,11 +233,11 @@ hiccups = pytest.mark.parametrize("hiccup", [bad_gateway, alert, bad_certificate
 @hiccups
 async def test_a_failure_of_tls_is_repaired(stack: Stack, hiccup: Callable[[Visit], Awaitable[None]]) -> None:
     used, served = client_context(), server_context()
-    first = await serve(stack, echo, ssl=served)
+    port = stack.enter_context(reserved_port())
+    first = await serve(stack, echo, port=port, ssl=served)
     client = await stack.enter_async_context(
         WebSocketClient.connect(f"wss://localhost:{first.port}/", ssl=used, reconnect=QUICK)
     )
-    port = first.port
     await first.shutdown()
     async with RawServer(hiccup, port=port) as server:
         await until(lambda: server.visits > 3)

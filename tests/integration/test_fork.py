@@ -14,6 +14,7 @@ from fabric.message import Message
 from integration.raw import RawServer, Visit
 from support.raw_peer import RawPeer
 from support.serving import Held, serve, until
+from support.tls import server_context
 
 Stack = contextlib.AsyncExitStack
 
@@ -56,9 +57,10 @@ async def test_the_servers_connections_end_although_a_child_lives(stack: Stack) 
             await peer.closed()
 
 
-async def test_a_port_is_free_when_the_server_has_stopped_although_a_child_lives() -> None:
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+async def test_a_port_is_free_when_the_server_has_stopped_although_a_child_lives(secure: bool) -> None:
     async with contextlib.AsyncExitStack() as inner:
-        server = await serve(inner, Held())
+        server = await serve(inner, Held(), **({"ssl": server_context()} if secure else {}))
         port = server.port
         with child():
             await inner.aclose()

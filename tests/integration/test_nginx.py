@@ -16,6 +16,7 @@ import pytest
 
 from fabric import ConnectedClient, HandshakeFailed, ServerConfig, WebSocketClient, WebSocketServer
 from support.pages import ROOT, blocks
+from support.ports import reserved_port
 
 PAGE = ROOT / "docs/guide/nginx.md"
 
@@ -37,12 +38,6 @@ def configuration() -> str:
     return block.body
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
-
-
 class Nginx:
     """A running nginx with the page's configuration in front of two ports.
 
@@ -53,8 +48,9 @@ class Nginx:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.upstream = free_port(), free_port()
-        port = free_port()
+        self._ports = contextlib.ExitStack()  # nobody else gets them as long as this object lives
+        *upstream, port = (self._ports.enter_context(reserved_port()) for _ in range(3))
+        self.upstream = upstream
         self.url = f"wss://localhost:{port}/ws"
         certificate, key = folder / "cert.pem", folder / "key.pem"
         subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from fabric import ConnectionFailed, WebSocketClient
 from support.pages import ROOT, blocks
+from support.ports import reserved_port
 
 Stack = contextlib.AsyncExitStack
 
@@ -20,12 +20,6 @@ Stack = contextlib.AsyncExitStack
 def program() -> str:
     """The first one that serves."""
     return next(block.body for block in blocks(ROOT / "README.md") if "fabric.run(" in block.body)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
 
 
 async def connected(port: int) -> WebSocketClient:
@@ -38,7 +32,7 @@ async def connected(port: int) -> WebSocketClient:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_it_says_goodbye_and_ends_with_0(stack: Stack, tmp_path: Path, number: signal.Signals) -> None:
-    port = free_port()
+    port = stack.enter_context(reserved_port())
     script = tmp_path / "server.py"
     script.write_text(program().replace("8080", str(port)))
     process = await asyncio.create_subprocess_exec(

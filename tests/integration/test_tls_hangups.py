@@ -19,6 +19,7 @@ from fabric.error import ConnectionFailed
 from fabric.server import WebSocketServer
 from integration.proxies import HttpProxy
 from integration.raw import RawServer, Visit
+from support.ports import reserved_port
 from support.serving import echo, serve, until
 
 Stack = contextlib.AsyncExitStack
@@ -88,12 +89,12 @@ async def test_a_proxy_hangs_up(stack: Stack, hang_up: Callable[[Visit], Awaitab
 async def test_a_server_that_hangs_up_is_tried_again_in_silence(
     stack: Stack, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    first = await serve(stack, echo, ssl=server_tls)
+    port = stack.enter_context(reserved_port())
+    first = await serve(stack, echo, port=port, ssl=server_tls)
     again = ReconnectConfig(initial_delay=0.01, max_delay=0.01)
     client = await stack.enter_async_context(
         WebSocketClient.connect(f"wss://127.0.0.1:{first.port}/", ssl=client_tls, reconnect=again)
     )
-    port = first.port
     await first.shutdown()
     async with RawServer(leave, port=port) as server:
         await until(lambda: server.visits > 3)

@@ -90,14 +90,16 @@ class Recorder:
         await self.client.wait_closed()
 
 
-async def serve(stack: contextlib.AsyncExitStack, handler: Any = None, **options: Any) -> WebSocketServer:
-    """A server on a free port, shut down when `stack` unwinds; `options` are those of `WebSocketServer.bind`.
+async def serve(
+    stack: contextlib.AsyncExitStack, handler: Any = None, *, port: int = 0, **options: Any
+) -> WebSocketServer:
+    """A server on `port`, or a free one, shut down when `stack` unwinds; `options` are those of `WebSocketServer.bind`.
 
     No heartbeat and no compression unless the test asks for them.
     """
     options.setdefault("ping_interval", None)
     options.setdefault("compression", None)
-    server = WebSocketServer.bind("127.0.0.1:0", handler, **options)
+    server = WebSocketServer.bind(f"127.0.0.1:{port}", handler, **options)
     await server.start()
     stack.push_async_callback(_stop, server, handler)
     return server

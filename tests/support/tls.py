@@ -26,6 +26,14 @@ def server_context(*names: str) -> ssl.SSLContext:
     return context
 
 
+def certificate_file(folder: Path) -> Path:
+    """A file with key and certificate for the loopback, for a server in another process."""
+    path = folder / "server.pem"
+    certificate = authority().issue_cert("localhost", "127.0.0.1", "::1")
+    path.write_bytes(certificate.private_key_and_cert_chain_pem.bytes())
+    return path
+
+
 def client_context() -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority().configure_trust(context)

@@ -18,6 +18,7 @@ from fabric import backpressure
 from fabric.backpressure import BackpressureController
 from fabric.config import BackpressureConfig
 from fabric.error import BackpressureTimeout, BufferFull, ConnectionClosed, InvalidState
+from support.interruption import interrupted
 
 
 def controller(messages: int = 10, size: int = 1000, **more: object) -> BackpressureController:
@@ -497,30 +498,6 @@ async def test_random_use_loses_no_count(rng: random.Random) -> None:
 # A signal handler that sends may come before any bytecode.
 
 
-def interrupted(function: Callable[[], object], interrupt: Callable[[], object], at: int) -> bool:
-    """Call `function`, and `interrupt` before the bytecode number `at` of the module under test; was it reached?"""
-    count = 0
-
-    def trace(frame: Any, event: str, _: object) -> Any:
-        nonlocal count
-        if frame.f_code.co_filename != backpressure.__file__:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            count += 1
-            if count == at:
-                interrupt()
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        function()
-    finally:
-        sys.settrace(before)
-    return count >= at
-
-
 class Counted:
     """A controller of ten places, five of which are taken, and how many are taken by what the test knows."""
 
@@ -575,7 +552,7 @@ async def test_an_interruption_anywhere_loses_no_count(call: str, held: int) -> 
             counted.release()
         if call == "time_out" and not buffer.waiting:
             return
-        going_on = interrupted(getattr(counted, call), counted.try_acquire, at)
+        going_on = interrupted(getattr(counted, call), counted.try_acquire, at, backpressure)
         for _ in range(50):
             await settle()
             assert buffer.messages == buffer.bytes == counted.held + len(order), f"interrupted at {at}"

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
+from fabric import backpressure
+from fabric._connection import base
 from fabric._connection.base import BaseConnection
 from fabric.config import ServerConfig
 from fabric.metrics import MetricsCollector
 from fabric_ext.bucket import RateGate, TokenBucket
 from support.fake_transport import FakeTransport
-from support.frames import CONTINUATION, TEXT, encode
+from support.frames import CONTINUATION, TEXT, decode_all, encode
+from support.interruption import interrupted
 
 
 def connect(gate: RateGate | None = None) -> tuple[BaseConnection, FakeTransport]:
@@ -163,3 +167,53 @@ async def test_what_came_behind_the_handshake_is_read_after_it_has_opened() -> N
     connection._open_session(transport, None, rest=encode(TEXT, "early"))  # type: ignore[arg-type]
     transport.lose()
     assert order == ["opened", "early"]
+
+
+# --- a signal handler that sends may come before any bytecode ---------------------------------------------
+
+
+def step(coroutine: Any) -> None:
+    """Run a coroutine that does not wait."""
+    with contextlib.suppress(StopIteration):
+        coroutine.send(None)
+
+
+def write_on(transport: FakeTransport) -> None:
+    transport.keeps, transport.held = False, 0
+    transport.protocol._write_on()
+
+
+@pytest.mark.parametrize("how", ["send", "send_nowait", "write on"])
+@pytest.mark.parametrize("waiting", [0, 3])
+async def test_an_interruption_anywhere_loses_nothing(how: str, waiting: int) -> None:
+    at = 0
+    going_on = True
+    while going_on:
+        at += 1
+        connection, transport = connect()
+        transport.keeps = True
+        sent = ["fills the transport", *map(str, range(waiting))]
+        for text in sent:
+            connection.send_nowait(text)
+
+        def interrupt(connection: BaseConnection = connection, sent: list[str] = sent) -> None:
+            connection.send_nowait("interruption")
+            sent.append("interruption")
+
+        if how == "send":
+            going_on = interrupted(functools.partial(step, connection.send("outer")), interrupt, at, base, backpressure)
+        elif how == "send_nowait":
+            call = functools.partial(connection.send_nowait, "outer")
+            going_on = interrupted(call, interrupt, at, base, backpressure)
+        else:
+            going_on = interrupted(functools.partial(write_on, transport), interrupt, at, base, backpressure)
+        if how.startswith("send"):
+            sent.append("outer")
+        write_on(transport)
+        connection.flush()
+        texts = [frame.payload.decode() for frame in decode_all(transport.output)]
+        assert sorted(texts) == sorted(sent)
+        assert [text for text in texts if text.isdecimal()] == [str(number) for number in range(waiting)]
+        assert (connection._outbox_size, connection.backpressure.messages, connection.backpressure.bytes) == (0, 0, 0)
+        transport.lose()
+    assert at > 3 or how == "write on"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import tracemalloc
 import zlib
@@ -161,18 +160,11 @@ async def test_what_came_behind_the_handshake_is_read_before_what_comes_next() -
     assert peer.got == ["first", "second"]
 
 
-@pytest.mark.parametrize("raised", [None, KeyboardInterrupt("pressed")])
-async def test_what_came_behind_the_handshake_is_read_when_the_transport_is_lost(raised: BaseException | None) -> None:
-    def on_message(peer: Any, message: Any) -> None:
-        peer.note(message)
-        if raised is not None:
-            raise raised
-
-    peer = Peer(on_message)
+async def test_what_came_behind_the_handshake_is_read_when_the_transport_is_lost() -> None:
+    peer = Peer()
     transport = peer.open()
     peer.session._feed(encode(TEXT, "a"))
-    with pytest.raises(KeyboardInterrupt) if raised is not None else contextlib.nullcontext():
-        transport.lose()
+    transport.lose()
     assert peer.got == ["a"]
     assert peer.state is State.CLOSED
 
@@ -476,16 +468,31 @@ async def test_what_was_good_is_answered_before_the_close_frame() -> None:
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-async def test_what_is_to_stop_the_program_goes_on_and_the_connection_ends(kind: type[BaseException]) -> None:
+@pytest.mark.parametrize("how", ["read", "lost"])
+def test_what_is_to_stop_the_program_stops_the_loop_and_the_connection_ends(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], kind: type[BaseException], how: str
+) -> None:
+    """Whatever the transport does with what its protocol raises."""
+
     def stop(*_: Any) -> None:
         raise kind
 
-    peer = Peer(stop)
-    transport = peer.open()
-    with pytest.raises(kind):
-        transport.feed(encode(TEXT, "x"))
-    assert closes_with(transport)[0] == 1011
-    assert peer.failures == []
+    async def receive() -> None:
+        peer = Peer(stop)
+        transport = peer.open()
+        if how == "read":
+            transport.feed(encode(TEXT, "x"))
+            assert closes_with(transport)[0] == 1011
+        else:
+            peer.session._feed(encode(TEXT, "x"))
+            transport.lose()
+            assert peer.state is State.CLOSED
+        assert peer.failures == []
+        await asyncio.sleep(0)
+        pytest.fail("the loop goes on")
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner, pytest.raises(kind):
+        runner.run(receive())
 
 
 async def test_a_fault_while_closing_ends_it_without_another_close_frame() -> None:

@@ -722,19 +722,42 @@ async def test_what_comes_back_goes_out_by_the_next_session_first(stream: Kernel
     assert payloads(datagrams.take()) == numbers(4)
 
 
-async def test_a_message_of_which_a_part_has_left_does_not_come_back(stream: Kernel) -> None:
-    """It may have arrived, as far as the transport gets."""
+async def test_a_message_whose_end_has_not_left_is_told(stream: Kernel) -> None:
+    """The kernel has never had its last byte, so no peer has the message. Of those before it, that is not known."""
+    for rest in (1, 2500):  # bytes that the transport still holds when it is dropped
+        connection = Echo()
+        transport = open_on(stream, connection)
+        stream.fill()
+        transport.keeps = True
+        connection._cork(1)
+        for number in range(3):
+            connection.send_nowait(bytes([number]) * 1000)
+        connection._cork(-1)
+        session = connection._session_now
+        assert session is not None
+        if rest > 1:
+            transport.held = rest
+            session._abort()
+        transport.lose()
+        assert connection.taken_back() == []
+        names = [message.as_bytes()[:1] for message in session._cut_off()]
+        assert names == ([b"\2"] if rest == 1 else [b"\0", b"\1", b"\2"])
+        stream.take()
+
+
+async def test_a_message_that_the_transport_is_through_with_may_have_arrived(stream: Kernel) -> None:
     connection = Echo()
     transport = open_on(stream, connection)
+    stream.fill()
     transport.keeps = True
-    while not transport.written:
-        connection.send_nowait(b"x" * 1000)
-        await end_of_turn()
-    count = connection.messages_sent
-    stream.far.close()
+    connection.send_nowait(b"x" * 1000)
+    session = connection._session_now
+    assert session is not None
+    transport.release()
     transport.lose()
     assert connection.taken_back() == []
-    assert connection.messages_sent == count
+    assert session._cut_off() == ()
+    assert connection.messages_sent == 1
 
 
 async def test_a_message_in_parts_comes_back_while_all_of_it_is_gathered(stream: Kernel) -> None:

@@ -1,8 +1,9 @@
-"""Accepts connections that begin with TLS, and lets the limits of opening handshakes hold from the first moment.
+"""Accepts connections where the event loop's own listener would not do.
 
-aiofastnet's own listener tells nobody of a connection before its TLS handshake is over: clients that never begin it
-would not be counted, and a server that stops would wait for them. So its sockets are listened on here, and aiofastnet
-makes the transport of a connection that may stay.
+For TLS: aiofastnet's listener tells nobody of a connection before its TLS handshake is over. Clients that never begin
+it would not be counted, and a server that stops would wait for them. On asyncio: its listener reports a shortage of
+file descriptors thousands of times a second. So the sockets are listened on here, and asyncio or aiofastnet makes the
+transport of a connection that may stay.
 """
 
 from __future__ import annotations
@@ -22,33 +23,33 @@ if TYPE_CHECKING:
 
     from fabric._handshake.server import PendingHandshakes, ServerHandshake
 
-__all__ = ["TlsListener", "listen_tls"]
+__all__ = ["Acceptor", "start_accepting"]
 
 LEAST = 0.001  # seconds for a TLS handshake whose time is over
 RETRY = 1.0  # seconds until connections are accepted again after descriptors or memory have run out
 _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
-async def listen_tls(
+async def start_accepting(
     create: Callable[..., Awaitable[asyncio.AbstractServer]],
+    *,
     loop: Any,
     handshakes: PendingHandshakes,
-    *where: str,
     backlog: int,
-    tls: dict[str, Any],
-    **options: Any,
-) -> TlsListener:
+    tls: dict[str, Any] | None,
+    **where: Any,
+) -> Acceptor:
     """Accept connections for `handshakes`.
 
     Args:
-        create: `aiofastnet.create_server` or `create_unix_server`, which binds the sockets.
+        create: `create_server` or `create_unix_server` of the loop or of aiofastnet, which binds the sockets.
         loop: the event loop, as aiofastnet is to see it.
-        where, options: arguments of `create` that say where to listen.
         backlog: connections that the system holds until they are accepted.
-        tls: arguments of aiofastnet for TLS.
+        tls: arguments of aiofastnet for TLS; None for plain connections.
+        where: arguments of `create` that say where to listen.
     """
-    bound = await create(loop, handshakes.accept, *where, start_serving=False, **options)
-    return TlsListener(loop, bound, handshakes, backlog, tls)
+    bound = await create(handshakes.accept, start_serving=False, **where)
+    return Acceptor(loop, bound, handshakes, backlog, tls)
 
 
 async def _read_proxy_header(loop: Any, sock: socket.socket) -> ProxyHeader:
@@ -89,8 +90,8 @@ def _finish(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-class TlsListener:
-    """What `listen_tls` returns."""
+class Acceptor:
+    """What `start_accepting` returns."""
 
     def __init__(
         self,
@@ -98,14 +99,15 @@ class TlsListener:
         bound: asyncio.AbstractServer,
         handshakes: PendingHandshakes,
         backlog: int,
-        tls: dict[str, Any],
+        tls: dict[str, Any] | None,
     ) -> None:
         self._loop = loop
         self._bound = bound
         self._handshakes = handshakes
         self._backlog = backlog
         self._tls = tls
-        self._tasks: set[asyncio.Task[None]] = set()  # TLS handshakes under way
+        self._short_since: float | None = None  # descriptors or memory have run out; time of the loop
+        self._tasks: set[asyncio.Task[None]] = set()  # connections that have no transport yet
         self._listening: list[socket.socket] = [sock.dup() for sock in self.sockets]
         for sock in self._listening:
             sock.setblocking(False)
@@ -117,8 +119,13 @@ class TlsListener:
         """The listening sockets."""
         return tuple(self._bound.sockets)  # type: ignore[attr-defined]
 
+    @property
+    def accepting(self) -> list[socket.socket]:
+        """Duplicates of them, by which connections are accepted."""
+        return self._listening
+
     def close(self) -> None:
-        """Accept no more, and drop the connections whose TLS handshake is not over."""
+        """Accept no more, and drop the connections that have no transport yet: their TLS handshake is not over."""
         for sock in self._listening:
             self._loop.remove_reader(sock.fileno())
             sock.close()
@@ -146,31 +153,53 @@ class TlsListener:
                 # The system would tell again at once that somebody waits.
                 self._loop.remove_reader(listening.fileno())
                 self._loop.call_later(RETRY, self._go_on, listening)
+                self._report_shortage(error)
                 return
+            if self._short_since is not None:
+                self._short_since = None
+                self._handshakes.logger.info("connections are accepted again")
             if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 sock.close()  # it was reset, which uvloop would tell aiofastnet but once, with what came before it
                 continue
             handshake = self._handshakes.accept()
-            try:
-                self._handshakes.add(handshake, sock.fileno(), peer)
-            except Rejection as rejection:
-                sock.close()
-                self._handshakes.dropped(peer, rejection)
-                continue
+            if self._tls is not None:
+                try:
+                    self._handshakes.add(handshake, sock.fileno(), peer)
+                except Rejection as rejection:
+                    sock.close()
+                    self._handshakes.dropped(peer, rejection)
+                    continue
             sock.setblocking(False)
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            task = self._loop.create_task(self._secure(sock, handshake))
+            opening = self._open(sock, handshake) if self._tls is None else self._secure(sock, handshake, self._tls)
+            task = self._loop.create_task(opening)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def _report_shortage(self, error: OSError) -> None:
+        """Once when it begins, then at each further attempt: once a second."""
+        logger = self._handshakes.logger
+        if self._short_since is None:
+            self._short_since = self._loop.time()
+            logger.error("no connection can be accepted: %s; those who come have to wait", error.strerror)
+        else:
+            logger.error("for %.0f s no connection could be accepted", self._loop.time() - self._short_since)
 
     def _go_on(self, listening: socket.socket) -> None:
         if listening in self._listening:
             self._loop.add_reader(listening.fileno(), self._accept, listening)
 
-    async def _secure(self, sock: socket.socket, handshake: ServerHandshake) -> None:
+    async def _open(self, sock: socket.socket, handshake: ServerHandshake) -> None:
+        """Have the loop make a transport, of which it tells `handshake`."""
+        try:
+            await self._loop.connect_accepted_socket(lambda: handshake, sock)
+        finally:
+            if not handshake.is_connected:
+                sock.close()
+
+    async def _secure(self, sock: socket.socket, handshake: ServerHandshake, tls: dict[str, Any]) -> None:
         """Do the TLS handshake; when it succeeds, aiofastnet tells `handshake` of its transport."""
-        tls = self._tls
         try:
             if handshake.awaits_proxy_header:
                 async with asyncio.timeout(self._handshakes.left(handshake)):
