@@ -291,6 +291,7 @@ async def test_a_server_of_its_own(stack: Stack, nats: type[NatsServer], monkeyp
     await far.shutdown()
     assert process.returncode is None
     held.release()
+    peer.reset()
     await near.shutdown()
     assert process.returncode is not None
 
