@@ -290,6 +290,8 @@ async def test_a_server_of_its_own(stack: Stack, nats: type[NatsServer], monkeyp
     assert await peer.payload() == b"hello"
     await far.shutdown()
     assert process.returncode is None
+    held.release()
+    peer.reset()
     await near.shutdown()
     assert process.returncode is not None
 
