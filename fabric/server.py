@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterable
 from typing import TYPE_CHECKING, Any, Never, NoReturn, Self, Unpack
 
-from fabric._connection.base import check_close, data_message, is_end
+from fabric._connection.base import BaseConnection, check_close, data_message, is_end
 from fabric._connection.callbacks import check_callback, check_handler
 from fabric._connection.fork import stays_with_parent
 from fabric._handshake.rules import Rejection, switching_protocols, unavailable
@@ -49,10 +49,11 @@ from fabric.metrics import MetricsCollector
 from fabric.ratelimit import GlobalRateLimiter, connection_gate
 from fabric.router import Router
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
-from fabric.topics import LISTENER_LIMIT, Listener, Outcome, Subscribing, Topics
+from fabric.topics import LISTENER_LIMIT, Listener, Outcome, Topics
 from fabric_ext.broadcast import Shared
 from fabric_ext.http_head import RequestHead
 from fabric_ext.receive_queue import inherits_in_c
+from fabric_ext.topics import Subscriber
 
 if TYPE_CHECKING:
     from fabric._config.options import ServerOptions
@@ -96,10 +97,10 @@ Handler = Callable[["ConnectedClient"], Awaitable[Any]]
 
 
 @inherits_in_c
-class ConnectedClient(Subscribing):
+class ConnectedClient(BaseConnection):
     """A client's connection, as its server sees it."""
 
-    __slots__ = ("_ip", "_is_viewer", "_request", "_server", "_task")
+    __slots__ = ("_ip", "_is_viewer", "_request", "_server", "_subscriber", "_task")
 
     def __init__(self, server: WebSocketServer, request: Request, ip: str | None, *, is_viewer: bool = False) -> None:
         super().__init__(
@@ -115,7 +116,7 @@ class ConnectedClient(Subscribing):
         self._request = request
         self._ip = ip
         self._task: asyncio.Task[Any] | None = None
-        self._subscriber = None
+        self._subscriber: Subscriber | None = None  # with its first subscription
 
     @property
     def id(self) -> uuid.UUID:
@@ -147,8 +148,29 @@ class ConnectedClient(Subscribing):
         return self._server
 
     @property
-    def _server_topics(self) -> Topics:
-        return self._server.topics
+    def topics(self) -> frozenset[str]:
+        """The topics and patterns that this client has subscribed to."""
+        return frozenset(() if self._subscriber is None else self._subscriber.topics)
+
+    def subscribe(self, topic: str) -> Outcome[None]:
+        """Send this client from now on what is published to a topic, or to those that fit a pattern (`fabric.topics`).
+
+        It acts at once. Awaited, it returns when the broker has confirmed it. Subscribing twice changes nothing. A
+        client gets each message once, however many of its subscriptions fit.
+
+        Raises:
+            ValueError: the name is not that of a topic or pattern.
+            ConnectionClosed: the connection has ended.
+        """
+        self._check_sending()
+        if self._subscriber is None:
+            self._subscriber = Subscriber(self)
+        return self._server.topics._subscribe(self._subscriber, topic)
+
+    def unsubscribe(self, topic: str) -> None:
+        """End a subscription; nothing happens where there is none."""
+        if self._subscriber is not None:
+            self._server.topics._unsubscribe(self._subscriber, topic)
 
     def _opened(self) -> None:
         self._local_addr = self.local_addr
@@ -173,6 +195,11 @@ class ConnectedClient(Subscribing):
     def _on_lost(self, session: Session) -> None:
         super()._on_lost(session)
         self._server._disconnected(self)
+
+    def _on_writable(self) -> None:
+        if self._subscriber is not None and self._subscriber.waiting:
+            self._server.topics._send_waiting(self, self._subscriber.waiting)
+        super()._on_writable()
 
 
 class WebSocketServer:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fabric.message import Message
     from fabric.metrics import MetricsCollector
 
-__all__ = ["Listener", "OnFull", "Outcome", "Subscribing", "Topics"]
+__all__ = ["Listener", "OnFull", "Outcome", "Topics"]
 
 OnFull = Literal["drop", "close", "latest"]
 
@@ -145,49 +145,6 @@ class Listener:
             self._waiter.set_result(None)
 
 
-class Subscribing(BaseConnection):
-    """A connection of a server, with subscriptions; see `ConnectedClient`."""
-
-    __slots__ = ("_subscriber",)
-
-    _subscriber: Subscriber | None  # None until it is needed
-
-    @property
-    def _server_topics(self) -> Topics:
-        """All topics of its server."""
-        raise NotImplementedError
-
-    @property
-    def topics(self) -> frozenset[str]:
-        """The topics and patterns that this client has subscribed to."""
-        return frozenset(() if self._subscriber is None else self._subscriber.topics)
-
-    def subscribe(self, topic: str) -> Outcome[None]:
-        """Send this client from now on what is published to a topic, or to those that fit a pattern (`fabric.topics`).
-
-        It acts at once. Awaited, it returns when the broker has confirmed it. Subscribing twice changes nothing. A
-        client gets each message once, however many of its subscriptions fit.
-
-        Raises:
-            ValueError: the name is not that of a topic or pattern.
-            ConnectionClosed: the connection has ended.
-        """
-        self._check_sending()
-        if self._subscriber is None:
-            self._subscriber = Subscriber(self)
-        return self._server_topics._subscribe(self._subscriber, topic)
-
-    def unsubscribe(self, topic: str) -> None:
-        """End a subscription; nothing happens where there is none."""
-        if self._subscriber is not None:
-            self._server_topics._unsubscribe(self._subscriber, topic)
-
-    def _on_writable(self) -> None:
-        if self._subscriber is not None and self._subscriber.waiting:
-            self._server_topics._send_waiting(self, self._subscriber.waiting)
-        super()._on_writable()
-
-
 class Topics:
     """The topics of a server: `server.topics`.
 
@@ -294,13 +251,13 @@ class Topics:
         self,
         topic: str,
         data: Message,
-        exclude: Subscribing | Iterable[Subscribing] | None,
+        exclude: Any,
         compress: bool | None,
     ) -> Outcome[int]:
         """Send a message to this server's subscribers, and give it to the broker for those of others."""
         left_out: Iterable[Subscriber] = ()
         if exclude is not None:
-            clients = (exclude,) if isinstance(exclude, BaseConnection) else exclude
+            clients: Iterable[Any] = (exclude,) if isinstance(exclude, BaseConnection) else exclude
             left_out = [client._subscriber for client in clients if client._subscriber is not None]
         shared = Shared(data, compress, self._fragment_size)
         reached, rest = self._index.publish(topic, shared, left_out)
@@ -338,7 +295,7 @@ class Topics:
             )
         return reached
 
-    def _keep(self, client: Subscribing, data: Message, compress: bool | None, on_full: OnFull) -> bool:
+    def _keep(self, client: Any, data: Message, compress: bool | None, on_full: OnFull) -> bool:
         """Put the message into the outbox of a client that cannot take it now, if there is room."""
         try:
             client.send_nowait(data, compress=compress)
@@ -353,7 +310,7 @@ class Topics:
             return True
         return False
 
-    def _keep_latest(self, client: Subscribing, topic: str, data: Message, compress: bool | None) -> bool:
+    def _keep_latest(self, client: Any, topic: str, data: Message, compress: bool | None) -> bool:
         """Remember it as the one message of its topic that the client gets when it can take one."""
         assert client._subscriber is not None
         waiting = client._subscriber.waiting
@@ -364,7 +321,7 @@ class Topics:
         waiting[topic] = data, compress
         return True
 
-    def _send_waiting(self, client: Subscribing, waiting: dict[str, Any]) -> None:
+    def _send_waiting(self, client: Any, waiting: dict[str, Any]) -> None:
         """Nothing stands before a new message any more: send what is kept for the client, as far as that goes."""
         while waiting and client._is_open and not client._is_blocked and not client._outbox_size:
             data, compress = waiting.pop(next(iter(waiting)))
