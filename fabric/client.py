@@ -281,7 +281,7 @@ class WebSocketClient(BaseConnection):
                 retry = self._config.first_connect == "retry" and self._keeps_on
                 if not retry or self._decide(error) is False:
                     raise
-                log(logging.WARNING, "no connection to %s: %s", self._authority, error)
+                log(logging.WARNING, "no connection to %s: %s", self._authority, str(error))
                 failed = await self._search(error)
                 if failed is not None:
                     raise fresh(failed[1]) from None
@@ -549,7 +549,7 @@ class WebSocketClient(BaseConnection):
                     raise
                 level = logging.INFO if str(error) == str(failure) else logging.WARNING  # each kind once
                 failure = error
-                log(level, "no connection to %s: %s", self._authority, error)
+                log(level, "no connection to %s: %s", self._authority, str(error))
                 if self._decide(error) is False:
                     return f"connecting to {self._authority} again is of no use", error
         return None
@@ -594,7 +594,7 @@ class WebSocketClient(BaseConnection):
             self._session_end.set_result(self._loss)
 
     def _give_up(self, why: str, cause: BaseException | None) -> None:
-        log(logging.WARNING, "%s: %s", why, cause)
+        log(logging.WARNING, "%s: %s", why, str(cause))
         undelivered = self._take_undelivered()
         self._undelivered += undelivered
         error = ReconnectTimeout(why, attempts=self._schedule.attempts, undelivered=undelivered, cause=cause)

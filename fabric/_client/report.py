@@ -33,6 +33,9 @@ def log(
     exc_info: BaseException | None = None,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Write to the log; one whose handlers or filters raise must not end the repair."""
+    """Write to the log; one whose handlers or filters raise must not end the repair.
+
+    An error is given as text: a record that a handler keeps would keep the client too, by the error's traceback.
+    """
     with contextlib.suppress(Exception):
         logger.log(level, text, *args, exc_info=exc_info, extra=extra)
