@@ -28,6 +28,8 @@ from fabric._handshake.rules import Rejection, switching_protocols, unavailable
 from fabric._handshake.server import PendingHandshakes, ServerHandshake, too_many_from_one_address
 from fabric._http.messages import Request, as_response, encode_headers
 from fabric._server import listening
+from fabric._server.dashboard import Dashboard
+from fabric.broker import Broker, BrokerUnavailable, make_broker
 from fabric.compression import HEADER as EXTENSIONS
 from fabric.compression import Agreement, answer_offers
 from fabric.config import CompressionConfig, ServerConfig
@@ -97,17 +99,18 @@ Handler = Callable[["ConnectedClient"], Awaitable[Any]]
 class ConnectedClient(Subscribing):
     """A client's connection, as its server sees it."""
 
-    __slots__ = ("_ip", "_request", "_server", "_task")
+    __slots__ = ("_ip", "_is_viewer", "_request", "_server", "_task")
 
-    def __init__(self, server: WebSocketServer, request: Request, ip: str | None) -> None:
+    def __init__(self, server: WebSocketServer, request: Request, ip: str | None, *, is_viewer: bool = False) -> None:
         super().__init__(
             server._loop,
             server.config,
             masking=False,
-            metrics=server.metrics,
+            metrics=server._viewer_metrics if is_viewer else server.metrics,
             logger=logger,
-            on_message=server._on_message if server._is_callback else None,
+            on_message=server._on_message if server._is_callback and not is_viewer else None,
         )
+        self._is_viewer = is_viewer  # a page of the dashboard
         self._server = server
         self._request = request
         self._ip = ip
@@ -193,6 +196,10 @@ class WebSocketServer:
         process_request: called with the `Request` before the upgrade. Returns a `Response`, or (status, headers,
             body), to answer plain HTTP; or None to go on; or one with status 101 to go on with more headers, of
             which `Sec-WebSocket-Protocol` chooses among the subprotocols offered. May be a coroutine function.
+        broker: what carries messages of topics to other servers and back: a URL or a `fabric.broker.Broker`. The
+            default is none: topics are those of this server.
+        on_gap: called with a topic or pattern of this server's subscribers, and a time (as `time.time()`): what other
+            servers have published to it since then may be lost, as the broker was away.
     """
 
     def __init__(
@@ -204,6 +211,8 @@ class WebSocketServer:
         on_message: Callable[[ConnectedClient, Message], Any] | None = None,
         on_disconnect: Callable[[ConnectedClient], Any] | None = None,
         process_request: Callable[[Request], Any] | None = None,
+        broker: str | Broker = "memory:",
+        on_gap: Callable[[str, float], Any] | None = None,
     ) -> None:
         if not isinstance(config, (str, ServerConfig)):
             kind = type(config).__name__
@@ -233,7 +242,12 @@ class WebSocketServer:
         self._process_request = process_request
         self._router = handler if isinstance(handler, Router) else None
         self._metrics = MetricsCollector()
-        self.topics = Topics(self.config, self._metrics)
+        self._dashboard: Dashboard | None = None
+        self._sampling: asyncio.Task[None] | None = None  # of the dashboard
+        self._viewers: dict[ConnectedClient, None] = {}  # its pages, which are none of the application's connections
+        self._viewer_metrics = MetricsCollector()
+        self.topics = Topics(self.config, self._metrics, make_broker(broker))
+        self.topics.on_gap = on_gap
         self._heartbeat: HeartbeatManager | None = None
         self._global_limit = GlobalRateLimiter(self.config.global_rate_limit)
         own, common = self.config.rate_limit, self.config.global_rate_limit
@@ -265,6 +279,8 @@ class WebSocketServer:
         on_message: Callable[[ConnectedClient, Message], Any] | None = None,
         on_disconnect: Callable[[ConnectedClient], Any] | None = None,
         process_request: Callable[[Request], Any] | None = None,
+        broker: str | Broker = "memory:",
+        on_gap: Callable[[str, float], Any] | None = None,
         **options: Unpack[ServerOptions],
     ) -> Self:
         """A server for `address`, "host:port"; `options` are fields of `ServerConfig`."""
@@ -277,6 +293,8 @@ class WebSocketServer:
             on_message=on_message,
             on_disconnect=on_disconnect,
             process_request=process_request,
+            broker=broker,
+            on_gap=on_gap,
         )
 
     # -- life
@@ -286,6 +304,7 @@ class WebSocketServer:
 
         Raises:
             Io: the address is in use, or not ours.
+            BrokerUnavailable: the broker cannot be reached, or refuses us.
             InvalidState: the server was started before.
         """
         if self._phase is not Phase.NEW:
@@ -297,20 +316,23 @@ class WebSocketServer:
             self.config,
             logger,
             self._metrics,
-            self._process_request if self._router is None else self._judge,
+            self._process_request if self._router is None and self._dashboard is None else self._judge,
             self._upgrade,
             self._check_descriptor,
         )
         try:
+            await self.topics._start()
             listener = await listening.listen(loop, self.config, self._handshakes)
         except BaseException as error:
+            await self.topics._close()
             if self._phase is Phase.STARTING:
                 self._phase = Phase.NEW
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and not isinstance(error, BrokerUnavailable):
                 why = error.strerror or error
                 raise Io(f"cannot listen on {self._place}: {why}", errno=error.errno) from error
             raise
         if self._phase is not Phase.STARTING:
+            await self.topics._close()
             listener.close()
             self._handshakes.close(unavailable("the server is shutting down"))
             raise InvalidState("the server was shut down while it started", state=self._phase.value)
@@ -318,6 +340,9 @@ class WebSocketServer:
             self._heartbeat = HeartbeatManager(self.config.heartbeat, loop)
         self._listener = listener
         stays_with_parent(self)
+        if self._dashboard is not None:
+            self._sampling = loop.create_task(self._dashboard.run())
+            self._sampling.add_done_callback(_report_sampling)
         self._phase = Phase.RUNNING
         logger.info("listening on %s", ", ".join(str(socket.getsockname()) for socket in self.sockets))
 
@@ -326,7 +351,7 @@ class WebSocketServer:
         handshakes = [] if self._handshakes is None else self._handshakes.sockets()
         mine = [] if self._listener is None else self._listener.descriptors
         mine += [sock.fileno() for sock in handshakes if sock is not None]
-        return mine + [number for client in self._clients for number in client._descriptors()]
+        return mine + [number for client in self._connections() for number in client._descriptors()]
 
     async def serve_forever(self) -> None:
         """Serve until cancelled or shut down; starts the server when that has not been done."""
@@ -376,13 +401,15 @@ class WebSocketServer:
             self.stop_accepting()
             assert self._handshakes is not None
             self._handshakes.close(unavailable("the server is shutting down"))
-            for client in list(self._clients):
+            if self._sampling is not None:
+                self._sampling.cancel()
+            for client in self._connections():
                 self._survive(self._say_goodbye, client, code)
             await self._all_gone(timeout)
-            if self._clients or self._other_tasks():
+            if self._connections() or self._other_tasks():
                 logger.warning(
                     "shutdown: %d connections aborted, %d handlers cancelled after %g seconds",
-                    len(self._clients),
+                    len(self._connections()),
                     len(self._other_tasks()),
                     timeout,
                 )
@@ -409,7 +436,7 @@ class WebSocketServer:
         """Wait until no connection and no handler is left, for `timeout` seconds at most."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while self._clients or self._other_tasks():
+                while self._clients or self._viewers or self._other_tasks():
                     self._changed.clear()
                     await self._changed.wait()
 
@@ -418,22 +445,40 @@ class WebSocketServer:
         return {task for task in self._tasks if task is not asyncio.current_task()}
 
     async def _abort_rest(self) -> None:
-        for client in list(self._clients):
+        for client in self._connections():
             self._survive(client._abort)
         for task in self._other_tasks():
             task.cancel()
         if self._heartbeat is not None:
             self._heartbeat.stop()
         await self._all_gone(LAST_MOMENT)
+        if self._sampling is not None and not self._loop.is_closed():
+            await asyncio.wait([self._sampling], timeout=LAST_MOMENT)
         for task in self._other_tasks():
             logger.warning("shutdown: %r goes on although it was cancelled", task)
-        self.topics._close()
+        await self.topics._close()
         assert self._listener is not None
         if self._loop.is_closed():
             return
         closed = asyncio.ensure_future(self._listener.wait_closed())
         await asyncio.wait([closed], timeout=LAST_MOMENT)
         closed.cancel()
+
+    def mount_dashboard(self, path: str = "/dashboard") -> None:
+        """Serve a live page about this server at `path`: connections, rates, latencies, backpressure.
+
+        The application's `process_request` is asked first, as for every request, so that it can refuse the page:
+        `basic_auth` for instance. Without it everybody may see it. The page's own connections are none of the
+        application's: it gets no callbacks for them, and they are in no broadcast and no count but that of
+        `max_connections`.
+
+        Raises:
+            InvalidState: the server has been started, or has a dashboard.
+            ValueError: `path` is none.
+        """
+        if self._phase is not Phase.NEW or self._dashboard is not None:
+            raise InvalidState("a dashboard is mounted once, before the server starts", state=self._phase.value)
+        self._dashboard = Dashboard(self, path)
 
     # -- what it is
 
@@ -466,6 +511,10 @@ class WebSocketServer:
         """Open connections."""
         return len(self._clients)
 
+    def _connections(self) -> list[ConnectedClient]:
+        """All that are open: the application's, and those of the dashboard."""
+        return [*self._clients, *self._viewers]
+
     def clients(self) -> list[ConnectedClient]:
         """The open connections, as they are now."""
         return list(self._clients)
@@ -496,7 +545,7 @@ class WebSocketServer:
     # -- the opening handshake, called by PendingHandshakes
 
     def _judge(self, request: Request) -> Any:
-        """What the application's `process_request` says; where it lets the request pass, what the router does."""
+        """What the application's `process_request` says; where it lets a request pass, the dashboard or the router."""
         answer = None if self._process_request is None else self._process_request(request)
         return self._judge_later(answer, request) if inspect.isawaitable(answer) else self._judged(answer, request)
 
@@ -506,8 +555,9 @@ class WebSocketServer:
     def _judged(self, answer: Any, request: Request) -> Any:
         if answer is not None and as_response(answer).status != 101:
             return answer
-        assert self._router is not None
-        return self._router.respond(request) or answer
+        if self._dashboard is not None and (self._dashboard.is_page(request) or self._dashboard.is_feed(request)):
+            return self._dashboard.respond(request) or answer
+        return answer if self._router is None else self._router.respond(request) or answer
 
     def _check_descriptor(self, descriptor: int) -> None:
         """Say when file descriptors run out: uvloop would turn clients away in silence. A new one is the lowest."""
@@ -529,17 +579,19 @@ class WebSocketServer:
     def _upgrade(self, handshake: ServerHandshake, head: RequestHead, rest: bytes, more: HeaderMap | None) -> None:
         """Make a connection of a valid opening handshake, or raise Rejection; `more` goes into the answer."""
         self._check_capacity(handshake)
-        self._check_origin(head)
-        self._check_required(head)
+        is_viewer = self._dashboard is not None and self._dashboard.is_feed(handshake.request)
+        if not is_viewer:
+            self._check_origin(head)
+            self._check_required(head)
         fields = self._response_fields
         chosen = None
         if more is not None:
             chosen = more.get("Sec-WebSocket-Protocol")
             fields += encode_headers((name, value) for name, value in more.items() if name.lower() not in OWN_FIELDS)
-        subprotocol = self._select_subprotocol(head, chosen)
+        subprotocol = None if is_viewer else self._select_subprotocol(head, chosen)
         agreement, extensions = self._answer_offers(*head.get_all(EXTENSIONS))
         answer = switching_protocols(head.key, fields, subprotocol, extensions)
-        client = ConnectedClient(self, handshake.request, handshake.ip)
+        client = ConnectedClient(self, handshake.request, handshake.ip, is_viewer=is_viewer)
         client._subprotocol = subprotocol
         client._remote_addr = handshake.remote_addr
         gate = connection_gate(self.config.rate_limit, self._global_limit)
@@ -551,10 +603,10 @@ class WebSocketServer:
         except BaseException:
             transport.abort()
             raise
-        self._metrics.record_handshake(time.perf_counter() - handshake.began)
+        client._metrics.record_handshake(time.perf_counter() - handshake.began)
 
     def _check_capacity(self, handshake: ServerHandshake) -> None:
-        if len(self._clients) >= self.config.max_connections:
+        if len(self._clients) + len(self._viewers) >= self.config.max_connections:
             raise unavailable(f"the server has its {self.config.max_connections} connections")
         if handshake.ip is not None and self._per_ip[handshake.ip] >= self.config.max_connections_per_ip:
             raise too_many_from_one_address(self.config.max_connections_per_ip)
@@ -603,15 +655,19 @@ class WebSocketServer:
     # -- connections come and go, called by ConnectedClient
 
     def _connected(self, client: ConnectedClient) -> None:
-        self._clients[client] = None
+        (self._viewers if client._is_viewer else self._clients)[client] = None
         if client._ip is not None:
             self._per_ip[client._ip] += 1
-        self._metrics.record_connection()
+        client._metrics.record_connection()
         client._begin_heartbeat(self._heartbeat)
-        if self._on_connect is not None:
+        handler = self._handler
+        if client._is_viewer:
+            assert self._dashboard is not None
+            handler = self._dashboard.feed
+        elif self._on_connect is not None:
             self._call(self._on_connect, client)
-        if self._handler is not None:
-            running = self._handler(client)
+        if handler is not None:
+            running = handler(client)
             if not inspect.isawaitable(running):
                 what = f"the handler returned {running!r}, which cannot be awaited: write it as `async def`"
                 raise TypeError(what)
@@ -621,7 +677,7 @@ class WebSocketServer:
             task.add_done_callback(client._handler_done)
 
     def _disconnected(self, client: ConnectedClient) -> None:
-        self._clients.pop(client, None)
+        (self._viewers if client._is_viewer else self._clients).pop(client, None)
         if client._subscriber is not None:
             self.topics._leave(client._subscriber)
         self._changed.set()
@@ -631,8 +687,8 @@ class WebSocketServer:
             self._per_ip[client._ip] -= 1
             if not self._per_ip[client._ip]:
                 del self._per_ip[client._ip]
-        self._metrics.record_disconnection(client._close_code)
-        if self._on_disconnect is not None and not client._is_loop_closed:
+        client._metrics.record_disconnection(client._close_code)
+        if self._on_disconnect is not None and not client._is_viewer and not client._is_loop_closed:
             self._call(self._on_disconnect, client)
 
     def _call(self, function: Callable[[ConnectedClient], Any], client: ConnectedClient) -> None:
@@ -668,6 +724,20 @@ class WebSocketServer:
 
     # -- topics
 
+    @property
+    def on_gap(self) -> Callable[[str, float], Any] | None:
+        """What is called when messages of other servers may have been lost; see the argument of the same name."""
+        return self.topics.on_gap
+
+    @on_gap.setter
+    def on_gap(self, function: Callable[[str, float], Any] | None) -> None:
+        self.topics.on_gap = function
+
+    @property
+    def broker_healthy(self) -> bool:
+        """Is the broker connected, and has it answered lately? Always true without one."""
+        return self.topics.broker.is_healthy
+
     def publish(
         self,
         topic: str,
@@ -679,8 +749,8 @@ class WebSocketServer:
         """Send a message to all that have subscribed to a topic; see `fabric.topics`.
 
         It acts at once, waits for no slow client (`Topics.configure`), and need not be awaited. Awaited, it returns how
-        many connections of this server the message was sent to or is kept for. What is published in one turn of the
-        event loop leaves at its end, in order, by one system call for each connection.
+        many connections of this server the message was sent to or is kept for, once the broker has it. What is
+        published in one turn of the event loop leaves at its end, in order, by one system call for each connection.
 
         Args:
             exclude: one connection, or several, that do not get it: the one it came from, say.
@@ -688,8 +758,10 @@ class WebSocketServer:
 
         Raises:
             ValueError: the name is not that of a topic.
+            BrokerUnavailable: where it is awaited: other servers do not get it, as the broker takes no more, or it is
+                not known whether they do, as its connection was lost.
         """
-        return Outcome(self.topics._publish(topic, data_message(message), exclude, compress))
+        return self.topics._publish(topic, data_message(message), exclude, compress)
 
     def topic(self, pattern: str, *, limit: int = LISTENER_LIMIT) -> Listener:
         """Listen to a topic, or to those that fit a pattern: `async for message in server.topic("room.*")`.
@@ -770,6 +842,12 @@ class WebSocketServer:
     async def broadcast_json(self, value: Any, *, compress: bool | None = None) -> int:
         """Send `value` as JSON to every connection; see `broadcast`."""
         return await self.broadcast(Message.json(value), compress=compress)
+
+
+def _report_sampling(task: asyncio.Task[None]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        logger.error("the dashboard has stopped", exc_info=error)
 
 
 def _answer(config: CompressionConfig, *offers: str) -> tuple[Agreement | None, str | None]:

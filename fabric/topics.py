@@ -13,14 +13,19 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import itertools
+import logging
+import os
 import weakref
-from collections.abc import Awaitable, Generator, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, get_args
 
 from fabric._connection.base import BaseConnection
+from fabric.broker import Broker, BrokerUnavailable, MemoryBroker
 from fabric.error import BufferFull, ConnectionClosed, InvalidState
 from fabric_ext.broadcast import Shared
+from fabric_ext.remote import Incoming, wrap
 from fabric_ext.topics import Index, Subscriber, check_topic
 
 if TYPE_CHECKING:
@@ -33,7 +38,10 @@ __all__ = ["Listener", "OnFull", "Outcome", "Subscribing", "Topics"]
 OnFull = Literal["drop", "close", "latest"]
 
 LISTENER_LIMIT = 1000  # messages that a listener keeps
+ON_ITS_WAY = 1.0  # seconds for which a message may have been under way when the broker was last heard
 KNOWN_SETTINGS = 1024  # topics whose settings are remembered
+
+logger = logging.getLogger("fabric.topics")
 
 T = TypeVar("T")
 
@@ -45,15 +53,15 @@ class Outcome(Generic[T]):
         value: the result as far as this server is concerned; `await` returns it.
     """
 
-    __slots__ = ("_confirmation", "value")
+    __slots__ = ("_confirm", "value")
 
-    def __init__(self, value: T, confirmation: Awaitable[Any] | None = None) -> None:
+    def __init__(self, value: T, confirm: Callable[[], Awaitable[Any]] | None = None) -> None:
         self.value = value
-        self._confirmation = confirmation
+        self._confirm = confirm
 
     def __await__(self) -> Generator[Any, None, T]:
-        if self._confirmation is not None:
-            yield from self._confirmation.__await__()
+        if self._confirm is not None:
+            yield from self._confirm().__await__()
         return self.value
 
 
@@ -186,18 +194,27 @@ class Topics:
     Attributes:
         drops: how many messages did not reach a subscriber, by reason: "full" (its outbox was), "closed" (likewise,
             and so its connection was closed), "replaced" (a newer one took its place), "listener" (the server's own
-            listener was too slow).
+            listener was too slow), "broker" (the broker took no more, so other servers did not get it).
+        broker: see `fabric.broker`.
+        on_gap: a function that is called with a topic or pattern of this server, and a time (as `time.time()`): what
+            was published on other servers since then may be lost, as the broker was away.
     """
 
-    def __init__(self, config: ServerConfig, metrics: MetricsCollector) -> None:
+    def __init__(self, config: ServerConfig, metrics: MetricsCollector, broker: Broker) -> None:
+        self.broker = broker
+        self.on_gap: Callable[[str, float], Any] | None = None
+        self._is_shared = not isinstance(broker, MemoryBroker)
+        self._node = os.urandom(8)
+        self._numbers = itertools.count(1)
         self._metrics = metrics
         self._fragment_size = config.fragment_size or 0
         self._index = Index()
+        self._incoming = Incoming(self._index, self._node, config.fragment_size or 0)
         self._configured: list[tuple[str, dict[str, Any]]] = []
         self._settings: dict[str, Settings] = {}
         self._default = Settings("close" if config.slow_peer == "close" else "drop")
         self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
-        self.drops: collections.Counter[str] = collections.Counter(full=0, closed=0, replaced=0, listener=0)
+        self.drops: collections.Counter[str] = collections.Counter(full=0, closed=0, replaced=0, listener=0, broker=0)
 
     def __len__(self) -> int:
         """The topics and patterns that have subscribers on this server."""
@@ -258,16 +275,20 @@ class Topics:
         return listener
 
     def _subscribe(self, subscriber: Subscriber, topic: str) -> Outcome[None]:
-        self._index.subscribe(subscriber, topic)
-        return Outcome(None)
+        if self._index.subscribe(subscriber, topic):
+            self.broker.subscribe((topic,))
+        return Outcome(None, self.broker.flush if self._is_shared else None)
 
     def _unsubscribe(self, subscriber: Subscriber, topic: str) -> None:
-        self._index.unsubscribe(subscriber, topic)
+        if self._index.unsubscribe(subscriber, topic):
+            self.broker.unsubscribe((topic,))
 
     def _leave(self, subscriber: Subscriber) -> None:
         """Its connection has ended, or nobody listens any more."""
         subscriber.waiting = None
-        self._index.leave(subscriber)
+        gone = self._index.leave(subscriber)
+        if gone:
+            self.broker.unsubscribe(gone)
 
     def _publish(
         self,
@@ -275,8 +296,8 @@ class Topics:
         data: Message,
         exclude: Subscribing | Iterable[Subscribing] | None,
         compress: bool | None,
-    ) -> int:
-        """Send a message to this server's subscribers; return how many connections it was sent to or is kept for."""
+    ) -> Outcome[int]:
+        """Send a message to this server's subscribers, and give it to the broker for those of others."""
         left_out: Iterable[Subscriber] = ()
         if exclude is not None:
             clients = (exclude,) if isinstance(exclude, BaseConnection) else exclude
@@ -285,7 +306,15 @@ class Topics:
         reached, rest = self._index.publish(topic, shared, left_out)
         if rest:
             reached += self._publish_to_rest(topic, data, shared, compress, rest)
-        return reached
+        if not self._is_shared:
+            return Outcome(reached)
+        number = next(self._numbers) & 0xFFFFFFFF
+        try:
+            self.broker.publish(topic, wrap(data.msg_type, self._node, number, data.as_bytes()))
+        except BrokerUnavailable as error:
+            self.drops["broker"] += 1
+            return Outcome(reached, _Failure(error))
+        return Outcome(reached, self.broker.flush)
 
     def _publish_to_rest(
         self, topic: str, data: Message, shared: Shared, compress: bool | None, rest: list[Any]
@@ -341,10 +370,45 @@ class Topics:
             data, compress = waiting.pop(next(iter(waiting)))
             client.send_nowait(data, compress=compress)
 
-    def _close(self) -> None:
-        """The server has shut down."""
+    # -- what the broker reports
+
+    def deliver(self, batch: list[tuple[str, bytes]]) -> None:
+        """Messages of other servers have arrived; see `fabric.broker.Node`."""
+        for topic, data, shared, rest in self._incoming.deliver(batch):
+            self._publish_to_rest(topic, data, shared, None, rest)
+
+    def gap(self, since: float) -> None:
+        """The broker was away since then; see `fabric.broker.Node`."""
+        if self.on_gap is None:
+            return
+        for topic in self._index.names():
+            try:
+                self.on_gap(topic, since - ON_ITS_WAY)
+            except Exception as error:
+                logger.error("on_gap raised", exc_info=error)
+
+    # -- life, as the server's
+
+    async def _start(self) -> None:
+        """Connect to the broker."""
+        self.broker.subscribe(self._index.names())
+        await self.broker.start(self)
+
+    async def _close(self) -> None:
+        """The server has shut down, or could not start."""
+        await self.broker.close()
         for listener in list(self._listeners):
             listener.close()
+
+
+class _Failure:
+    """What a publication comes to that the broker has not taken."""
+
+    def __init__(self, error: BrokerUnavailable) -> None:
+        self._error = error
+
+    async def __call__(self) -> None:
+        raise self._error
 
 
 def fits(pattern: str, topic: str) -> bool:

@@ -1,12 +1,13 @@
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, Literal, Self, TypeAlias, final, overload
+from collections.abc import AsyncIterable, Coroutine, Iterable
+from typing import Any, Literal, Self, TypeAlias, TypeVar, final, overload
 
 from typing_extensions import disjoint_base
 
 from fabric_ext.session import Session, SessionUser
 
 _BytesLike: TypeAlias = bytes | bytearray | memoryview
+_C = TypeVar("_C", bound=PlainConnection)
 
 @final
 class Fragments:
@@ -24,6 +25,13 @@ class Messages:
     def __anext__(self) -> Coroutine[Any, Any, str | bytes]: ...
     async def aclose(self) -> None:
         """There is nothing to close: this is for `contextlib.aclosing`."""
+
+def broadcast(connections: list[_C], message: str | _BytesLike, text: bool | None) -> list[tuple[_C, Exception | None]]:
+    """Write a str or bytes-like object to those of `connections` that are open; wait for none of them.
+
+    Of servers' connections the frame is built once, and compressed once for each setting that was agreed on. Returns
+    those that it was not written to, as pairs with the exception, or None where a message is being sent in parts.
+    """
 
 @disjoint_base
 class PlainConnection(SessionUser):
@@ -58,7 +66,12 @@ class PlainConnection(SessionUser):
     @overload
     def recv(self, decode: bool | None = None) -> Coroutine[Any, Any, str | bytes]: ...
     def __aiter__(self) -> Messages: ...  # type: ignore[override]
-    def send(self, message: Any, *, text: bool | None = None) -> Coroutine[Any, Any, None]:
+    def send(
+        self,
+        message: str | _BytesLike | Iterable[str | _BytesLike] | AsyncIterable[str | _BytesLike],
+        *,
+        text: bool | None = None,
+    ) -> Coroutine[Any, Any, None]:
         """Send a message: `await connection.send("text")`. It begins when it is awaited.
 
         A str goes out as text, bytes-like objects as binary; an iterable or asynchronous iterable of them as one
@@ -102,8 +115,8 @@ class PlainConnection(SessionUser):
     def _close_stream(self) -> None:
         """The stream was given up before its first frame was taken: put its frames together again."""
 
-    def _write(self, message: str | _BytesLike, text: bool | None) -> bool:
-        """Write a str or bytes-like object as one message; False when it is something else."""
+    def _write(self, message: str | _BytesLike, text: bool | None) -> None:
+        """Write a str or bytes-like object as one message."""
 
     def _write_part(self, opcode: int, payload: bytes, fin: bool) -> None:
         """Send one frame of a message in several; meanwhile other messages wait."""

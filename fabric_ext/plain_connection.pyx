@@ -14,9 +14,10 @@ from cpython.unicode cimport PyUnicode_AsUTF8String, PyUnicode_GET_LENGTH
 from cython cimport final, unlikely
 
 from fabric_ext.awaitable cimport reraise
+from fabric_ext.broadcast cimport Shared
 from fabric_ext.connection cimport Send
 from fabric_ext.counters cimport Counters
-from fabric_ext.message cimport K_BINARY, K_TEXT, Message
+from fabric_ext.message cimport K_BINARY, K_TEXT, Message, new_message
 from fabric_ext.protocol cimport CLOSED, CLOSING, OPEN
 from fabric_ext.receive_queue cimport Recv
 from fabric_ext.session cimport QUEUE_FULL, Part, Session, SessionUser, new_part
@@ -96,6 +97,7 @@ cdef class PlainConnection(SessionUser):
     cdef int deliver(self, Message message) except -1:
         if self._dropping:
             return 0
+        self._stream_open = False              # this is the message that the stream has waited for
         self._items.push(message.data)
         return self.arrived(message.data)
 
@@ -291,7 +293,7 @@ cdef class PlainConnection(SessionUser):
         self.check_here()
         if not self._sendable:
             raise RuntimeError("not connected, or a message is being sent in parts")
-        return self.write_data(message, text)
+        self.write_data(message, text)
 
     cdef inline bint write_data(self, object message, object text) except -1:
         """Write a str or bytes-like object as one message; False when it is something else."""
@@ -382,6 +384,44 @@ cdef class PlainConnection(SessionUser):
     def _drain(self):
         """The coroutine that waits until the transport holds less."""
         raise NotImplementedError
+
+
+def broadcast(list connections not None, message, text):
+    """Write a str or bytes-like object to those of `connections` that are open; wait for none of them.
+
+    Of servers' connections the frame is built once, and compressed once for each setting that was agreed on. Returns
+    those that it was not written to, as pairs with the exception, or None where a message is being sent in parts.
+    """
+    cdef Shared shared = None
+    cdef PlainConnection connection
+    cdef Session session
+    cdef list left_out = []
+    for each in connections:
+        connection = <PlainConnection?>each
+        try:
+            connection.check_here()
+            session = connection._session
+            if connection._state != OPEN or session is None:
+                continue
+            if not connection._sendable:
+                left_out.append((connection, None))
+                continue
+            if session._masking:
+                connection.write_data(message, text)
+                continue
+            if shared is None:
+                shared = shared_message(message, text)
+            session.write_made(shared.frames_for(session), shared.size, None)
+        except Exception as error:
+            left_out.append((connection, error))
+    return left_out
+
+
+cdef Shared shared_message(object message, object text):
+    cdef bint is_str = isinstance(message, str)
+    if (is_str if text is None else text):
+        return Shared(new_message(K_TEXT, str(message) if is_str else bytes(message).decode()), None, 0)
+    return Shared(new_message(K_BINARY, message.encode() if is_str else bytes(message)), None, 0)
 
 
 @final

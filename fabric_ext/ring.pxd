@@ -3,7 +3,7 @@ from cpython.ref cimport Py_INCREF
 from cython cimport final
 
 cdef class Ring:
-    cdef PyObject** _slots      # owned references; malloc'ed on the first push, freed by the last item to leave a grown ring
+    cdef PyObject** _slots       # owned references; malloc'ed by the first item to come, freed by the last to leave
     cdef Py_ssize_t _capacity
     cdef Py_ssize_t _head
     cdef Py_ssize_t size

@@ -1,8 +1,8 @@
 """A first-in first-out queue of objects that costs next to nothing while it is empty.
 
-Owns one array of references: none before the first item, sixteen slots at first, doubled when full. Once it has grown it
-is freed when the last item leaves, so ten thousand idle connections keep no queue memory to speak of. It never bounds
-itself; who pushes asks `size` first. The garbage collector does not look into it: what is queued must not refer back.
+Owns one array of references: none while it is empty, sixteen slots at first, doubled when full. So ten thousand idle
+connections keep no queue memory. It never bounds itself: who pushes asks `size` first. The garbage collector does not
+look into it: what is queued must not refer back.
 """
 
 from cpython.exc cimport PyErr_NoMemory
@@ -67,11 +67,9 @@ cdef class Ring:
         return 0
 
     cdef void _release(self) noexcept:
-        self._head = 0
-        if self._capacity > FIRST:
-            free(self._slots)
-            self._slots = NULL
-            self._capacity = 0
+        free(self._slots)
+        self._slots = NULL
+        self._capacity = self._head = 0
 
     # The same operations for Python, so that the queue is tested alone.
 

@@ -346,8 +346,6 @@ cdef class Session(Writer):
         user.begin_delivery()
         self._counters.last_activity_ns = coarse_monotonic_ns()
         try:
-            if self._frame_log is not None:
-                self._frame_log.received(PyBytes_FromStringAndSize(block.data, n))
             if unlikely((<Unchecked>deliver)(self, block, n) < 0):
                 self.on_raised()
         finally:
@@ -991,6 +989,8 @@ cdef class Session(Writer):
 
 cdef int deliver(Session session, Block block, Py_ssize_t n) except -1:
     """Deliver the frames of the `n` bytes that were read into `block`, if the session still wants them."""
+    if session._frame_log is not None:
+        session._frame_log.received(PyBytes_FromStringAndSize(block.data, n))
     if session._decoder.left == 0 or session.receive_rest():
         session._decoder.feed(<unsigned char*>block.data, n)
         return session.receive_frames()

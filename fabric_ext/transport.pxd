@@ -7,8 +7,6 @@ cdef enum:
 
 cdef class Transport(WSTransport):
     cdef object io               # the event loop's transport underneath
-    cdef object _pass_on         # its write()
-    cdef object _held_size       # its get_write_buffer_size()
     cdef Py_ssize_t _wanted      # bytes that write() was given
     cdef bint closed             # detached: nothing can be written any more
     cdef bint holds              # the loop's transport holds bytes that the kernel has not taken

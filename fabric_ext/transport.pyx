@@ -67,8 +67,6 @@ cdef class Transport(WSTransport):
         self._write_buffer = NO_BUFFER
         self.disconnected_future = None            # picows' own protocol would set it
         self.io = io
-        self._pass_on = self._tr_write
-        self._held_size = self._tr_get_write_buffer_size
         if not self.is_secure:
             # What the kernel does not take comes to us first.
             self._tr_write = self.refused
@@ -88,11 +86,11 @@ cdef class Transport(WSTransport):
         self._wanted = n
         self._fast_write(p, n)
         if self.is_secure:
-            self.holds = self._held_size() != 0
+            self.holds = self._tr_get_write_buffer_size() != 0
         return 0
 
     cdef bint _may_write(self) except -1:
-        return self.is_secure or self._held_size() == 0
+        return self.is_secure or self.io.get_write_buffer_size() == 0
 
     def refused(self, bytes data not None):
         """The kernel did not take `data`: learn why, or have the loop's transport keep it."""
@@ -127,14 +125,14 @@ cdef class Transport(WSTransport):
 
     cdef int pass_on(self, object data) except -1:
         self.holds = True
-        self._pass_on(data)
-        self.holds = self._held_size() != 0
+        self.io.write(data)
+        self.holds = self.io is not None and self.io.get_write_buffer_size() != 0
         return 0
 
     cdef int detach(self) except -1:
         """Forget the socket: its number may soon be another's."""
         self.closed = self.holds = True
         self._socket = -1
-        self.io = self._pass_on = self._held_size = self._tr_write = self._tr_get_write_buffer_size = None
+        self.io = self._tr_write = self._tr_get_write_buffer_size = None
         self.underlying_transport = None
         return 0

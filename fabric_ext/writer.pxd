@@ -132,11 +132,11 @@ cdef class Writer:
     @final
     cdef int _forget_unsent(self) except -1
     @final
-    cdef int _note(self, const char* p, Py_ssize_t n) except -1
-    @final
     cdef int _lost(self, Gathered* unsent, Py_ssize_t count, object message) except -1
     @final
     cdef int _failed(self, Gathered* unsent, Py_ssize_t count) except -1
+    @final
+    cdef int _note(self, const char* p, Py_ssize_t n) except -1
     @final
     cdef list take_unsent(self)
     @final

@@ -146,6 +146,8 @@ BARS = (
     cpu("b", PIPE, "fabric", "websockets", 0.12),
     cpu("b", PIPE, "fabric", "aiohttp", 0.25),
     absolute("b", PIPE, "fabric", "cpu_ns", 1.0, "µs (aim)", 1e-3),
+    cpu("b", PIPE, "fabric.websockets", "fabric", 1.15),
+    cpu("b", PIPE, "fabric.websockets", "websockets", 0.10),
     cpu("b", PIPE, "fabric callbacks", "picows core", 0.08),
     cpu("b", PIPE, "fabric callbacks", "socketify", 0.06),
     cpu("b", PIPE, "fabric callbacks", UWS, 1.70),

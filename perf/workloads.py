@@ -1,4 +1,4 @@
-"""The workloads (a) to (j): which cases each has, and how one case is measured once for one peer.
+"""The workloads (a) to (k): which cases each has, and how one case is measured once for one peer.
 
 A measurement is a flat dict of figures. `Case.start` starts a fresh server for one peer and yields what measures it
 once; the suite has several in turn before they end. Figures that mean the same have the same name everywhere:
@@ -85,9 +85,9 @@ def once(
 
 
 def peer_named(name: str, needs: str = "") -> Peer:
-    """The peer, or `Failed` if it is absent or cannot do what the case needs."""
+    """The peer, or `Failed` if it is absent or cannot do what the case needs, some words."""
     peer = SERVER_PEERS[name]
-    if needs and needs not in peer.can:
+    if not peer.can.issuperset(needs.split()):
         raise Failed(f"{name} has no {needs} here")
     if not shutil.which(peer.command[0]):
         raise Failed(f"{peer.command[0]} is missing")
@@ -101,12 +101,22 @@ def flags_for(needs: str) -> tuple[str, ...]:
         "tls": ("--tls", str(tools.CERTIFICATE), str(tools.KEY)),
         "deflate": ("--deflate",),
         "broadcast": ("--broadcast",),
+        "twice": ("--twice",),
+        "twice tls": ("--twice", "--tls", str(tools.CERTIFICATE), str(tools.KEY)),
     }[needs]
 
 
 def load_flags(needs: str) -> tuple[str, ...]:
     """Options of the load generator for one need."""
-    return {"": (), "tls": ("--tls",), "deflate": ("--deflate",), "broadcast": ()}[needs]
+    twice = ("--replies", "2")
+    return {
+        "": (),
+        "tls": ("--tls",),
+        "deflate": ("--deflate",),
+        "broadcast": (),
+        "twice": twice,
+        "twice tls": (*twice, "--tls"),
+    }[needs]
 
 
 def figures(result: dict[str, Any]) -> Figures:
@@ -427,6 +437,21 @@ def count_instructions(peer: Peer, count: int, depth: int, size: int) -> float:
             left.unlink()
 
 
+# ------------------------------------------------------------------ (k) two sends a request
+
+
+def two_sends(quick: bool) -> Iterator[Case]:
+    """A request that is answered by two sends, as by a confirmation and a result: the client waits for both.
+
+    With Nagle's algorithm the second would wait for the acknowledgement of the first, 40 ms on Linux.
+    """
+    peers = tuple(name for name in (CLOSEST if quick else ALL) if "twice" in SERVER_PEERS[name].can)
+    yield served("k", "same core, 1 × 32 B", peers, "echo", needs="twice", same_core=True)
+    if not quick:
+        yield served("k", "two cores, 1 × 32 B", peers, "echo", needs="twice")
+        yield served("k", "TLS, same core, 1 × 32 B", peers, "echo", needs="twice tls", same_core=True)
+
+
 #: Letter -> what it is, and its cases.
 WORKLOADS: dict[str, tuple[str, Callable[[bool], Iterator[Case]]]] = {
     "a": ("ping-pong", ping_pong),
@@ -439,5 +464,6 @@ WORKLOADS: dict[str, tuple[str, Callable[[bool], Iterator[Case]]]] = {
     "h": ("connections per second", connections),
     "i": ("idle connections", idle),
     "j": ("growth", growth),
+    "k": ("two sends a request", two_sends),
     "n": ("instructions per message", instructions),
 }

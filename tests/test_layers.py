@@ -21,8 +21,8 @@ LAYERS = {
     """,
     "core": """
         fabric_ext.receive_queue fabric_ext.read_buffer fabric_ext.transport fabric_ext.writer fabric_ext.throttle
-        fabric_ext.session fabric_ext.connection fabric_ext.plain_connection fabric_ext.broadcast fabric_ext.topics
-        fabric_ext
+        fabric_ext.session fabric_ext.connection fabric_ext.broadcast fabric_ext.plain_connection fabric_ext.topics
+        fabric_ext.remote fabric_ext
     """,
     "vocabulary": """
         fabric._version fabric.error fabric._http.url fabric.headers fabric.message fabric.subprotocol
@@ -43,8 +43,8 @@ LAYERS = {
         fabric._handshake.client fabric._handshake.server fabric._handshake.acceptor
         fabric._handshake
         fabric._client.heartbeats fabric._client.report fabric._client fabric.client
-        fabric.router fabric.auth fabric._server.listening fabric._server fabric.topics fabric.server fabric.runner
-        fabric.websockets
+        fabric.router fabric.auth fabric._server.listening fabric._server.dashboard fabric._server
+        fabric.broker fabric.topics fabric.server fabric.runner fabric.websockets
     """,
     "top": """
         fabric._rpc.wire fabric._rpc.methods fabric._rpc fabric.rpc fabric._pool.host fabric._pool fabric.pool fabric
@@ -53,7 +53,7 @@ LAYERS = {
 }
 ORDER = [module for row in LAYERS.values() for module in row.split()]
 LAYER = {module: layer for layer, row in LAYERS.items() for module in row.split()}
-PACKAGES = ("fabric.cli", "fabric.websockets")  # each stands as a whole where its name stands
+PACKAGES = ("fabric.cli", "fabric.broker", "fabric.websockets")  # each stands as a whole where its name stands
 
 # What a layer must not know of at run time.
 FORBIDDEN = {

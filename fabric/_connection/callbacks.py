@@ -13,6 +13,10 @@ from typing import Any
 __all__ = ["check_callback", "check_handler"]
 
 
+# Instructions of CPython 3.11 to 3.15 by which a function may return None.
+_CONSTANTS = frozenset({"LOAD_CONST", "RETURN_CONST", "LOAD_COMMON_CONSTANT"})
+
+
 def check_callback(
     name: str, function: Any, arguments: tuple[str, ...], *, keywords: tuple[str, ...] = (), hint: str = ""
 ) -> None:
@@ -60,7 +64,7 @@ def _returns_only_none(function: Any) -> bool:
     for instruction in dis.get_instructions(function):
         if instruction.opname in ("RETURN_VALUE", "RETURN_CONST"):
             value = instruction if instruction.opname == "RETURN_CONST" else before
-            if value is None or value.opname not in ("LOAD_CONST", "RETURN_CONST") or value.argval is not None:
+            if value is None or value.opname not in _CONSTANTS or value.argval is not None:
                 return False
         before = instruction
     return True

@@ -391,6 +391,7 @@ class ServerHandshake(asyncio.Protocol):
         """End this handshake and hand its transport over."""
         transport = self._end()
         assert transport is not None
+        transport.set_protocol(NOBODY)
         if self._task is not None:
             transport.resume_reading()
         return transport
@@ -453,6 +454,21 @@ class ServerHandshake(asyncio.Protocol):
         transport, self._transport = self._transport, None
         self._handshakes.remove(self)
         return transport
+
+
+class _Nobody(asyncio.Protocol):
+    """Stands between the handshake and what comes after it.
+
+    uvloop keeps the `data_received` of the latest protocol that had one as long as the transport lives. This one holds
+    nothing, and costs nothing for each connection.
+    """
+
+    @staticmethod
+    def data_received(data: bytes) -> None:
+        """Nothing is read meanwhile."""
+
+
+NOBODY = _Nobody()
 
 
 def too_many_from_one_address(limit: int) -> Rejection:

@@ -11,8 +11,8 @@ are C methods that give and take str and bytes, and run on the same sessions, de
 `fabric.server`. The opening handshake is Python of its own, with the limits, texts and hooks that programs know;
 transports are the event loop's, made with the arguments that `connect` and `serve` pass on.
 
-Not here: the Sans-I/O classes, the classes of the legacy interface (of which a few names are kept for annotations), the
-threading interface (`websockets.sync`), and trio. Asking for them says so.
+Not here: the Sans-I/O classes, the classes of the legacy interface and the threading interface (of which a few names
+are kept for annotations), and trio. Asking for them says so.
 """
 
 from __future__ import annotations

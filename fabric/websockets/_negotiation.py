@@ -46,7 +46,7 @@ from fabric.websockets.typing import LoggerLike, Origin, StatusLike, Subprotocol
 from fabric.websockets.uri import WebSocketURI
 from fabric_ext.deflate import Codec
 
-__all__ = ["ClientNegotiation", "MaxSize", "Negotiation", "ServerNegotiation", "reject"]
+__all__ = ["ClientNegotiation", "MaxSize", "Negotiation", "ServerNegotiation", "refuse_legacy", "reject"]
 
 MaxSize = int | None | tuple[int | None, int | None]
 
@@ -311,6 +311,25 @@ class ServerNegotiation(Negotiation):
             if name in offered:
                 return name
         raise NegotiationError(f"invalid subprotocol; expected one of {', '.join(self.available_subprotocols)}")
+
+
+# Arguments of the legacy interface, and what does the same now.
+_LEGACY = {
+    "extra_headers": "additional_headers on a client, process_response on a server",
+    "create_protocol": "create_connection",
+    "klass": "create_connection",
+    "timeout": "close_timeout",
+    "read_limit": "max_queue",
+    "legacy_recv": "nothing",
+    "loop": "nothing: the running one is taken",
+}
+
+
+def refuse_legacy(function: str, arguments: Iterable[str]) -> None:
+    """Raise TypeError for an argument of the legacy interface, which the event loop would not know either."""
+    for name in arguments:
+        if name in _LEGACY:
+            raise TypeError(f"{function}() has no argument {name!r} any more; instead of it: {_LEGACY[name]}")
 
 
 INTERNAL_ERROR = "Failed to open a WebSocket connection.\nSee server log for more information.\n"

@@ -17,6 +17,7 @@ import pytest
 import websockets
 
 from fabric import Request, Response
+from fabric._handshake.server import ServerHandshake
 from fabric.client import WebSocketClient
 from fabric.config import BackpressureConfig, RateLimitConfig, ServerConfig
 from fabric.error import BufferFull, ConnectionClosed, HandshakeFailed, InvalidState, Io
@@ -233,6 +234,14 @@ async def test_no_handler_at_all(stack: Stack) -> None:
     async with await RawPeer.open(server.port):
         await until(lambda: server.connection_count == 1)
         assert await server.broadcast("x") == 1
+
+
+async def test_a_connection_keeps_nothing_of_its_opening_handshake(stack: Stack) -> None:
+    server = await serve(stack)
+    async with await RawPeer.open(server.port):
+        await until(lambda: server.connection_count == 1)
+        gc.collect()
+        assert [kept for kept in gc.get_objects() if isinstance(kept, ServerHandshake)] == []
 
 
 async def test_a_handler_that_is_cancelled(stack: Stack) -> None:

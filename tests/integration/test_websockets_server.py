@@ -105,6 +105,7 @@ async def test_the_event_loop_judges_its_own_arguments(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "why"),
     [
+        ({"klass": object}, TypeError, r"serve\(\) has no argument 'klass' any more; instead of it: create_connection"),
         ({"subprotocols": "chat"}, TypeError, "subprotocols must be a list, not a str"),
         ({"compression": False}, ValueError, "unsupported compression: False"),
         ({"extensions": [ServerExtensionFactory()]}, TypeError, "only ServerPerMessageDeflateFactory is"),
@@ -168,8 +169,6 @@ async def test_closing_tells_open_connections(stack: Stack) -> None:
         server.close()
         with pytest.raises(ConnectionClosedError, match=r"received 1012 \(service restart\) restarting"):
             await client.recv()
-        with pytest.raises(OSError, match=r".*"):
-            await connect(f"ws://127.0.0.1:{client.remote_address[1]}", proxy=None)
     await server.wait_closed()
 
 
@@ -411,9 +410,9 @@ async def test_a_hook_that_takes_too_long_is_cancelled(stack: Stack) -> None:
             cancelled.set()
 
     server = await start(stack, process_request=process_request, open_timeout=0.01)
-    with pytest.raises(InvalidMessage):
-        await connect(url(server))
-    await cancelled.wait()
+    while not cancelled.is_set():  # where the machine stalls, the time is over before the request has come
+        with pytest.raises(InvalidMessage):
+            await connect(url(server))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from fabric_ext.deflate import DeflateCodec
 from fabric_ext.frames import Fault
-from fabric_ext.plain_connection import Fragments, PlainConnection
+from fabric_ext.plain_connection import Fragments, PlainConnection, broadcast
 from fabric_ext.session import Part
 from support.fake_transport import FakeTransport, in_loop
 from support.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Wire, close_frame, decode_all, encode
@@ -164,6 +164,18 @@ async def test_a_stream_gets_frames_as_they_come() -> None:
     await task
     assert got == ["a", "b" * 300, "c"]
     assert await peer.recv() == "next"
+
+
+async def test_a_stream_ends_with_its_message() -> None:
+    peer = Peer()
+    transport = peer.open()
+    got: list[Any] = []
+    task = asyncio.ensure_future(stream(peer, got))
+    await asyncio.sleep(0)
+    transport.feed(b"".join([encode(TEXT, "whole"), *pieces("a", "b")]))
+    await task
+    assert got == ["whole"]
+    assert await peer.recv() == "ab"
 
 
 async def test_a_stream_takes_up_a_message_that_has_begun() -> None:
@@ -528,6 +540,39 @@ async def test_what_is_sent_after_the_end_is_for_the_class_above() -> None:
     assert peer.told == ["closing", "later 'closing' None", "later 'closed' None"]
     with pytest.raises(RuntimeError, match="not connected"):
         peer._write("x", None)
+
+
+async def test_a_broadcast_goes_to_the_open_ones_and_tells_of_the_others() -> None:
+    peers = [Peer() for _ in range(6)]
+    options: list[dict[str, Any]] = [
+        {},
+        {"codec": DeflateCodec()},
+        {"codec": DeflateCodec()},
+        {"masking": True},
+        {},
+        {},
+    ]
+    transports = [peer.open(**each) for peer, each in zip(peers, options, strict=True)]
+    peers[4]._write_part(TEXT, b"a", False)
+    transports[5].lose()
+    text = "hello " * 20
+    assert broadcast(peers, text, None) == [(peers[4], None)]
+    frames = [decode_all(transport.output)[-1] for transport in transports[:4]]
+    assert [frame.payload for frame in (frames[0], frames[3])] == [text.encode()] * 2
+    assert frames[1].payload == frames[2].payload
+    assert DeflateCodec().decode(frames[1].payload, limit=1000) == text.encode()
+    for message, as_text, opcode in (
+        ("é", False, BINARY),
+        (bytearray(b"a"), True, TEXT),
+        (memoryview(b"a"), None, BINARY),
+    ):
+        broadcast(peers[:1], message, as_text)
+        assert decode_all(transports[0].output)[-1].opcode == opcode
+    error = OSError("gone")
+    transports[0].write_error = error
+    assert broadcast(peers[:2], "x", None) == [(peers[0], error)]
+    with pytest.raises(TypeError):
+        broadcast([None], "x", None)  # type: ignore[type-var]
 
 
 async def test_another_thread_is_refused() -> None:

@@ -6,7 +6,6 @@ import importlib
 import inspect
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,8 +26,9 @@ DEPRECATED = {
 
 
 @pytest.fixture(autouse=True)
-def same_release(require: Callable[[object, str], None]) -> None:
-    require(theirs.__version__ == ours.__version__, f"websockets {ours.__version__} is not installed")
+def same_release() -> None:
+    if theirs.__version__ != ours.__version__:
+        pytest.skip(f"websockets {ours.__version__} is not installed")
 
 
 def run(program: str) -> str:
@@ -149,14 +149,21 @@ assert serve is fabric.websockets.asyncio.server.serve
 assert exceptions.ConnectionClosed is ours.ConnectionClosed
 assert ours.__spec__.name == ours.__name__ == "fabric.websockets"
 try:
-    import websockets.sync.client
+    import websockets.trio
 except ModuleNotFoundError as error:
     print(error.name, error)
 """
     assert run(program) == (
-        "websockets.sync fabric.websockets stands for websockets, and has no websockets.sync:"
+        "websockets.trio fabric.websockets stands for websockets, and has no websockets.trio:"
         " it offers the asyncio interface\n"
     )
+
+
+def test_the_threading_client_can_be_imported_and_says_that_it_is_not_there() -> None:
+    module = importlib.import_module("fabric.websockets.sync.client")
+    for name in module.__all__:
+        with pytest.raises(NotImplementedError, match="no threading interface yet"):
+            getattr(module, name)("ws://localhost")
 
 
 def test_it_is_too_late_to_install_once_websockets_is_imported() -> None:

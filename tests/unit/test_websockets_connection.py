@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import types
 import uuid
 import weakref
 from collections.abc import AsyncIterator
@@ -150,6 +151,35 @@ def test_marks_that_cannot_be(max_queue: Any, why: str) -> None:
         module._marks(max_queue)
 
 
+@in_fake_time
+async def test_frames_are_logged_at_debug() -> None:
+    logger = logging.getLogger("websockets.server")
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        connection, transport = opened()
+        wire = encode(TEXT, "hello") + encode(BINARY, b"\xff", fin=False) + encode(CONTINUATION, b"")
+        transport.feed(wire[:3])
+        transport.feed(wire[3:])
+        await connection.send("x" * 10)
+        await settle()
+        transport.feed(encode(3, b"") + encode(TEXT, "not looked at"))
+        transport.lose()
+    finally:
+        logger.setLevel(logging.NOTSET)
+        logger.removeHandler(handler)
+    assert [record.getMessage() for record in records if record.levelno == logging.DEBUG] == [
+        "< TEXT 'hello' [5 bytes]",
+        "< BINARY ff [1 byte, continued]",
+        "< CONT '' [0 bytes]",
+        "> TEXT 'xxxxxxxxxx' [10 bytes]",
+        "> CLOSE 1002 (protocol error) invalid opcode [16 bytes]",
+    ]
+
+
 # --- receiving ---------------------------------------------------------------------------------------------
 
 
@@ -217,6 +247,19 @@ async def test_a_stream_that_is_cancelled_before_its_first_frame_loses_nothing()
     transport.lose()
     with pytest.raises(ConnectionClosedError):
         await listed(connection.recv_streaming())
+    with pytest.raises(ConnectionClosedError):
+        await connection.recv()
+
+
+@in_fake_time
+async def test_a_stream_that_is_cut_off_tells_of_the_end_and_so_does_recv() -> None:
+    connection, transport = opened()
+    iterator = connection.recv_streaming()
+    transport.feed(encode(TEXT, "a", fin=False))
+    assert await anext(iterator) == "a"
+    transport.lose()
+    with pytest.raises(ConnectionClosedError):
+        await anext(iterator)
     with pytest.raises(ConnectionClosedError):
         await connection.recv()
 
@@ -488,18 +531,20 @@ async def test_a_pong_that_nobody_asked_for() -> None:
 
 
 @in_fake_time
-async def test_keepalive_pings_and_goes_on_as_long_as_it_is_answered() -> None:
+async def test_keepalive_pings_and_goes_on_as_long_as_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = types.SimpleNamespace(perf_counter=asyncio.get_running_loop().time)
+    monkeypatch.setattr(module, "time", clock)
     connection, transport = opened(ping_interval=20, ping_timeout=10)
     connection.start_keepalive()
     for _ in range(3):
-        await asyncio.sleep(19)
+        await asyncio.sleep(18)
         assert sent(transport) == []
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(2.5)
         [ping] = sent(transport)
         assert ping.opcode == PING
         transport.feed(encode(PONG, ping.payload))
         await settle()
-        await asyncio.sleep(-0.5)
+        assert connection.latency > 0
     await asyncio.sleep(15)
     assert connection.state is State.OPEN
     transport.lose()
@@ -753,7 +798,7 @@ async def test_a_broadcast_leaves_out_who_sends_fragments() -> None:
     assert (type(error), str(error)) == (ConcurrencyError, "sending a fragmented message")
     other._session_now.io.write_error = OSError("gone")  # type: ignore[union-attr]
     with pytest.raises(ExceptionGroup) as caught:
-        broadcast([other], "x", raise_exceptions=True)
+        broadcast([other], "x" * 100_000, raise_exceptions=True)  # too much to be gathered
     [error] = caught.value.exceptions
     assert (str(error), str(error.__cause__)) == ("failed to write message", "gone")
     sending.cancel()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,8 +20,9 @@ Outcome = tuple[Any, ...]
 
 
 @pytest.fixture(autouse=True)
-def same_release(require: Callable[[object, str], None]) -> None:
-    require(websockets.__version__ == version, f"websockets {version} is not installed")
+def same_release() -> None:
+    if websockets.__version__ != version:
+        pytest.skip(f"websockets {version} is not installed")
 
 
 def theirs(data: bytes, *, is_request: bool, is_proxy: bool = False, eof: bool = True) -> Outcome:

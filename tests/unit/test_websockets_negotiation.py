@@ -6,7 +6,6 @@ import importlib
 import itertools
 import logging
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,8 +23,9 @@ ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
 
 @pytest.fixture(autouse=True)
-def same_release(require: Callable[[object, str], None]) -> None:
-    require(websockets.__version__ == version, f"websockets {version} is not installed")
+def same_release() -> None:
+    if websockets.__version__ != version:
+        pytest.skip(f"websockets {version} is not installed")
 
 
 def of(package: str, module: str) -> Any:

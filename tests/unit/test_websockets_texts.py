@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib
 import pickle
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,8 +23,9 @@ OURS, THEIRS = "fabric.websockets", "websockets"
 
 
 @pytest.fixture(autouse=True)
-def same_release(require: Callable[[object, str], None]) -> None:
-    require(websockets.__version__ == version, f"websockets {version} is not installed")
+def same_release() -> None:
+    if websockets.__version__ != version:
+        pytest.skip(f"websockets {version} is not installed")
 
 
 def both(name: str, *arguments: Any, **keywords: Any) -> tuple[Any, Any]:

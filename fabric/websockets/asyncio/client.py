@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
-from fabric.websockets._negotiation import ClientNegotiation, MaxSize
+from fabric.websockets._negotiation import ClientNegotiation, MaxSize, refuse_legacy
 from fabric.websockets.asyncio._opening import Opening
 from fabric.websockets.asyncio.connection import Connection, MaxQueue, WriteLimit
 from fabric.websockets.asyncio.proxy import connect_http_proxy, connect_socks_proxy
@@ -175,6 +175,7 @@ class connect:  # noqa: N801  (a name of the interface)
         create_connection: Callable[..., ClientConnection] | None = None,
         **kwargs: Any,
     ) -> None:
+        refuse_legacy("connect", kwargs)
         self.uri = uri
         self.ws_uri = parse_uri(uri)
         if not self.ws_uri.secure and kwargs.get("ssl") is not None:

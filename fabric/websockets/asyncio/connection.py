@@ -20,6 +20,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, M
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self, cast, overload
 
+from fabric.message import Frame as WireFrame
 from fabric.websockets._negotiation import Negotiation
 from fabric.websockets.exceptions import (
     ConcurrencyError,
@@ -30,12 +31,13 @@ from fabric.websockets.exceptions import (
     ProtocolError,
     TooManyFragments,
 )
-from fabric.websockets.frames import OK_CLOSE_CODES, Close, CloseCode, Opcode
+from fabric.websockets.frames import OK_CLOSE_CODES, Close, CloseCode, Frame, Opcode
 from fabric.websockets.http11 import Request, Response
 from fabric.websockets.protocol import State
 from fabric.websockets.typing import BytesLike, Data, DataLike, LoggerLike, Subprotocol
 from fabric_ext.frames import Fault
 from fabric_ext.plain_connection import Fragments, PlainConnection
+from fabric_ext.plain_connection import broadcast as write_to_all
 from fabric_ext.receive_queue import fresh
 from fabric_ext.session import Part, Session, SessionProtocol
 
@@ -254,8 +256,7 @@ class Connection(PlainConnection):
                         yield _decoded(data, decode)
                     break
         except ConnectionClosed:
-            if not begun:
-                self._streaming = False
+            self._streaming = False
             raise
         except BaseException:
             if not begun:
@@ -583,6 +584,7 @@ class Connection(PlainConnection):
             codec=negotiation.codec(),
             max_frame_size=frame or 0,
             frames_apart=True,
+            frame_log=_FrameLog(self.logger) if self.debug else None,
         )
         self._begin_session(session)
         if rest:
@@ -592,6 +594,35 @@ class Connection(PlainConnection):
         """The transport is gone before the opening handshake was done."""
         if self._phase != State.CLOSED:
             self._end(None, None, None, self._cause or error)
+
+
+class _FrameLog:
+    """Writes each frame that is received or sent to the log, at DEBUG; of a compressed one the compressed payload."""
+
+    def __init__(self, logger: LoggerLike) -> None:
+        self._logger = logger
+        self._bytes: dict[str, bytes | None] = {"<": b"", ">": b""}  # not all there yet; None: no frames
+
+    def received(self, data: bytes) -> None:
+        self._write("<", data)
+
+    def sent(self, data: bytes) -> None:
+        self._write(">", data)
+
+    def _write(self, arrow: str, data: bytes) -> None:
+        rest = self._bytes[arrow]
+        if rest is None:
+            return
+        rest += data
+        try:
+            while (found := WireFrame.parse(rest)) is not None:
+                frame, size = found
+                rest = rest[size:]
+                shown = Frame(Opcode(frame.opcode), frame.payload, frame.fin, frame.rsv1, frame.rsv2, frame.rsv3)
+                self._logger.debug("%s %s", arrow, shown)
+            self._bytes[arrow] = rest
+        except Exception:  # noqa: BLE001  (what is wrong with it is said elsewhere)
+            self._bytes[arrow] = None
 
 
 class ProtocolView:
@@ -686,21 +717,13 @@ def broadcast(
     if not isinstance(message, (str, bytes, bytearray, memoryview)):
         raise TypeError("data must be str or bytes")
     errors: list[Exception] = []
-    for connection in connections:
-        if connection._phase != State.OPEN:
-            continue
-        try:
-            if connection._fragments_waiter is not None:
-                raise ConcurrencyError("sending a fragmented message")
-            connection._write(message, text)
-        except ConcurrencyError as exc:
-            error, what = exc, str(exc)
-        except Exception as exc:  # noqa: BLE001  (of one connection: the others go on)
-            error = RuntimeError("failed to write message")  # type: ignore[assignment]
-            error.__cause__ = exc
-            what = f"failed to write message: {traceback.format_exception_only(exc)[0].strip()}"
-        else:
-            continue
+    for connection, cause in write_to_all(list(connections), message, text):
+        error: Exception = ConcurrencyError("sending a fragmented message")
+        what = str(error)
+        if cause is not None:
+            error = RuntimeError("failed to write message")
+            error.__cause__ = cause
+            what = f"failed to write message: {traceback.format_exception_only(cause)[0].strip()}"
         if raise_exceptions:
             errors.append(error)
         else:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable,
 from types import TracebackType
 from typing import Any, Self, cast
 
-from fabric.websockets._negotiation import INTERNAL_ERROR, MaxSize, ServerNegotiation, reject
+from fabric.websockets._negotiation import INTERNAL_ERROR, MaxSize, ServerNegotiation, refuse_legacy, reject
 from fabric.websockets.asyncio._opening import Opening
 from fabric.websockets.asyncio.connection import Connection, MaxQueue, WriteLimit, broadcast
 from fabric.websockets.exceptions import (
@@ -366,6 +366,7 @@ def serve(
         kwargs: arguments of the event loop's `create_server`: `sock`, `ssl`, `backlog`, `reuse_port`, `start_serving`
             and others.
     """
+    refuse_legacy("serve", kwargs)
     if subprotocols is not None:
         validate_subprotocols(subprotocols)
     for each in extensions or ():
