@@ -25,11 +25,13 @@ BUILT := $(VENV)/.built
 DEBUG := $(VENV)/.debug
 BENCH := $(VENV)/.bench
 FUZZ := $(VENV)/.fuzz
+PROGRAMS := $(VENV)/programs/.made
 NODE := tests/interop/node/node_modules/.made
 COMPILED := setup.py $(wildcard fabric_ext/*.pyx fabric_ext/*.pxd fabric_ext/*.h fabric_ext/_*.c)
 PACKAGED := pyproject.toml MANIFEST.in README.md $(COMPILED) $(wildcard fabric/*.py fabric/*/*.py fabric_ext/*.py fabric_ext/*.pyi)
 
-.PHONY: demo test debug lint types bench bench-quick docs wheel conformance seeds soak fuzz env build clean distclean
+.PHONY: demo test debug lint types bench bench-quick docs wheel conformance seeds soak fuzz programs env build clean \
+	distclean
 
 demo: $(BUILT)
 	$(BIN)/python -m fabric demo
@@ -74,6 +76,10 @@ soak: $(BUILT)
 fuzz: $(BUILT) $(FUZZ)
 	FABRIC_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest $(LONG) tests/fuzz $(ARGS)
 
+# Packages from PyPI that are written for websockets, on fabric.
+programs: $(BUILT) $(PROGRAMS)
+	$(BIN)/python -m pytest -q tests/interop/test_programs.py $(ARGS)
+
 env: $(ENV)
 
 build: $(BUILT)
@@ -104,6 +110,11 @@ $(FUZZ): $(ENV)
 	if $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"][ \
 		"optional-dependencies"]["fuzz"], sep="\n")' | $(BIN)/python -m pip install -q --only-binary :all: \
 		-r /dev/stdin; then touch $@; fi
+
+# In a folder of their own: the environment stays as it is.
+$(PROGRAMS): $(ENV) tests/interop/programs/requirements.txt
+	$(BIN)/python -m pip install -q --target $(@D) --upgrade -r tests/interop/programs/requirements.txt
+	touch $@
 
 # Node's `ws`, a peer; where there is no npm, the tests that need it say so.
 $(NODE): tests/interop/node/package.json

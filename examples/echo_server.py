@@ -8,6 +8,7 @@ import asyncio
 import sys
 import time
 
+import fabric
 from fabric import ConnectedClient, Error, WebSocketClient, WebSocketServer
 
 PERIOD = 0.5  # seconds between two looks at the connections
@@ -79,7 +80,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        asyncio.run(main())
-    except KeyboardInterrupt:
-        print("stopped")
+    fabric.run(main())

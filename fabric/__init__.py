@@ -7,6 +7,7 @@ subprotocol headers ratelimit error`; and `prometheus`, which needs the extra of
 
 from fabric._http.messages import Request, Response
 from fabric._version import VERSION
+from fabric.auth import basic_auth
 from fabric.backpressure import BackpressureController
 from fabric.client import WebSocketClient
 from fabric.compression import Compressor, Decompressor
@@ -58,6 +59,7 @@ from fabric.metrics import LatencyPercentiles, MetricsCollector
 from fabric.pool import CleanupStats, ConnectionPool, PooledClient, PoolStats, ServerPoolStats
 from fabric.ratelimit import GlobalRateLimiter, RateLimiter, RateLimitStatus, RateLimitType
 from fabric.reconnect import ReconnectState
+from fabric.router import Router
 from fabric.runner import run
 from fabric.server import ConnectedClient, WebSocketServer
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
@@ -125,6 +127,7 @@ __all__ = [
     "ReconnectTimeout",
     "Request",
     "Response",
+    "Router",
     "ServerConfig",
     "ServerPoolStats",
     "State",
@@ -137,5 +140,6 @@ __all__ = [
     "WebSocketClient",
     "WebSocketServer",
     "__version__",
+    "basic_auth",
     "run",
 ]

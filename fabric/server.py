@@ -10,7 +10,6 @@ import contextlib
 import enum
 import functools
 import inspect
-import ipaddress
 import logging
 import re
 import resource
@@ -22,16 +21,15 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterable
 from typing import TYPE_CHECKING, Any, Never, NoReturn, Self, Unpack
 
-import aiofastnet
-
-from fabric._connection.base import BaseConnection, check_close, data_message, is_end
+from fabric._connection.base import check_close, data_message, is_end
 from fabric._connection.callbacks import check_callback, check_handler
 from fabric._connection.fork import stays_with_parent
 from fabric._handshake.rules import Rejection, switching_protocols, unavailable
 from fabric._handshake.server import PendingHandshakes, ServerHandshake, too_many_from_one_address
-from fabric._handshake.tls import TLS_BUFFERS, TlsLoop, tls_context
-from fabric._handshake.tls_listener import TlsListener, listen_tls
-from fabric._http.messages import Request, encode_headers
+from fabric._http.messages import Request, as_response, encode_headers
+from fabric._server import listening
+from fabric._server.dashboard import Dashboard
+from fabric.broker import Broker, BrokerUnavailable, make_broker
 from fabric.compression import HEADER as EXTENSIONS
 from fabric.compression import Agreement, answer_offers
 from fabric.config import CompressionConfig, ServerConfig
@@ -49,7 +47,9 @@ from fabric.heartbeat import HeartbeatManager
 from fabric.message import Message
 from fabric.metrics import MetricsCollector
 from fabric.ratelimit import GlobalRateLimiter, connection_gate
+from fabric.router import Router
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
+from fabric.topics import LISTENER_LIMIT, Listener, Outcome, Subscribing, Topics
 from fabric_ext.broadcast import Shared
 from fabric_ext.http_head import RequestHead
 from fabric_ext.receive_queue import inherits_in_c
@@ -96,24 +96,26 @@ Handler = Callable[["ConnectedClient"], Awaitable[Any]]
 
 
 @inherits_in_c
-class ConnectedClient(BaseConnection):
+class ConnectedClient(Subscribing):
     """A client's connection, as its server sees it."""
 
-    __slots__ = ("_ip", "_request", "_server", "_task")
+    __slots__ = ("_ip", "_is_viewer", "_request", "_server", "_task")
 
-    def __init__(self, server: WebSocketServer, request: Request, ip: str | None) -> None:
+    def __init__(self, server: WebSocketServer, request: Request, ip: str | None, *, is_viewer: bool = False) -> None:
         super().__init__(
             server._loop,
             server.config,
             masking=False,
-            metrics=server.metrics,
+            metrics=server._viewer_metrics if is_viewer else server.metrics,
             logger=logger,
-            on_message=server._on_message if server._is_callback else None,
+            on_message=server._on_message if server._is_callback and not is_viewer else None,
         )
+        self._is_viewer = is_viewer  # a page of the dashboard
         self._server = server
         self._request = request
         self._ip = ip
         self._task: asyncio.Task[Any] | None = None
+        self._subscriber = None
 
     @property
     def id(self) -> uuid.UUID:
@@ -125,6 +127,11 @@ class ConnectedClient(BaseConnection):
         return own
 
     @property
+    def remote_addr(self) -> Any:
+        """The client's address: `(host, port)`, or longer for IPv6; what a proxy says where `proxy_protocol` is on."""
+        return self._remote_addr
+
+    @property
     def request(self) -> Request:
         """The request that opened this connection: path, query, headers."""
         return self._request
@@ -133,6 +140,15 @@ class ConnectedClient(BaseConnection):
     def state_data(self) -> dict[str, Any]:
         """Of the application, for this connection; begins as what `process_request` put into `Request.state`."""
         return self._request.state
+
+    @property
+    def server(self) -> WebSocketServer:
+        """The server that it is connected to."""
+        return self._server
+
+    @property
+    def _server_topics(self) -> Topics:
+        return self._server.topics
 
     def _opened(self) -> None:
         self._local_addr = self.local_addr
@@ -171,7 +187,8 @@ class WebSocketServer:
 
     Args:
         config: a `ServerConfig`, or the address to bind as "host:port".
-        handler: `async def handler(client)`, one task per connection; the connection is closed when it returns.
+        handler: `async def handler(client)`, one task per connection; the connection is closed when it returns. A
+            `Router` has one for each path, and answers 404 to others.
         on_message: instead of `handler`, called with (client, message). A plain function runs right where the
             message arrives, without a task: the fastest path. A coroutine function handles the messages of one
             connection in order, in one task.
@@ -179,6 +196,10 @@ class WebSocketServer:
         process_request: called with the `Request` before the upgrade. Returns a `Response`, or (status, headers,
             body), to answer plain HTTP; or None to go on; or one with status 101 to go on with more headers, of
             which `Sec-WebSocket-Protocol` chooses among the subprotocols offered. May be a coroutine function.
+        broker: what carries messages of topics to other servers and back: a URL or a `fabric.broker.Broker`. The
+            default is none: topics are those of this server.
+        on_gap: called with a topic or pattern of this server's subscribers, and a time (as `time.time()`): what other
+            servers have published to it since then may be lost, as the broker was away.
     """
 
     def __init__(
@@ -190,6 +211,8 @@ class WebSocketServer:
         on_message: Callable[[ConnectedClient, Message], Any] | None = None,
         on_disconnect: Callable[[ConnectedClient], Any] | None = None,
         process_request: Callable[[Request], Any] | None = None,
+        broker: str | Broker = "memory:",
+        on_gap: Callable[[str, float], Any] | None = None,
     ) -> None:
         if not isinstance(config, (str, ServerConfig)):
             kind = type(config).__name__
@@ -217,7 +240,14 @@ class WebSocketServer:
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
         self._process_request = process_request
+        self._router = handler if isinstance(handler, Router) else None
         self._metrics = MetricsCollector()
+        self._dashboard: Dashboard | None = None
+        self._sampling: asyncio.Task[None] | None = None  # of the dashboard
+        self._viewers: dict[ConnectedClient, None] = {}  # its pages, which are none of the application's connections
+        self._viewer_metrics = MetricsCollector()
+        self.topics = Topics(self.config, self._metrics, make_broker(broker))
+        self.topics.on_gap = on_gap
         self._heartbeat: HeartbeatManager | None = None
         self._global_limit = GlobalRateLimiter(self.config.global_rate_limit)
         own, common = self.config.rate_limit, self.config.global_rate_limit
@@ -228,7 +258,7 @@ class WebSocketServer:
         self._by_id: dict[uuid.UUID, ConnectedClient] = {}
         self._per_ip: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._listener: asyncio.AbstractServer | TlsListener | None = None
+        self._listener: listening.Listener | None = None
         self._phase = Phase.NEW
         self._changed = asyncio.Event()  # a connection or a task has ended
         self._is_short = False  # of file descriptors, and has said so
@@ -249,6 +279,8 @@ class WebSocketServer:
         on_message: Callable[[ConnectedClient, Message], Any] | None = None,
         on_disconnect: Callable[[ConnectedClient], Any] | None = None,
         process_request: Callable[[Request], Any] | None = None,
+        broker: str | Broker = "memory:",
+        on_gap: Callable[[str, float], Any] | None = None,
         **options: Unpack[ServerOptions],
     ) -> Self:
         """A server for `address`, "host:port"; `options` are fields of `ServerConfig`."""
@@ -261,6 +293,8 @@ class WebSocketServer:
             on_message=on_message,
             on_disconnect=on_disconnect,
             process_request=process_request,
+            broker=broker,
+            on_gap=on_gap,
         )
 
     # -- life
@@ -270,6 +304,7 @@ class WebSocketServer:
 
         Raises:
             Io: the address is in use, or not ours.
+            BrokerUnavailable: the broker cannot be reached, or refuses us.
             InvalidState: the server was started before.
         """
         if self._phase is not Phase.NEW:
@@ -281,20 +316,23 @@ class WebSocketServer:
             self.config,
             logger,
             self._metrics,
-            self._process_request,
+            self._process_request if self._router is None and self._dashboard is None else self._judge,
             self._upgrade,
             self._check_descriptor,
         )
         try:
-            listener = await self._listen(loop)
+            await self.topics._start()
+            listener = await listening.listen(loop, self.config, self._handshakes)
         except BaseException as error:
+            await self.topics._close()
             if self._phase is Phase.STARTING:
                 self._phase = Phase.NEW
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and not isinstance(error, BrokerUnavailable):
                 why = error.strerror or error
-                raise Io(f"cannot listen on {self.config.bind}: {why}", errno=error.errno) from error
+                raise Io(f"cannot listen on {self._place}: {why}", errno=error.errno) from error
             raise
         if self._phase is not Phase.STARTING:
+            await self.topics._close()
             listener.close()
             self._handshakes.close(unavailable("the server is shutting down"))
             raise InvalidState("the server was shut down while it started", state=self._phase.value)
@@ -302,49 +340,17 @@ class WebSocketServer:
             self._heartbeat = HeartbeatManager(self.config.heartbeat, loop)
         self._listener = listener
         stays_with_parent(self)
+        if self._dashboard is not None:
+            self._sampling = loop.create_task(self._dashboard.run())
+            self._sampling.add_done_callback(_report_sampling)
         self._phase = Phase.RUNNING
         logger.info("listening on %s", ", ".join(str(socket.getsockname()) for socket in self.sockets))
-
-    async def _listen(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractServer | TlsListener:
-        """The loop's own transports for plain connections; aiofastnet's for TLS, where they are faster."""
-        assert self._handshakes is not None
-        config, handshakes = self.config, self._handshakes
-        tls_loop: Any = TlsLoop(loop)
-        options: dict[str, Any] = {"backlog": config.backlog}
-        if config.ssl is not None:
-            options["tls"] = {
-                "ssl": tls_context(config.ssl),
-                "ssl_handshake_timeout": config.handshake_timeout,
-            } | TLS_BUFFERS
-        if config.unix_path is not None:
-            if config.ssl is not None:
-                create_unix = aiofastnet.create_unix_server
-                return await listen_tls(create_unix, tls_loop, handshakes, config.unix_path, **options)
-            return await loop.create_unix_server(handshakes.accept, config.unix_path, **options)
-        # uvloop would look even an address up in threads, which then stay: system calls of a process that has several
-        # cost more.
-        create: Callable[..., Awaitable[asyncio.AbstractServer | TlsListener]]
-        if config.ssl is not None:
-            create = functools.partial(listen_tls, aiofastnet.create_server, tls_loop, handshakes)
-        else:
-            create = functools.partial(loop.create_server, handshakes.accept)
-        if config.host and (bound := _bound(config.host, config.port, reuse_port=config.reuse_port)) is not None:
-            return await create(sock=bound, **options)
-        options |= {"host": config.host, "reuse_port": config.reuse_port or None}
-        attempts = 1 if config.port else 10  # another process may be faster at a port that was free
-        while True:
-            attempts -= 1
-            try:
-                return await create(port=config.port or _free_port(), **options)
-            except OSError:
-                if not attempts:
-                    raise
 
     def _descriptors(self) -> list[int]:
         """The file descriptors of its sockets, those that listen and those of connections."""
         handshakes = [] if self._handshakes is None else self._handshakes.sockets()
         mine = [sock.fileno() for sock in (*self.sockets, *handshakes) if sock is not None]
-        return mine + [number for client in self._clients for number in client._descriptors()]
+        return mine + [number for client in self._connections() for number in client._descriptors()]
 
     async def serve_forever(self) -> None:
         """Serve until cancelled or shut down; starts the server when that has not been done."""
@@ -394,13 +400,15 @@ class WebSocketServer:
             self.stop_accepting()
             assert self._handshakes is not None
             self._handshakes.close(unavailable("the server is shutting down"))
-            for client in list(self._clients):
+            if self._sampling is not None:
+                self._sampling.cancel()
+            for client in self._connections():
                 self._survive(self._say_goodbye, client, code)
             await self._all_gone(timeout)
-            if self._clients or self._other_tasks():
+            if self._connections() or self._other_tasks():
                 logger.warning(
                     "shutdown: %d connections aborted, %d handlers cancelled after %g seconds",
-                    len(self._clients),
+                    len(self._connections()),
                     len(self._other_tasks()),
                     timeout,
                 )
@@ -427,7 +435,7 @@ class WebSocketServer:
         """Wait until no connection and no handler is left, for `timeout` seconds at most."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while self._clients or self._other_tasks():
+                while self._clients or self._viewers or self._other_tasks():
                     self._changed.clear()
                     await self._changed.wait()
 
@@ -436,21 +444,40 @@ class WebSocketServer:
         return {task for task in self._tasks if task is not asyncio.current_task()}
 
     async def _abort_rest(self) -> None:
-        for client in list(self._clients):
+        for client in self._connections():
             self._survive(client._abort)
         for task in self._other_tasks():
             task.cancel()
         if self._heartbeat is not None:
             self._heartbeat.stop()
         await self._all_gone(LAST_MOMENT)
+        if self._sampling is not None and not self._loop.is_closed():
+            await asyncio.wait([self._sampling], timeout=LAST_MOMENT)
         for task in self._other_tasks():
             logger.warning("shutdown: %r goes on although it was cancelled", task)
+        await self.topics._close()
         assert self._listener is not None
         if self._loop.is_closed():
             return
         closed = asyncio.ensure_future(self._listener.wait_closed())
         await asyncio.wait([closed], timeout=LAST_MOMENT)
         closed.cancel()
+
+    def mount_dashboard(self, path: str = "/dashboard") -> None:
+        """Serve a live page about this server at `path`: connections, rates, latencies, backpressure.
+
+        The application's `process_request` is asked first, as for every request, so that it can refuse the page:
+        `basic_auth` for instance. Without it everybody may see it. The page's own connections are none of the
+        application's: it gets no callbacks for them, and they are in no broadcast and no count but that of
+        `max_connections`.
+
+        Raises:
+            InvalidState: the server has been started, or has a dashboard.
+            ValueError: `path` is none.
+        """
+        if self._phase is not Phase.NEW or self._dashboard is not None:
+            raise InvalidState("a dashboard is mounted once, before the server starts", state=self._phase.value)
+        self._dashboard = Dashboard(self, path)
 
     # -- what it is
 
@@ -462,18 +489,30 @@ class WebSocketServer:
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
         """The listening sockets."""
-        return tuple(self._listener.sockets) if self._listener is not None else ()  # type: ignore[union-attr]
+        return () if self._listener is None else self._listener.sockets
 
     @property
     def port(self) -> int:
         """The port listened on: of `config.bind`, or the free one that was found for port 0; 0 for a UNIX socket."""
-        sockets = self.sockets
-        return sockets[0].getsockname()[1] if sockets and not self.config.unix_path else self.config.port
+        for sock in self.sockets:
+            if sock.family != socket.AF_UNIX:
+                port: int = sock.getsockname()[1]
+                return port
+        return self.config.port
+
+    @property
+    def _place(self) -> str:
+        """Where it listens, for messages."""
+        return self.config.bind if self.config.sock is None else "the sockets given"
 
     @property
     def connection_count(self) -> int:
         """Open connections."""
         return len(self._clients)
+
+    def _connections(self) -> list[ConnectedClient]:
+        """All that are open: the application's, and those of the dashboard."""
+        return [*self._clients, *self._viewers]
 
     def clients(self) -> list[ConnectedClient]:
         """The open connections, as they are now."""
@@ -500,9 +539,24 @@ class WebSocketServer:
 
     def __repr__(self) -> str:
         state = "running" if self.is_running else "stopped"
-        return f"<WebSocketServer {self.config.bind} {state}, {self.connection_count} connections>"
+        return f"<WebSocketServer {self._place} {state}, {self.connection_count} connections>"
 
     # -- the opening handshake, called by PendingHandshakes
+
+    def _judge(self, request: Request) -> Any:
+        """What the application's `process_request` says; where it lets a request pass, the dashboard or the router."""
+        answer = None if self._process_request is None else self._process_request(request)
+        return self._judge_later(answer, request) if inspect.isawaitable(answer) else self._judged(answer, request)
+
+    async def _judge_later(self, answer: Awaitable[Any], request: Request) -> Any:
+        return self._judged(await answer, request)
+
+    def _judged(self, answer: Any, request: Request) -> Any:
+        if answer is not None and as_response(answer).status != 101:
+            return answer
+        if self._dashboard is not None and (self._dashboard.is_page(request) or self._dashboard.is_feed(request)):
+            return self._dashboard.respond(request) or answer
+        return answer if self._router is None else self._router.respond(request) or answer
 
     def _check_descriptor(self, descriptor: int) -> None:
         """Say when file descriptors run out: uvloop would turn clients away in silence. A new one is the lowest."""
@@ -524,17 +578,19 @@ class WebSocketServer:
     def _upgrade(self, handshake: ServerHandshake, head: RequestHead, rest: bytes, more: HeaderMap | None) -> None:
         """Make a connection of a valid opening handshake, or raise Rejection; `more` goes into the answer."""
         self._check_capacity(handshake)
-        self._check_origin(head)
-        self._check_required(head)
+        is_viewer = self._dashboard is not None and self._dashboard.is_feed(handshake.request)
+        if not is_viewer:
+            self._check_origin(head)
+            self._check_required(head)
         fields = self._response_fields
         chosen = None
         if more is not None:
             chosen = more.get("Sec-WebSocket-Protocol")
             fields += encode_headers((name, value) for name, value in more.items() if name.lower() not in OWN_FIELDS)
-        subprotocol = self._select_subprotocol(head, chosen)
+        subprotocol = None if is_viewer else self._select_subprotocol(head, chosen)
         agreement, extensions = self._answer_offers(*head.get_all(EXTENSIONS))
         answer = switching_protocols(head.key, fields, subprotocol, extensions)
-        client = ConnectedClient(self, handshake.request, handshake.ip)
+        client = ConnectedClient(self, handshake.request, handshake.ip, is_viewer=is_viewer)
         client._subprotocol = subprotocol
         client._remote_addr = handshake.remote_addr
         gate = connection_gate(self.config.rate_limit, self._global_limit)
@@ -546,10 +602,10 @@ class WebSocketServer:
         except BaseException:
             transport.abort()
             raise
-        self._metrics.record_handshake(time.perf_counter() - handshake.began)
+        client._metrics.record_handshake(time.perf_counter() - handshake.began)
 
     def _check_capacity(self, handshake: ServerHandshake) -> None:
-        if len(self._clients) >= self.config.max_connections:
+        if len(self._clients) + len(self._viewers) >= self.config.max_connections:
             raise unavailable(f"the server has its {self.config.max_connections} connections")
         if handshake.ip is not None and self._per_ip[handshake.ip] >= self.config.max_connections_per_ip:
             raise too_many_from_one_address(self.config.max_connections_per_ip)
@@ -598,15 +654,19 @@ class WebSocketServer:
     # -- connections come and go, called by ConnectedClient
 
     def _connected(self, client: ConnectedClient) -> None:
-        self._clients[client] = None
+        (self._viewers if client._is_viewer else self._clients)[client] = None
         if client._ip is not None:
             self._per_ip[client._ip] += 1
-        self._metrics.record_connection()
+        client._metrics.record_connection()
         client._begin_heartbeat(self._heartbeat)
-        if self._on_connect is not None:
+        handler = self._handler
+        if client._is_viewer:
+            assert self._dashboard is not None
+            handler = self._dashboard.feed
+        elif self._on_connect is not None:
             self._call(self._on_connect, client)
-        if self._handler is not None:
-            running = self._handler(client)
+        if handler is not None:
+            running = handler(client)
             if not inspect.isawaitable(running):
                 what = f"the handler returned {running!r}, which cannot be awaited: write it as `async def`"
                 raise TypeError(what)
@@ -616,7 +676,9 @@ class WebSocketServer:
             task.add_done_callback(client._handler_done)
 
     def _disconnected(self, client: ConnectedClient) -> None:
-        self._clients.pop(client, None)
+        (self._viewers if client._is_viewer else self._clients).pop(client, None)
+        if client._subscriber is not None:
+            self.topics._leave(client._subscriber)
         self._changed.set()
         if client._id is not None:
             self._by_id.pop(client._id, None)
@@ -624,8 +686,8 @@ class WebSocketServer:
             self._per_ip[client._ip] -= 1
             if not self._per_ip[client._ip]:
                 del self._per_ip[client._ip]
-        self._metrics.record_disconnection(client._close_code)
-        if self._on_disconnect is not None and not client._is_loop_closed:
+        client._metrics.record_disconnection(client._close_code)
+        if self._on_disconnect is not None and not client._is_viewer and not client._is_loop_closed:
             self._call(self._on_disconnect, client)
 
     def _call(self, function: Callable[[ConnectedClient], Any], client: ConnectedClient) -> None:
@@ -659,13 +721,62 @@ class WebSocketServer:
         async for message in client:
             await self._on_message(client, message)
 
+    # -- topics
+
+    @property
+    def on_gap(self) -> Callable[[str, float], Any] | None:
+        """What is called when messages of other servers may have been lost; see the argument of the same name."""
+        return self.topics.on_gap
+
+    @on_gap.setter
+    def on_gap(self, function: Callable[[str, float], Any] | None) -> None:
+        self.topics.on_gap = function
+
+    @property
+    def broker_healthy(self) -> bool:
+        """Is the broker connected, and has it answered lately? Always true without one."""
+        return self.topics.broker.is_healthy
+
+    def publish(
+        self,
+        topic: str,
+        message: str | bytes | bytearray | memoryview | Message,
+        *,
+        exclude: ConnectedClient | Iterable[ConnectedClient] | None = None,
+        compress: bool | None = None,
+    ) -> Outcome[int]:
+        """Send a message to all that have subscribed to a topic; see `fabric.topics`.
+
+        It acts at once, waits for no slow client (`Topics.configure`), and need not be awaited. Awaited, it returns how
+        many connections of this server the message was sent to or is kept for, once the broker has it. What is
+        published in one turn of the event loop leaves at its end, in order, by one system call for each connection.
+
+        Args:
+            exclude: one connection, or several, that do not get it: the one it came from, say.
+            compress: as in `send`.
+
+        Raises:
+            ValueError: the name is not that of a topic.
+            BrokerUnavailable: where it is awaited: other servers do not get it, as the broker takes no more, or it is
+                not known whether they do, as its connection was lost.
+        """
+        return self.topics._publish(topic, data_message(message), exclude, compress)
+
+    def topic(self, pattern: str, *, limit: int = LISTENER_LIMIT) -> Listener:
+        """Listen to a topic, or to those that fit a pattern: `async for message in server.topic("room.*")`.
+
+        Args:
+            limit: messages that wait; then the oldest is dropped.
+        """
+        return self.topics._listen(pattern, limit)
+
     # -- broadcast
 
     async def broadcast(
         self,
         message: str | bytes | bytearray | memoryview | Message,
         *,
-        to: Iterable[ConnectedClient] | None = None,
+        to: Iterable[ConnectedClient] | str | None = None,
         exclude: ConnectedClient | Container[ConnectedClient] | None = None,
         compress: bool | None = None,
     ) -> int:
@@ -675,11 +786,11 @@ class WebSocketServer:
         full is treated as `config.slow_peer` says, and never delays the others.
 
         Args:
-            to: only these connections; by default all.
+            to: only these connections, or those that get what is published to this topic; by default all.
             exclude: one connection, or several, that do not get it: the one it came from, say.
             compress: as in `send`.
         """
-        peers = list(self._clients if to is None else to)
+        peers = self.topics.clients(to) if isinstance(to, str) else list(self._clients if to is None else to)
         if exclude is not None:
             left_out = (exclude,) if isinstance(exclude, ConnectedClient) else exclude
             peers = [peer for peer in peers if peer not in left_out]
@@ -732,26 +843,10 @@ class WebSocketServer:
         return await self.broadcast(Message.json(value), compress=compress)
 
 
-def _bound(host: str, port: int, *, reuse_port: bool) -> socket.socket | None:
-    """A socket at a literal address; None for a name, which stands for any number of addresses."""
-    try:
-        version = ipaddress.ip_address(host).version
-    except ValueError:
-        return None
-    family = socket.AF_INET6 if version == 6 else socket.AF_INET
-    bound = socket.create_server((host, port), family=family, reuse_port=reuse_port)
-    # Accepted sockets inherit it. Its protocol number is 0, and the event loops set the option only where it is TCP's.
-    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return bound
-
-
-def _free_port() -> int:
-    """A port that is free on every address: the event loops would choose one for each address that they listen on."""
-    dual = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if dual else socket.AF_INET
-    with socket.create_server(("", 0), family=family, dualstack_ipv6=dual) as probe:
-        port: int = probe.getsockname()[1]
-    return port
+def _report_sampling(task: asyncio.Task[None]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        logger.error("the dashboard has stopped", exc_info=error)
 
 
 def _answer(config: CompressionConfig, *offers: str) -> tuple[Agreement | None, str | None]:

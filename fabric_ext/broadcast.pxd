@@ -1,11 +1,13 @@
 from libc.stdint cimport uint8_t
 
 from fabric_ext.deflate cimport Codec
+from fabric_ext.session cimport Session
+from fabric_ext.writer cimport Item
 
 
-cdef class Shared:
+cdef class Shared(Item):
     cdef int opcode
-    cdef object message          # the Message, kept by connections that cannot write it yet
+    cdef object entry            # the Message as a writer keeps it until its bytes have left
     cdef bytes payload
     cdef Py_ssize_t size
     cdef object compress         # as send() has it
@@ -13,5 +15,6 @@ cdef class Shared:
     cdef bytes plain             # the frame without compression
     cdef dict packed             # Codec.group() -> (compressed payload, its frame)
 
-    cdef bytes frame_for(self, Codec codec)
+    cdef bytes frames_for(self, Session session)
+    cdef bytes _packed_for(self, Codec codec)
     cdef bytes _frame(self, bytes payload, uint8_t rsv)

@@ -2,11 +2,12 @@ from typing import TypeVar, final
 
 from fabric_ext.connection import Connection
 from fabric_ext.message import Message
+from fabric_ext.writer import Item
 
 _C = TypeVar("_C", bound=Connection)
 
 @final
-class Shared:
+class Shared(Item):
     """A message for many connections of a server: its frame is built once, and compressed once per agreed setting.
 
     Args:
@@ -17,7 +18,9 @@ class Shared:
 
     def __init__(self, message: Message, compress: bool | None, fragment_size: int) -> None: ...
     def send_to(self, peers: list[_C]) -> tuple[int, list[_C]]:
-        """Write it to those of `peers` that take it now; return their number, and the open ones that do not.
+        """Send it to those of `peers` that take it now; return their number, and the open ones that do not.
+
+        It is written at the end of the turn of the loop, together with what else is sent to many in it.
 
         Raises:
             TypeError: an item is no Connection.

@@ -4,13 +4,14 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cython cimport final
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from fabric_ext.connection cimport Connection
 from fabric_ext.deflate cimport Codec
 from fabric_ext.message cimport K_CONTINUATION, Message, write_header
 from fabric_ext.protocol cimport OPEN
 from fabric_ext.session cimport Session
+from fabric_ext.writer cimport Item, LoopWriter, Writer
 
 cdef extern from "Python.h":
     PyObject* PyList_GET_ITEM(object items, Py_ssize_t i) noexcept
@@ -26,35 +27,38 @@ cdef inline void fetch(PyObject* connection) noexcept:
     """Bring what a broadcast touches of the next connection into the cache while the kernel is busy with this one."""
     prefetch(&(<Connection>connection)._state)
     prefetch(<PyObject*>(<Connection>connection)._session)
+    prefetch(&(<Connection>connection)._session._due)
     prefetch(&(<Connection>connection).messages_sent)
 
 
 @final
-cdef class Shared:
+cdef class Shared(Item):
     """A message for many connections of a server: its frame is built once, and compressed once per agreed setting."""
 
     def __init__(self, Message message not None, compress, Py_ssize_t fragment_size):
         self.opcode = message.kind
         self.compress = compress
         self.fragment_size = fragment_size
-        self.message = message
+        self.entry = message if compress is None else (message, compress)
         self.payload = message.as_bytes()
         self.size = len(self.payload)
         self.plain = self._frame(self.payload, 0)
         self.packed = {}
 
     def send_to(self, list peers not None):
-        """Write it to those of `peers` that take it now; return their number, and the open ones that do not.
+        """Send it to those of `peers` that take it now; return their number, and the open ones that do not.
 
-        A peer costs little more than the system call: this loop calls no Python, and with thousands of connections,
-        none of which is in a cache when its turn comes, the next one is fetched meanwhile.
+        It is written at the end of the turn of the loop, together with what else is sent to many in it. A peer that
+        asks for no gathering (`cork=False`) gets it at once. This loop calls no Python, and with thousands of
+        connections, none of which is in a cache when its turn comes, the next one is fetched meanwhile.
         """
         cdef Py_ssize_t i, count = PyList_GET_SIZE(peers), sent = 0
         cdef list later = []
         cdef Connection peer
         cdef Session session
-        cdef object checked = None             # the writer of a loop that is this thread's and open
-        cdef object entry = self.message if self.compress is None else (self.message, self.compress)
+        cdef LoopWriter checked = None         # of a loop that is this thread's and open
+        cdef LoopWriter put_off = None         # who has this in its fan-out
+        cdef uint32_t item = 0
         for i in range(count):
             if i + 1 < count:
                 fetch(PyList_GET_ITEM(peers, i + 1))
@@ -65,15 +69,32 @@ cdef class Shared:
                 if peer._session is None:
                     continue
                 checked = session._loop_writer
+                put_off = None
             if peer._sendable:
-                session.write_made(self.frame_for(session._codec) if session.compresses(self.size, self.compress)
-                                   else self.plain, self.size, entry)
+                if session._uncorked:
+                    session.write_made(self.frames_for(session), self.size, self.entry)
+                    put_off = None             # it may have let the loop run, and this turn end
+                else:
+                    if put_off is not session._loop_writer:
+                        put_off = session._loop_writer
+                        put_off.add_item(self, PyBytes_GET_SIZE(self.plain))
+                        item = len(put_off.fan_out.items) - 1
+                    session.count_sent(self.size)
+                    session.add_due(item)
                 sent += 1
             elif peer._state == OPEN:
                 later.append(peer)
         return sent, later
 
-    cdef bytes frame_for(self, Codec codec):
+    cdef int write_to(self, Writer writer) except -1:
+        cdef bytes frames = self.frames_for(<Session>writer)
+        return writer.add_made(PyBytes_AS_STRING(frames), PyBytes_GET_SIZE(frames), self.entry)
+
+    cdef bytes frames_for(self, Session session):
+        """The frames as they go to one peer, which takes them now."""
+        return self._packed_for(session._codec) if session.compresses(self.size, self.compress) else self.plain
+
+    cdef bytes _packed_for(self, Codec codec):
         """The frame, compressed as agreed with one peer; its codec takes note of the message."""
         cdef object group = codec.group()
         cdef object known = self.packed.get(group)

@@ -57,8 +57,8 @@ cdef class Connection(SessionUser):
 
 
 cdef class Send:
-    cdef Connection _connection
+    cdef SessionUser _connection
     cdef object _message
-    cdef object _compress
+    cdef object _option          # what the connection's own send() was given besides
     cdef object _later           # the coroutine that goes on where it could not be written at once
     cdef bint _begun

@@ -332,8 +332,14 @@ cdef class Connection(SessionUser):
         cdef Send send = <Send>Send.__new__(Send)
         send._connection = self
         send._message = message
-        send._compress = compress
+        send._option = compress
         return send
+
+    cdef object begin_send(self, object message, object compress):
+        self.check_here()
+        if self._sendable and self.write_object(message, compress):
+            return None
+        return self._send_later(message, compress)
 
     def send_nowait(self, message, *, compress=None):
         """Send a message without waiting: `BufferFull` when too much is kept, `InvalidState` when not connected, or
@@ -596,14 +602,10 @@ cdef class Send:
 
 cdef inline bint written(Send send) except -1:
     """Begin: is the message written already?"""
-    cdef Connection connection = send._connection
-    if connection is None:
+    if send._connection is None:
         raise TypeError("a Send is made by send()")
-    connection.check_here()
-    if connection._sendable and connection.write_object(send._message, send._compress):
-        return True
-    send._later = connection._send_later(send._message, send._compress)
-    return False
+    send._later = send._connection.begin_send(send._message, send._option)
+    return send._later is None
 
 
 cdef PySendResult send_send(PyObject* self, PyObject* value, PyObject** result) except PYGEN_ERROR:

@@ -44,6 +44,7 @@ cdef class Decoder:
     cdef readonly bint masked        # the frames must be masked: this is a server
     cdef readonly bint compressing   # an extension gives RSV1 its meaning (RFC 7692)
     cdef readonly Py_ssize_t max_message_size
+    cdef readonly Py_ssize_t max_frame_size  # of a frame, at most max_message_size
     cdef readonly Py_ssize_t max_compressed  # payload bytes of a compressed message, before it inflates
     cdef Sequence sequence           # of the message that the frame belongs to
     # the frame being read
@@ -84,7 +85,7 @@ cdef class Decoder:
                 and self.sequence.kind == 0 and not self.fault and (p[1] >> 7) == self.masked):
             n = p[1] & 0x7F
             head = 6 if self.masked else 2
-            if n < 126 and self.left >= head + n and n <= self.max_message_size:
+            if n < 126 and self.left >= head + n and n <= self.max_frame_size:
                 self.opcode = p[0] & 0x0F
                 self.fin = self.begins = self.ends = True
                 self.compressed = False

@@ -63,12 +63,21 @@ class Decoder:
         max_fragments: frames of a message, empty ones included, at least 1.
         compressing: an extension gives RSV1 its meaning (RFC 7692). A message that has it set may announce
             `max_compressed` bytes.
+        max_frame_size: payload bytes of a single data frame; 0 for as many as a message may have.
 
     Raises:
         ValueError: a limit is out of its range.
     """
 
-    def __new__(cls, *, masked: bool, max_message_size: int, max_fragments: int, compressing: bool = False) -> Self: ...
+    def __new__(
+        cls,
+        *,
+        masked: bool,
+        max_message_size: int,
+        max_fragments: int,
+        compressing: bool = False,
+        max_frame_size: int = 0,
+    ) -> Self: ...
     def read(self, data: Buffer) -> list[_Control | _Part | Fault]:
         """Read `data` next; return what it contains. A `Fault` is the last event, and the only one of later reads."""
 
@@ -78,6 +87,8 @@ class Decoder:
     def compressing(self) -> bool: ...
     @property
     def max_message_size(self) -> int: ...
+    @property
+    def max_frame_size(self) -> int: ...
     @property
     def max_compressed(self) -> int:
         """Payload bytes of a compressed message, before it inflates: what does not compress may grow a little."""

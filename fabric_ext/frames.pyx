@@ -49,7 +49,8 @@ cdef inline Py_ssize_t header_size(uint8_t second) noexcept nogil:
 @cython.final
 @cython.no_gc
 cdef class Decoder:
-    def __cinit__(self, *, bint masked, Py_ssize_t max_message_size, Py_ssize_t max_fragments, bint compressing=False):
+    def __cinit__(self, *, bint masked, Py_ssize_t max_message_size, Py_ssize_t max_fragments, bint compressing=False,
+                  Py_ssize_t max_frame_size=0):
         if not 1 <= max_message_size <= MAX_SIZE:
             raise ValueError(f"max_message_size is {max_message_size}, allowed are 1 to {MAX_SIZE} bytes")
         if max_fragments < 1:
@@ -57,6 +58,7 @@ cdef class Decoder:
         self.masked = masked
         self.compressing = compressing
         self.max_message_size = max_message_size
+        self.max_frame_size = min(max_frame_size, max_message_size) if max_frame_size > 0 else max_message_size
         # What does not compress may even grow: stored blocks cost 5 bytes in 16 KB (RFC 1951 §3.2.4), a fixed code an
         # eighth at worst.
         self.max_compressed = max_message_size + (max_message_size >> 3) + 1024
@@ -172,6 +174,8 @@ cdef class Decoder:
             if self.sequence.kind == 0:
                 self.compressed = marked
                 self.sequence.max_size = self.max_compressed if marked else self.max_message_size
+        if unlikely(self.max_frame_size < self.max_message_size and n > <uint64_t>self.max_frame_size):
+            return self.fail(TOO_LARGE)
         verdict = sequence_next(&self.sequence, opcode, fin, n)
         if verdict > V_MESSAGE:
             return self.fail(FAULTS[verdict])

@@ -17,6 +17,7 @@ cdef class ReceiveQueue:
     cdef bint _woken             # something came for the waiter: its task runs now or soon
     cdef bint _knows_tasks       # of this delivery: has `_may_step` been found out?
     cdef bint _may_step          # no task runs on this thread, so a waiting one may be stepped in place
+    cdef bint _quiet_end         # iteration ends without the exception that ended the queue
 
     cdef int put(self, object item) except -1
     cdef int hand_over(self) except -1
@@ -24,6 +25,9 @@ cdef class ReceiveQueue:
     cdef int wake(self) except -1
     cdef bint _step_in_place(self) except -1
     cdef int taken(self, object item) except -1
+    cdef object shaped(self, object item, int form)
+    cdef int on_wait(self) except -1
+    cdef object concurrent_recv(self)
 
     @final
     cdef inline void begin_delivery(self) noexcept:
@@ -35,6 +39,7 @@ cdef class Recv:
     cdef ReceiveQueue _queue
     cdef bint _iterating         # the end is StopAsyncIteration rather than None
     cdef bint _spent             # returned, raised, cancelled or closed
+    cdef int _form               # of what it returns: 0 the item as it is, else see `shaped`
 
     cdef object _wait(self)
     cdef int _displace(self) except -1

@@ -167,6 +167,18 @@ cdef class ReceiveQueue:
         """`item` is about to leave the queue; if this raises, it stays."""
         return 0
 
+    cdef object shaped(self, object item, int form):
+        """What a receiver that asked for `form` gets for `item`; if this raises, the item is lost."""
+        return item
+
+    cdef int on_wait(self) except -1:
+        """A receiver has found the queue empty, and waits."""
+        return 0
+
+    cdef object concurrent_recv(self):
+        """The exception for a receiver that finds another one waiting."""
+        return _concurrent_recv("another task is already waiting in recv() on this connection")
+
     # What the frame callback calls.
 
     cdef int put(self, object item) except -1:
@@ -268,6 +280,7 @@ cdef class Recv:
         queue._future._asyncio_future_blocking = True
         queue._waiter = self
         queue._woken = False
+        queue.on_wait()
         return queue._future
 
     cdef int _displace(self) except -1:
@@ -275,7 +288,7 @@ cdef class Recv:
         cdef ReceiveQueue queue = self._queue
         if queue._future is None or not queue._future.cancelled():
             self._spent = True
-            raise _concurrent_recv("another task is already waiting in recv() on this connection")
+            raise queue.concurrent_recv()
         queue._waiter._give_up()
         return 0
 
@@ -283,7 +296,7 @@ cdef class Recv:
         """The queue has ended: raise what is to be raised for it."""
         cdef object end = self._queue._end
         self._detach()
-        if end is not True:
+        if end is not True and not (self._iterating and self._queue._quiet_end):
             raise fresh(end)
         if self._iterating:
             raise StopAsyncIteration
@@ -315,7 +328,7 @@ cdef PySendResult recv_send(PyObject* self, PyObject* value, PyObject** result) 
     """The `am_send` of Recv. Its common paths raise nothing: an exception costs more than all the rest of a `recv()`."""
     cdef Recv recv = <Recv>self
     cdef ReceiveQueue queue = recv._queue
-    cdef object future
+    cdef object future, item
     if unlikely(queue is None):
         raise TypeError("a Recv is made by recv()")
     if unlikely(recv._spent):
@@ -326,6 +339,11 @@ cdef PySendResult recv_send(PyObject* self, PyObject* value, PyObject** result) 
         queue.taken(<object>queue._items.first())  # where it raises, the item stays
         recv._detach()
         result[0] = queue._items.take()
+        if recv._form:
+            item = take_reference(result[0])
+            result[0] = NULL
+            item = queue.shaped(item, recv._form)
+            result[0] = Py_NewRef(item)
         return PYGEN_RETURN
     if queue._end is not None:
         recv._end()

@@ -39,6 +39,8 @@ cdef class CloseHandshake:
     cdef readonly int sent_code      # of the close frame we sent; 0: none
     cdef readonly int received_code  # of the close frame received; 0: none, 1005: it had no body
     cdef readonly str reason         # what goes with the code that counts
+    cdef readonly str sent_reason    # of the close frame we sent
+    cdef readonly str received_reason    # of the one received
     cdef readonly int fault          # the frames.Fault for which we failed the connection
     cdef readonly object cause       # the exception behind it, or None
     cdef readonly uint64_t oversize      # bytes that a message refused with 1009 has, or has at least
@@ -58,6 +60,7 @@ cdef class SessionUser(ReceiveQueue):
     cdef int on_writable(self) except -1
     cdef int on_unsent(self, list messages) except -1
     cdef int on_ended(self) except -1
+    cdef object begin_send(self, object message, object option)
 
 
 cdef class Session(Writer):
@@ -75,6 +78,8 @@ cdef class Session(Writer):
     cdef Py_ssize_t _message_size      # bytes so far of the message being received
     cdef int _delivery           # Delivery
     cdef bint _in_parts          # so is the message being received
+    cdef bint _frames_apart      # each frame of a message in several is delivered as a part
+    cdef Py_ssize_t _frame_size  # inflated bytes so far of the compressed frame being received
     cdef bint _discarding        # failed or closed: what arrives is thrown away until the transport ends
     cdef bint _in_user           # the application's callback is being called
     cdef bint gathering          # more frames of this read follow: what came before them may wait for them
@@ -84,6 +89,7 @@ cdef class Session(Writer):
     cdef bytes _pong_due         # the newest ping's payload while its pong cannot be written
     cdef readonly CloseHandshake closing     # None while open
     cdef readonly object abort_cause   # why the transport was dropped without a close frame; None
+    cdef readonly object lost_error    # what the event loop said of its end; None
     cdef public object pings     # of the application, unanswered; None until needed
     cdef object _timer           # of the close handshake
     cdef object _end_check       # looks whether a peer that is not read from has left
@@ -143,6 +149,8 @@ cdef class Session(Writer):
     cdef int send_pong(self) except -1
     @final
     cdef int fail(self, int fault, object cause) except -1
+    @final
+    cdef int fail_with(self, int fault, int code, str reason, object cause) except -1
     @final
     cdef int on_error(self, object error) except -1
     @final

@@ -42,6 +42,14 @@ class CloseHandshake:
         """What goes with the code that counts: the one received, unless we failed the connection."""
 
     @property
+    def sent_reason(self) -> str:
+        """Of the close frame we sent."""
+
+    @property
+    def received_reason(self) -> str:
+        """Of the close frame received."""
+
+    @property
     def fault(self) -> int:
         """The `fabric_ext.frames.Fault` for which we failed the connection; 0: we did not."""
 
@@ -73,6 +81,14 @@ class SessionUser(ReceiveQueue):
     def _on_pong(self, payload: bytes) -> None:
         """A pong arrived."""
 
+    def _explain(
+        self, fault: int, length: int, before: int, cause: BaseException | None
+    ) -> tuple[int, str, BaseException | None] | None:
+        """What to say of a fault of the peer: code, reason, cause; None to say what `fabric_ext.protocol` does.
+
+        `length` is what the frame announces, `before` what its message had before it, in bytes.
+        """
+
     def _on_failed(self, error: BaseException, in_callback: bool) -> None:
         """The application's callback raised, or reading did; the connection is being failed with 1011."""
 
@@ -91,6 +107,9 @@ class Session(Writer):
         cork: False writes every message at once.
         codec: compression as negotiated; None for none.
         throttle: the inbound rate limit; None for none.
+        max_frame_size: payload bytes of a frame received, more fails the connection with 1009; 0 for as many as a
+            message may have.
+        frames_apart: a message in several frames is delivered frame by frame, each a Part.
         frame_log: its `received(bytes)` and `sent(bytes)` are told of what is read and written; None for nobody.
     """
 
@@ -108,6 +127,8 @@ class Session(Writer):
         cork: bool = True,
         codec: Codec | None = None,
         throttle: Throttle | None = None,
+        max_frame_size: int = 0,
+        frames_apart: bool = False,
         frame_log: Any = None,
     ) -> Self: ...
     def __reduce__(self) -> NoReturn: ...
@@ -128,6 +149,10 @@ class Session(Writer):
     @property
     def abort_cause(self) -> BaseException | None:
         """Why the transport was dropped without a close frame, where nothing else explains it."""
+
+    @property
+    def lost_error(self) -> Exception | None:
+        """What the event loop said of the transport's end; None while it lives, and when nothing was wrong."""
 
     @property
     def io(self) -> Any:
@@ -181,6 +206,9 @@ class Session(Writer):
 
     def _close(self, code: int, reason: str) -> None:
         """Begin the close handshake: send our close frame and wait for the peer's. 1005 is a frame without a body."""
+
+    def _fail(self, code: int, reason: str, cause: BaseException | None = None) -> None:
+        """Fail the connection (RFC 6455 §7.1.7): send a close frame, read no more, hang up."""
 
     def _abort(self, cause: BaseException | None = None) -> None:
         """Drop the transport now, whatever it still holds; `cause` explains why, where nothing else does."""

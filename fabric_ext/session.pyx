@@ -9,7 +9,6 @@ it reports (`SessionUser`). A connection that reconnects makes a new session.
 import asyncio
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_Clear
 from cpython.object cimport PyObject
 from cython cimport final, likely, unlikely
 from libc.string cimport memcpy
@@ -74,6 +73,14 @@ cdef enum:
     DONE_CHECK = 1               # seconds between two looks whether a peer that is not read from has left
 
 
+cdef object raised():
+    """The exception that is set in C, caught."""
+    try:
+        reraise()
+    except BaseException as error:
+        return error
+
+
 cdef Part new_part(object data, bint last, bint is_cut_off):
     cdef Part part = Part.__new__(Part)
     part.data = data
@@ -92,7 +99,7 @@ cdef class CloseHandshake:
     """How the end of a session came about: began by whom, which codes, and why."""
 
     def __cinit__(self):
-        self.reason = ""
+        self.reason = self.sent_reason = self.received_reason = ""
 
 
 cdef class SessionUser(ReceiveQueue):
@@ -126,12 +133,23 @@ cdef class SessionUser(ReceiveQueue):
         """The transport is gone."""
         return 0
 
+    cdef object begin_send(self, object message, object option):
+        """What `send(message)` does when it is awaited: None when that was all, else the coroutine that goes on."""
+        raise TypeError(f"cannot send on a {type(self).__name__}")
+
     def _is_followed(self, session):
         """Does another session follow this one, which the peer has closed? Then nothing is worth waiting for."""
         return False
 
     def _on_pong(self, bytes payload):
         """A pong arrived."""
+
+    def _explain(self, int fault, length, before, cause):
+        """What to say of a fault of the peer: `(code, reason, cause)`, or None to say what `fabric_ext.protocol` does.
+
+        `length` is what the frame announces, `before` what its message had before it, in bytes.
+        """
+        return None
 
     def _on_failed(self, error, bint in_callback):
         """The application's callback raised, or reading did; the connection is being failed with 1011."""
@@ -147,13 +165,15 @@ cdef class Session(Writer):
         close_timeout: seconds for which the close handshake may make no progress.
         fragment_size: payload bytes per outbound frame; 0 never splits.
         cork: False writes every message at once.
+        max_frame_size: payload bytes of a frame received; 0 for as many as a message may have.
+        frames_apart: a message in several frames is delivered frame by frame, each a Part.
         frame_log: told of the bytes that are read and written; None: nobody.
     """
 
     def __cinit__(self, SessionUser user not None, io not None, loop not None, *, bint masking,
                   Py_ssize_t max_message_size, Py_ssize_t max_fragments, Py_ssize_t fragment_size,
                   double close_timeout, bint cork=True, Codec codec=None, Throttle throttle=None,
-                  frame_log=None):
+                  Py_ssize_t max_frame_size=0, bint frames_apart=False, frame_log=None):
         self._user = user
         self._loop = loop
         self._transport = Transport(io, loop)
@@ -168,7 +188,8 @@ cdef class Session(Writer):
         self._throttle = throttle
         self._frame_log = frame_log
         self._decoder = Decoder(masked=not masking, max_message_size=max_message_size, max_fragments=max_fragments,
-                                compressing=codec is not None)
+                                compressing=codec is not None, max_frame_size=max_frame_size)
+        self._frames_apart = frames_apart
         self.inbound_seen = True
 
     def __reduce__(self):
@@ -265,10 +286,13 @@ cdef class Session(Writer):
             return
         if user is None:
             return
+        self.lost_error = error
         for timer in (self._timer, self._end_check):
             if timer is not None:
                 timer.cancel()
         self._timer = self._end_check = None
+        if self._due:
+            self.take_due()
         unsent = self.take_unsent()
         self._transport.detach()
         if self._throttle is not None:
@@ -347,20 +371,25 @@ cdef class Session(Writer):
         cdef Decoder decoder = self._decoder
         cdef const char* p = <const char*>decoder.data
         cdef Py_ssize_t n = decoder.size
+        cdef Py_ssize_t limit
         cdef bytes plain
         cdef bint first = decoder.begins and decoder.opcode != K_CONTINUATION, last = decoder.ends and decoder.fin
         if not decoder.compressed:
             return self.receive_piece(p, n, first, last, None)
         if first:
             self._message_size = 0
+        if decoder.begins:
+            self._frame_size = 0
+        limit = min(decoder.max_message_size - self._message_size, decoder.max_frame_size - self._frame_size)
         try:
-            plain = self._codec.decompress(p, n, first, last, decoder.max_message_size - self._message_size)
+            plain = self._codec.decompress(p, n, first, last, limit)
         except OutputLimit as error:
             return self.fail(TOO_LARGE, error)
         except CorruptData as error:
             return self.fail(BAD_COMPRESSION, error)
         self._counters.decompression_bytes_in += n
         self._counters.decompression_bytes_out += PyBytes_GET_SIZE(plain)
+        self._frame_size += PyBytes_GET_SIZE(plain)
         return self.receive_piece(PyBytes_AS_STRING(plain), PyBytes_GET_SIZE(plain), first, last, plain)
 
     cdef inline int receive_whole(self, const char* p, Py_ssize_t n, bytes owner) except -1:
@@ -369,8 +398,7 @@ cdef class Session(Writer):
         if self._decoder.opcode == K_TEXT:
             text = PyUnicode_DecodeUTF8(p, n, NULL)
             if unlikely(text == NULL):             # RFC 6455 §8.1
-                PyErr_Clear()
-                return self.fail(BAD_UTF8, None)
+                return self.fail(BAD_UTF8, raised())
             return self.admit(take_reference(text), K_TEXT, n)
         return self.admit(PyBytes_FromStringAndSize(p, n) if owner is None else owner, self._decoder.opcode, n)
 
@@ -381,7 +409,7 @@ cdef class Session(Writer):
         cdef object data
         if first:
             self._message_size = 0
-            self._in_parts = self._delivery != WHOLE
+            self._in_parts = self._delivery != WHOLE or (self._frames_apart and not self._decoder.fin)
             if last and not self._in_parts:
                 return self.receive_whole(p, n, owner)
             self._assembler = Assembler(self._decoder.max_message_size)
@@ -406,9 +434,10 @@ cdef class Session(Writer):
     cdef int receive_part(self, const char* p, Py_ssize_t n, bint first, bint last) except -1:
         """Deliver a piece as a part of its message, or let it pass if nobody wants the message any more."""
         cdef Assembler assembler = self._assembler
+        cdef bint wanted = self._delivery == PARTS or self._frames_apart
         cdef int admission
         cdef object data
-        if not (assembler.add(p, n, last, 0) if self._delivery == PARTS else assembler.check(p, n, last)):
+        if not (assembler.add(p, n, last, 0) if wanted else assembler.check(p, n, last)):
             return self.fail(BAD_UTF8, None)
         if self._throttle is not None and (first or self._delivery == PARTS):
             admission = self._throttle.admit_part(first, n)
@@ -422,9 +451,9 @@ cdef class Session(Writer):
             self._counters.messages_received += 1
             self._counters.bytes_received += self._message_size
             self._assembler = None
-        if self._delivery == PARTS:
-            if n == 0 and not self._decoder.ends:
-                return 0                           # only a header yet
+        if wanted:
+            if not self._decoder.ends and (n == 0 or self._frames_apart):
+                return 0                           # only a header yet, or a frame that is kept until it is whole
             data = assembler.whole() if last else assembler.part()
             if last:
                 self._delivery = WHOLE
@@ -576,6 +605,8 @@ cdef class Session(Writer):
         cdef object entry = message if compress is None else (message, compress)
         cdef bint large = n >= LARGE and not self._masking and not self._fragment_size
         self.count_sent(n)
+        if unlikely(self._due):
+            self.take_due()
         if large:
             self.make_way()
         if self._codec is not None and self.compresses(n, compress):
@@ -635,6 +666,8 @@ cdef class Session(Writer):
         return self.after_writing()
 
     cdef int write_control(self, int opcode, bytes payload) except -1:
+        if unlikely(self._due):
+            self.take_due()
         self.append_frame(0x80 | opcode, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
         self.appended(None)
         return self.after_writing()
@@ -653,6 +686,8 @@ cdef class Session(Writer):
         cdef bytes packed
         cdef bytes plain
         cdef object message = None
+        if self._due:
+            self.take_due()
         if opcode:
             self._packing = self.compresses(n, compress)
             self._parts = []
@@ -735,7 +770,7 @@ cdef class Session(Writer):
         self.closing = CloseHandshake()
         self.closing.began_by = "local"
         self.closing.sent_code = code
-        self.closing.reason = reason
+        self.closing.reason = self.closing.sent_reason = reason
         body = b"" if code == 1005 else code.to_bytes(2, "big") + reason.encode()
         self._user.on_closing()
         self.write_control(K_CLOSE, body)
@@ -756,7 +791,9 @@ cdef class Session(Writer):
         if not self.closing.fault:
             self.closing.reason = frame.reason
         self.closing.received_code = frame.code
+        self.closing.received_reason = frame.reason
         if self.closing.sent_code == 0:
+            self.closing.sent_reason = frame.reason
             # RFC 6455 §5.5.1: the answer echoes the code; and the reason, as browsers and others do.
             self.closing.sent_code = frame.code
             self._user.on_closing()
@@ -768,9 +805,24 @@ cdef class Session(Writer):
         cdef Decoder decoder = self._decoder
         cdef int code = fault_code(fault)
         cdef str reason = fault_text(fault)
-        if self._user is None:
+        cdef object told
+        if self._user is None or self._discarding:
             return 0
-        if self._discarding:
+        if fault == TOO_LARGE:
+            reason = reason.format(decoder.max_message_size)
+        elif fault == TOO_MANY_FRAGMENTS:
+            reason = reason.format(decoder.sequence.max_frames)
+        told = self._user._explain(fault, decoder.length, decoder.sequence.size, cause)
+        if told is not None:
+            code, reason, cause = told
+        return self.fail_with(fault, code, reason, cause)
+
+    def _fail(self, int code, str reason not None, cause=None):
+        """Fail the connection for a reason of the application."""
+        self.fail_with(CALLBACK_FAILED, code, reason, cause)
+
+    cdef int fail_with(self, int fault, int code, str reason, object cause) except -1:
+        if self._user is None or self._discarding:
             return 0
         if self.closing is not None:               # our close frame is out already
             self._discarding = True
@@ -783,11 +835,8 @@ cdef class Session(Writer):
         self.closing.fault = fault
         self.closing.cause = cause
         if fault == TOO_LARGE:
-            self.closing.oversize = cause.size if cause is not None else decoder.oversize
-            reason = reason.format(decoder.max_message_size)
-        elif fault == TOO_MANY_FRAGMENTS:
-            reason = reason.format(decoder.sequence.max_frames)
-        self.closing.reason = reason
+            self.closing.oversize = getattr(cause, "size", None) or self._decoder.oversize
+        self.closing.reason = self.closing.sent_reason = reason
         try:
             self._user.hand_over()                 # what was good may still be answered
         finally:

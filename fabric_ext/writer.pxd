@@ -3,6 +3,7 @@ from cython cimport final
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
+from fabric_ext.fanout cimport FanOut
 from fabric_ext.mask cimport apply_mask, next_key
 from fabric_ext.message cimport MAX_HEADER, write_header
 from fabric_ext.transport cimport Transport
@@ -13,6 +14,10 @@ cdef enum:
 
 
 cdef class Writer
+
+
+cdef class Item:
+    cdef int write_to(self, Writer writer) except -1
 
 
 cdef class LoopWriter:
@@ -27,6 +32,8 @@ cdef class LoopWriter:
     cdef int64_t since           # ns; when the oldest gathered bytes were
     cdef int64_t patience_ns
     cdef char* _spare            # one BLOCK, lent to the writer that gathers
+    cdef FanOut fan_out          # of this turn
+    cdef int64_t due_since       # ns; when its first item was added; 0: nothing is due
 
     @final
     cdef int look(self) except -1
@@ -38,13 +45,18 @@ cdef class LoopWriter:
     @final
     cdef inline int before_delivery(self) except -1:
         """The next frame or message is about to be delivered: what has been gathered for too long leaves first."""
-        return self.look() if self._first is not None else 0
+        return self.look() if self._first is not None or self.due_since else 0
 
     @final
     cdef inline int end_read(self) except -1:
         """All frames of a read have been delivered."""
         self.reading -= 1
         return self.flush_all() if self._first is not None else 0
+
+    @final
+    cdef int add_item(self, Item item, Py_ssize_t size) except -1
+    @final
+    cdef int serve(self, bint whole) except -1
 
 
 cdef LoopWriter loop_writer_of(object loop)
@@ -61,6 +73,8 @@ cdef class Writer:
     cdef int _corks              # how many ask that nothing leaves yet
     cdef Writer _next            # the one after it there
     cdef int64_t _last_sent      # ns
+    cdef uint32_t _due           # node of the first item of the loop's fan-out that it is to be sent; 0: none
+    cdef uint32_t _last_due
     cdef unsigned long _flushes  # how often what was gathered has left
     cdef char* _out
     cdef Py_ssize_t _out_size
@@ -88,6 +102,14 @@ cdef class Writer:
     cdef int write_large(self, uint8_t first, const char* p, Py_ssize_t n, bytes payload, object message) except -1
     @final
     cdef int make_way(self) except -1
+    @final
+    cdef int add_due(self, uint32_t item) except -1
+    @final
+    cdef int leave(self) except -1
+    @final
+    cdef int take_due(self) except -1
+    @final
+    cdef int add_made(self, const char* p, Py_ssize_t n, object message) except -1
     @final
     cdef int write_raw(self, const char* p, Py_ssize_t n, object message) except -1
     @final

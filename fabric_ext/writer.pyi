@@ -7,6 +7,10 @@ def hold_back(loop: asyncio.AbstractEventLoop, ns: int) -> LoopWriter:
     """For tests: gather bytes for `ns` at most, on `loop`, as long as the object returned is kept."""
 
 @disjoint_base
+class Item:
+    """A message for many connections."""
+
+@disjoint_base
 class LoopWriter:
     """What the writers of one event loop share: whether a read is being delivered, and which have gathered bytes."""
 

@@ -12,6 +12,9 @@ So pipelined answers share a system call, and nothing waits for the application'
 take goes to the loop's transport; until it is through nothing is written past it.
 
 Payloads of LARGE bytes and more are not copied when they need no mask: header and payload leave by one sendmsg().
+
+What is sent to many (`Item`) is put off to the end of the turn: then each connection gets by one system call all that is
+due to it. A connection on which something else is sent, or that closes, takes what is due first, so order holds.
 """
 
 import weakref
@@ -23,12 +26,16 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
 from fabric_ext.clock cimport monotonic_ns
+from fabric_ext.fanout cimport FanOut
 from fabric_ext.message cimport MAX_HEADER, write_header
 from fabric_ext.transport cimport Transport
 
 cdef enum:
     FIRST_SIZE = 2048            # what a writer allocates when the loop's block is lent already
     PATIENCE_NS = 50_000         # how long bytes may be gathered while other things are done; SPEC of send()
+    SLICE_NS = 2_000_000         # how long a fan-out may hold up everything else
+    GLANCE = 16                  # receivers between two looks at the clock
+    MAX_NODES = 1 << 18          # 2 MB; more are not put off
 
 
 _writers = weakref.WeakValueDictionary()       # id(loop) -> LoopWriter, which keeps its loop: no id is reused
@@ -49,14 +56,24 @@ def hold_back(loop, int64_t ns):
     return writer
 
 
+cdef class Item:
+    """A message for many connections."""
+
+    cdef int write_to(self, Writer writer) except -1:
+        """Give it to `writer.add_made`."""
+        raise NotImplementedError
+
+
 cdef class LoopWriter:
-    """What the writers of one event loop share: whether a read is being delivered, and which have gathered bytes."""
+    """What the writers of one event loop share: whether a read is being delivered, which have gathered bytes, and
+    what is due to many."""
 
     def __cinit__(self, loop):
         self.loop = loop
         self._call_soon = loop.call_soon
         self.is_closed = loop.is_closed
         self.patience_ns = PATIENCE_NS
+        self.fan_out = FanOut()
         self._spare = <char*>malloc(BLOCK)
         if self._spare == NULL:
             raise MemoryError("cannot allocate the write buffer of an event loop")
@@ -66,7 +83,10 @@ cdef class LoopWriter:
 
     cdef int look(self) except -1:
         """Read the clock, and write what has been gathered for too long."""
-        if monotonic_ns() - self.since >= self.patience_ns:
+        cdef int64_t now = monotonic_ns()
+        if self.due_since and now - self.due_since >= SLICE_NS:
+            self.serve(False)
+        if self._first is not None and now - self.since >= self.patience_ns:
             return self.flush_all()
         self.fresh = True
         return 0
@@ -98,7 +118,47 @@ cdef class LoopWriter:
     def end_turn(self):
         """The turn of the loop is over."""
         self._turn_scheduled = False
-        self.flush_all()
+        try:
+            self.flush_all()
+        finally:
+            self.serve(False)
+
+    cdef int add_item(self, Item item, Py_ssize_t size) except -1:
+        """Have it served at the end of the turn; its receivers follow, by `add_due(len(fan_out.items) - 1)`."""
+        if self.fan_out.size + size > BLOCK or self.fan_out.count >= MAX_NODES:
+            self.serve(True)
+        if not self.due_since:
+            self.due_since = monotonic_ns()
+        self._schedule_turn()
+        return self.fan_out.add_item(item, size)
+
+    cdef int serve(self, bint whole) except -1:
+        """Write what is due to each connection; unless `whole`, the rest after SLICE_NS follows in the next turn."""
+        cdef FanOut fan_out = self.fan_out
+        cdef int64_t end
+        cdef Writer writer
+        if not self.due_since:
+            return 0
+        end = monotonic_ns() + SLICE_NS
+        while fan_out.served < len(fan_out.receivers):
+            writer = fan_out.receivers[fan_out.served]
+            fan_out.served += 1
+            try:
+                writer.leave()
+            except Exception:                  # as in flush_all
+                pass
+            except BaseException:
+                self._schedule_turn()
+                raise
+            if not whole and fan_out.served % GLANCE == 0 and monotonic_ns() >= end:
+                break
+        if fan_out.served < len(fan_out.receivers):
+            self.due_since = monotonic_ns()
+            return self._schedule_turn()
+        if not fan_out.walks:
+            self.due_since = 0
+            fan_out.clear()
+        return 0
 
 
 cdef class Writer:
@@ -206,8 +266,56 @@ cdef class Writer:
         return self.appended(message)
 
     cdef int flush(self) except -1:
-        """Write what was gathered."""
+        """Write what was gathered, and what is due."""
+        if self._due:
+            self.take_due()
         return self.flush_with(None)
+
+    cdef int add_due(self, uint32_t item) except -1:
+        """Have an item of the loop's fan-out sent."""
+        cdef FanOut fan_out = self._loop_writer.fan_out
+        cdef uint32_t node = fan_out.new_node(item)
+        if self._due:
+            fan_out.nodes[self._last_due].next = node
+        else:
+            fan_out.receivers.append(self)
+            self._due = node
+        self._last_due = node
+        return 0
+
+    cdef int leave(self) except -1:
+        """Write what is due, as far as nothing asks that it waits."""
+        if self._due:
+            self.take_due()
+            if not self._corks or self._out_size >= BLOCK:
+                return self.flush_with(None)
+        return 0
+
+    cdef int take_due(self) except -1:
+        """Gather what is due: it comes before whatever is sent from now on."""
+        cdef FanOut fan_out = self._loop_writer.fan_out
+        cdef uint32_t at = self._due
+        cdef Item item
+        self._due = 0
+        fan_out.walks += 1
+        try:
+            while at:
+                item = fan_out.items[fan_out.nodes[at].item]
+                item.write_to(self)
+                at = fan_out.nodes[at].next
+        except BaseException:                  # what follows would be one message short
+            self.on_write_failed()
+            raise
+        finally:
+            fan_out.walks -= 1
+        return 0
+
+    cdef int add_made(self, const char* p, Py_ssize_t n, object message) except -1:
+        """Gather the frames of a whole message that are made already; `flush` follows, or `appended`."""
+        self._reserve(n)
+        memcpy(self._out + self._out_size, p, n)
+        self._out_size += n
+        return self._keep(message)
 
     cdef int flush_with(self, object message) except -1:
         """Write what was gathered, whose last bytes are `message`, unless it is None, and are not in the list yet."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peers import FLOOR, SMALLEST
+from peers import FLOOR, SMALLEST, UWS
 
 
 def ratio(ours: dict[str, Any], theirs: dict[str, Any], name: str) -> float | None:
@@ -146,8 +146,11 @@ BARS = (
     cpu("b", PIPE, "fabric", "websockets", 0.12),
     cpu("b", PIPE, "fabric", "aiohttp", 0.25),
     absolute("b", PIPE, "fabric", "cpu_ns", 1.0, "µs (aim)", 1e-3),
+    cpu("b", PIPE, "fabric.websockets", "fabric", 1.15),
+    cpu("b", PIPE, "fabric.websockets", "websockets", 0.10),
     cpu("b", PIPE, "fabric callbacks", "picows core", 0.08),
     cpu("b", PIPE, "fabric callbacks", "socketify", 0.06),
+    cpu("b", PIPE, "fabric callbacks", UWS, 1.70),
     absolute("b", PIPE, "fabric callbacks", "cpu_ns", 0.20, "µs (aim)", 1e-3),
     cpu("a", SAME, "fabric", "picows core", 1.04, "p50"),
     cpu("a", SAME, "fabric", "picows core", 1.04),
@@ -184,11 +187,19 @@ BARS = (
     Bar("g", "idle connection that has compressed, more than plain", compressed_extra, 40, unit="KB"),
     faster("h", "32 at a time", "websockets", 1.3),
     faster("h", "32 at a time", "picows core", 1),
+    cpu("h", "32 at a time", "fabric", "picows core", 1.00),
     absolute("i", "plain, 1000", "fabric", "bytes_per_connection", 8, "KB", 1 / 1024),
     absolute("i", "plain, 9000", "fabric", "bytes_per_connection", 8, "KB", 1 / 1024),
     cpu("i", "plain, 1000", "fabric", "websockets", 0.5, "bytes_per_connection"),
+    absolute("i", "plain after one message, 1000", "fabric callbacks", "bytes_per_connection", 3.5, "KB", 1 / 1024),
+    absolute("i", "plain after one message, 1000", "fabric", "bytes_per_connection", 5, "KB", 1 / 1024),
+    cpu("i", "TLS, 1000", "fabric", "websockets", 1.00, "bytes_per_connection"),
     absolute("i", "plain, 9000", "fabric", "megabytes", 90, "MB"),
     absolute("i", "CPU of 9000 idle, default heartbeats", "fabric", "cpu_share", 2, "% of a core", 100),
+    absolute("n", "pipelined 1 × 32 B, depth 64", "fabric callbacks", "instructions", 1500, ""),
+    absolute("n", "pipelined 1 × 32 B, depth 64", "fabric", "instructions", 2200, ""),
+    absolute("n", "ping-pong 1 × 32 B", "fabric callbacks", "instructions", 4500, ""),
+    absolute("n", "ping-pong 1 × 32 B", "fabric", "instructions", 7400, ""),
     absolute("a", TWO, "fabric", "p50", 100, "µs", 1e-3),
     absolute("a", TWO, "fabric", "p95", 500, "µs", 1e-3),
     absolute("b", PIPE, "fabric", "per_second", 100_000, "msg/s", at_most=False),

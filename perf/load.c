@@ -8,7 +8,8 @@
  * it: opcode, length and content, in order. A wrong byte ends the run with exit status 2.
  *
  * Modes
- *   echo       closed loop: each connection keeps DEPTH messages in flight (1 = ping-pong)
+ *   echo       closed loop: each connection keeps DEPTH messages in flight (1 = ping-pong); with --replies N each is
+ *              answered N times, and its latency is that of the last answer
  *   open       open loop: RATE messages a second over all connections; latency counts from the moment a message was
  *              *due*, not from when it could be sent, so a stalled server is not flattered (coordinated omission)
  *   broadcast  connection 0 sends, the server forwards to everybody, done when the last of N has it
@@ -53,13 +54,13 @@ enum mode { ECHO, OPEN, BROADCAST, CONNECT, IDLE };
 static struct {
     enum mode mode;
     const char *mode_name, *host, *path, *messages;
-    int port, connections, depth;
+    int port, connections, depth, replies;
     size_t size;
     double seconds, warmup, rate;
     uint64_t count; /* instead of seconds: exactly this many messages, in steps obeyed from stdin */
     pid_t server_pid;
     bool tls, deflate, text, poll;
-} opt = {.host = "127.0.0.1", .path = "/", .connections = 1, .depth = 1, .size = 32, .seconds = 1, .warmup = 0.3};
+} opt = {.host = "127.0.0.1", .path = "/", .connections = 1, .depth = 1, .replies = 1, .size = 32, .seconds = 1, .warmup = 0.3};
 
 static void fail(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
 static void fail(const char *format, ...) {
@@ -293,6 +294,7 @@ typedef struct {
     int slot;
     size_t slot_done;
     uint64_t released, sent, received;
+    int replies; /* to the message that is expected next, so far */
     unsigned char extra[160]; /* a control frame that waits for the end of the current frame */
     int extra_n;
     /* receiving: a parser that may stop at any byte */
@@ -497,6 +499,8 @@ static void end_frame(connection *c, int64_t now) {
         if (c->done != ring.length[c->expected]) wrong(c, "the reply is too short");
         c->done = 0;
         raw_in += ring.length[c->expected];
+        if (++c->replies < opt.replies) return;
+        c->replies = 0;
         if (++c->expected == ring.n) c->expected = 0;
         on_message(c, now);
         c->received++;
@@ -1049,6 +1053,7 @@ static const struct option long_options[] = {
     {"depth", 1, 0, 'd'},    {"size", 1, 0, 's'},     {"seconds", 1, 0, 't'}, {"warmup", 1, 0, 'w'},
     {"rate", 1, 0, 'r'},     {"count", 1, 0, 'n'},    {"tls", 0, 0, 'S'},     {"deflate", 0, 0, 'z'},
     {"messages", 1, 0, 'm'}, {"server-pid", 1, 0, 'i'}, {"text", 0, 0, 'T'},  {"poll", 0, 0, 'o'},
+    {"replies", 1, 0, 'R'},
     {0, 0, 0, 0}};
 
 static void parse(int argc, char **argv) {
@@ -1059,7 +1064,7 @@ static void parse(int argc, char **argv) {
     if (known < 0)
         fail("usage: load echo|open|broadcast|connect|idle --port N [--host A] [--path P] [--connections N] [--depth N] "
              "[--size BYTES | --messages FILE] [--text] [--seconds S] [--warmup S] [--rate PER_SECOND] [--count N] "
-             "[--tls] [--deflate] [--poll] [--server-pid PID]");
+             "[--replies N] [--tls] [--deflate] [--poll] [--server-pid PID]");
     opt.mode = (enum mode)known;
     opt.mode_name = modes[known];
     optind = 2;
@@ -1081,10 +1086,12 @@ static void parse(int argc, char **argv) {
         case 'z': opt.deflate = true; break;
         case 'T': opt.text = true; break;
         case 'o': opt.poll = true; break;
+        case 'R': opt.replies = atoi(optarg); break;
         default: exit(2);
         }
     }
     if (opt.port <= 0 || opt.connections < 1 || opt.depth < 1) fail("port, connections and depth must be positive");
+    if (opt.replies < 1 || (opt.replies > 1 && opt.mode != ECHO)) fail("several replies are for echo");
     if (opt.mode == OPEN && opt.rate <= 0) fail("the open loop needs --rate");
 }
 

@@ -33,21 +33,26 @@ def _peer(name: str, command: tuple[str, ...], can: str, distribution: str = "")
 #: A bare loop of send() in C: what any server that sends to each connection separately can reach at best.
 FLOOR = "raw C"
 
+#: What socketify runs on, without Python.
+UWS = "uWebSockets"
+
 #: `fabric` set to save bytes rather than time.
 SMALLEST = "fabric smallest"
 
 SERVER_PEERS = {
     peer.name: peer
     for peer in (
-        _peer("fabric", python("fabric_server"), "broadcast tls deflate", "websocket-fabric"),
-        _peer("fabric callbacks", python("fabric_server", "--callbacks"), "tls deflate", "websocket-fabric"),
+        _peer("fabric", python("fabric_server"), "broadcast tls deflate twice", "websocket-fabric"),
+        _peer("fabric callbacks", python("fabric_server", "--callbacks"), "tls deflate twice", "websocket-fabric"),
+        _peer("fabric.websockets", python("fabric_websockets_server"), "broadcast tls deflate", "websocket-fabric"),
         _peer(SMALLEST, python("fabric_server", "--smallest"), "deflate", "websocket-fabric"),
-        _peer("picows core", python("picows_server"), "broadcast tls", "picows"),
-        _peer("picows.websockets", python("picows_websockets_server"), "broadcast tls deflate", "picows"),
-        _peer("websockets", python("websockets_server"), "broadcast tls deflate", "websockets"),
-        _peer("aiohttp", python("aiohttp_server"), "tls deflate", "aiohttp"),
+        _peer("picows core", python("picows_server"), "broadcast tls twice", "picows"),
+        _peer("picows.websockets", python("picows_websockets_server"), "broadcast tls deflate twice", "picows"),
+        _peer("websockets", python("websockets_server"), "broadcast tls deflate twice", "websockets"),
+        _peer("aiohttp", python("aiohttp_server"), "tls deflate twice", "aiohttp"),
         _peer("socketify", python("socketify_server"), "broadcast", "socketify"),
-        _peer("ws (Node.js)", ("node", str(SERVERS / "ws.js")), "broadcast tls deflate"),
+        _peer(UWS, (str(tools.SERVER_UWS), tools.uws_library()), "", "socketify"),
+        _peer("ws (Node.js)", ("node", str(SERVERS / "ws.js")), "broadcast tls deflate twice"),
         _peer("Boost.Beast", (str(tools.SERVER_NATIVE),), "broadcast deflate"),
         _peer(FLOOR, (str(tools.SERVER_RAW),), "broadcast"),
     )

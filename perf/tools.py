@@ -6,7 +6,9 @@ as missing, with the reason; the suite goes on without it.
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import platform
 import random
 import shutil
 import subprocess
@@ -19,6 +21,7 @@ BUILD = HERE / "build"
 LOAD = BUILD / "load"
 SERVER_RAW = BUILD / "server_raw"
 SERVER_NATIVE = BUILD / "server_native"
+SERVER_UWS = BUILD / "server_uws"
 CERTIFICATE = BUILD / "certificate.pem"
 KEY = BUILD / "key.pem"
 
@@ -86,6 +89,25 @@ def build_native() -> None:
         )
 
 
+def build_uws() -> None:
+    """Compiles the server on uWebSockets, whose library comes with socketify."""
+    if not uws_library():
+        raise Missing("socketify is not installed")
+    if stale(SERVER_UWS, HERE / "server_uws.c"):
+        run(["cc", "-O2", "-std=gnu11", "-o", str(SERVER_UWS), str(HERE / "server_uws.c"), "-ldl"])
+
+
+def uws_library() -> str:
+    """The shared library in the wheel of socketify; "" where there is none."""
+    package = importlib.util.find_spec("socketify")
+    if package is None or package.origin is None:
+        return ""
+    system = "darwin" if sys.platform == "darwin" else "linux"
+    machine = "arm64" if platform.machine() in ("arm64", "aarch64") else "amd64"
+    path = Path(package.origin).with_name(f"libsocketify_{system}_{machine}.so")
+    return str(path) if path.exists() else ""
+
+
 def install_node_modules() -> None:
     """Fetches `ws` and `bufferutil` with npm."""
     if not (HERE / "node_modules" / "ws").exists():
@@ -144,7 +166,12 @@ def prepare() -> dict[str, str]:
     build_load()
     make_json()
     missing = {}
-    steps = {"native": build_native, "node": install_node_modules, "certificate": make_certificate}
+    steps = {
+        "native": build_native,
+        "uWebSockets": build_uws,
+        "node": install_node_modules,
+        "certificate": make_certificate,
+    }
     for name, step in steps.items():
         try:
             step()

@@ -1,4 +1,4 @@
-"""The workloads (a) to (j): which cases each has, and how one case is measured once for one peer.
+"""The workloads (a) to (k): which cases each has, and how one case is measured once for one peer.
 
 A measurement is a flat dict of figures. `Case.start` starts a fresh server for one peer and yields what measures it
 once; the suite has several in turn before they end. Figures that mean the same have the same name everywhere:
@@ -25,14 +25,15 @@ from typing import Any
 
 import process
 import tools
-from peers import CLIENT_PEERS, FLOOR, SERVER_PEERS, SMALLEST, Peer
+from peers import CLIENT_PEERS, FLOOR, SERVER_PEERS, SMALLEST, UWS, Peer
 from process import Failed, Server, Steps
 
 Figures = dict[str, Any]
 
 ALL = tuple(name for name in SERVER_PEERS if name not in (FLOOR, SMALLEST))
-PYTHON = tuple(name for name in ALL if name not in ("socketify", "ws (Node.js)", "Boost.Beast"))
+PYTHON = tuple(name for name in ALL if name not in ("socketify", UWS, "ws (Node.js)", "Boost.Beast"))
 FABRIC = ("fabric", "fabric callbacks")
+DROP_IN = "fabric.websockets"
 CLOSEST = ("fabric", "fabric callbacks", "picows core", "websockets", "aiohttp")
 
 #: Options of the clients for one need.
@@ -84,9 +85,9 @@ def once(
 
 
 def peer_named(name: str, needs: str = "") -> Peer:
-    """The peer, or `Failed` if it is absent or cannot do what the case needs."""
+    """The peer, or `Failed` if it is absent or cannot do what the case needs, some words."""
     peer = SERVER_PEERS[name]
-    if needs and needs not in peer.can:
+    if not peer.can.issuperset(needs.split()):
         raise Failed(f"{name} has no {needs} here")
     if not shutil.which(peer.command[0]):
         raise Failed(f"{peer.command[0]} is missing")
@@ -100,12 +101,22 @@ def flags_for(needs: str) -> tuple[str, ...]:
         "tls": ("--tls", str(tools.CERTIFICATE), str(tools.KEY)),
         "deflate": ("--deflate",),
         "broadcast": ("--broadcast",),
+        "twice": ("--twice",),
+        "twice tls": ("--twice", "--tls", str(tools.CERTIFICATE), str(tools.KEY)),
     }[needs]
 
 
 def load_flags(needs: str) -> tuple[str, ...]:
     """Options of the load generator for one need."""
-    return {"": (), "tls": ("--tls",), "deflate": ("--deflate",), "broadcast": ()}[needs]
+    twice = ("--replies", "2")
+    return {
+        "": (),
+        "tls": ("--tls",),
+        "deflate": ("--deflate",),
+        "broadcast": (),
+        "twice": twice,
+        "twice tls": (*twice, "--tls"),
+    }[needs]
 
 
 def figures(result: dict[str, Any]) -> Figures:
@@ -171,7 +182,7 @@ def ping_pong(quick: bool) -> Iterator[Case]:
 
 
 def pipelined(quick: bool) -> Iterator[Case]:
-    peers = (*CLOSEST, "socketify") if quick else ALL
+    peers = (*CLOSEST, "socketify", UWS) if quick else ALL
     yield served("b", "1 × 32 B, depth 64", peers, "echo", "--depth", 64, "--poll")
     if not quick:
         yield served("b", "8 × 32 B, depth 64", peers, "echo", "--depth", 64, "--connections", 8, "--poll")
@@ -354,7 +365,7 @@ def idle(quick: bool) -> Iterator[Case]:
     yield idle_memory("plain, 9000", ("fabric", "fabric callbacks", "picows core", "websockets"), 9000)
     yield idle_memory("TLS, 1000", PYTHON, 1000, "tls")
     yield idle_memory("TLS, 9000", ("fabric",), 9000, "tls")
-    yield idle_memory("plain after one message, 1000", ("fabric", "websockets"), 1000, touch=True)
+    yield idle_memory("plain after one message, 1000", (*FABRIC, "websockets"), 1000, touch=True)
     able = ("fabric", "picows.websockets", "websockets", "aiohttp")
     yield idle_memory("compressed after one message, 1000", able, 1000, "deflate", touch=True)
     yield idle_memory("compressed after one message, 9000", ("fabric",), 9000, "deflate", touch=True)
@@ -387,9 +398,10 @@ def instructions(quick: bool) -> Iterator[Case]:
 
         return once("n", name, peers, measure, {"depth": depth, "tool": "callgrind"})
 
-    yield case("pipelined 1 × 32 B, depth 64", 64, 32, FABRIC if quick else (*FABRIC, "picows core"))
+    peers = (*FABRIC, DROP_IN)
+    yield case("pipelined 1 × 32 B, depth 64", 64, 32, peers if quick else (*peers, "picows core"))
     if not quick:
-        yield case("ping-pong 1 × 32 B", 1, 32, (*FABRIC, "picows core"))
+        yield case("ping-pong 1 × 32 B", 1, 32, (*peers, "picows core"))
 
 
 SLOWED_DOWN = 1000
@@ -425,6 +437,21 @@ def count_instructions(peer: Peer, count: int, depth: int, size: int) -> float:
             left.unlink()
 
 
+# ------------------------------------------------------------------ (k) two sends a request
+
+
+def two_sends(quick: bool) -> Iterator[Case]:
+    """A request that is answered by two sends, as by a confirmation and a result: the client waits for both.
+
+    With Nagle's algorithm the second would wait for the acknowledgement of the first, 40 ms on Linux.
+    """
+    peers = tuple(name for name in (CLOSEST if quick else ALL) if "twice" in SERVER_PEERS[name].can)
+    yield served("k", "same core, 1 × 32 B", peers, "echo", needs="twice", same_core=True)
+    if not quick:
+        yield served("k", "two cores, 1 × 32 B", peers, "echo", needs="twice")
+        yield served("k", "TLS, same core, 1 × 32 B", peers, "echo", needs="twice tls", same_core=True)
+
+
 #: Letter -> what it is, and its cases.
 WORKLOADS: dict[str, tuple[str, Callable[[bool], Iterator[Case]]]] = {
     "a": ("ping-pong", ping_pong),
@@ -437,5 +464,6 @@ WORKLOADS: dict[str, tuple[str, Callable[[bool], Iterator[Case]]]] = {
     "h": ("connections per second", connections),
     "i": ("idle connections", idle),
     "j": ("growth", growth),
+    "k": ("two sends a request", two_sends),
     "n": ("instructions per message", instructions),
 }

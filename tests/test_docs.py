@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -153,10 +154,15 @@ def homes(dotted: str) -> set[str]:
     if member in getattr(found, "__dataclass_fields__", {}):
         return homes(owner)
     if member:
-        defining = [cls.__module__ for cls in found.__mro__ if member in vars(cls)]
+        defining = [cls.__module__ for cls in found.__mro__ if member in vars(cls) and not is_copied(cls, member)]
         return set(defining[:1])
     places = [module for module in sys.modules if module.startswith(("fabric.", "fabric_ext."))]
-    return {module for module in places if getattr(sys.modules[module], owner, None) is found}
+    return {module for module in places if vars(sys.modules[module]).get(owner) is found}
+
+
+def is_copied(cls: type, member: str) -> bool:
+    """Is it a compiled method that `inherits_in_c` has put into a Python class, to be found sooner?"""
+    return isinstance(vars(cls)[member], types.MethodDescriptorType) and cls.__module__.startswith("fabric.")
 
 
 def test_the_table_of_names_is_complete_and_true() -> None:

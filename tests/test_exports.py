@@ -30,13 +30,13 @@ CONTRACT = set(
     VERSION DEFAULT_MAX_MESSAGE_SIZE DEFAULT_PING_INTERVAL DEFAULT_PING_TIMEOUT DEFAULT_BUFFER_SIZE
     DEFAULT_CONNECTION_TIMEOUT
 
-    run
+    run Router basic_auth
     """.split()
 )
 
 MODULES = """
     client server message config reconnect backpressure heartbeat metrics pool compression fragmentation
-    subprotocol headers ratelimit error runner
+    subprotocol headers ratelimit error runner router auth rpc
 """.split()
 
 EVERY_MODULE = [

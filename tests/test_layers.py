@@ -17,15 +17,17 @@ LAYERS = {
         fabric_ext.clock fabric_ext.bucket fabric_ext.counters fabric_ext.deflate fabric_ext.histogram
         fabric_ext.http_head fabric_ext.mask fabric_ext.message fabric_ext.sequence fabric_ext.assembler
         fabric_ext.frames fabric_ext.protocol fabric_ext.awaitable fabric_ext.ring fabric_ext.watermarks
+        fabric_ext.fanout
     """,
     "core": """
         fabric_ext.receive_queue fabric_ext.read_buffer fabric_ext.transport fabric_ext.writer fabric_ext.throttle
-        fabric_ext.session fabric_ext.connection fabric_ext.broadcast fabric_ext
+        fabric_ext.session fabric_ext.connection fabric_ext.broadcast fabric_ext.plain_connection fabric_ext.topics
+        fabric_ext.remote fabric_ext
     """,
     "vocabulary": """
         fabric._version fabric.error fabric._http.url fabric.headers fabric.message fabric.subprotocol
-        fabric._http.messages fabric._http fabric._handshake.rules fabric._config.validation fabric._config.defaults
-        fabric._config.addresses fabric._config.headers
+        fabric._http.messages fabric._http fabric._handshake.proxy_header fabric._handshake.rules
+        fabric._config.validation fabric._config.defaults fabric._config.addresses fabric._config.headers
     """,
     "policies": """
         fabric._config.compression fabric._config.policies fabric._config.client fabric._config.server
@@ -40,13 +42,17 @@ LAYERS = {
         fabric._handshake.tls fabric._handshake.response_reader fabric._handshake.socks fabric._handshake.dial
         fabric._handshake.client fabric._handshake.server fabric._handshake.tls_listener fabric._handshake
         fabric._client.heartbeats fabric._client.report fabric._client fabric.client
-        fabric.server fabric.runner
+        fabric.router fabric.auth fabric._server.listening fabric._server.dashboard fabric._server
+        fabric.broker fabric.topics fabric.server fabric.runner fabric.websockets
     """,
-    "top": "fabric._pool.host fabric._pool fabric.pool fabric fabric.cli fabric.__main__",
+    "top": """
+        fabric._rpc.wire fabric._rpc.methods fabric._rpc fabric.rpc fabric._pool.host fabric._pool fabric.pool fabric
+        fabric.cli fabric.__main__
+    """,
 }
 ORDER = [module for row in LAYERS.values() for module in row.split()]
 LAYER = {module: layer for layer, row in LAYERS.items() for module in row.split()}
-PACKAGES = ("fabric.cli",)  # each stands as a whole where its name stands
+PACKAGES = ("fabric.cli", "fabric.broker", "fabric.websockets")  # each stands as a whole where its name stands
 
 # What a layer must not know of at run time.
 FORBIDDEN = {
@@ -54,7 +60,8 @@ FORBIDDEN = {
     "vocabulary": {"asyncio", "picows", "socket", "uvloop"},
     "policies": {"picows", "socket", "uvloop"},
 }
-EXCEPT = {("fabric._config.client", "socket"), ("fabric._config.options", "socket")}  # the type of a field
+# The type of a field.
+EXCEPT = {(f"fabric._config.{module}", "socket") for module in ("client", "server", "options")}
 
 CYTHON_IMPORT = re.compile(
     r"^\s*(?:from\s+(?P<source>[\w.]+)\s+(?P<kind>c?import)|(?P<plain>c?import)\s+(?P<names>[\w., ]+))"

@@ -9,7 +9,11 @@ import re
 
 from fabric._http.url import Url
 
-__all__ = ["is_bind_address", "is_socket_path", "split_host"]
+__all__ = ["INHERITED", "is_bind_address", "is_socket_path", "split_host"]
+
+# Forms of an address to listen on that name sockets which this process has been given: a descriptor, or those that
+# systemd has passed, all of them or those with one name.
+INHERITED = re.compile(r"fd:(?P<descriptor>\d{1,7})|systemd:(?P<name>[^:\x00-\x1f]*)")
 
 
 def is_socket_path(path: str) -> bool:

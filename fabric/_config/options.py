@@ -55,6 +55,9 @@ class ClientOptions(TypedDict, total=False):
 class ServerOptions(TypedDict, total=False):
     """The fields of `ServerConfig`, but for `bind`, as keyword arguments."""
 
+    sock: socket.socket | Iterable[socket.socket] | None
+    unix_mode: int | None
+    proxy_protocol: bool | Iterable[str]
     max_connections: int
     max_connections_per_ip: int
     max_message_size: int

@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
+import socket
 import ssl as tls
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar, Literal, Self
 
-from fabric._config.addresses import is_bind_address, is_socket_path
+from fabric._config.addresses import INHERITED, is_bind_address, is_socket_path
 from fabric._config.compression import CompressionConfig
 from fabric._config.defaults import (
     DEFAULT_BUFFER_SIZE,
@@ -49,6 +51,8 @@ _NO_BACKPRESSURE = BackpressureConfig(enabled=False)
 _NO_COMPRESSION = CompressionConfig(enabled=False)
 _NO_RATE_LIMIT = RateLimitConfig()
 
+DEFAULT_BIND = "127.0.0.1:8080"
+
 # The most connections that systems keep waiting, whatever they are asked for.
 MAX_BACKLOG = 65_535
 
@@ -61,7 +65,16 @@ class ServerConfig(Config):
     Attributes:
         bind: where to listen: "127.0.0.1:8080", "[::1]:8080", ":8080" for all addresses of both families,
             "0.0.0.0:8080" for all of IPv4, "[::]:8080" for all of IPv6 and no others, port 0 for a free one,
-            which is the same on all addresses, or "unix:/path".
+            which is the same on all addresses, or "unix:/path". Sockets that the process was started with are
+            "fd:3" for the descriptor 3, "systemd:" for all that systemd has passed, "systemd:NAME" for those of them
+            with that name (FileDescriptorName=).
+        sock: a bound stream socket to listen on, or several, instead of `bind`; the server closes them.
+        unix_mode: permissions of the UNIX-domain socket in `bind`, as 0o660; None = what the process's umask leaves.
+        proxy_protocol: connections come through a proxy that tells the client's address in a header of the PROXY
+            protocol, version 1 or 2, before anything else: `remote_addr`, and the limits for each address, are the
+            client's then. The addresses and networks of the proxies, as "10.0.0.7" or "10.0.0.0/8": from them the
+            header is required, all others are served as they are. True requires it from everybody: only where nobody
+            but the proxy can connect, since the header is believed.
         max_connections: open connections at once; more are answered 503 with `Retry-After`. As many again may be in
             their opening handshake.
         max_connections_per_ip: likewise, from one address, with 429; 0 = no limit.
@@ -99,6 +112,7 @@ class ServerConfig(Config):
 
     _OTHER_NAMES: ClassVar[dict[str, str]] = {
         "extra_headers": "headers",
+        "fileno": "bind='fd:3'",
         "heartbeat": "ping_interval=..., ping_timeout=...",
         "host": "bind='host:port'",
         "max_msg_size": "max_message_size",
@@ -111,8 +125,11 @@ class ServerConfig(Config):
         "unix_path": "bind='unix:/path'",
     }
 
-    bind: str = "127.0.0.1:8080"
+    bind: str = DEFAULT_BIND
     _: KW_ONLY
+    sock: Converted[socket.socket | Iterable[socket.socket] | None, tuple[socket.socket, ...] | None] = default(None)
+    unix_mode: int | None = None
+    proxy_protocol: Converted[bool | Iterable[str], bool | tuple[str, ...]] = default(value=False)
     max_connections: int = 10_000
     max_connections_per_ip: int = 0
     max_message_size: int = DEFAULT_MAX_MESSAGE_SIZE
@@ -145,6 +162,8 @@ class ServerConfig(Config):
 
     def __post_init__(self) -> None:
         self._check_bind()
+        self._check_sockets()
+        self._check_proxies()
         self._check_integer("max_connections", 1)
         self._check_integer("max_connections_per_ip", 0, note="0 = no limit")
         self._check_integer("max_message_size", 1)
@@ -172,14 +191,43 @@ class ServerConfig(Config):
         self._check_integer("max_header_size", 1024, MAX_HEADER_SIZE)
 
     def _check_bind(self) -> None:
-        forms = "'host:port', '[address]:port', ':port' with a port up to 65535, or 'unix:/path'"
+        forms = "'host:port', '[address]:port', ':port' with a port up to 65535, 'unix:/path', 'fd:3', or 'systemd:'"
         if not isinstance(self.bind, str):
             self._reject("bind", forms, TypeError)
+        if self._is_inherited:
+            return
         if self.unix_path is not None:
             if not is_socket_path(self.unix_path):
                 self._reject("bind", "a path after 'unix:', without NUL but for one at its start")
         elif not is_bind_address(self.bind):
             self._reject("bind", forms)
+
+    def _check_sockets(self) -> None:
+        self._check_integer("unix_mode", 0, 0o777, optional=True)
+        if self.unix_mode is not None and self.unix_path is None:
+            self._reject("unix_mode", "None, because bind is no 'unix:/path'")
+        if self.sock is None:
+            return
+        if self.bind != DEFAULT_BIND:
+            self._reject("sock", "None, because bind is given")
+        sockets = (self.sock,) if isinstance(self.sock, socket.socket) else self._check_several("sock")
+        for sock in sockets:
+            if not isinstance(sock, socket.socket):
+                self._reject("sock", "a socket, several, or None", TypeError)
+            if sock.type != socket.SOCK_STREAM or isinstance(sock, tls.SSLSocket):
+                self._reject("sock", "bound stream sockets, without TLS")
+        if not sockets:
+            self._reject("sock", "a socket, several, or None")
+        self._set("sock", sockets)
+
+    def _check_proxies(self) -> None:
+        if isinstance(self.proxy_protocol, bool):
+            return
+        proxies = self._check_several("proxy_protocol")
+        try:
+            self._set("proxy_protocol", tuple(str(ipaddress.ip_network(proxy)) for proxy in proxies))
+        except ValueError:
+            self._reject("proxy_protocol", "True, False, or addresses and networks, as '10.0.0.7' or '10.0.0.0/8'")
 
     def _check_origins(self) -> None:
         if self.origins is None:
@@ -195,18 +243,28 @@ class ServerConfig(Config):
             self._reject("origins", str(error))
 
     @property
+    def _is_inherited(self) -> bool:
+        """Are its sockets those that this process was started with?"""
+        return INHERITED.fullmatch(self.bind) is not None
+
+    @property
+    def _has_address(self) -> bool:
+        """Does `bind` say on which host and port to listen?"""
+        return not (self.unix_path or self._is_inherited or self.sock)
+
+    @property
     def host(self) -> str | None:
-        """Name or address to listen on; None = all addresses."""
-        return None if self.unix_path else self.bind.rpartition(":")[0].strip("[]") or None
+        """Name or address to listen on; None = all addresses, or no address."""
+        return None if not self._has_address else self.bind.rpartition(":")[0].strip("[]") or None
 
     @property
     def port(self) -> int:
-        """Port to listen on; 0 = a free one."""
-        return 0 if self.unix_path else int(self.bind.rpartition(":")[2])
+        """Port to listen on; 0 = a free one, or none."""
+        return 0 if not self._has_address else int(self.bind.rpartition(":")[2])
 
     @property
     def unix_path(self) -> str | None:
-        """UNIX-domain socket to listen on; None = TCP."""
+        """UNIX-domain socket to listen on; None = another kind."""
         return self.bind.removeprefix("unix:") if self.bind.startswith("unix:") else None
 
     @property
@@ -242,6 +300,9 @@ class ServerConfig(Config):
         return replace(self, origins=origins)
 
     with_bind = Builder[str]()
+    with_sock = Builder[socket.socket | Iterable[socket.socket] | None]()
+    with_unix_mode = Builder[int | None]()
+    with_proxy_protocol = Builder[bool | Iterable[str]]()
     with_max_connections = Builder[int]()
     with_max_connections_per_ip = Builder[int]()
     with_max_message_size = Builder[int]()

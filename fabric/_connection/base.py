@@ -76,6 +76,7 @@ class BaseConnection(Connection):
         "_loss",
         "_masking",
         "_metrics",
+        "_on_loss",
         "_parts_lock",
         "_parts_task",
         "_pulse",
@@ -114,6 +115,7 @@ class BaseConnection(Connection):
         self._closed_waiter: asyncio.Future[None] | None = None
         self._latency: float | None = None
         self._loss: ConnectionClosed | None = None  # how the latest session ended
+        self._on_loss: Callable[[ConnectionClosed], None] | None = None  # called with how each session has ended
         self._local_addr: Any = None
         self._remote_addr: Any = None
         self._parts_lock: asyncio.Lock | None = None
@@ -673,6 +675,8 @@ class BaseConnection(Connection):
                     answer.set_exception(self._lost_error())
         self._on_writable()
         self._tell("has ended: %s", error, code=error.code, reason=error.reason)
+        if self._on_loss is not None:
+            self._on_loss(error)
         return error
 
     def _end(self, error: Exception | None) -> None:

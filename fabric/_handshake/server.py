@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import ipaddress
 import logging
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fabric._connection.events import log_event
+from fabric._handshake.proxy_header import BadProxyHeader, parse_proxy_header
 from fabric._handshake.rules import HEAD_END, RETRY_AFTER, Rejection, check_upgrade, rejection_of, unavailable
 from fabric._http.messages import Request, as_response
 from fabric_ext.http_head import RequestHead
@@ -70,7 +72,12 @@ class PendingHandshakes:
         self.timeout = config.handshake_timeout
         self.max_header_size = config.max_header_size
         self._max = config.max_connections
-        self._max_per_ip = 0 if config.unix_path else config.max_connections_per_ip
+        self._max_per_ip = config.max_connections_per_ip
+        self._proxies = (
+            config.proxy_protocol
+            if isinstance(config.proxy_protocol, bool)
+            else tuple(ipaddress.ip_network(proxy) for proxy in config.proxy_protocol)
+        )
         self._pending: set[ServerHandshake] = set()
         self._per_ip: Counter[str] = Counter()
         self._timer: asyncio.TimerHandle | None = None
@@ -115,15 +122,42 @@ class PendingHandshakes:
             raise self._closed
         if len(self._pending) >= self._max:
             raise unavailable(f"{self._max} connections are in their opening handshake")
-        if self._max_per_ip:
-            ip = peer[0]
-            if self._per_ip[ip] >= self._max_per_ip:
-                raise too_many_from_one_address(self._max_per_ip)
-            handshake.ip = ip
-            self._per_ip[ip] += 1
+        if self._is_proxy(peer):
+            handshake.awaits_proxy_header = True
+        else:
+            self._count_address(handshake)
         self._pending.add(handshake)
         if self._timer is None:
-            self._timer = self.loop.call_later(self._left(handshake), self._sweep)
+            self._timer = self.loop.call_later(self.left(handshake), self._sweep)
+
+    def identify(self, handshake: ServerHandshake, source: Any) -> None:
+        """The proxy has said whose connection it is: of the client at `source`, or of its own if that is None.
+
+        Raises:
+            Rejection: the client has too many already.
+        """
+        handshake.awaits_proxy_header = False
+        if source is not None:
+            handshake.remote_addr = source
+        self._count_address(handshake)
+
+    def _is_proxy(self, peer: Any) -> bool:
+        """Does a PROXY header come first on a connection from `peer`?"""
+        if isinstance(self._proxies, bool) or not isinstance(peer, tuple):
+            return self._proxies is True
+        address = ipaddress.ip_address(peer[0].partition("%")[0])
+        mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+        return any((mapped or address) in proxy for proxy in self._proxies)
+
+    def _count_address(self, handshake: ServerHandshake) -> None:
+        peer = handshake.remote_addr
+        if not self._max_per_ip or not isinstance(peer, tuple):  # UNIX-domain sockets have no addresses
+            return
+        ip = peer[0]
+        if self._per_ip[ip] >= self._max_per_ip:
+            raise too_many_from_one_address(self._max_per_ip)
+        handshake.ip = ip
+        self._per_ip[ip] += 1
 
     def dropped(self, peer: Any, rejection: Rejection) -> None:
         """A connection was closed without words: its answer would have to go through TLS, which has not begun."""
@@ -133,7 +167,7 @@ class PendingHandshakes:
         """The TLS handshake of a connection has failed, or has taken too long."""
         if handshake not in self._pending:
             return  # closed here, which is known
-        if not self._left(handshake):
+        if not self.left(handshake):
             handshake.time_out()
         else:
             self.tell("the TLS handshake of %s failed: %s", handshake.remote_addr, error)
@@ -163,17 +197,17 @@ class PendingHandshakes:
                 if not self._per_ip[handshake.ip]:
                     del self._per_ip[handshake.ip]
 
-    def _left(self, handshake: ServerHandshake) -> float:
+    def left(self, handshake: ServerHandshake) -> float:
         """Seconds that a handshake still has."""
         return max(handshake.began + self.timeout - time.perf_counter(), 0)
 
     def _sweep(self) -> None:
         """End those whose deadline has passed. One timer for all: nearly none of them is ever late."""
-        for handshake in [handshake for handshake in self._pending if not self._left(handshake)]:
+        for handshake in [handshake for handshake in self._pending if not self.left(handshake)]:
             handshake.time_out()
         self._timer = None
         if self._pending:
-            delay = max(min(map(self._left, self._pending)), self.timeout / SWEEPS)
+            delay = max(min(map(self.left, self._pending)), self.timeout / SWEEPS)
             self._timer = self.loop.call_later(delay, self._sweep)
 
 
@@ -183,7 +217,8 @@ class ServerHandshake(asyncio.Protocol):
     Attributes:
         request: what the client asks for, once its head is there.
         ip: the client's address, if there is a limit for each.
-        remote_addr: the client's address, as sockets give it.
+        remote_addr: the client's address, as sockets give it, or as a proxy tells it.
+        awaits_proxy_header: a proxy has connected, and has not said yet for whom.
         is_connected: it has, or had, a transport; with TLS from the end of the TLS handshake.
         began: `time.perf_counter()` when the connection was accepted.
     """
@@ -195,6 +230,7 @@ class ServerHandshake(asyncio.Protocol):
         "_lingering",
         "_task",
         "_transport",
+        "awaits_proxy_header",
         "began",
         "ip",
         "is_connected",
@@ -212,6 +248,7 @@ class ServerHandshake(asyncio.Protocol):
         self.request: Request = None  # type: ignore[assignment]
         self.ip: str | None = None
         self.remote_addr: Any = None  # kept: a socket that was reset does not know it any more
+        self.awaits_proxy_header = False
         self.is_connected = False
         self.began = time.perf_counter()
 
@@ -236,6 +273,11 @@ class ServerHandshake(asyncio.Protocol):
         if self._transport is None:
             return  # answered: what still comes is thrown away
         buffer = self._buffer + data if self._buffer else data
+        if self.awaits_proxy_header:
+            rest = self._read_proxy_header(buffer)
+            if rest is None:
+                return
+            self._buffer = buffer = rest
         if self.request is not None:
             self._buffer = buffer  # of a client that does not wait for the answer: read no further
             self._transport.pause_reading()
@@ -251,6 +293,22 @@ class ServerHandshake(asyncio.Protocol):
             self._judge()
         else:
             self._buffer = buffer
+
+    def _read_proxy_header(self, buffer: bytes) -> bytes | None:
+        """What follows the PROXY header; None when that is not all there yet, or the connection was refused for it."""
+        try:
+            header = parse_proxy_header(buffer)
+            if header is None:
+                self._buffer = buffer
+                return None
+            self._handshakes.identify(self, header.source)
+        except BadProxyHeader as error:
+            self.refuse(Rejection(400, str(error)))
+            return None
+        except Rejection as rejection:
+            self.refuse(rejection)
+            return None
+        return buffer[header.size :]
 
     def eof_received(self) -> bool:
         return False

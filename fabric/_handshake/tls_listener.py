@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiofastnet
 
+from fabric._handshake.proxy_header import MAX_HEADER, BadProxyHeader, ProxyHeader, parse_proxy_header
 from fabric._handshake.rules import Rejection
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TlsListener", "listen_tls"]
 
+LEAST = 0.001  # seconds for a TLS handshake whose time is over
 RETRY = 1.0  # seconds until connections are accepted again after descriptors or memory have run out
 _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -47,6 +49,44 @@ async def listen_tls(
     """
     bound = await create(loop, handshakes.accept, *where, start_serving=False, **options)
     return TlsListener(loop, bound, handshakes, backlog, tls)
+
+
+async def _read_proxy_header(loop: Any, sock: socket.socket) -> ProxyHeader:
+    """The PROXY header that comes before TLS. Nothing behind it is taken from the socket.
+
+    Raises:
+        BadProxyHeader: what came is none.
+        ConnectionError: the proxy has left.
+    """
+    buffer = b""
+    while True:
+        await _readable(loop, sock)
+        try:
+            seen = sock.recv(MAX_HEADER - len(buffer), socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            continue
+        if not seen:
+            raise ConnectionResetError("the proxy has left before its header was over")
+        header = parse_proxy_header(buffer + seen)
+        # What is not a whole header yet is a part of it.
+        buffer += sock.recv(len(seen) if header is None else header.size - len(buffer))
+        if header is not None:
+            return header
+
+
+async def _readable(loop: Any, sock: socket.socket) -> None:
+    """Wait until there is something to read, or the end."""
+    waiter = loop.create_future()
+    loop.add_reader(sock.fileno(), _finish, waiter)
+    try:
+        await waiter
+    finally:
+        loop.remove_reader(sock.fileno())
+
+
+def _finish(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class TlsListener:
@@ -130,8 +170,20 @@ class TlsListener:
 
     async def _secure(self, sock: socket.socket, handshake: ServerHandshake) -> None:
         """Do the TLS handshake; when it succeeds, aiofastnet tells `handshake` of its transport."""
+        tls = self._tls
         try:
-            await aiofastnet.connect_accepted_socket(self._loop, lambda: handshake, sock, **self._tls)
+            if handshake.awaits_proxy_header:
+                async with asyncio.timeout(self._handshakes.left(handshake)):
+                    header = await _read_proxy_header(self._loop, sock)
+                if handshake not in self._handshakes:
+                    return  # it took too long, or the server is closed
+                self._handshakes.identify(handshake, header.source)
+                tls = tls | {"ssl_handshake_timeout": self._handshakes.left(handshake) or LEAST}
+            await aiofastnet.connect_accepted_socket(self._loop, lambda: handshake, sock, **tls)
+        except BadProxyHeader as error:
+            self._handshakes.dropped(handshake.remote_addr, Rejection(400, str(error)))
+        except Rejection as rejection:
+            self._handshakes.dropped(handshake.remote_addr, rejection)
         except OSError as error:  # the client is gone, speaks no TLS, or takes too long: as health checks do
             self._handshakes.tls_failed(handshake, error)
         finally:

@@ -28,7 +28,7 @@ _WITHOUT_BODY = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)  # RFC 9110 §6
 
 
 class Request:
-    """An HTTP request: `method`, `target`, and on demand `path`, `query`, `headers`.
+    """An HTTP request: `method`, `target`, and on demand `path`, `raw_path`, `query`, `headers`.
 
     Keeps the bytes it came in and takes them apart when asked, so that an idle connection holds little.
 
@@ -76,9 +76,14 @@ class Request:
         return path, query
 
     @property
+    def raw_path(self) -> str:
+        """The path as it was sent, percent-encoded, without the query."""
+        return self._path_and_query[0]
+
+    @property
     def path(self) -> str:
         """The path, percent-decoded as UTF-8, without the query."""
-        return unquote(self._path_and_query[0])
+        return unquote(self.raw_path)
 
     @property
     def query(self) -> dict[str, str]:
@@ -91,7 +96,7 @@ class Request:
         return headers_of(self._head)
 
     def __repr__(self) -> str:
-        return f"<Request {self.method} {self._path_and_query[0]}>"  # a query may hold a token
+        return f"<Request {self.method} {self.raw_path}>"  # a query may hold a token
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from fabric._version import VERSION
-from fabric.cli import bench, connect, demo, serve
+from fabric.cli import bench, connect, demo, run, serve
 from fabric.cli.arguments import Formatter, UsageError
 from fabric.cli.screen import Screen, printable
 from fabric.error import Error, HandshakeFailed
@@ -23,7 +23,7 @@ __all__ = ["main"]
 
 SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
 
-COMMANDS = (demo, connect, serve, bench)
+COMMANDS = (demo, connect, serve, bench, run)
 
 DESCRIPTION = "WebSockets from the command line."
 EPILOG = """\
@@ -68,6 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv`, by default that of the process; return its exit code."""
     arguments = build_parser().parse_args(argv)
     screen = Screen(quiet=getattr(arguments, "quiet", False))
+    if arguments.command == "run":  # a program of its own, which sees to its event loop and its exit code
+        try:
+            return run.run(arguments)
+        except UsageError as error:
+            return _misused(arguments, error, screen)
     try:
         code = _run(arguments, screen)
         screen.out.flush()
@@ -86,8 +91,7 @@ def _run(arguments: argparse.Namespace, screen: Screen) -> int:
         screen.clear()
         return INTERRUPTED
     except UsageError as error:
-        screen.complain(f"fabric {arguments.command}: {printable(str(error))}")
-        return USAGE
+        return _misused(arguments, error, screen)
     except BrokenPipeError:
         raise
     except (Error, OSError) as error:
@@ -96,6 +100,11 @@ def _run(arguments: argparse.Namespace, screen: Screen) -> int:
             screen.complain(_first_lines(error.body))
         return FAILURE
     return code
+
+
+def _misused(arguments: argparse.Namespace, error: UsageError, screen: Screen) -> int:
+    screen.complain(f"fabric {arguments.command}: {printable(str(error))}")
+    return USAGE
 
 
 def _first_lines(body: bytes, lines: int = 5, characters: int = 400) -> str:

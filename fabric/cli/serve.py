@@ -11,22 +11,22 @@ import contextlib
 import json
 import logging
 import signal
+import socket
 import time
 from typing import Any
 
 from fabric._http.messages import Request, Response
 from fabric._version import VERSION
 from fabric.cli.arguments import Formatter, UsageError, add_loop_option, count, duration, server_context, size
-from fabric.cli.dashboard import PAGE, Dashboard
 from fabric.cli.screen import Screen
 from fabric.cli.units import format_bytes, format_count, format_rate
 from fabric.config import DEFAULT_MAX_MESSAGE_SIZE, ServerConfig
 from fabric.error import Error
-from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
 
 __all__ = ["configure", "run"]
 
+PAGE = "/dashboard"
 REFRESH = 1.0  # seconds between two lines of status
 
 DESCRIPTION = """\
@@ -102,43 +102,24 @@ class Service:
 
     def __init__(self, config: ServerConfig, mode: str, *, dashboard: bool) -> None:
         self._mode = mode
-        self._dashboard = Dashboard() if dashboard else None
+        self._has_page = dashboard
         self.server = WebSocketServer(config, self._handle, process_request=self._respond)
-        if self._dashboard is not None:
-            self._dashboard.bind(self.server)
+        if dashboard:
+            self.server.mount_dashboard(PAGE)
 
     def _respond(self, request: Request) -> Response | None:
         if request.path == "/health":
             return Response(200, body="ok\n")
-        return None if self._dashboard is None else self._dashboard.respond(request)
+        if self._has_page and request.path == "/" and "Upgrade" not in request.headers:
+            return Response(302, {"Location": PAGE}, f"see {PAGE}\n")
+        return None
 
     async def _handle(self, client: ConnectedClient) -> None:
-        if self._dashboard is not None and self._dashboard.owns(client):
-            await self._dashboard.feed(client)
-        elif self._mode == "echo":
-            async for message in client:
+        async for message in client:
+            if self._mode == "echo":
                 await client.send(message)
-        elif self._mode == "broadcast":
-            async for message in client:
-                await self._broadcast(message)
-        else:
-            async for _ in client:
-                pass
-
-    async def _broadcast(self, message: Message) -> None:
-        """To all but the pages that watch, which expect nothing but their feed."""
-        if self._dashboard is None:
-            await self.server.broadcast(message)
-            return
-        for client in self.server.clients():
-            if not self._dashboard.owns(client):
-                with contextlib.suppress(Error):  # as a broadcast does: a client that is too slow misses it
-                    client.send_nowait(message)
-
-    async def run_dashboard(self) -> None:
-        """Feed the page, if there is one, until cancelled."""
-        if self._dashboard is not None:
-            await self._dashboard.run()
+            elif self._mode == "broadcast":
+                await self.server.broadcast(message)
 
 
 async def run(arguments: argparse.Namespace, screen: Screen) -> int:
@@ -151,18 +132,14 @@ async def run(arguments: argparse.Namespace, screen: Screen) -> int:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with service.server as server:
         _announce(arguments, screen, server)
-        tasks = [
-            asyncio.create_task(_show_status(screen, server)),
-            asyncio.create_task(service.run_dashboard()),
-        ]
+        status = asyncio.create_task(_show_status(screen, server))
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(arguments.duration):
                     await stop.wait()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            status.cancel()
+            await asyncio.wait([status])
             screen.clear()
             screen.note("closing the connections")
     return 0
@@ -184,20 +161,26 @@ def _config(arguments: argparse.Namespace) -> ServerConfig:
 
 def _announce(arguments: argparse.Namespace, screen: Screen, server: WebSocketServer) -> None:
     secure = "s" if arguments.tls_cert else ""
-    host = server.sockets[0].getsockname()[0]
-    host = f"[{host}]" if ":" in host else host
-    url, page = f"ws{secure}://{host}:{server.port}/", f"http{secure}://{host}:{server.port}{PAGE}"
+    sock = server.sockets[0]
+    page = None
+    if sock.family == socket.AF_UNIX:
+        url = f"unix:{sock.getsockname()}"
+    else:
+        host = sock.getsockname()[0]
+        authority = f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
+        url = f"ws{secure}://{authority}/"
+        page = f"http{secure}://{authority}{PAGE}" if arguments.dashboard else None
     if arguments.json:
         place = {
             "url": url,
             "port": server.port,
-            "dashboard": page if arguments.dashboard else None,
+            "dashboard": page,
             "fabric": VERSION,
         }
         screen.say(json.dumps(place))
         return
     screen.say(f"{arguments.mode} server on {url}")
-    if arguments.dashboard:
+    if page is not None:
         screen.say(f"dashboard at {page}")
     screen.note("Ctrl-C stops it")
 

@@ -19,9 +19,19 @@ async def echo(request: web.Request) -> web.WebSocketResponse:
     return response
 
 
+async def echo_twice(request: web.Request) -> web.WebSocketResponse:
+    response = web.WebSocketResponse()
+    await response.prepare(request)
+    async for message in response:
+        if message.type is WSMsgType.BINARY:
+            await response.send_bytes(message.data)
+            await response.send_bytes(message.data)
+    return response
+
+
 async def main() -> None:
     application = web.Application()
-    application.router.add_get("/", echo)
+    application.router.add_get("/", echo_twice if arguments.twice else echo)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=rig.tls_context(arguments))

@@ -17,12 +17,23 @@ async def echo(client: ConnectedClient) -> None:
         await client.send(message)
 
 
+async def echo_twice(client: ConnectedClient) -> None:
+    async for message in client:
+        await client.send(message)
+        await client.send(message)
+
+
 async def everybody(client: ConnectedClient) -> None:
     async for message in client:
         await server.broadcast(message)
 
 
 def on_message(client: ConnectedClient, message: Message) -> None:
+    client.send_nowait(message)
+
+
+def on_message_twice(client: ConnectedClient, message: Message) -> None:
+    client.send_nowait(message)
     client.send_nowait(message)
 
 
@@ -35,9 +46,11 @@ config = ServerConfig(
     compression=smallest if arguments.smallest else CompressionConfig(),
 )
 if arguments.callbacks:
-    server = WebSocketServer(config, on_message=on_message)
+    server = WebSocketServer(config, on_message=on_message_twice if arguments.twice else on_message)
+elif arguments.broadcast:
+    server = WebSocketServer(config, handler=everybody)
 else:
-    server = WebSocketServer(config, handler=everybody if arguments.broadcast else echo)
+    server = WebSocketServer(config, handler=echo_twice if arguments.twice else echo)
 
 
 async def main() -> None:

@@ -18,6 +18,16 @@ class Echo(WSListener):
             transport.send(frame.msg_type, frame.get_payload_as_memoryview())
 
 
+class EchoTwice(WSListener):
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        if frame.msg_type == WSMsgType.CLOSE:
+            transport.send_close(frame.get_close_code(), frame.get_close_message())
+            transport.disconnect()
+        else:
+            transport.send(frame.msg_type, frame.get_payload_as_memoryview())
+            transport.send(frame.msg_type, frame.get_payload_as_memoryview())
+
+
 class Broadcast(WSListener):
     def on_ws_connected(self, transport: WSTransport) -> None:
         everybody.add(transport)
@@ -36,7 +46,7 @@ class Broadcast(WSListener):
 
 
 async def main() -> None:
-    listener = Broadcast if arguments.broadcast else Echo
+    listener = Broadcast if arguments.broadcast else EchoTwice if arguments.twice else Echo
 
     def factory(request: WSUpgradeRequest) -> WSListener:
         return listener()

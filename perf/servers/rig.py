@@ -28,6 +28,7 @@ def options() -> argparse.Namespace:
         "--slowed-down", type=int, default=1, metavar="N", help="run N times as slowly as usual, by an instrument"
     )
     parser.add_argument("--smallest", action="store_true", help="save bytes rather than time")
+    parser.add_argument("--twice", action="store_true", help="answer each message by two sends instead of one")
     parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"), help="serve wss")
     return parser.parse_args()
 

@@ -7,6 +7,7 @@ const { WebSocket, WebSocketServer } = require('ws');
 
 const flags = process.argv.slice(2);
 const tls = flags.indexOf('--tls');
+const twice = flags.includes('--twice');
 const broadcast = flags.includes('--broadcast');
 const server =
   tls < 0
@@ -19,6 +20,7 @@ sockets.on('connection', (socket) => {
   socket.on('message', (data, binary) => {
     if (!broadcast) {
       socket.send(data, { binary });
+      if (twice) socket.send(data, { binary });
       return;
     }
     for (const peer of sockets.clients) {

@@ -20,12 +20,13 @@ OPTIONS: dict[str, Any] = {"compression": None, "auto_reconnect": False, "heartb
 
 @pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)  # that of the clients
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.deadline(60)
 async def test_descriptors_exhausted_on_accept(tmp_path: Path, loop: str, stack: contextlib.AsyncExitStack) -> None:
     async with Service(tmp_path, loop=loop, descriptors=ROOM, ping_interval=None) as service:
         inside: list[WebSocketClient] = []
         with contextlib.suppress(Exception):
             while len(inside) < ROOM:
-                inside.append(await WebSocketClient.connect(service.url, connection_timeout=0.5, **OPTIONS))
+                inside.append(await WebSocketClient.connect(service.url, connection_timeout=5, **OPTIONS))
                 stack.push_async_callback(inside[-1].close)
         print(f"{len(inside)} clients found room")
         assert 30 < len(inside) < ROOM
@@ -39,10 +40,10 @@ async def test_descriptors_exhausted_on_accept(tmp_path: Path, loop: str, stack:
         for client in inside[:20]:
             await client.close()
         late = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             while len(late) < 10:
                 with contextlib.suppress(Exception):
-                    late.append(await WebSocketClient.connect(service.url, connection_timeout=3, **OPTIONS))
+                    late.append(await WebSocketClient.connect(service.url, connection_timeout=5, **OPTIONS))
                     stack.push_async_callback(late[-1].close)
         for client in late:
             await client.send(numbered(7))

@@ -199,6 +199,7 @@ class Audience:
 
 LIMITS = BackpressureConfig(max_buffer_size=20, timeout=2)
 ROUNDS = 60
+MOST_HELD = 20 * 2020 + 65536  # bytes for one peer: its outbox, and what is written by one system call
 
 
 @pytest.mark.deadline(180)
@@ -224,7 +225,7 @@ async def test_broadcast_to_a_thousand_of_which_ten_never_read(
         assert reached[0] == 1000
         assert reached[-1] == 990
         print(f"{most} bytes held for one peer, {server.metrics.slow_peer_drops} drops")
-        assert most <= 21 * 2020
+        assert most <= MOST_HELD
         if slow_peer == "drop":
             assert all(client.is_connected for client in audience.deaf)
             assert sum(reached) + server.metrics.slow_peer_drops == 1000 * ROUNDS
@@ -250,7 +251,7 @@ async def test_broadcast_that_waits_for_ten_holds_up_no_other(stack: contextlib.
             if not task.done():
                 break
             assert await task == 1000
-        assert audience.most_held() <= 21 * 2020
+        assert audience.most_held() <= MOST_HELD
         await until(lambda: sum(client.backpressure.waiting for client in audience.deaf) == 10)
         assert await task == 990  # LIMITS.timeout has passed
         for client in audience.deaf:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 from collections.abc import Callable
 
+from fabric._handshake.proxy_header import MAX_HEADER, BadProxyHeader, parse_proxy_header
 from fabric._handshake.rules import Rejection, check_response, check_upgrade, malformed_response, rejection_of
 from fabric._http.messages import Request, headers_of, response_of
 from fabric._http.url import Url
@@ -199,6 +201,21 @@ def histogram(data: bytes) -> None:
         assert Histogram.decode(found.encode()) == found
 
 
+def proxy_header(data: bytes) -> None:
+    """What comes from a proxy before everything else."""
+    with contextlib.suppress(BadProxyHeader):
+        header = parse_proxy_header(data)
+        if header is None:
+            assert len(data) < MAX_HEADER
+            return
+        assert 0 < header.size <= min(len(data), MAX_HEADER)
+        for end in range(header.size):
+            assert parse_proxy_header(data[:end]) is None
+        if header.source is not None:
+            ipaddress.ip_address(header.source[0])
+            assert 0 <= header.source[1] <= 0xFFFF
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     function.__name__: function
     for function in (
@@ -215,5 +232,6 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         inflate,
         json,
         histogram,
+        proxy_header,
     )
 }

@@ -92,6 +92,7 @@ async def throw(peer: RawPeer, frames: Iterator[bytes]) -> tuple[int | None, str
         for frame in frames:
             peer.send(frame)
             await peer.writer.drain()
+            await asyncio.sleep(0)  # drain() may return at once, and the close frame is to be read
             if closing.done():
                 break
     return await closing

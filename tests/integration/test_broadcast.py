@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from typing import Any
 
 import pytest
@@ -179,10 +178,8 @@ async def test_slow_peer_wait(stack: Stack) -> None:
     server = await serve(stack, held, backpressure=SMALL, slow_peer="wait")
     _, slow, count = await slow_peer(stack, server, held)
     (quick,) = await crowd(stack, server, 1)
-    begun = time.monotonic()
     sending = asyncio.create_task(server.broadcast("x"))
-    assert await quick.payload() == b"x"  # at once, whoever is slow
-    assert time.monotonic() - begun < 5
+    assert await quick.payload() == b"x"  # the slow one has not read anything yet
     await turns()
     assert not sending.done()
     for _ in range(count):
@@ -201,7 +198,7 @@ async def test_slow_peer_wait_and_it_never_comes(stack: Stack, how: str) -> None
     await turns()
     if how == "reset":
         slow.reset()
-        assert await asyncio.wait_for(sending, 5) == 0
+        assert await asyncio.wait_for(sending, 20) == 0
         assert server.metrics.slow_peer_drops == 1
     else:
         sending.cancel()

@@ -5,7 +5,6 @@ The same for a server is in test_frames.py.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -107,7 +106,7 @@ async def test_the_client_closes(case: str) -> None:
 
     async with RawServer(handle) as server:
         client = await WebSocketClient.connect(server.url, auto_reconnect=False, close_timeout=0.2, compression=None)
-        await asyncio.wait_for(client.close(4001, "bye"), 5)
+        await client.close(4001, "bye")
         assert (client.close_code, client.close_reason) == (code, reason)
 
 

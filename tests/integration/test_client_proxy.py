@@ -19,6 +19,7 @@ from fabric.message import Message
 from fabric.server import WebSocketServer
 from integration.proxies import HttpProxy, Proxy, SocksProxy
 from integration.raw import RawServer, Visit
+from support.fake_time import Deadline
 from support.serving import echo, serve
 from support.tls import client_context, server_context, trusted_by_the_system
 
@@ -96,7 +97,9 @@ def test_a_login_that_cannot_be_sent_is_refused_at_the_call() -> None:
     assert "hunter2" not in str(info.value)
 
 
-async def test_a_proxy_that_refuses_fails_or_is_silent() -> None:
+async def test_a_proxy_that_refuses_fails_or_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    deadline = Deadline(monkeypatch)
+
     async def refuse(visit: Visit) -> None:
         await visit.request()
         visit.send("HTTP/1.1 502 Bad Gateway", "Content-Length: 7", body=b"sorry..")
@@ -114,6 +117,8 @@ async def test_a_proxy_that_refuses_fails_or_is_silent() -> None:
         await visit.request()
 
     async def silent(visit: Visit) -> None:
+        await visit.reader.read(1)
+        deadline.expire()
         await visit.until_closed()
 
     for handle, error, what in (
@@ -126,18 +131,23 @@ async def test_a_proxy_that_refuses_fails_or_is_silent() -> None:
         async with RawServer(handle) as proxy:
             address = proxy.url.replace("ws:", "http:")
             with pytest.raises(error, match=what):
-                await WebSocketClient.connect("ws://server.invalid/", proxy=address, connection_timeout=0.3)
+                await WebSocketClient.connect(
+                    "ws://server.invalid/", proxy=address, connection_timeout=deadline.SECONDS
+                )
     with pytest.raises(ConnectionFailed, match=r"TCP connection to the proxy 127\.0\.0\.1:1 failed"):
         await WebSocketClient.connect("ws://server.invalid/", proxy="http://127.0.0.1:1")
 
 
-async def test_a_socks_proxy_that_refuses_fails_or_is_silent() -> None:
+async def test_a_socks_proxy_that_refuses_fails_or_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    deadline = Deadline(monkeypatch)
     async with SocksProxy() as proxy:
         address = f"socks5h://127.0.0.1:{proxy.port}"
         with pytest.raises(ConnectionFailed, match=r"to refused\.invalid:80 through the proxy .* connection refused"):
             await WebSocketClient.connect("ws://refused.invalid/", proxy=address)
 
     async def silent(visit: Visit) -> None:
+        await visit.reader.read(1)
+        deadline.expire()
         await visit.until_closed()
 
     async def close(visit: Visit) -> None:
@@ -155,7 +165,9 @@ async def test_a_socks_proxy_that_refuses_fails_or_is_silent() -> None:
         async with RawServer(handle) as raw:
             address = raw.url.replace("ws:", "socks5h:")
             with pytest.raises(error, match="through the proxy"):
-                await WebSocketClient.connect("ws://server.invalid/", proxy=address, connection_timeout=0.3)
+                await WebSocketClient.connect(
+                    "ws://server.invalid/", proxy=address, connection_timeout=deadline.SECONDS
+                )
 
 
 async def test_an_answer_of_a_socks_proxy_that_is_not_one(stack: Stack) -> None:
@@ -222,9 +234,7 @@ async def test_a_server_behind_a_proxy_that_has_no_tls(stack: Stack) -> None:
     server = await stack.enter_async_context(RawServer(plain))
     proxy = await stack.enter_async_context(HttpProxy())
     with pytest.raises(Tls, match=r"TLS handshake with 127\.0\.0\.1 through the proxy .* is not TLS"):
-        await WebSocketClient.connect(
-            server.url.replace("ws:", "wss:"), proxy=f"http://127.0.0.1:{proxy.port}", connection_timeout=1
-        )
+        await WebSocketClient.connect(server.url.replace("ws:", "wss:"), proxy=f"http://127.0.0.1:{proxy.port}")
 
 
 async def test_headers_for_the_proxy(stack: Stack) -> None:

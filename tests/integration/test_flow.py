@@ -126,7 +126,7 @@ async def test_pausing_and_resuming_again_and_again(stack: Stack) -> None:
         for number in range(500):
             if number % 50 == 0:
                 await asyncio.sleep(0.002)
-            message = await asyncio.wait_for(client.recv(), 5)
+            message = await asyncio.wait_for(client.recv(), 20)
             assert message is not None
             assert message.as_text() == str(number)
 
@@ -144,7 +144,7 @@ async def test_a_peer_that_leaves_while_reading_is_paused(stack: Stack) -> None:
         peer.send_close(1000, "done")
         peer.writer.write_eof()
         got = []
-        while (message := await asyncio.wait_for(client.recv(), 5)) is not None:
+        while (message := await asyncio.wait_for(client.recv(), 20)) is not None:
             got.append(int(message.as_text()))
         assert got == list(range(10))
         assert (client.close_code, client.close_reason) == (1000, "done")
@@ -162,7 +162,7 @@ async def test_closing_while_reading_is_paused(stack: Stack) -> None:
         closing = asyncio.create_task(client.close(4000))
         await peer.close_seen()
         peer.send_close(4000)
-        await asyncio.wait_for(closing, 4)
+        await asyncio.wait_for(closing, 20)
         assert client.close_code == 4000
         for number in range(2):
             message = await client.recv()
@@ -339,7 +339,7 @@ async def test_an_abandoned_stream_is_skipped(stack: Stack, after: str) -> None:
         peer.send_frame(CONTINUATION, "given up", fin=False)
         peer.send_frame(CONTINUATION, "and skipped")
         peer.send_frame(TEXT, "next")
-        got = await asyncio.wait_for(second, 5)
+        got = await asyncio.wait_for(second, 20)
         assert (got if isinstance(got, str) else got.as_text()) == "next"
         peer.send_frame(TEXT, "last")
         message = await client.recv()

@@ -131,6 +131,19 @@ def test_a_wrong_reply_ends_the_run(generator: Path, fault: Callable[[bytes], li
     assert complaint in said
 
 
+def test_a_request_may_be_answered_twice(generator: Path) -> None:
+    """Its latency is that of the second answer."""
+
+    def reply(count: int, payload: bytes) -> list[bytes]:
+        return [frame(payload), frame(payload)]
+
+    status, result, complaint = run(generator, reply, *SHORT, "--replies", "2")
+    assert (status, complaint) == (0, "")
+    assert result["latency"]["count"] == result["messages"] > 10
+    status, _, complaint = run(generator, lambda _, payload: [frame(payload)] * 3, *SHORT, "--replies", "2")
+    assert (status, "differs" in complaint) == (2, True)
+
+
 def test_a_stall_is_charged_to_every_message_that_was_due_in_it(generator: Path) -> None:
     """At 2,000 messages/s a stall of 200 ms delays 400 messages, not one (coordinated omission)."""
     arguments = ("open", "--rate", "2000", "--seconds", "0.5", "--warmup", "0")

@@ -10,12 +10,15 @@ import contextlib
 import os
 import socket
 import stat
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fabric.client import WebSocketClient
 from fabric.config import ServerConfig
+from fabric.error import Io
 from fabric.message import Message
 from fabric.server import WebSocketServer
 from integration.proxies import HttpProxy, SocksProxy
@@ -98,3 +101,129 @@ async def test_through_a_proxy(stack: Stack, kind: Any, secure: bool) -> None:
     proxy = await stack.enter_async_context(kind())
     scheme = "http" if kind is HttpProxy else "socks5h"
     await check(stack, "127.0.0.1:0", "localhost", tls=secure, proxy=f"{scheme}://localhost:{proxy.port}")
+
+
+# Sockets that are there already.
+
+
+@secure
+@pytest.mark.parametrize("count", [1, 2])
+async def test_sockets_that_are_given_to_a_server(stack: Stack, secure: bool, count: int) -> None:
+    socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [sock.getsockname()[1] for sock in socks]
+    config = ServerConfig(sock=socks[0] if count == 1 else socks, ssl=server_context() if secure else None)
+    server = WebSocketServer(config, echo)
+    assert "the sockets given" in repr(server)
+    async with server:
+        assert [sock.getsockname()[1] for sock in server.sockets] == ports
+        assert server.port == ports[0]
+        for port in ports:
+            url = f"{'wss' if secure else 'ws'}://localhost:{port}/"
+            async with WebSocketClient.connect(url, ssl=client_context() if secure else None) as client:
+                await client.send("x")
+                assert await client.recv() == Message("x")
+                assert [end for end, is_on in connected() if not is_on] == []
+    for sock in socks:
+        sock.close()
+    for port in ports:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+
+
+@secure
+async def test_a_unix_socket_that_is_given_keeps_its_path(stack: Stack, tmp_path: Path, secure: bool) -> None:
+    path = tmp_path / "s"
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(path))
+    config = ServerConfig(sock=sock, max_connections_per_ip=1, ssl=server_context() if secure else None)
+    async with WebSocketServer(config, echo) as server:
+        assert server.port == 0
+        options: dict[str, Any] = {"ssl": client_context()} if secure else {}
+        url = f"{'wss' if secure else 'ws'}://localhost/"
+        async with WebSocketClient.connect(url, unix_path=str(path), **options) as client:
+            await client.send("x")
+            assert await client.recv() == Message("x")
+    assert path.exists()
+
+
+@secure
+async def test_a_path_of_its_own_is_taken_once_and_removed(stack: Stack, tmp_path: Path, secure: bool) -> None:
+    path = tmp_path / "s"
+    config = ServerConfig(f"unix:{path}", unix_mode=0o600, ssl=server_context() if secure else None)
+    async with WebSocketServer(config, echo):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with pytest.raises(Io, match="in use"):
+            await WebSocketServer(config, echo).start()
+        options: dict[str, Any] = {"ssl": client_context()} if secure else {}
+        url = f"{'wss' if secure else 'ws'}://localhost/"
+        async with WebSocketClient.connect(url, unix_path=str(path), **options) as client:
+            await client.ping()
+    assert not path.exists()
+
+
+async def test_a_path_that_is_another_servers_by_now_is_left_alone(stack: Stack, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    first = WebSocketServer(ServerConfig(f"unix:{path}"), echo)
+    async with first:
+        path.unlink()
+        second = await stack.enter_async_context(WebSocketServer(ServerConfig(f"unix:{path}"), echo))
+    assert path.exists()
+    async with WebSocketClient.connect("ws://localhost/", unix_path=str(path)) as client:
+        await client.ping()
+        assert second.connection_count == 1
+
+
+async def test_all_of_ipv6_is_not_ipv4(stack: Stack) -> None:
+    server = await stack.enter_async_context(WebSocketServer(ServerConfig("[::]:0"), echo))
+    (sock,) = server.sockets
+    assert sock.family == socket.AF_INET6
+    assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+
+
+# A program that finds its socket where systemd puts it, with what systemd says of it.
+SERVER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"}
+import fabric
+async def handler(client):
+    async for message in client:
+        await client.send(message)
+fabric.run(fabric.WebSocketServer.bind(sys.argv[2], handler))
+"""
+
+
+@pytest.mark.deadline(90)
+@pytest.mark.parametrize("bind", ["systemd:", "systemd:web", "fd:3"])
+async def test_a_program_that_is_started_with_its_socket(stack: Stack, bind: str) -> None:
+    """As systemd starts it, which connections may come before; and after the program is started anew."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    stack.callback(sock.close)
+    port = sock.getsockname()[1]
+    early = asyncio.create_task(_talk(port))  # nobody accepts yet
+    for _ in range(2):
+        command = [sys.executable, "-c", SERVER, str(sock.fileno()), bind]
+        process = await asyncio.create_subprocess_exec(
+            *command, pass_fds=[sock.fileno()], stderr=asyncio.subprocess.PIPE
+        )
+        try:
+            await early
+            await _talk(port)
+            process.terminate()
+            assert await process.communicate() == (None, b"")
+            assert process.returncode == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+
+async def _talk(port: int) -> None:
+    url = f"ws://127.0.0.1:{port}/"
+    async with WebSocketClient.connect(url, connection_timeout=80, auto_reconnect=False) as client:
+        await client.send("x")
+        assert await client.recv() == Message("x")
+
+
+async def test_sockets_that_were_not_passed_are_told_as_such() -> None:
+    with pytest.raises(Io, match="systemd has passed no sockets to this process"):
+        await WebSocketServer(ServerConfig("systemd:"), echo).start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fabric.cli import dashboard
+from fabric._server import dashboard
 from fabric.cli.serve import Service
 from fabric.client import WebSocketClient
 from fabric.config import ServerConfig
@@ -39,12 +38,7 @@ async def serving(port: int = 0) -> AsyncIterator[int]:
     """A server with its page; yields its port."""
     service = Service(ServerConfig(f"127.0.0.1:{port}"), "echo", dashboard=True)
     async with service.server as server:
-        feeding = asyncio.create_task(service.run_dashboard())
-        try:
-            yield server.port
-        finally:
-            feeding.cancel()
-            await asyncio.gather(feeding, return_exceptions=True)
+        yield server.port
 
 
 async def tile(page: Any, name: str) -> str:

@@ -70,7 +70,7 @@ async def test_talk(client: str, server: str, compressed: bool, require: Callabl
     async with serve(compressed) as (url, followed):
         led = await lead(url, TALKS, compressed)
         for talk, told in zip(TALKS, led, strict=True):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(25):
                 answered = await followed.get()
             assert (told, answered) == expected(talk, PEERS[client], PEERS[server], compressed), talk
         assert followed.empty()

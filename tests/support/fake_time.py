@@ -14,6 +14,8 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pytest
+
 
 class _Selector(selectors.DefaultSelector):  # type: ignore[valid-type, misc]
     """Moves the loop's clock where it would have waited."""
@@ -69,3 +71,29 @@ async def settle() -> None:
     """Let everything run that does not wait for time to pass."""
     for _ in range(10):
         await asyncio.sleep(0)
+
+
+class Deadline:
+    """An `asyncio.timeout` that passes when the test says so, and not before.
+
+    Attributes:
+        SECONDS: what the code under test has to be given as its limit.
+    """
+
+    SECONDS = 3600.0
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._limits: list[asyncio.Timeout] = []
+        timeout = asyncio.timeout
+
+        def noted(delay: float | None) -> asyncio.Timeout:
+            limit = timeout(delay)
+            if delay == self.SECONDS:
+                self._limits.append(limit)
+            return limit
+
+        monkeypatch.setattr(asyncio, "timeout", noted)
+
+    def expire(self) -> None:
+        """Let the latest one pass now."""
+        self._limits.pop().reschedule(asyncio.get_running_loop().time())

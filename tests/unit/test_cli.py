@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fabric import Request
 from fabric.cli import bench, chart, main
 from fabric.cli.arguments import UsageError, client_config, server_context
 from fabric.cli.connect import Transcript, parse_close
-from fabric.cli.dashboard import BOUNDS, Dashboard, Interval, _is_same_origin
 from fabric.cli.load import Measurement, Plan
 from fabric.cli.screen import Screen, printable
 from fabric.cli.units import (
@@ -489,63 +487,3 @@ def test_a_transcript_escapes_what_is_received() -> None:
     assert lines[1].startswith("> binary, 40 B: 00 01 02")
     assert lines[1].endswith("1f ...")
     assert lines[2].startswith("< pong after 123")
-
-
-# The dashboard
-
-
-def test_an_interval_holds_what_was_added() -> None:
-    histogram, interval = Histogram(), Interval()
-    histogram.record_n(1000, 5)
-    assert interval.take(histogram).count == 5
-    assert interval.take(histogram).count == 0
-    histogram.record_n(1000, 2)
-    histogram.record(50_000)
-    added = interval.take(histogram)
-    assert added.count == 3
-    assert added.count_at(1000) == 2
-    histogram.reset()
-    histogram.record(1000)
-    assert interval.take(histogram).count <= 1  # starting over is no negative count
-
-
-def request(path: str, **headers: str) -> Request:
-    lines = [f"GET {path} HTTP/1.1", "Host: host:1", *(f"{name}: {value}" for name, value in headers.items())]
-    return Request("\r\n".join(lines).encode("utf-8", "surrogateescape"))
-
-
-def test_the_page_may_run_its_own_script_only() -> None:
-    response = Dashboard().respond(request("/dashboard"))
-    assert response is not None
-    assert response.status == 200
-    policy = response.headers["Content-Security-Policy"]
-    assert "default-src 'none'" in policy
-    assert "script-src 'sha256-" in policy
-    assert "script-src 'unsafe-inline'" not in policy
-    page = response.body.decode()
-    assert not re.search(r"""(src|href)=["'](?!data:)""", page), "the page asks for something from outside"
-    assert not re.search(r"https?://(?!www\.w3\.org)", page)
-
-
-def test_the_feed_is_for_the_pages_own_site() -> None:
-    dashboard = Dashboard()
-    feed = "/dashboard/feed"
-    assert dashboard.respond(request(feed, Upgrade="websocket", Origin="http://host:1")) is None
-    assert dashboard.respond(request(feed, Upgrade="websocket")) is None
-    refused = dashboard.respond(request(feed, Upgrade="websocket", Origin="http://evil"))
-    assert refused is not None
-    assert refused.status == 403
-    assert dashboard.respond(request("/chat", Upgrade="websocket", Origin="http://evil")) is None
-    for origin in ("null", "http://[::1", "http://", "://", "", "host:1", "http://host:1/", "\udcff"):
-        assert not _is_same_origin(origin, "host:1")
-        answer = dashboard.respond(request(feed, Upgrade="websocket", Origin=origin))
-        assert answer is not None
-        assert answer.status == 403
-    assert _is_same_origin("http://[::1]:80", "[::1]:80")
-    assert not _is_same_origin("http://", None)
-
-
-def test_bounds_are_whole_decades() -> None:
-    assert BOUNDS[0] == 1000
-    assert BOUNDS[12] == 10_000
-    assert BOUNDS[-1] == 10**10

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,11 +21,49 @@ from fabric.error import InvalidHeader
         ("[::1]:80", "::1", 80, None),
         (":80", None, 80, None),
         ("unix:/run/x:y", None, 0, "/run/x:y"),
+        ("fd:3", None, 0, None),
+        ("systemd:", None, 0, None),
+        ("systemd:web", None, 0, None),
     ],
 )
 def test_where_to_listen(bind: str, host: str | None, port: int, path: str | None) -> None:
     config = ServerConfig(bind)
     assert (config.host, config.port, config.unix_path) == (host, port, path)
+
+
+def test_sockets_instead_of_an_address() -> None:
+    with socket.socket() as one, socket.socket() as other, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        assert ServerConfig(sock=one).sock == (one,)
+        config = ServerConfig().with_sock([one, other])
+        assert (config.sock, config.host, config.port) == ((one, other), None, 0)
+        with pytest.raises(ValueError, match=r"sock = .*: expected None, because bind is given"):
+            ServerConfig(":80", sock=one)
+        for wrong, error in ((datagrams, ValueError), ([], ValueError), ([3], TypeError), (3, TypeError)):
+            given: Any = wrong
+            with pytest.raises(error, match="sock"):
+                ServerConfig(sock=given)
+
+
+def test_proxies_are_addresses_and_networks() -> None:
+    assert ServerConfig().proxy_protocol is False
+    config = ServerConfig(proxy_protocol=["10.0.0.7", "10.1.0.0/16", "::1"])
+    assert config.proxy_protocol == ("10.0.0.7/32", "10.1.0.0/16", "::1/128")
+    assert replace(config) == config
+    for wrong in (["localhost"], ["10.0.0.1/8"], [""]):
+        with pytest.raises(ValueError, match=r"proxy_protocol = .*: expected True, False, or addresses"):
+            ServerConfig(proxy_protocol=wrong)
+    for kind in ("10.0.0.7", 1, None):
+        given: Any = kind
+        with pytest.raises(TypeError, match="proxy_protocol"):
+            ServerConfig(proxy_protocol=given)
+
+
+def test_permissions_are_for_a_path() -> None:
+    assert ServerConfig("unix:/x", unix_mode=0o660).unix_mode == 0o660
+    with pytest.raises(ValueError, match="unix_mode"):
+        ServerConfig(":80", unix_mode=0o660)
+    with pytest.raises(ValueError, match="unix_mode"):
+        ServerConfig("unix:/x", unix_mode=0o1777)
 
 
 def test_the_heartbeat_of_a_server() -> None:

@@ -25,7 +25,7 @@ MAX_FRAGMENTS = 20
 SIZES = [0, 1, 2, 3, 4, 5, 63, 64, 65, 124, 125, 126, 127, 255, 256, 999, 1000]
 
 
-def make(*, masked: bool = True, limit: int = LIMIT, fragments: int = MAX_FRAGMENTS, **options: bool) -> Decoder:
+def make(*, masked: bool = True, limit: int = LIMIT, fragments: int = MAX_FRAGMENTS, **options: Any) -> Decoder:
     return Decoder(masked=masked, max_message_size=limit, max_fragments=fragments, **options)
 
 
@@ -234,6 +234,18 @@ def test_a_compressed_message_may_have_grown_a_little() -> None:
     assert decoder.read(header(BINARY, decoder.max_compressed, rsv=4)) != []
     decoder = make(compressing=True)
     assert refused(decoder, header(BINARY, 1001)) is Fault.TOO_LARGE, "this one is not compressed"
+
+
+def test_a_frame_may_have_less_than_a_message() -> None:
+    for size in (10, 500):
+        decoder = make(max_frame_size=size)
+        assert decoder.max_frame_size == size
+        decoder.read(encode(TEXT, counted(size), fin=False))
+        decoder.read(encode(CONTINUATION, counted(size), fin=False))
+        assert refused(decoder, header(CONTINUATION, size + 1)) is Fault.TOO_LARGE
+        decoder = make(max_frame_size=size)
+        assert refused(decoder, header(BINARY, size + 1)) is Fault.TOO_LARGE
+    assert make().max_frame_size == make(max_frame_size=LIMIT + 1).max_frame_size == LIMIT
 
 
 @pytest.mark.parametrize(

@@ -291,7 +291,7 @@ async def test_a_task_stepped_in_place_may_await_anything_next(spawn: Spawn) -> 
         item = await queue.recv()
         await asyncio.sleep(0)
         await event.wait()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             return item, await queue.recv()
 
     task = spawn(receive())
@@ -442,10 +442,10 @@ async def test_wait_for_and_timeout(debug: bool) -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(queue.recv(), 0)
     loop.call_soon(queue._put, 1)
-    assert await asyncio.wait_for(queue.recv(), 5) == 1
+    assert await asyncio.wait_for(queue.recv(), 20) == 1
     queue._put(2)
-    assert await asyncio.wait_for(queue.recv(), 5) == 2
-    async with asyncio.timeout(5):
+    assert await asyncio.wait_for(queue.recv(), 20) == 2
+    async with asyncio.timeout(20):
         loop.call_soon(queue._put, 3)
         assert await queue.recv() == 3
 

@@ -418,6 +418,8 @@ async def test_how_each_fault_fails_the_connection(fault: Fault) -> None:
             ("mine" if in_callback else "fabric's", in_callback)
         ]
         assert closing.cause is peer.failures[0][0]
+    elif fault is Fault.BAD_UTF8:
+        assert isinstance(closing.cause, UnicodeDecodeError)
     elif fault is not Fault.BAD_COMPRESSION:
         assert closing.cause is None
     transport.feed(encode(TEXT, "nor later") + close_frame(1000))

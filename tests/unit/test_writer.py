@@ -22,6 +22,7 @@ from fabric_ext.message import Message
 from fabric_ext.writer import hold_back
 from support.fake_transport import FakeTransport, in_loop
 from support.frames import BINARY, CLOSE, PING, PONG, TEXT, Wire, decode_all, encode
+from support.kernel import Kernel
 
 if TYPE_CHECKING:
     import random
@@ -49,35 +50,6 @@ class Echo(Connection):
         """Payload and `compress` of what waits in the outbox."""
         kept = [self._outbox_pop() for _ in range(self._outbox_size)]
         return [(message.as_text() if message.is_text else message.as_bytes(), compress) for message, compress in kept]
-
-
-class Kernel:
-    """A pair of sockets: `near` is the connection's, the test reads from the far one."""
-
-    def __init__(self, kind: socket.SocketKind, buffer: int) -> None:
-        self.near, self.far = socket.socketpair(socket.AF_UNIX, kind)
-        for end in (self.near, self.far):
-            end.setblocking(False)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-
-    def take(self) -> list[bytes]:
-        """What was sent since, one item for each system call (of a datagram pair)."""
-        found = []
-        while True:
-            try:
-                found.append(self.far.recv(1 << 20))
-            except BlockingIOError:
-                return found
-
-    def fill(self) -> bytes:
-        """Send until nothing more fits; what that was."""
-        sent = b""
-        while True:
-            try:
-                sent += b"x" * self.near.send(b"x" * 1000)
-            except BlockingIOError:
-                return sent
 
 
 @pytest.fixture

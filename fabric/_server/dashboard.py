@@ -1,12 +1,8 @@
-"""A live page about a server, served by that server itself: `fabric serve --dashboard`.
+"""A live page about a server, served by that server itself: `WebSocketServer.mount_dashboard`.
 
 Owns what the page is told: one sample a second, a little history for pages opened later, and pings to a few
-connections, so that there are latencies to show. The page is `dashboard.html`, a single file. Who watches is
-not counted in what is shown.
-
-    dashboard = Dashboard(server)
-    server = WebSocketServer(..., process_request=dashboard.respond)   # and in the handler:
-    if dashboard.owns(client): return await dashboard.feed(client)
+connections, so that there are latencies to show. The page is `dashboard.html`, a single file. Its own connections are
+not shown: they are none of the application's.
 """
 
 from __future__ import annotations
@@ -22,20 +18,22 @@ import time
 import uuid
 from collections import deque
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from fabric._http.messages import Request, Response
 from fabric._version import VERSION
 from fabric.error import Error
-from fabric.server import ConnectedClient, WebSocketServer
 from fabric_ext.histogram import Histogram
 
-__all__ = ["Dashboard"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-PAGE = "/dashboard"
-FEED = "/dashboard/feed"
+    from fabric._connection.base import BaseConnection
+    from fabric.metrics import MetricsCollector
+
+__all__ = ["Dashboard"]
 
 INTERVAL = 1.0  # seconds between two samples
 HISTORY = 300  # samples a new page starts with
@@ -66,59 +64,65 @@ class Interval:
         return added
 
 
-class Dashboard:
-    """What the page shows of `server`; `bind` gives it the server, which needs `respond` to be made."""
+class Shown(Protocol):
+    """A server, as far as the page shows it."""
 
-    def __init__(self) -> None:
-        self._server: WebSocketServer | None = None
+    @property
+    def metrics(self) -> MetricsCollector: ...
+
+    def clients(self) -> Sequence[BaseConnection]: ...
+
+
+class Dashboard:
+    """The page about `server`, at `path`, and its feed below that."""
+
+    def __init__(self, server: Shown, path: str) -> None:
+        if not path.startswith("/") or path.endswith("/") or re.search(r"[^!-~]|[?#%]", path):
+            raise ValueError(f"path = {path!r}: expected '/name', in ASCII, without '?', '#', '%' and '/' at its end")
+        self._server = server
+        self._path = path
         self._id = uuid.uuid4().hex  # a page that sees another one knows that the server was started anew
         self._started = time.time()
         self._page, self._headers = _load_page()
-        self._viewers: set[ConnectedClient] = set()
-        self._gone: dict[str, int] = dict.fromkeys(_TRAFFIC, 0)  # what was sent to pages that have been closed
-        self._seen = 0
+        self._viewers: set[BaseConnection] = set()
         self._samples: deque[bytes] = deque(maxlen=HISTORY)
         self._interval = Interval()
         self._last: tuple[float, dict[str, int]] | None = None
-        self._pings: dict[ConnectedClient, asyncio.Task[None]] = {}
-
-    def bind(self, server: WebSocketServer) -> None:
-        """Show `server` from now on."""
-        self._server = server
+        self._pings: dict[BaseConnection, asyncio.Task[None]] = {}
 
     # -- HTTP
 
+    def is_page(self, request: Request) -> bool:
+        """Is the page asked for?"""
+        return request.raw_path.rstrip("/") == self._path
+
+    def is_feed(self, request: Request) -> bool:
+        """Does a page ask for its feed?"""
+        return request.raw_path == f"{self._path}/feed"
+
     def respond(self, request: Request) -> Response | None:
-        """For `process_request`: the page, or 403 to a feed asked for by another site's script."""
+        """The answer to a request for the page or the feed; None lets a page have its feed.
+
+        A script of another site gets 403: a browser would let it read the feed (RFC 6455 §10.2).
+        """
         headers = request.headers
-        if "Upgrade" in headers:
-            if request.path == FEED and not _is_same_origin(headers.get("Origin"), headers.get("Host")):
-                return Response(403, body="the dashboard is for its own page\n")
-            return None
-        if request.path.rstrip("/") == PAGE:
+        if self.is_page(request):
             return Response(200, self._headers, self._page)
-        if request.path == "/":
-            return Response(302, {"Location": PAGE}, "see /dashboard\n")
+        if not _is_same_origin(headers.get("Origin"), headers.get("Host")):
+            return Response(403, body="the dashboard is for its own page\n")
         return None
 
     # -- the feed
 
-    def owns(self, client: ConnectedClient) -> bool:
-        """Is this a page that watches?"""
-        return client.request.path == FEED
-
-    async def feed(self, client: ConnectedClient) -> None:
+    async def feed(self, client: BaseConnection) -> None:
         """Handle a page until it goes away."""
         self._viewers.add(client)
-        self._seen += 1
         try:
             await client.send_text(self._welcome().decode())
             async for _ in client:
                 pass  # there is nothing to tell the server
         finally:
             self._viewers.discard(client)
-            for name in _TRAFFIC:
-                self._gone[name] += getattr(client, name)
 
     def _welcome(self) -> bytes:
         hello = {
@@ -148,28 +152,23 @@ class Dashboard:
 
     def _ping_some(self) -> None:
         """Ping a few, spread over the interval: at once they would wait for each other, and for the pages."""
-        assert self._server is not None
-        idle = list(set(self._server.clients()) - self._viewers - self._pings.keys())
+        idle = [client for client in self._server.clients() if client not in self._pings]
         chosen = random.sample(idle, min(PINGED, len(idle)))
         for index, client in enumerate(chosen):
             delay = INTERVAL * (index + 1) / (len(chosen) + 1)
             task = self._pings[client] = asyncio.create_task(_ping(client, delay))
             task.add_done_callback(functools.partial(self._pinged, client))
 
-    def _pinged(self, client: ConnectedClient, _: asyncio.Task[None]) -> None:
+    def _pinged(self, client: BaseConnection, _: asyncio.Task[None]) -> None:
         del self._pings[client]
 
     # -- what is told
 
     def sample(self) -> dict[str, Any]:
         """All that the page shows, as of now; rates since the last call."""
-        assert self._server is not None
         metrics = self._server.metrics
         at, totals = time.monotonic(), metrics.as_dict()
-        for name in _TRAFFIC:
-            totals[name] -= self._gone[name] + sum(getattr(viewer, name) for viewer in self._viewers)
-        totals["total_connections"] -= self._seen
-        clients = [client for client in self._server.clients() if client not in self._viewers]
+        clients = self._server.clients()
         totals["closed"] = totals["total_connections"] - len(clients)
         before_at, before = self._last or (at - INTERVAL, totals)
         self._last = at, totals
@@ -199,10 +198,7 @@ class Dashboard:
         }
 
 
-_TRAFFIC = ("messages_sent", "messages_received", "bytes_sent", "bytes_received")
-
-
-def _pressure(clients: list[ConnectedClient]) -> dict[str, Any]:
+def _pressure(clients: Sequence[BaseConnection]) -> dict[str, Any]:
     """Backpressure both ways: peers that do not read from us, and peers from which we do not read."""
     waiting = [client for client in clients if client._outbox_size]
     return {
@@ -230,7 +226,7 @@ def _without_distribution(sample: bytes) -> bytes:
     return sample[: sample.rindex(b',"distribution":')] + b"}"
 
 
-async def _ping(client: ConnectedClient, delay: float) -> None:
+async def _ping(client: BaseConnection, delay: float) -> None:
     await asyncio.sleep(delay)
     with contextlib.suppress(Error, TimeoutError):
         async with asyncio.timeout(PING_TIMEOUT):
@@ -244,7 +240,7 @@ def _is_same_origin(origin: str | None, host: str | None) -> bool:
 
 def _load_page() -> tuple[bytes, dict[str, str]]:
     """The page, and headers that let it run its own script and nothing else."""
-    page = files("fabric.cli").joinpath("dashboard.html").read_bytes()
+    page = files("fabric._server").joinpath("dashboard.html").read_bytes()
     script = re.search(rb"<script>(.*?)</script>", page, re.DOTALL)
     assert script is not None
     digest = base64.b64encode(hashlib.sha256(script[1]).digest()).decode("ascii")

@@ -1,0 +1,1 @@
+"""What `fabric.rpc` is made of."""

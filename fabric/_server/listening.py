@@ -1,0 +1,241 @@
+"""Where a server listens: addresses, paths, sockets that it is given, and those that the process was started with.
+
+Owns how the sockets are made. Accepting is the event loop's, or for TLS `fabric._handshake.tls_listener`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import ipaddress
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import aiofastnet
+
+from fabric._config.addresses import INHERITED
+from fabric._handshake.tls import TLS_BUFFERS, TlsLoop, tls_context
+from fabric._handshake.tls_listener import TlsListener, listen_tls
+
+if TYPE_CHECKING:
+    from fabric._handshake.server import PendingHandshakes
+    from fabric.config import ServerConfig
+
+__all__ = ["Listener", "inherited_sockets", "listen"]
+
+FIRST_PASSED = 3  # the descriptor of the first socket that systemd passes (sd_listen_fds(3))
+
+_Accepting = asyncio.AbstractServer | TlsListener
+
+
+class Listener:
+    """All that accepts connections for one server.
+
+    Args:
+        accepting: of each socket, or of those of one name.
+        path, inode: of a UNIX-domain socket that is to be removed in the end, unless it is another one by then.
+    """
+
+    def __init__(self, accepting: list[_Accepting], *, path: str = "", inode: int | None = None) -> None:
+        self._accepting = accepting
+        self._path = path
+        self._inode = inode
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """The listening sockets."""
+        return tuple(sock for each in self._accepting for sock in each.sockets)  # type: ignore[union-attr]
+
+    def close(self) -> None:
+        """Accept no more."""
+        if self._inode is not None:
+            with contextlib.suppress(OSError):
+                if os.stat(self._path).st_ino == self._inode:
+                    os.unlink(self._path)
+            self._inode = None
+        for each in self._accepting:
+            each.close()
+
+    async def wait_closed(self) -> None:
+        """Wait until nothing that was accepted is on its way any more."""
+        for each in self._accepting:
+            await each.wait_closed()
+
+
+async def listen(loop: asyncio.AbstractEventLoop, config: ServerConfig, handshakes: PendingHandshakes) -> Listener:
+    """Accept connections for `handshakes` where `config` says.
+
+    The loop's own transports are used for plain connections, aiofastnet's for TLS, where they are faster.
+
+    Raises:
+        OSError: the address is in use, or not ours; the sockets that are to be inherited are not there.
+    """
+    create = _Creator(loop, config, handshakes)
+    given = config.sock or inherited_sockets(config.bind)
+    if given is not None:
+        listener = Listener([])
+        try:
+            for sock in given:
+                listener._accepting.append(await create.on_socket(sock))
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+    if config.unix_path is not None:
+        bound, inode = _bound_path(config.unix_path, config.unix_mode)
+        return Listener([await create.on_socket(bound)], path=config.unix_path, inode=inode)
+    # uvloop would look even an address up in threads, which then stay: system calls of a process that has several
+    # cost more.
+    literal = _bound(config.host, config.port, reuse_port=config.reuse_port) if config.host else None
+    if literal is not None:
+        return Listener([await create.on_socket(literal)])
+    attempts = 1 if config.port else 10  # another process may be faster at a port that was free
+    while True:
+        attempts -= 1
+        try:
+            return Listener([await create.on_name(config.host, config.port or _free_port())])
+        except OSError:
+            if not attempts:
+                raise
+
+
+class _Creator:
+    """Makes the event loop accept connections on sockets of each kind, with TLS or without."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, config: ServerConfig, handshakes: PendingHandshakes) -> None:
+        self._reuse_port = config.reuse_port or None
+        self._options: dict[str, Any] = {"backlog": config.backlog}
+        self._create: Callable[..., Awaitable[_Accepting]]
+        self._create_unix: Callable[..., Awaitable[_Accepting]]
+        if config.ssl is None:
+            self._create = functools.partial(loop.create_server, handshakes.accept)
+            self._create_unix = functools.partial(loop.create_unix_server, handshakes.accept)
+        else:
+            self._options["tls"] = {
+                "ssl": tls_context(config.ssl),
+                "ssl_handshake_timeout": config.handshake_timeout,
+            } | TLS_BUFFERS
+            tls_loop: Any = TlsLoop(loop)
+            self._create = functools.partial(listen_tls, aiofastnet.create_server, tls_loop, handshakes)
+            self._create_unix = functools.partial(listen_tls, aiofastnet.create_unix_server, tls_loop, handshakes)
+
+    async def on_socket(self, sock: socket.socket) -> _Accepting:
+        """On a socket that is bound."""
+        if sock.family == socket.AF_UNIX:
+            try:
+                # The path of a socket that was given stays: systemd's, say. From Python 3.13 on it would be removed.
+                return await self._create_unix(sock=sock, cleanup_socket=False, **self._options)
+            except TypeError:  # a loop that removes none, and does not know the option
+                return await self._create_unix(sock=sock, **self._options)
+        # Accepted sockets inherit it. The event loops set the option only where the protocol number is TCP's.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return await self._create(sock=sock, **self._options)
+
+    async def on_name(self, host: str | None, port: int) -> _Accepting:
+        """On each address of `host`, or on all."""
+        return await self._create(host=host, port=port, reuse_port=self._reuse_port, **self._options)
+
+
+def inherited_sockets(bind: str, environ: Mapping[str, str] = os.environ) -> tuple[socket.socket, ...] | None:
+    """The sockets that `bind` names as given to this process; None when it names an address or a path.
+
+    systemd says in LISTEN_PID to which process it has passed LISTEN_FDS sockets, and in LISTEN_FDNAMES their names
+    (sd_listen_fds(3)).
+
+    Raises:
+        OSError: they are not there, or no stream sockets.
+    """
+    form = INHERITED.fullmatch(bind)
+    if form is None:
+        return None
+    if form["descriptor"] is not None:
+        return (_inherited(int(form["descriptor"])),)
+    passed, count = environ.get("LISTEN_PID", ""), environ.get("LISTEN_FDS", "")
+    if passed != str(os.getpid()) or not count.isdecimal():
+        raise OSError(errno.ENOENT, "systemd has passed no sockets to this process (LISTEN_PID, LISTEN_FDS)")
+    names = environ.get("LISTEN_FDNAMES", "").split(":")
+    numbers = range(FIRST_PASSED, FIRST_PASSED + int(count))
+    wanted = [
+        number
+        for index, number in enumerate(numbers)
+        if not form["name"] or (index < len(names) and names[index] == form["name"])
+    ]
+    if not wanted:
+        raise OSError(errno.ENOENT, "systemd has passed no socket of this name (LISTEN_FDNAMES)")
+    return tuple(map(_inherited, wanted))
+
+
+def _inherited(descriptor: int) -> socket.socket:
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise OSError(error.errno, f"descriptor {descriptor} is no socket: {os.strerror(error.errno or 0)}") from error
+    if sock.type != socket.SOCK_STREAM:
+        sock.detach()
+        raise OSError(errno.EPROTOTYPE, f"descriptor {descriptor} is no stream socket")
+    sock.setblocking(False)
+    sock.set_inheritable(False)
+    return sock
+
+
+def _bound_path(path: str, mode: int | None) -> tuple[socket.socket, int | None]:
+    """A socket at a path, and its inode, which an abstract one has not; instead of one that nobody listens on any more.
+
+    Raises:
+        OSError: another server listens there, or there is another kind of file.
+    """
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        is_abstract = path.startswith("\0")
+        if not is_abstract:
+            _remove_stale(path)
+        sock.bind(path)
+        if is_abstract:
+            return sock, None
+        if mode is not None:
+            os.chmod(path, mode)  # nobody can connect before listen(2)
+        return sock, os.stat(path).st_ino
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket of a server that has gone without doing so itself."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return  # bind(2) says that it is in use
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError:
+            pass  # somebody listens, and is busy; or bind(2) says what is wrong
+
+
+def _bound(host: str, port: int, *, reuse_port: bool) -> socket.socket | None:
+    """A socket at a literal address; None for a name, which stands for any number of addresses."""
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        return None
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    return socket.create_server((host, port), family=family, reuse_port=reuse_port)
+
+
+def _free_port() -> int:
+    """A port that is free on every address: the event loops would choose one for each address that they listen on."""
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    with socket.create_server(("", 0), family=family, dualstack_ipv6=dual) as probe:
+        port: int = probe.getsockname()[1]
+    return port

@@ -1,0 +1,387 @@
+"""NATS as the broker.
+
+The package nats-py connects, logs in, and reconnects. What costs something a message is done here: subscriptions and
+messages leave as text of the protocol, gathered over a turn of the event loop, and what the server sends is read by
+compiled code (`fabric_ext.remote.NatsReader`), a batch for each read of the socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import re
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import nats.errors
+from nats.aio.client import Client
+from nats.protocol.parser import Parser
+
+from fabric.broker import Broker, BrokerUnavailable, Node
+from fabric.broker.outgoing import Outgoing
+from fabric_ext.remote import NatsReader
+
+__all__ = ["EmbeddedNatsBroker", "NatsBroker"]
+
+logger = logging.getLogger("fabric.broker")
+
+PREFIX = "fabric"  # of all subjects
+CONNECT_TIMEOUT = 5.0  # seconds
+RECONNECT_WAIT = 0.1  # seconds between attempts
+PROBE_INTERVAL = 2  # seconds
+MAX_QUEUED = 8 << 20  # bytes that wait for the broker, or for its socket
+LAST_MOMENT = 0.5  # seconds for what was published last
+CHUNK = 2000  # subscriptions that are sent at a time after a reconnection
+PER_SECOND = 10_000  # subscriptions that a slow server takes
+EMBEDDED = "FABRIC_EMBEDDED_NATS"  # its URL, for the children of the process that started it
+PORT = re.compile(r'"nats://[^"]*:(\d+)"')
+READY = 5.0  # seconds that a server of our own has to begin to listen
+
+
+class _Parser(Parser):
+    """nats-py's parser for all but our own messages."""
+
+    def __init__(self, client: Client, broker: NatsBroker) -> None:
+        super().__init__(client)
+        self._broker = broker
+        self._reader = NatsReader(broker._prefix)
+
+    def reset(self) -> None:
+        super().reset()
+        if hasattr(self, "_reader"):
+            self._reader.reset()
+
+    async def parse(self, data: bytes = b"") -> None:
+        try:
+            batch, others = self._reader.feed(bytes(data))
+        except ValueError as error:
+            raise nats.errors.ProtocolError(str(error)) from error
+        if batch:
+            self._broker._deliver(batch)
+        if others:
+            await super().parse(others)
+
+
+class NatsBroker(Broker):
+    """An adapter for NATS.
+
+    Args:
+        url: `nats://[user:password@|token@]host[:port]`; `tls://` for TLS.
+        options: further ones of `nats.connect`, such as `tls`, `user_credentials`, `servers`.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("nats", "tls") or not parts.hostname:
+            raise ValueError("the URL of a NATS server is nats://host[:port]")
+        self._url = url
+        self._where = f"{parts.scheme}://{parts.hostname}:{parts.port or 4222}"  # without the password
+        self._options = options
+        self._prefix = f"{PREFIX}.".encode()
+        self._node: Node | None = None
+        self._client: Client | None = None
+        self._sids: dict[str, int] = {}  # topic or pattern -> the number of its subscription
+        self._next_sid = itertools.count(1)
+        self._out = Outgoing(MAX_QUEUED)
+        self._is_closing = False
+        self._is_answering = True
+        self._heard = 0.0  # time.time() at which the broker was last known to be there
+        self._error: BaseException | None = None
+        self._probe: asyncio.Task[None] | None = None
+        self._again: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._where} {'healthy' if self.is_healthy else 'unavailable'}>"
+
+    # -- life
+
+    async def start(self, node: Node) -> None:
+        """Connect; see `Broker.start`."""
+        self._node = node
+        self._is_closing = False
+        self._error = None
+        client = Client()
+        client._ps = _Parser(client, self)
+        options: dict[str, Any] = {
+            "servers": [self._url],
+            "no_echo": True,
+            "max_reconnect_attempts": -1,
+            "reconnect_time_wait": RECONNECT_WAIT,
+            "connect_timeout": CONNECT_TIMEOUT,
+        } | self._options
+        connecting = asyncio.ensure_future(
+            client.connect(
+                error_cb=self._on_error,
+                disconnected_cb=self._on_disconnected,
+                reconnected_cb=self._on_reconnected,
+                **options,
+            )
+        )
+        try:
+            # It would try for ever: a refusal that repetition does not cure is said at once, others after a while.
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                while not connecting.done():
+                    await asyncio.wait([connecting], timeout=0.01)
+                    if self._error is not None and not isinstance(self._error, (OSError, TimeoutError)):
+                        break
+        except TimeoutError:
+            pass
+        if not connecting.done():
+            connecting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([connecting])
+            with contextlib.suppress(Exception):
+                await client.close()
+            raise self._unavailable("it cannot be reached")
+        try:
+            connecting.result()
+        except Exception as error:
+            self._error = error
+            with contextlib.suppress(Exception):
+                await client.close()
+            raise self._unavailable("it refuses us") from error
+        self._client = client
+        try:
+            await self._go_on()
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            self._error = error
+            with contextlib.suppress(Exception):
+                await client.close()
+            raise self._unavailable("its connection was lost") from error
+        self._probe = asyncio.ensure_future(self._keep_probing())
+
+    async def close(self) -> None:
+        """Send what was published, and disconnect."""
+        self._is_closing = True
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.wait([self._probe])
+            self._probe = None
+        if self._client is None:
+            return
+        if self._out.is_open:
+            with contextlib.suppress(BrokerUnavailable, TimeoutError):
+                await asyncio.wait_for(self.flush(), LAST_MOMENT)
+        self._out.close()
+        with contextlib.suppress(Exception):
+            await self._client.close()
+
+    def _unavailable(self, what: str) -> BrokerUnavailable:
+        why = f": {self._error}" if self._error is not None and str(self._error) else ""
+        return BrokerUnavailable(f"the broker {self._where} is unavailable: {what}{why}")
+
+    async def _on_error(self, error: Exception) -> None:
+        self._error = error
+        logger.debug("broker %s: %r", self._where, error)
+
+    async def _on_disconnected(self) -> None:
+        if self._out.is_open and not self._is_closing:
+            logger.warning("broker %s: connection lost", self._where)
+        self._out.close()
+
+    async def _on_reconnected(self) -> None:
+        since = self._heard
+        try:
+            await self._go_on()
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            self._error = error
+            if self._client is not None and self._client.is_connected:  # it stands still
+                self._again = asyncio.ensure_future(self._client.force_reconnect())
+            return
+        logger.info("broker %s: connected again", self._where)
+        if self._node is not None:
+            self._node.gap(since)
+
+    async def _go_on(self) -> None:
+        """A connection begins: subscribe, wait until the server has done so, and only then let go of what waits."""
+        assert self._client is not None
+        transport = self._transport()
+        sids = list(self._sids.items())
+        for start in range(0, len(sids), CHUNK):
+            transport.write(b"".join(self._sub(topic, sid) for topic, sid in sids[start : start + CHUNK]))
+            await transport.drain()
+        await self._client.flush(timeout=int(CONNECT_TIMEOUT) + 1 + len(sids) // PER_SECOND)
+        before, now = dict(sids), self._sids  # some have come and gone meanwhile
+        transport.write(b"".join(self._sub(topic, sid) for topic, sid in now.items() - before.items()))
+        transport.write(b"".join(b"UNSUB f%d\r\n" % sid for _, sid in before.items() - now.items()))
+        self._is_answering = True
+        self._heard = time.time()
+        self._error = None
+        self._out.open(transport.write, transport._io_writer.transport.get_write_buffer_size)
+
+    async def _keep_probing(self) -> None:
+        """Ask every two seconds whether the broker is there. One that does not answer in time is connected to anew."""
+        while True:
+            await asyncio.sleep(PROBE_INTERVAL)
+            if not self._out.is_open or self._client is None:
+                continue
+            try:
+                await self.flush()
+            except BrokerUnavailable:
+                if self._out.is_open:
+                    self._is_answering = False
+                    logger.warning("broker %s does not answer", self._where)
+                    await self._client.force_reconnect()
+
+    @property
+    def is_healthy(self) -> bool:
+        """Is it connected, and has it answered lately?"""
+        return self._out.is_open and self._is_answering
+
+    # -- what goes out
+
+    def _transport(self) -> Any:
+        assert self._client is not None
+        return self._client._transport
+
+    def _sub(self, topic: str, sid: int) -> bytes:
+        return b"SUB %b%b f%d\r\n" % (self._prefix, topic.encode(), sid)
+
+    def subscribe(self, patterns: Iterable[str]) -> None:
+        """Hear of these; see `Broker.subscribe`."""
+        for topic in patterns:
+            if topic not in self._sids:
+                sid = self._sids[topic] = next(self._next_sid)
+                if self._out.is_open:
+                    self._out.add(self._sub(topic, sid))
+
+    def unsubscribe(self, patterns: Iterable[str]) -> None:
+        """Hear of them no more."""
+        for topic in patterns:
+            sid = self._sids.pop(topic, None)
+            if sid is not None and self._out.is_open:
+                self._out.add(b"UNSUB f%d\r\n" % sid)
+
+    def publish(self, topic: str, envelope: bytes) -> None:
+        """Send a message to the other servers; see `Broker.publish`."""
+        limit = self._client.max_payload if self._client is not None else 1 << 20
+        if len(envelope) > limit:
+            raise BrokerUnavailable(f"the broker takes messages of {limit} bytes, not of {len(envelope)}")
+        if not self._out.has_room(len(envelope)):
+            raise self._unavailable("what waits for it is up to its bound")
+        self._out.add(b"PUB %b%b %d\r\n%b\r\n" % (self._prefix, topic.encode(), len(envelope), envelope))
+
+    async def flush(self) -> None:
+        """Wait until the broker has all that went before; see `Broker.flush`."""
+        if self._client is None or not self._out.is_open:
+            raise self._unavailable("there is no connection")
+        self._out.flush()
+        try:
+            await self._client.flush(timeout=PROBE_INTERVAL)
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            self._error = error
+            raise self._unavailable("it does not answer") from error
+        self._is_answering = True
+        self._heard = time.time()
+
+    # -- what comes in
+
+    def _deliver(self, batch: list[tuple[str, bytes]]) -> None:
+        if self._node is not None:
+            self._node.deliver(batch)
+
+
+class EmbeddedNatsBroker(NatsBroker):
+    """A NATS server of our own, as a child of this process: for the workers of one machine.
+
+    The first process that comes starts it, on loopback, with a random token; its children find it by an environment
+    variable. It is searched for in PATH; the extra `nats-server` brings one.
+    """
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+        super().__init__(os.environ.get(EMBEDDED, "nats://127.0.0.1"))
+
+    async def start(self, node: Node) -> None:
+        """Start the server unless a parent has, and connect."""
+        if EMBEDDED not in os.environ:
+            url = await self._start_server()
+            super().__init__(url)
+            os.environ[EMBEDDED] = url
+        try:
+            await super().start(node)
+        except BaseException:
+            await self._stop_server()
+            raise
+
+    async def close(self) -> None:
+        """Disconnect, and stop the server if it is ours."""
+        await super().close()
+        await self._stop_server()
+
+    async def _start_server(self) -> str:
+        program = find_nats_server()
+        if program is None:
+            raise BrokerUnavailable(
+                'nats-server is not in PATH: install it, or pip install "websocket-fabric[nats-server]"'
+            )
+        token = secrets.token_urlsafe(24)
+        with tempfile.TemporaryDirectory(prefix="fabric-nats-") as folder:
+            config = Path(folder) / "nats.conf"
+            config.touch(mode=0o600)  # the token is nobody else's to read; in the arguments it would be
+            config.write_text(
+                f'host: "127.0.0.1"\nport: -1\nports_file_dir: "{folder}"\nauthorization {{ token: "{token}" }}\n'
+            )
+            self._process = await asyncio.create_subprocess_exec(
+                program,
+                "-c",
+                str(config),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            port = await self._port(Path(folder))
+        return f"nats://{token}@127.0.0.1:{port}"
+
+    async def _port(self, folder: Path) -> int:
+        """The port that the server has chosen, which it writes to a file once it listens."""
+        assert self._process is not None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY):
+                while self._process.returncode is None:
+                    port = port_in(folder)
+                    if port is not None:
+                        return port
+                    await asyncio.sleep(0.005)
+        code = self._process.returncode
+        await self._stop_server()
+        raise BrokerUnavailable(f"nats-server does not begin to listen (exit status {code})")
+
+    async def _stop_server(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        os.environ.pop(EMBEDDED, None)
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), READY)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def port_in(folder: Path) -> int | None:
+    """The port in the file that a NATS server writes once it listens."""
+    for file in folder.glob("*.ports"):
+        found = PORT.search(file.read_text())
+        if found is not None:
+            return int(found[1])
+    return None
+
+
+def find_nats_server() -> str | None:
+    """The program `nats-server`: in PATH, or where this Python's packages put programs."""
+    beside = os.fspath(Path(sys.executable).parent)
+    return shutil.which("nats-server") or shutil.which("nats-server", path=beside)

@@ -1,0 +1,422 @@
+"""Topics: messages to those who have subscribed.
+
+    async def handler(client):
+        client.subscribe("room.7")
+        async for message in client:
+            client.server.publish("room.7", message, exclude=client)
+
+A topic is a name of tokens with dots between them. Connections, and the server itself, subscribe to names, or to
+patterns: `*` stands for any one token, `>` for one or more at the end. A topic exists while it has a subscriber.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import itertools
+import logging
+import os
+import weakref
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, get_args
+
+from fabric._connection.base import BaseConnection
+from fabric.broker import Broker, BrokerUnavailable, MemoryBroker
+from fabric.error import BufferFull, ConnectionClosed, InvalidState
+from fabric_ext.broadcast import Shared
+from fabric_ext.remote import Incoming, wrap
+from fabric_ext.topics import Index, Subscriber, check_topic
+
+if TYPE_CHECKING:
+    from fabric.config import ServerConfig
+    from fabric.message import Message
+    from fabric.metrics import MetricsCollector
+
+__all__ = ["Listener", "OnFull", "Outcome", "Subscribing", "Topics"]
+
+OnFull = Literal["drop", "close", "latest"]
+
+LISTENER_LIMIT = 1000  # messages that a listener keeps
+ON_ITS_WAY = 1.0  # seconds for which a message may have been under way when the broker was last heard
+KNOWN_SETTINGS = 1024  # topics whose settings are remembered
+
+logger = logging.getLogger("fabric.topics")
+
+T = TypeVar("T")
+
+
+class Outcome(Generic[T]):
+    """What was done at once, and an awaitable for what is still to be confirmed. It need not be awaited.
+
+    Attributes:
+        value: the result as far as this server is concerned; `await` returns it.
+    """
+
+    __slots__ = ("_confirm", "value")
+
+    def __init__(self, value: T, confirm: Callable[[], Awaitable[Any]] | None = None) -> None:
+        self.value = value
+        self._confirm = confirm
+
+    def __await__(self) -> Generator[Any, None, T]:
+        if self._confirm is not None:
+            yield from self._confirm().__await__()
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What holds for a topic."""
+
+    on_full: OnFull = "drop"
+
+
+class Listener:
+    """What the server itself hears: an async iterator of messages, which begins when it is made.
+
+        listener = server.topic("md.*.trades")
+        async for message in listener:
+            print(listener.topic, message.text)
+
+    It ends with `close()`, with the server, or when nothing refers to it any more. As an async context manager it
+    begins when the broker has confirmed the subscription. Messages wait up to a limit; then the oldest is dropped, and
+    counted in `Topics.drops`.
+
+    Attributes:
+        pattern: what it listens to.
+        topic: what the message was published to that was returned last.
+    """
+
+    def __init__(self, topics: Topics, pattern: str, limit: int) -> None:
+        self.pattern = pattern
+        self.topic = ""
+        self._topics = topics
+        self._limit = limit
+        self._queue: collections.deque[tuple[str, Message]] = collections.deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._subscriber: Subscriber | None = Subscriber(weakref.ref(self))
+        self._begun = topics._subscribe(self._subscriber, pattern)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        while not self._queue:
+            if self._subscriber is None:
+                raise StopAsyncIteration
+            if self._waiter is not None:
+                raise InvalidState("another task waits for the next message already")
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self.topic, message = self._queue.popleft()
+        return message
+
+    async def __aenter__(self) -> Self:
+        await self._begun
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hear nothing more; what waits can still be taken."""
+        subscriber, self._subscriber = self._subscriber, None
+        if subscriber is not None:
+            self._topics._leave(subscriber)
+        self._wake()
+
+    def __del__(self) -> None:
+        if getattr(self, "_subscriber", None) is not None:
+            self.close()
+
+    def _put(self, topic: str, message: Message) -> None:
+        if len(self._queue) >= self._limit:
+            self._queue.popleft()
+            self._topics.drops["listener"] += 1
+        self._queue.append((topic, message))
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Subscribing(BaseConnection):
+    """A connection of a server, with subscriptions; see `ConnectedClient`."""
+
+    __slots__ = ("_subscriber",)
+
+    _subscriber: Subscriber | None  # None until it is needed
+
+    @property
+    def _server_topics(self) -> Topics:
+        """All topics of its server."""
+        raise NotImplementedError
+
+    @property
+    def topics(self) -> frozenset[str]:
+        """The topics and patterns that this client has subscribed to."""
+        return frozenset(() if self._subscriber is None else self._subscriber.topics)
+
+    def subscribe(self, topic: str) -> Outcome[None]:
+        """Send this client from now on what is published to a topic, or to those that fit a pattern (`fabric.topics`).
+
+        It acts at once. Awaited, it returns when the broker has confirmed it. Subscribing twice changes nothing. A
+        client gets each message once, however many of its subscriptions fit.
+
+        Raises:
+            ValueError: the name is not that of a topic or pattern.
+            ConnectionClosed: the connection has ended.
+        """
+        self._check_sending()
+        if self._subscriber is None:
+            self._subscriber = Subscriber(self)
+        return self._server_topics._subscribe(self._subscriber, topic)
+
+    def unsubscribe(self, topic: str) -> None:
+        """End a subscription; nothing happens where there is none."""
+        if self._subscriber is not None:
+            self._server_topics._unsubscribe(self._subscriber, topic)
+
+    def _on_writable(self) -> None:
+        if self._subscriber is not None and self._subscriber.waiting:
+            self._server_topics._send_waiting(self, self._subscriber.waiting)
+        super()._on_writable()
+
+
+class Topics:
+    """The topics of a server: `server.topics`.
+
+    Attributes:
+        drops: how many messages did not reach a subscriber, by reason: "full" (its outbox was), "closed" (likewise,
+            and so its connection was closed), "replaced" (a newer one took its place), "listener" (the server's own
+            listener was too slow), "broker" (the broker took no more, so other servers did not get it).
+        broker: see `fabric.broker`.
+        on_gap: a function that is called with a topic or pattern of this server, and a time (as `time.time()`): what
+            was published on other servers since then may be lost, as the broker was away.
+    """
+
+    def __init__(self, config: ServerConfig, metrics: MetricsCollector, broker: Broker) -> None:
+        self.broker = broker
+        self.on_gap: Callable[[str, float], Any] | None = None
+        self._is_shared = not isinstance(broker, MemoryBroker)
+        self._node = os.urandom(8)
+        self._numbers = itertools.count(1)
+        self._metrics = metrics
+        self._fragment_size = config.fragment_size or 0
+        self._index = Index()
+        self._incoming = Incoming(self._index, self._node, config.fragment_size or 0)
+        self._configured: list[tuple[str, dict[str, Any]]] = []
+        self._settings: dict[str, Settings] = {}
+        self._default = Settings("close" if config.slow_peer == "close" else "drop")
+        self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
+        self.drops: collections.Counter[str] = collections.Counter(full=0, closed=0, replaced=0, listener=0, broker=0)
+
+    def __len__(self) -> int:
+        """The topics and patterns that have subscribers on this server."""
+        return len(self._index)
+
+    def __contains__(self, topic: object) -> bool:
+        return topic in self._index
+
+    def names(self) -> list[str]:
+        """The topics and patterns that have subscribers on this server."""
+        return self._index.names()
+
+    def count(self, topic: str) -> int:
+        """The subscriptions of exactly this topic or pattern on this server."""
+        return self._index.count(topic)
+
+    def clients(self, topic: str) -> list[Any]:
+        """The connections (`ConnectedClient`) of this server that get what is published to `topic`."""
+        return [target for target in self._index.subscribers(topic) if not isinstance(target, weakref.ref)]
+
+    def configure(self, pattern: str, *, on_full: OnFull | None = None) -> None:
+        """Set what holds for the topics that fit `pattern`; what is set later counts first.
+
+        Args:
+            on_full: what becomes of a message for a client whose socket is full and whose outbox is full too: "drop"
+                it, or "close" the connection with 1008. "latest" keeps only the newest message of each topic for a
+                client whose socket is full, and sends it as soon as it can. By default as `ServerConfig.slow_peer`
+                says, where "wait" means "drop": publishing waits for nobody.
+        """
+        check_topic(pattern, pattern=True)
+        if on_full is not None and on_full not in get_args(OnFull):
+            raise ValueError(f"on_full is {on_full!r}, allowed are: {', '.join(map(repr, get_args(OnFull)))}")
+        given = {"on_full": on_full}
+        self._configured.append((pattern, {name: value for name, value in given.items() if value is not None}))
+        self._settings.clear()
+
+    def settings(self, topic: str) -> Settings:
+        """What holds for a topic."""
+        known = self._settings.get(topic)
+        if known is None:
+            known = self._default
+            for pattern, given in self._configured:
+                if fits(pattern, topic):
+                    known = replace(known, **given)
+            if len(self._settings) >= KNOWN_SETTINGS:
+                self._settings.clear()
+            self._settings[topic] = known
+        return known
+
+    def __repr__(self) -> str:
+        return f"<Topics: {len(self)} topics, {self._index.subscriptions} subscriptions>"
+
+    # -- called by the server and its connections
+
+    def _listen(self, pattern: str, limit: int) -> Listener:
+        listener = Listener(self, pattern, limit)
+        self._listeners.add(listener)
+        return listener
+
+    def _subscribe(self, subscriber: Subscriber, topic: str) -> Outcome[None]:
+        if self._index.subscribe(subscriber, topic):
+            self.broker.subscribe((topic,))
+        return Outcome(None, self.broker.flush if self._is_shared else None)
+
+    def _unsubscribe(self, subscriber: Subscriber, topic: str) -> None:
+        if self._index.unsubscribe(subscriber, topic):
+            self.broker.unsubscribe((topic,))
+
+    def _leave(self, subscriber: Subscriber) -> None:
+        """Its connection has ended, or nobody listens any more."""
+        subscriber.waiting = None
+        gone = self._index.leave(subscriber)
+        if gone:
+            self.broker.unsubscribe(gone)
+
+    def _publish(
+        self,
+        topic: str,
+        data: Message,
+        exclude: Subscribing | Iterable[Subscribing] | None,
+        compress: bool | None,
+    ) -> Outcome[int]:
+        """Send a message to this server's subscribers, and give it to the broker for those of others."""
+        left_out: Iterable[Subscriber] = ()
+        if exclude is not None:
+            clients = (exclude,) if isinstance(exclude, BaseConnection) else exclude
+            left_out = [client._subscriber for client in clients if client._subscriber is not None]
+        shared = Shared(data, compress, self._fragment_size)
+        reached, rest = self._index.publish(topic, shared, left_out)
+        if rest:
+            reached += self._publish_to_rest(topic, data, shared, compress, rest)
+        if not self._is_shared:
+            return Outcome(reached)
+        number = next(self._numbers) & 0xFFFFFFFF
+        try:
+            self.broker.publish(topic, wrap(data.msg_type, self._node, number, data.as_bytes()))
+        except BrokerUnavailable as error:
+            self.drops["broker"] += 1
+            return Outcome(reached, _Failure(error))
+        return Outcome(reached, self.broker.flush)
+
+    def _publish_to_rest(
+        self, topic: str, data: Message, shared: Shared, compress: bool | None, rest: list[Any]
+    ) -> int:
+        """The same for those who cannot be written to in compiled code."""
+        peers = []
+        for target in rest:
+            if isinstance(target, weakref.ref):
+                listener = target()
+                if listener is not None:
+                    listener._put(topic, data)
+            else:
+                peers.append(target)
+        reached, later = shared.send_to(peers)
+        on_full = self.settings(topic).on_full if later else "drop"
+        for client in later:
+            reached += (
+                self._keep_latest(client, topic, data, compress)
+                if on_full == "latest"
+                else self._keep(client, data, compress, on_full)
+            )
+        return reached
+
+    def _keep(self, client: Subscribing, data: Message, compress: bool | None, on_full: OnFull) -> bool:
+        """Put the message into the outbox of a client that cannot take it now, if there is room."""
+        try:
+            client.send_nowait(data, compress=compress)
+        except BufferFull:
+            self._metrics.record_slow_peer_drop()
+            self.drops["closed" if on_full == "close" else "full"] += 1
+            if on_full == "close":
+                client._begin_closing(1008, "too slow")
+        except (ConnectionClosed, InvalidState):
+            pass
+        else:
+            return True
+        return False
+
+    def _keep_latest(self, client: Subscribing, topic: str, data: Message, compress: bool | None) -> bool:
+        """Remember it as the one message of its topic that the client gets when it can take one."""
+        assert client._subscriber is not None
+        waiting = client._subscriber.waiting
+        if waiting is None:
+            waiting = client._subscriber.waiting = {}
+        if waiting.pop(topic, None) is not None:
+            self.drops["replaced"] += 1
+        waiting[topic] = data, compress
+        return True
+
+    def _send_waiting(self, client: Subscribing, waiting: dict[str, Any]) -> None:
+        """Nothing stands before a new message any more: send what is kept for the client, as far as that goes."""
+        while waiting and client._is_open and not client._is_blocked and not client._outbox_size:
+            data, compress = waiting.pop(next(iter(waiting)))
+            client.send_nowait(data, compress=compress)
+
+    # -- what the broker reports
+
+    def deliver(self, batch: list[tuple[str, bytes]]) -> None:
+        """Messages of other servers have arrived; see `fabric.broker.Node`."""
+        for topic, data, shared, rest in self._incoming.deliver(batch):
+            self._publish_to_rest(topic, data, shared, None, rest)
+
+    def gap(self, since: float) -> None:
+        """The broker was away since then; see `fabric.broker.Node`."""
+        if self.on_gap is None:
+            return
+        for topic in self._index.names():
+            try:
+                self.on_gap(topic, since - ON_ITS_WAY)
+            except Exception as error:
+                logger.error("on_gap raised", exc_info=error)
+
+    # -- life, as the server's
+
+    async def _start(self) -> None:
+        """Connect to the broker."""
+        self.broker.subscribe(self._index.names())
+        await self.broker.start(self)
+
+    async def _close(self) -> None:
+        """The server has shut down, or could not start."""
+        await self.broker.close()
+        for listener in list(self._listeners):
+            listener.close()
+
+
+class _Failure:
+    """What a publication comes to that the broker has not taken."""
+
+    def __init__(self, error: BrokerUnavailable) -> None:
+        self._error = error
+
+    async def __call__(self) -> None:
+        raise self._error
+
+
+def fits(pattern: str, topic: str) -> bool:
+    """Does a topic fit a pattern?"""
+    wanted, tokens = pattern.split("."), topic.split(".")
+    if wanted[-1] == ">":
+        wanted.pop()
+        if len(tokens) <= len(wanted):
+            return False
+        tokens = tokens[: len(wanted)]
+    return len(wanted) == len(tokens) and all(a in ("*", b) for a, b in zip(wanted, tokens, strict=True))

@@ -1,0 +1,1 @@
+"""The asyncio interface: `client`, `server`, `router`, and what their connections have in common."""

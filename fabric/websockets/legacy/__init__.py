@@ -1,0 +1,1 @@
+"""Names of `websockets.legacy` that annotations and `except` clauses still use. The legacy classes are not here."""

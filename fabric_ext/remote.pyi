@@ -1,0 +1,45 @@
+from typing import Any, final
+
+from fabric_ext.broadcast import Shared
+from fabric_ext.message import Message
+from fabric_ext.topics import Index
+
+def wrap(kind: int, node: bytes, number: int, payload: bytes) -> bytes:
+    """The envelope of a message, and its payload.
+
+    Raises:
+        ValueError: `kind` is not 1 or 2, or `node` has not 8 bytes.
+    """
+
+@final
+class Incoming:
+    """What other nodes publish, on its way to the subscribers of this one."""
+
+    def __init__(self, index: Index, node: bytes, fragment_size: int) -> None: ...
+    @property
+    def messages(self) -> int: ...
+    @property
+    def malformed(self) -> int: ...
+    def deliver(self, batch: list[tuple[str, bytes]]) -> list[tuple[str, Message, Shared, list[Any]]]:
+        """Send (topic, envelope) one after the other; return what is left to do as (topic, message, shared, targets).
+
+        See `Index.publish` for the targets.
+        """
+
+@final
+class NatsReader:
+    """Takes the messages out of what a NATS server sends whose subscription begins with `f`; the rest is the client's.
+
+    Args:
+        prefix: what stands before the topic in a subject.
+    """
+
+    def __init__(self, prefix: bytes) -> None: ...
+    def reset(self) -> None:
+        """Another connection begins."""
+    def feed(self, data: bytes) -> tuple[list[tuple[str, bytes]], bytes]:
+        """Return the messages as (topic, payload), and the bytes that are not ours.
+
+        Raises:
+            ValueError: this is not NATS' protocol.
+        """

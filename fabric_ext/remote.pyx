@@ -1,0 +1,208 @@
+"""Messages between servers: their envelope, their way to the subscribers, and a reader of what NATS sends.
+
+An envelope is 13 bytes before the payload: the kind of message (1 text, 2 binary, as the opcodes of RFC 6455), 8 bytes
+that name the node it comes from, and a number that this node counts up. So a node knows its own messages, and a
+message that a broker sends twice in a row, once for each of two subscriptions that fit.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cython cimport final
+from libc.stdint cimport uint32_t
+from libc.string cimport memchr, memcmp, memcpy
+
+from fabric_ext.broadcast cimport Shared
+from fabric_ext.message cimport K_BINARY, K_TEXT, Message, new_message
+from fabric_ext.topics cimport Index
+
+cdef extern from "Python.h":
+    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
+    str PyUnicode_DecodeUTF8(const char* p, Py_ssize_t n, const char* errors)
+
+cdef enum:
+    NODE = 8                     # bytes of a node's name
+    HEAD = 13
+    MOST_NODES = 4096            # whose numbers are remembered
+    LONGEST_LINE = 65536
+    LARGEST = 1 << 30            # bytes of a message
+    MOST_TOKENS = 5
+
+
+def wrap(int kind, bytes node not None, uint32_t number, bytes payload not None):
+    """The envelope of a message, and its payload.
+
+    Raises:
+        ValueError: `kind` is not 1 or 2, or `node` has not 8 bytes.
+    """
+    cdef bytes result
+    cdef char* p
+    if kind not in (K_TEXT, K_BINARY) or PyBytes_GET_SIZE(node) != NODE:
+        raise ValueError("an envelope takes a kind of 1 or 2, and a node of 8 bytes")
+    result = PyBytes_FromStringAndSize(NULL, HEAD + PyBytes_GET_SIZE(payload))
+    p = PyBytes_AS_STRING(result)
+    p[0] = kind
+    memcpy(p + 1, PyBytes_AS_STRING(node), NODE)
+    memcpy(p + 1 + NODE, &number, 4)               # compared only with what the same node has sent
+    memcpy(p + HEAD, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+    return result
+
+
+@final
+cdef class Incoming:
+    """What other nodes publish, on its way to the subscribers of this one."""
+
+    def __init__(self, Index index not None, bytes node not None, Py_ssize_t fragment_size):
+        self._index = index
+        self._node = node
+        self._fragment_size = fragment_size
+        self._latest = {}
+
+    def deliver(self, list batch not None):
+        """Send (topic, envelope) one after the other; return what is left to do as (topic, message, shared, targets).
+
+        See `Index.publish` for the targets.
+        """
+        cdef list left = [], rest
+        cdef uint32_t number
+        cdef const char* p
+        cdef bytes data, node
+        cdef Message message
+        cdef Shared shared
+        cdef str topic
+        if self._index is None:
+            raise RuntimeError("Incoming() was not called")
+        for topic, data in batch:
+            p = PyBytes_AS_STRING(data) if data is not None else NULL
+            if topic is None or p == NULL or PyBytes_GET_SIZE(data) < HEAD or (p[0] != K_TEXT and p[0] != K_BINARY):
+                self.malformed += 1
+                continue
+            node = PyBytes_FromStringAndSize(p + 1, NODE)
+            if node == self._node:
+                continue
+            memcpy(&number, p + 1 + NODE, 4)
+            if self._latest.get(node) == number:
+                continue
+            if len(self._latest) >= MOST_NODES:
+                self._latest.clear()
+            self._latest[node] = number
+            try:
+                if p[0] == K_TEXT:
+                    message = new_message(K_TEXT, PyUnicode_DecodeUTF8(p + HEAD, PyBytes_GET_SIZE(data) - HEAD, NULL))
+                else:
+                    message = new_message(K_BINARY, data[HEAD:])
+                shared = Shared(message, None, self._fragment_size)
+                rest = []
+                self._index.offer(topic, shared, (), rest)
+            except ValueError:                     # no UTF-8, or no topic
+                self.malformed += 1
+                continue
+            self.messages += 1
+            if rest:
+                left.append((topic, message, shared, rest))
+        return left
+
+
+@final
+cdef class NatsReader:
+    """Takes the messages out of what a NATS server sends whose subscription begins with `f`; the rest is the client's.
+
+    Args:
+        prefix: what stands before the topic in a subject.
+    """
+
+    def __init__(self, bytes prefix not None):
+        self._prefix = PyBytes_GET_SIZE(prefix)
+        self._tail = b""
+
+    def reset(self):
+        """Another connection begins."""
+        self._tail = b""
+
+    cdef str topic_of(self, const char* p, Py_ssize_t n):
+        """The topic in a subject: the same object as before where it is the same."""
+        cdef Py_ssize_t size
+        cdef const char* known
+        p += self._prefix
+        n -= self._prefix
+        if n < 0:
+            return None
+        if self._topic is not None:
+            known = PyUnicode_AsUTF8AndSize(self._topic, &size)
+            if size == n and memcmp(known, p, n) == 0:
+                return self._topic
+        self._topic = PyUnicode_DecodeUTF8(p, n, "replace")
+        return self._topic
+
+    def feed(self, bytes data not None):
+        """Return the messages as (topic, payload), and the bytes that are not ours.
+
+        Raises:
+            ValueError: this is not NATS' protocol.
+        """
+        cdef list batch = [], others = []
+        cdef const char* p
+        cdef const char* found
+        cdef Py_ssize_t at = 0, size, line, end, i
+        cdef Py_ssize_t starts[MOST_TOKENS + 1]
+        cdef Py_ssize_t ends[MOST_TOKENS + 1]
+        cdef Py_ssize_t count, payload, head
+        cdef bint with_head
+        if self._tail:
+            data = self._tail + data
+            self._tail = b""
+        p = PyBytes_AS_STRING(data)
+        size = PyBytes_GET_SIZE(data)
+        while at < size:
+            found = <const char*>memchr(p + at, c"\n", size - at)
+            if found == NULL:
+                if size - at > LONGEST_LINE:
+                    raise ValueError("a line without an end")
+                break
+            line = found - p + 1
+            with_head = line - at > 5 and memcmp(p + at, b"HMSG ", 5) == 0
+            if not with_head and not (line - at > 4 and memcmp(p + at, b"MSG ", 4) == 0):
+                others.append(data[at:line])
+                at = line
+                continue
+            # subject, sid, [reply-to,] [bytes of headers,] bytes
+            count = 0
+            i = at + (5 if with_head else 4)
+            end = line - 1
+            while i < end:
+                while i < end and (p[i] == c" " or p[i] == c"\t" or p[i] == c"\r"):
+                    i += 1
+                if i == end or count > MOST_TOKENS:
+                    break
+                starts[count] = i
+                while i < end and p[i] != c" " and p[i] != c"\t" and p[i] != c"\r":
+                    i += 1
+                ends[count] = i
+                count += 1
+            if count < 3 + with_head or count > 4 + with_head:
+                raise ValueError("a malformed MSG")
+            payload = number_at(p + starts[count - 1], ends[count - 1] - starts[count - 1])
+            head = number_at(p + starts[count - 2], ends[count - 2] - starts[count - 2]) if with_head else 0
+            if payload < 0 or head < 0 or head > payload:
+                raise ValueError("a malformed MSG")
+            if size - line < payload + 2:
+                break
+            if p[starts[1]] == c"f":
+                batch.append((self.topic_of(p + starts[0], ends[0] - starts[0]),
+                              PyBytes_FromStringAndSize(p + line + head, payload - head)))
+            else:
+                others.append(data[at:line + payload + 2])
+            at = line + payload + 2
+        if at < size:
+            self._tail = data[at:]
+        return batch, b"".join(others)
+
+
+cdef Py_ssize_t number_at(const char* p, Py_ssize_t n) noexcept:
+    """A decimal number; -1 if it is none, or too large."""
+    cdef Py_ssize_t i, number = 0
+    if n < 1 or n > 10:
+        return -1
+    for i in range(n):
+        if p[i] < c"0" or p[i] > c"9":
+            return -1
+        number = 10 * number + (p[i] - c"0")
+    return number if number <= LARGEST else -1

@@ -1,0 +1,105 @@
+"""The page about a server: what it may do, and whom it is for."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from fabric import MetricsCollector
+from fabric._http.messages import Request
+from fabric._server.dashboard import BOUNDS, Dashboard, Interval, _is_same_origin
+from fabric_ext.histogram import Histogram
+
+
+class Server:
+    """Enough of one."""
+
+    metrics = MetricsCollector()
+
+    def clients(self) -> list[object]:
+        return []
+
+
+def dashboard(path: str = "/dashboard") -> Dashboard:
+    return Dashboard(Server(), path)  # type: ignore[arg-type]
+
+
+def test_an_interval_holds_what_was_added() -> None:
+    histogram, interval = Histogram(), Interval()
+    histogram.record_n(1000, 5)
+    assert interval.take(histogram).count == 5
+    assert interval.take(histogram).count == 0
+    histogram.record_n(1000, 2)
+    histogram.record(50_000)
+    added = interval.take(histogram)
+    assert added.count == 3
+    assert added.count_at(1000) == 2
+    histogram.reset()
+    histogram.record(1000)
+    assert interval.take(histogram).count <= 1  # starting over is no negative count
+
+
+def request(path: str, **headers: str) -> Request:
+    lines = [f"GET {path} HTTP/1.1", "Host: host:1", *(f"{name}: {value}" for name, value in headers.items())]
+    return Request("\r\n".join(lines).encode("utf-8", "surrogateescape"))
+
+
+def test_the_page_may_run_its_own_script_only() -> None:
+    response = dashboard().respond(request("/dashboard"))
+    assert response is not None
+    assert response.status == 200
+    policy = response.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'sha256-" in policy
+    assert "script-src 'unsafe-inline'" not in policy
+    page = response.body.decode()
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page), "the page asks for something from outside"
+    assert not re.search(r"https?://(?!www\.w3\.org)", page)
+
+
+def test_which_requests_are_its_own() -> None:
+    for path in ("/dashboard", "/admin/live"):
+        mounted = dashboard(path)
+        for suffix, page, feed in (
+            ("", True, False),
+            ("/", True, False),
+            ("?a=b", True, False),
+            ("/feed", False, True),
+            ("/feed?a=b", False, True),
+            ("/feed/", False, False),
+            ("/other", False, False),
+            ("x", False, False),
+        ):
+            asked = request(path + suffix)
+            assert (mounted.is_page(asked), mounted.is_feed(asked)) == (page, feed)
+        assert not mounted.is_page(request("/"))
+
+
+@pytest.mark.parametrize("path", ["", "/", "dashboard", "/a/", "/a?b", "/a#b", "/a b", "/%61", "/é"])
+def test_what_is_no_path(path: str) -> None:
+    with pytest.raises(ValueError, match="path = "):
+        dashboard(path)
+
+
+def test_the_feed_is_for_the_pages_own_site() -> None:
+    mounted = dashboard()
+    feed = "/dashboard/feed"
+    assert mounted.respond(request(feed, Upgrade="websocket", Origin="http://host:1")) is None
+    assert mounted.respond(request(feed, Upgrade="websocket")) is None
+    refused = mounted.respond(request(feed, Upgrade="websocket", Origin="http://evil"))
+    assert refused is not None
+    assert refused.status == 403
+    for origin in ("null", "http://[::1", "http://", "://", "", "host:1", "http://host:1/", "\udcff"):
+        assert not _is_same_origin(origin, "host:1")
+        answer = mounted.respond(request(feed, Upgrade="websocket", Origin=origin))
+        assert answer is not None
+        assert answer.status == 403
+    assert _is_same_origin("http://[::1]:80", "[::1]:80")
+    assert not _is_same_origin("http://", None)
+
+
+def test_bounds_are_whole_decades() -> None:
+    assert BOUNDS[0] == 1000
+    assert BOUNDS[12] == 10_000
+    assert BOUNDS[-1] == 10**10

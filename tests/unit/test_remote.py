@@ -1,0 +1,133 @@
+"""fabric_ext.remote: envelopes, who gets what is in them, and the reader of NATS' protocol."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from fabric_ext.remote import Incoming, NatsReader, wrap
+from fabric_ext.topics import Index, Subscriber
+
+OWN, OTHER, THIRD = b"own-node", b"othernod", b"thirdnod"
+
+
+@pytest.fixture
+def index() -> Index:
+    return Index()
+
+
+def heard(incoming: Incoming, *envelopes: bytes, topic: str = "a") -> list[Any]:
+    """The payloads that a subscriber is to get."""
+    left = incoming.deliver([(topic, envelope) for envelope in envelopes])
+    return [message.as_text() if message.is_text else message.as_bytes() for _, message, _, _ in left]
+
+
+def test_an_envelope_is_thirteen_bytes() -> None:
+    envelope = wrap(1, OTHER, 7, b"payload")
+    assert len(envelope) == 13 + 7
+    assert envelope[:9] == b"\x01" + OTHER
+    assert envelope.endswith(b"payload")
+    for kind, node in ((0, OTHER), (8, OTHER), (1, b"short"), (1, b"too long a node")):
+        with pytest.raises(ValueError, match="envelope"):
+            wrap(kind, node, 1, b"")
+
+
+def test_it_is_delivered_once_and_not_to_the_node_it_comes_from(index: Index) -> None:
+    incoming = Incoming(index, OWN, 0)
+    subscriber = Subscriber("listener")
+    index.subscribe(subscriber, "a")
+    assert heard(incoming, wrap(1, OTHER, 1, b"x"), wrap(1, OTHER, 1, b"x")) == ["x"]
+    assert heard(incoming, wrap(1, OWN, 2, b"mine")) == []
+    assert heard(incoming, wrap(1, OTHER, 2, b"y"), wrap(2, THIRD, 2, b"\xff"), wrap(1, OTHER, 2, b"y")) == [
+        "y",
+        b"\xff",
+    ]
+    assert heard(incoming, wrap(1, OTHER, 3, b"z"), topic="nobody") == []
+    assert incoming.messages == 4
+    assert incoming.malformed == 0
+
+
+def test_what_is_malformed_is_counted(index: Index) -> None:
+    incoming = Incoming(index, OWN, 0)
+    subscriber = Subscriber("listener")
+    index.subscribe(subscriber, "a")
+    wrong = [b"", b"\x01" * 12, wrap(1, OTHER, 1, b"\xff"), b"\x09" + wrap(1, OTHER, 2, b"x")[1:]]
+    assert heard(incoming, *wrong, wrap(1, OTHER, 3, b"good")) == ["good"]
+    assert heard(incoming, wrap(1, OTHER, 4, b"x"), topic="a b") == []
+    assert heard(incoming, wrap(1, OTHER, 5, b"x"), topic="a.*") == []
+    assert (incoming.messages, incoming.malformed) == (1, 6)
+
+
+def msg(topic: str, payload: bytes, *, sid: str = "f1", reply: str = "", headers: bytes = b"") -> bytes:
+    words = ["HMSG" if headers else "MSG", f"fabric.{topic}", sid, *([reply] if reply else [])]
+    words += [str(len(headers))] if headers else []
+    words.append(str(len(headers) + len(payload)))
+    return " ".join(words).encode() + b"\r\n" + headers + payload + b"\r\n"
+
+
+def test_messages_are_taken_out_and_the_rest_is_passed_on() -> None:
+    reader = NatsReader(b"fabric.")
+    foreign = msg("x", b"MSG fabric.a f1 3\r\n", sid="12")
+    data = b"PING\r\n" + msg("a.b", b"1\r\n2") + b"+OK\r\n" + foreign + msg("é", b"", reply="_INBOX.1") + b"PONG\r\n"
+    data += msg("h", b"with", headers=b"NATS/1.0\r\n\r\n") + msg("h", b"both", reply="r", headers=b"NATS/1.0\r\n\r\n")
+    batch, others = reader.feed(data)
+    assert batch == [("a.b", b"1\r\n2"), ("é", b""), ("h", b"with"), ("h", b"both")]
+    assert others == b"PING\r\n+OK\r\n" + foreign + b"PONG\r\n"
+
+
+def test_in_any_cut(rng: random.Random) -> None:
+    messages = [(rng.choice(["a", "b.c", "日本.x"]), rng.randbytes(rng.choice([0, 1, 50, 3000]))) for _ in range(60)]
+    parts = []
+    others = b""
+    for topic, payload in messages:
+        if rng.random() < 0.3:
+            other = rng.choice([b"PING\r\n", b"PONG\r\n", b"+OK\r\n", msg("q", b"MSG ", sid="7")])
+            parts.append(other)
+            others += other
+        parts.append(msg(topic, payload, reply=rng.choice(["", "reply"])))
+    data = b"".join(parts)
+    reader = NatsReader(b"fabric.")
+    got: list[Any] = []
+    passed = b""
+    while data:
+        cut = rng.choice([1, 2, 7, 100, 5000])
+        batch, rest = reader.feed(data[:cut])
+        data = data[cut:]
+        got += batch
+        passed += rest
+    assert got == messages
+    assert passed == others
+
+
+def test_another_connection_begins() -> None:
+    reader = NatsReader(b"fabric.")
+    assert reader.feed(b"MSG fabric.a f1 5\r\nab") == ([], b"")
+    reader.reset()
+    assert reader.feed(msg("a", b"x")) == ([("a", b"x")], b"")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"MSG fabric.a f1\r\n",
+        b"MSG fabric.a f1 x\r\n",
+        b"MSG fabric.a f1 -1\r\n",
+        b"MSG fabric.a f1 99999999999\r\n",
+        b"MSG a b c d e f g\r\n",
+        b"HMSG fabric.a f1 5\r\n",
+        b"HMSG fabric.a f1 5 4\r\n",
+        b"x" * 70_000,
+    ],
+)
+def test_what_is_not_the_protocol(line: bytes) -> None:
+    with pytest.raises(ValueError, match=r"MSG|line"):
+        NatsReader(b"fabric.").feed(line)
+
+
+def test_a_subject_shorter_than_the_prefix(index: Index) -> None:
+    batch, _ = NatsReader(b"fabric.").feed(b"MSG a f1 1\r\nx\r\n")
+    incoming = Incoming(index, OWN, 0)
+    assert incoming.deliver(batch) == []
+    assert incoming.malformed == 1
