@@ -392,6 +392,8 @@ cdef class Connection(SessionUser):
         """One more, or one less, asks that what is sent is gathered."""
         cdef Session session = self._session
         if session is not None:
+            if session._corks == 0:
+                self.flush()                               # what was sent before does not wait for it
             session._corks = max(session._corks + change, 0)
             if session._corks == 0:
                 self.flush()

@@ -42,12 +42,20 @@ cdef extern from *:
         ((PyTypeObject *)type)->tp_as_async->am_anext = ((PyTypeObject *)base)->tp_as_async->am_anext;
     }
 
+    /* future._asyncio_future_blocking = True: `attribute` is what the class has under that name. */
+    static int fabric_set_blocking(PyObject *attribute, PyObject *future) {
+        descrsetfunc set = Py_TYPE(attribute)->tp_descr_set;
+        return set != NULL ? set(attribute, future, Py_True)
+                           : PyObject_SetAttrString(future, "_asyncio_future_blocking", Py_True);
+    }
+
     /* `method`, of a base, as a method of `type`. */
     static PyObject *fabric_own_method(PyObject *type, PyObject *method) {
         return PyDescr_NewMethod((PyTypeObject *)type, ((PyMethodDescrObject *)method)->d_method);
     }
     """
     void inherit_anext "fabric_inherit_anext"(object type, object base)
+    int set_blocking "fabric_set_blocking"(object attribute, object future) except -1
     object own_method "fabric_own_method"(object type, object method)
 
 # The tasks that run, by loop: up to Python 3.13 of both kinds. From 3.14 on only those made in Python; which C task runs is
@@ -83,6 +91,7 @@ FINISHED.set_result(None)
 
 cdef object Future = asyncio.Future
 cdef object remove_done_callback = Future.remove_done_callback
+cdef object blocking = Future._asyncio_future_blocking
 
 # From Python 3.14 on a future remembers the tasks that await it, each until its wakeup is called with that very future.
 cdef object forget_awaiter = getattr(asyncio.futures, "future_discard_from_awaited_by", None)
@@ -277,7 +286,7 @@ cdef class Recv:
         empty_stop()
         if queue._future is None:
             queue._future = Future(loop=queue._loop)
-        queue._future._asyncio_future_blocking = True
+        set_blocking(blocking, queue._future)
         queue._waiter = self
         queue._woken = False
         queue.on_wait()

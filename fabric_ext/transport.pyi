@@ -13,5 +13,5 @@ class Transport(WSTransport):
     """
 
     def __init__(self, io: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None: ...
-    def refused(self, data: bytes) -> None:
+    def __call__(self, data: bytes) -> None:
         """The kernel did not take `data`: learn why, or have the loop's transport keep it. picows calls it."""

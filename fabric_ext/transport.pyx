@@ -68,8 +68,8 @@ cdef class Transport(WSTransport):
         self.disconnected_future = None            # picows' own protocol would set it
         self.io = io
         if not self.is_secure:
-            # What the kernel does not take comes to us first.
-            self._tr_write = self.refused
+            # What the kernel does not take comes to us first: see `__call__`, which needs no bound method.
+            self._tr_write = self
             # picows asks before each write how much the loop's transport holds. We never write while it holds something.
             self._tr_get_write_buffer_size = _nothing
         io.set_write_buffer_limits(high=0)         # resume_writing() is then: it holds nothing any more
@@ -92,8 +92,8 @@ cdef class Transport(WSTransport):
     cdef bint _may_write(self) except -1:
         return self.is_secure or self.io.get_write_buffer_size() == 0
 
-    def refused(self, bytes data not None):
-        """The kernel did not take `data`: learn why, or have the loop's transport keep it."""
+    def __call__(self, bytes data not None):
+        """The kernel did not take `data`, says picows: learn why, or have the loop's transport keep it."""
         cdef ssize_t sent
         self.holds = True                          # from now on nothing may go to the kernel past it
         sent = c_send(self._socket, PyBytes_AS_STRING(data), len(data))

@@ -97,6 +97,8 @@ cdef class LoopWriter:
             writer = self._first
             self._first, writer._next = writer._next, None
             writer._is_gathered = False
+            if writer._corks:
+                continue                       # it leaves when they are gone
             try:
                 writer.flush()
             except Exception:                  # its session has ended over it; the others go on

@@ -328,7 +328,7 @@ class BaseConnection(Connection):
 
     @contextlib.contextmanager
     def cork(self) -> Iterator[None]:
-        """Gather what is sent inside the `with`, up to 64 KB at a time; it leaves at the end."""
+        """Gather what is sent inside the `with`, up to 64 KB at a time; what was sent before leaves first."""
         session = self._session_now
         self._cork(1)
         try:

@@ -33,7 +33,7 @@ USED = {
     "unsigned long _thread_id": "to refuse calls from other threads",
     "int _socket": "the descriptor that large payloads are written to",
     "readonly bint is_secure": "to write nothing past TLS",
-    "object _tr_write": "is replaced by `refused`, which sees first what the kernel does not take",
+    "object _tr_write": "is replaced by the transport itself, which sees first what the kernel does not take",
     "object _tr_get_write_buffer_size": "is replaced, since we know that the loop's transport holds nothing",
     "readonly object underlying_transport": "is let go when the transport is lost",
     "object disconnected_future": "is let go, since picows' protocol is not used",

@@ -266,6 +266,21 @@ async def test_flush_sends_what_was_gathered(datagrams: Kernel) -> None:
     assert datagrams.take() == []
 
 
+async def test_a_cork_holds_back_nothing_that_was_sent_before(datagrams: Kernel) -> None:
+    connection = Echo()
+    open_on(datagrams, connection)
+    connection.send_nowait(b"at once")
+    connection.send_nowait(b"gathered")
+    connection._cork(1)
+    assert payloads(datagrams.take()) == [b"at once", b"gathered"]
+    for payload in numbers(3):
+        connection.send_nowait(payload)
+        await end_of_turn()
+    assert datagrams.take() == []
+    connection._cork(-1)
+    assert payloads(datagrams.take()) == numbers(3)
+
+
 async def test_a_cork_gathers_even_the_first_and_over_turns(datagrams: Kernel) -> None:
     connection = Echo()
     transport = open_on(datagrams, connection, patience=0)
