@@ -195,6 +195,9 @@ class Session(Writer):
     def _write_ping(self, payload: bytes) -> None:
         """Send a ping of at most 125 bytes, before whatever waits in the outbox."""
 
+    def _write_pong(self, payload: bytes) -> None:
+        """Send a pong that nobody asked for (RFC 6455 §5.5.3)."""
+
     def _write_part(self, opcode: int, payload: bytes, fin: bool, compress: bool | None) -> None:
         """Send one part of a message sent in parts; `opcode` 0 continues it.
 

@@ -676,6 +676,10 @@ cdef class Session(Writer):
         """Send a ping, before whatever waits in the outbox."""
         self.write_control(K_PING, payload)
 
+    def _write_pong(self, bytes payload not None):
+        """Send a pong that nobody asked for (RFC 6455 §5.5.3)."""
+        self.write_control(K_PONG, payload)
+
     def _write_part(self, int opcode, bytes payload not None, bint fin, compress):
         """Send one part of a message sent in parts; `opcode` 0 continues it.
 
