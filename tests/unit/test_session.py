@@ -202,12 +202,13 @@ async def test_a_client_masks_and_is_not_masked_to() -> None:
     assert answers(transport) == [Wire(PONG, b"p", masked=True), Wire(PING, b"q", masked=True)]
 
 
-async def test_pongs() -> None:
+async def test_pongs_and_unasked_ones() -> None:
     peer = Peer()
     transport = peer.open()
     transport.feed(encode(PONG, "a") + encode(PONG))
     assert peer.pongs == [b"a", b""]
-    assert answers(transport) == []
+    peer.session._write_pong(b"alive")
+    assert answers(transport) == [Wire(PONG, b"alive")]
 
 
 # --- in parts ----------------------------------------------------------------------------------------------
