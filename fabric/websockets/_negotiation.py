@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 from fabric._handshake.rules import accept_key
+from fabric.headers import is_sensitive
 from fabric.websockets.datastructures import Headers, MultipleValuesError
 from fabric.websockets.exceptions import (
     InvalidHandshake,
@@ -50,6 +51,8 @@ __all__ = ["ClientNegotiation", "MaxSize", "Negotiation", "ServerNegotiation", "
 
 MaxSize = int | None | tuple[int | None, int | None]
 
+_QUERY = re.compile(r"\?\S*")
+
 
 class Negotiation:
     """What both sides have.
@@ -81,11 +84,11 @@ class Negotiation:
         return next((each.codec() for each in self.extensions if isinstance(each, PerMessageDeflate)), None)
 
     def log_head(self, arrow: str, first: str, headers: Headers) -> None:
-        """Write a head to the log, at DEBUG."""
+        """Write a head to the log, at DEBUG; unlike `websockets`, without what may be secret: queries, credentials."""
         if self.debug:
-            self.logger.debug("%s %s", arrow, first)
+            self.logger.debug("%s %s", arrow, _QUERY.sub("?***", first))
             for name, value in headers.raw_items():
-                self.logger.debug("%s %s: %s", arrow, name, value)
+                self.logger.debug("%s %s: %s", arrow, name, "***" if is_sensitive(name) else value)
 
 
 class ClientNegotiation(Negotiation):

@@ -324,6 +324,19 @@ async def test_a_redirect_is_followed(status: int, stack: Stack) -> None:
         assert connection.request.headers["Authorization"] == "secret"
 
 
+async def test_the_log_tells_no_secrets(stack: Stack, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "websockets")
+    server = await start(stack)
+    secrets = {"Authorization": "hush", "Cookie": "a=hush", "X-Public": "y"}
+    async with connect(url(server) + "?token=hush", additional_headers=secrets):
+        pass
+    lines = [record.getMessage() for record in caplog.records]
+    for arrow in "<>":
+        assert f"{arrow} GET /?*** HTTP/1.1" in lines
+        assert {f"{arrow} Authorization: ***", f"{arrow} Cookie: ***", f"{arrow} X-Public: y"} <= set(lines)
+    assert not [line for line in lines if "hush" in line]
+
+
 async def test_another_origin_is_not_told_secrets(stack: Stack) -> None:
     held = Held()
     other = await start(stack, held)
