@@ -468,6 +468,7 @@ cdef class Session(Writer):
                 return self.fail(RATE_EXCEEDED, None)
             if admission == DROP and self._delivery == PARTS:
                 self._delivery = SKIP_THEN_PARTS
+                wanted = self._frames_apart
         if last:
             self._user.messages_received += 1
             self._user.bytes_received += self._message_size

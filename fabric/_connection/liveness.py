@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LivenessProbe"]
 
-# Of struct tcp_info in linux/tcp.h: how often a full receiver was probed since anything was acknowledged; segments on
-# their way, not acknowledged; milliseconds since data were sent, and since an acknowledgement came.
-_TCP_INFO = struct.Struct("=3xB20xI16xI8xI")
+# Of struct tcp_info in linux/tcp.h: how often a full receiver was probed since anything was acknowledged; bytes of the
+# largest segment to be sent; segments on their way, not acknowledged; milliseconds since an acknowledgement came.
+_TCP_INFO = struct.Struct("=3xB12xI4xI28xI")
 _HAS_TCP_INFO = sys.platform == "linux"
 
 
@@ -110,10 +110,10 @@ def _silence_of(sock: Any) -> float | None:
         return None
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-        probes, flying, sent, acknowledged = _TCP_INFO.unpack(info)
+        probes, largest, flying, acknowledged = _TCP_INFO.unpack(info)
     except (OSError, struct.error):
         return None
-    if not sent and not acknowledged:
+    if not largest:
         return None  # some that are not Linux have zeros for what they do not know (gVisor)
     # One probe may be on its way.
     return acknowledged / 1000 if flying or probes > 1 else 0.0

@@ -90,7 +90,9 @@ async def test_sending_to_a_peer_that_never_reads(stack: contextlib.AsyncExitSta
             client.send_nowait(numbered(sent, 1000))
         await client.close()  # aborted after close_timeout
         undelivered = [number_of(message) for message in client.undelivered]
-        assert undelivered == list(range(sent - 50, sent))
+        # Those of the outbox, and before them those that the transport held.
+        assert len(undelivered) >= 50
+        assert undelivered == list(range(sent - len(undelivered), sent))
 
 
 async def test_answering_pings_of_a_peer_that_never_reads(stack: contextlib.AsyncExitStack) -> None:
@@ -234,7 +236,9 @@ async def test_broadcast_to_a_thousand_of_which_ten_never_read(
             assert server.metrics.slow_peer_drops == 10
             for client in audience.deaf:
                 back = [number_of(message) for message in client.undelivered]
-                assert back == list(range(back[0], back[0] + 20))
+                # The outbox, and before it what the transport held.
+                assert len(back) >= 20
+                assert back == list(range(back[0], back[0] + len(back)))
                 assert client.close_code == 1006
 
 
@@ -279,5 +283,5 @@ async def test_who_waits_to_send_hears_of_the_loss(stack: contextlib.AsyncExitSt
             await sending
         back = [number_of(message) for message in client.undelivered]
         assert back == accepted[len(accepted) - len(back) :]
-        assert len(back) == 4  # all that was in the outbox: up to the threshold
+        assert len(back) >= 4  # all that was in the outbox, up to the threshold, and what the transport held
         held.release()

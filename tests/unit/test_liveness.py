@@ -18,11 +18,11 @@ class Told:
 
     family = socket.AF_INET
 
-    def __init__(self, *, flying: int = 0, probes: int = 0, sent: int = 0, acknowledged: int = 0) -> None:
-        # struct tcp_info: 8 bytes, then 32-bit fields; tcpi_unacked is the 5th, tcpi_last_data_sent the 10th,
+    def __init__(self, *, largest: int = 1448, flying: int = 0, probes: int = 0, acknowledged: int = 0) -> None:
+        # struct tcp_info: 8 bytes, then 32-bit fields; tcpi_snd_mss is the 3rd, tcpi_unacked the 5th,
         # tcpi_last_ack_recv the 13th.
         words = [0] * 13
-        words[4], words[9], words[12] = flying, sent, acknowledged
+        words[2], words[4], words[12] = largest, flying, acknowledged
         self.info = struct.pack("=8B13I", 1, 0, 0, probes, 0, 0, 0, 0, *words)
 
     def getsockopt(self, level: int, option: int, size: int) -> bytes:
@@ -34,12 +34,13 @@ class Told:
 @pytest.mark.parametrize(
     ("told", "silence"),
     [
-        (Told(sent=40_000, acknowledged=40_000), 0.0),  # nothing is owed: an idle peer
-        (Told(sent=60_000, acknowledged=60_000, probes=1), 0.0),  # not reading; a probe is on its way
-        (Told(sent=25_000, acknowledged=25_000, probes=5), 25.0),  # not reading, and not answering probes
-        (Told(sent=300, acknowledged=25_000, flying=4), 25.0),  # what is on its way was not acknowledged
-        (Told(sent=1, acknowledged=20, flying=40), 0.02),  # a peer that takes what we send
-        (Told(), None),  # a system that does not know
+        (Told(acknowledged=40_000), 0.0),  # nothing is owed: an idle peer
+        (Told(acknowledged=60_000, probes=1), 0.0),  # not reading; a probe is on its way
+        (Told(acknowledged=25_000, probes=5), 25.0),  # not reading, and not answering probes
+        (Told(acknowledged=25_000, flying=4), 25.0),  # what is on its way was not acknowledged
+        (Told(acknowledged=20, flying=40), 0.02),  # a peer that takes what we send
+        (Told(acknowledged=0, flying=40), 0.0),  # one that has just taken some
+        (Told(largest=0), None),  # a system that does not know
     ],
 )
 def test_how_long_the_kernel_has_owed_an_acknowledgement(told: Told, silence: float | None) -> None:
