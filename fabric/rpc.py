@@ -290,10 +290,12 @@ class Rpc:
         """Send without waiting; what finds no room waits in a task."""
         try:
             self.connection.send_nowait(text)
-        except ConnectionClosed:
+        except (ConnectionClosed, InvalidState):  # there is nobody to say it to
             pass
         except BufferFull:
-            if len(self._sending) >= self._max_running:
+            if len(self._sending) > self._max_running:
+                return  # it is being closed
+            if len(self._sending) == self._max_running:
                 # It asks and takes no answers (RFC 6455 §7.4.1: policy violation).
                 work = self.connection.close(1008, "answers are not taken")
             else:
