@@ -41,8 +41,8 @@ cdef class Sender(Writer):
                 self.write_large(0xC0 | first, p, n, packed, entry)
                 return self.after_writing()
             first |= 0x40
-        elif large and type(message) is bytes:
-            self.write_large(0x80 | first, p, n, message, entry)
+        elif large:
+            self.write_large(0x80 | first, p, n, (<Message>message).data if type(message) is Message else message, entry)
             return self.after_writing()
         if self._fragment_size and n > self._fragment_size:
             self.append_frames(first, p, n, True)

@@ -25,6 +25,8 @@ from support.writing import BLOCK, LARGE, LONG, PATIENCE, SIZES, Echo, end_of_tu
 if TYPE_CHECKING:
     import random
 
+SHORT = 5_000_000  # ns
+
 # --- when it leaves ----------------------------------------------------------------------------------------
 
 
@@ -51,6 +53,34 @@ async def test_fifty_microseconds_of_silence_are_enough(datagrams: Kernel) -> No
         assert payloads(datagrams.take()) == [payload]
         while time.monotonic_ns() < sent + 2 * PATIENCE:
             pass
+
+
+async def test_what_left_gathered_is_no_silence(datagrams: Kernel) -> None:
+    """Answers to pipelined reads leave by one call each, although the last message that left alone is long ago."""
+    connection = Echo()
+    open_on(datagrams, connection)
+    loop = asyncio.get_running_loop()
+    while True:
+        grow_old()
+        connection.send_nowait("alone")
+        began = time.monotonic_ns()
+        while time.monotonic_ns() < began + 2 * SHORT:
+            pass
+        hold_back(loop, LONG)
+        connection.send_nowait("gathered")
+        before = time.monotonic_ns()
+        await end_of_turn()
+        assert datagrams.take()[-1].endswith(b"gathered")
+        hold_back(loop, SHORT)
+        connection.send_nowait("gathered too")
+        sent_alone = datagrams.take()
+        if time.monotonic_ns() - before < SHORT:  # else the machine was busy with something else
+            break
+        await end_of_turn()
+        datagrams.take()
+    assert sent_alone == []
+    await end_of_turn()
+    assert datagrams.take()[0].endswith(b"gathered too")
 
 
 async def test_more_that_is_sent_takes_what_is_old_with_it(datagrams: Kernel) -> None:
@@ -386,15 +416,30 @@ async def test_a_message_that_the_kernel_takes_in_part_is_not_sent_twice(stream:
         transport.lose()
 
 
-async def test_nothing_is_copied_that_the_transport_can_keep() -> None:
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bytes", "Message"])
+async def test_nothing_is_copied_that_the_transport_can_keep(wrapped: bool) -> None:
     connection = Echo()
     transport = open_on(None, connection)
     payload = b"x" * 100_000
-    connection.send_nowait(payload)
+    connection.send_nowait(Message(payload) if wrapped else payload)
     header, rest = transport.written
     assert isinstance(rest, memoryview)
     assert rest.obj is payload
     assert decode_all(bytes(header) + bytes(rest)) == [Wire(BINARY, payload)]
+
+
+@pytest.mark.parametrize("room", [0, 5, 4000])
+@pytest.mark.parametrize("text", ["x" * 100_000, "é" * 50_000], ids=["ASCII", "UTF-8"])
+async def test_a_large_text_leaves_from_where_it_lies(text: str, room: int, stream: Kernel) -> None:
+    connection = Echo()
+    transport = open_on(stream, connection)
+    if not room:
+        before = stream.fill()
+    else:
+        before = b"".join(stream.take())
+    connection.send_nowait(text)
+    taken = b"".join(stream.take())[len(before) :]
+    assert decode_all(taken + transport.output) == [Wire(TEXT, text.encode())]
 
 
 async def test_what_may_change_is_copied() -> None:
