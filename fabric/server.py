@@ -294,6 +294,7 @@ class WebSocketServer:
 
     def stop_accepting(self) -> None:
         """Take no new connections; those that are open stay. Before a `shutdown`, for a load balancer to notice."""
+        self.topics._check_here()
         if self._listener is not None and not self._loop.is_closed():
             self._listener.close()
 
@@ -306,6 +307,7 @@ class WebSocketServer:
             code: the close code for the clients: 1001 (going away), or 1012 (service restart), say.
         """
         check_close(code, "")
+        self.topics._check_here()
         if self._phase is Phase.STOPPING:
             await self._gone.wait()
         if self._phase is not Phase.RUNNING:

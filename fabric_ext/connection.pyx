@@ -399,14 +399,19 @@ cdef class Connection(SessionUser):
 
     def flush(self):
         """Give the system now what has been gathered, rather than at the end of the turn."""
-        self.notice_closed_loop()
+        self.check_here()
         if self._session is not None:
             self._session.flush()
             self._session.after_writing()
 
+    def _check_here(self):
+        """Raise unless this is the connection's own thread."""
+        self.check_here()
+
     def _cork(self, int change):
         """One more, or one less, asks that what is sent is gathered."""
         cdef Session session = self._session
+        self.check_here()
         if session is not None:
             if session._corks == 0:
                 self.flush()                               # what was sent before does not wait for it

@@ -333,6 +333,7 @@ class BaseConnection(Connection):
     @contextlib.contextmanager
     def cork(self) -> Iterator[None]:
         """Gather what is sent inside the `with`, up to 64 KB at a time; what was sent before leaves first."""
+        self._check_here()
         session = self._session_now
         self._cork(1)
         try:
@@ -366,6 +367,7 @@ class BaseConnection(Connection):
             raise TypeError(f"cannot send {type(message).__name__}: str, bytes-like, Message or an iterator of them")
 
     async def _send_when_possible(self, message: Message, compress: bool | None) -> None:
+        self._check_here()
         self._check_sending()
         await self._await_turn()
         self._check_sending()
@@ -395,6 +397,7 @@ class BaseConnection(Connection):
         """What `send_nowait` does when the message could not be written at once."""
         data = data_message(message)
         try:
+            self._check_here()
             self._check_sending()
             if not self.backpressure.try_acquire(len(data)):
                 raise self.backpressure.full_error()
@@ -425,6 +428,7 @@ class BaseConnection(Connection):
 
         Whether the message is compressed, its first part decides.
         """
+        self._check_here()
         if self._is_within_parts:
             raise InvalidState("a part of a message cannot be a message of its own", state=self.state.name)
         async with self._turn_for_parts():
@@ -592,6 +596,7 @@ class BaseConnection(Connection):
         payload = uuid.uuid4().bytes[:8] if data is None else data.encode() if isinstance(data, str) else bytes(data)
         if len(payload) > MAX_PING:
             raise ValueError(f"the data of a ping is {len(payload)} bytes, at most {MAX_PING} are allowed")
+        self._check_here()
         while self._is_open and self._is_blocked:
             await self._writable()
         session = self._session_now
@@ -650,6 +655,7 @@ class BaseConnection(Connection):
             reason: at most 123 bytes of UTF-8.
         """
         check_close(code, reason)
+        self._check_here()
         await self._drain()
         self._begin_closing(code, reason)
         await self._until_closed()
@@ -692,6 +698,7 @@ class BaseConnection(Connection):
 
     async def _until_closed(self) -> None:
         """Wait for the end, and for nothing that a subclass has to do about it."""
+        self._check_here()
         if self._is_closed:
             return
         if self._closed_waiter is None:
