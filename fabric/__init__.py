@@ -6,6 +6,7 @@ subprotocol headers ratelimit error`; and `prometheus`, which needs the extra of
 """
 
 from fabric._http.messages import Request, Response
+from fabric._namesake import warn_of_foreign_files
 from fabric._version import VERSION
 from fabric.auth import basic_auth
 from fabric.backpressure import BackpressureController
@@ -66,6 +67,8 @@ from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
 from fabric_ext.protocol import State
 
 __version__ = VERSION
+
+warn_of_foreign_files()
 
 __all__ = [
     "DEFAULT_BUFFER_SIZE",
