@@ -93,7 +93,8 @@ def objection(command: list[str]) -> str:
             except SystemExit as leaving:
                 return "not accepted" if leaving.code else ""
         case ["python", script, *_] if script.endswith(".py"):
-            return "" if (ROOT / script).exists() else f"there is no {script}"
+            found = (ROOT / script).exists() or any((ROOT / "examples").rglob(script))
+            return "" if found else f"there is no {script}"
     return ""
 
 
