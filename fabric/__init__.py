@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 
+from fabric._namesake import warn_of_foreign_files
 from fabric._version import VERSION
 
 TYPE_CHECKING = False  # type checkers take it for true, as that of `typing`, whose import would take longer than this
@@ -77,6 +78,8 @@ if TYPE_CHECKING:
     from fabric_ext.protocol import State
 
 __version__ = VERSION
+
+warn_of_foreign_files()
 
 __all__ = [
     "DEFAULT_BUFFER_SIZE",
