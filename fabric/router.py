@@ -58,6 +58,7 @@ class Router:
 
     def route(self, path: str) -> Callable[[_Handler], _Handler]:
         """A decorator: the coroutine function below it handles connections to `path`; see `add`."""
+        _compiled(path)  # so that `@router.route`, without a path, is refused
 
         def add(handler: _Handler) -> _Handler:
             self.add(path, handler)

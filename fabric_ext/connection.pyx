@@ -225,6 +225,9 @@ cdef class Connection(SessionUser):
         self._queued_bytes -= n
         return 0
 
+    cdef int on_closed_loop(self) except -1:
+        return self.notice_closed_loop()
+
     def _put(self, item):
         raise TypeError("only a session adds to the queue of a connection")
 

@@ -154,6 +154,9 @@ cdef class PlainConnection(SessionUser):
             session.resume(QUEUE_FULL)
         return 0
 
+    cdef int on_closed_loop(self) except -1:
+        return self.notice_closed_loop()
+
     cdef object shaped(self, object item, int form):
         if unlikely(type(item) is Fragments):
             parts = (<Fragments>item).parts

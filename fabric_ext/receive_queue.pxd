@@ -27,6 +27,7 @@ cdef class ReceiveQueue:
     cdef int taken(self, object item) except -1
     cdef object shaped(self, object item, int form)
     cdef int on_wait(self) except -1
+    cdef int on_closed_loop(self) except -1
     cdef object concurrent_recv(self)
 
     @final

@@ -184,6 +184,10 @@ cdef class ReceiveQueue:
         """A receiver has found the queue empty, and waits."""
         return 0
 
+    cdef int on_closed_loop(self) except -1:
+        """The event loop was closed: no more items come."""
+        return 0
+
     cdef object concurrent_recv(self):
         """The exception for a receiver that finds another one waiting."""
         return _concurrent_recv("another task is already waiting in recv() on this connection")
@@ -274,7 +278,14 @@ cdef class Recv:
         return step(self)
 
     def throw(self, kind, value=None, traceback=None):
+        cdef ReceiveQueue queue = self._queue
         self._give_up()
+        if queue is not None and queue._end is None and queue._loop.is_closed():
+            # A task of another loop waited: asyncio refuses what belongs to this one.
+            queue.on_closed_loop()
+            if queue._end is not None:
+                self._end()
+                raise StopIteration
         throw(kind, value, traceback)
 
     def close(self):

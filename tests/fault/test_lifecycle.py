@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 
+from fabric import websockets as dropin
 from fabric.client import WebSocketClient
 from fabric.error import ConnectionClosed, InvalidState
+from fabric.rpc import Rpc
 from fabric.server import WebSocketServer
+from fabric.websockets.asyncio.server import ServerConnection
 from support.raw_peer import RawPeer
 from support.serving import serve, until
 from support.tls import client_context, server_context
@@ -55,10 +58,16 @@ ACTIONS: dict[str, Callable[[Any, WebSocketServer], Any]] = {
     "send_nowait": lambda end, _: end.send_nowait("x"),
     "send in parts": lambda end, _: end.send(iter(["a", "b"])),
     "ping": lambda end, _: end.ping(),
+    "recv": lambda end, _: end.recv(),
+    "iterate": lambda end, _: anext(end),
+    "recv_many": lambda end, _: end.recv_many(),
+    "recv_stream": lambda end, _: anext(end.recv_stream()),
     "close": lambda end, _: end.close(),
     "flush": lambda end, _: end.flush(),
     "cork": lambda end, _: end.send_many(["a", "b"]),
     "broadcast": lambda _, server: server.broadcast("x"),
+    "publish": lambda _, server: server.publish("topic", "x"),
+    "call": lambda end, _: Rpc(end).serve(),
     "shutdown": lambda _, server: server.shutdown(timeout=0.1),
 }
 
@@ -99,6 +108,7 @@ def test_nothing_is_written_after_the_loop_is_closed(
         kept.append(await WebSocketClient.connect(url, **PLAIN, **trust))
         await until(lambda: server.connection_count)
         kept.append(server.clients()[0])
+        kept[1].subscribe("topic")
         end = kept[0] if side == "client" else kept[1]
         number: int = end._transport.get_extra_info("socket").fileno()
         if waiting:
@@ -119,15 +129,81 @@ def test_nothing_is_written_after_the_loop_is_closed(
         try:
             result = again.run_until_complete(asyncio.wait_for(act(), 20))
             assert result in (None, 0)
-            assert action not in {"send", "send large", "send_nowait", "send in parts", "ping"}
+            assert action in {"broadcast", "publish", "shutdown", "close", "flush"}
         except (ConnectionClosed, InvalidState):
-            assert action not in {"broadcast", "shutdown", "close", "flush"}
+            assert action not in {"broadcast", "publish", "shutdown", "close", "flush"}
         finally:
             again.close()
         with pytest.raises(BlockingIOError):
             print(other.recv(1000))
         assert not end.is_connected
         assert end.state.name == "CLOSED"
+
+
+DROP_IN_ACTIONS: dict[str, Callable[[Any], Any]] = {
+    "send": lambda end: end.send("x" * 100),
+    "send large": lambda end: end.send(bytes(100_000)),
+    "send in fragments": lambda end: end.send(iter(["a", "b"])),
+    "ping": lambda end: end.ping(),
+    "recv": lambda end: end.recv(),
+    "recv(decode=True)": lambda end: end.recv(decode=True),
+    "iterate": lambda end: anext(aiter(end)),
+    "recv_streaming": lambda end: anext(end.recv_streaming()),
+    "pong": lambda end: end.pong(),
+    "close": lambda end: end.close(),
+    "broadcast": lambda end: dropin.broadcast([end], "x"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("tidied")
+@pytest.mark.parametrize("action", DROP_IN_ACTIONS)
+@pytest.mark.parametrize("side", ["client", "server"])
+@SECURE
+def test_nothing_is_written_by_the_drop_in_after_the_loop_is_closed(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], action: str, side: str, *, secure: bool
+) -> None:
+    loop = loop_factory()
+    kept: list[Any] = []
+
+    async def hold(connection: Any) -> None:
+        kept.append(connection)
+        await connection.wait_closed()
+
+    async def open_both() -> int:
+        tls = {"ssl": server_context()} if secure else {}
+        server = await dropin.serve(hold, "127.0.0.1", 0, ping_interval=None, **tls)
+        kept.append(server)
+        port = server.sockets[0].getsockname()[1]
+        trust = {"ssl": client_context()} if secure else {}
+        client = await dropin.connect(f"{'wss' if secure else 'ws'}://127.0.0.1:{port}", ping_interval=None, **trust)
+        kept.append(client)
+        await until(lambda: len(kept) == 3)  # the server, and both ends
+        (theirs,) = (each for each in kept if isinstance(each, ServerConnection))
+        end = client if side == "client" else theirs
+        kept.append(end)
+        number: int = end.transport.get_extra_info("socket").fileno()
+        return number
+
+    number = loop.run_until_complete(open_both())
+    loop.close()
+
+    async def act() -> Any:
+        result = DROP_IN_ACTIONS[action](kept[-1])
+        return await result if result is not None else None
+
+    with owner_of(number) as other:
+        again = loop_factory()
+        try:
+            again.run_until_complete(asyncio.wait_for(act(), 20))
+            assert action in {"close", "broadcast"}
+        except dropin.ConnectionClosed:
+            assert action not in {"close", "broadcast"}
+        finally:
+            again.close()
+        with pytest.raises(BlockingIOError):
+            print(other.recv(1000))
+        assert kept[-1].state.name == "CLOSED"
 
 
 # -- start and shutdown

@@ -537,7 +537,10 @@ sys.meta_path.insert(0, Finder())
 """
 
 
-@pytest.mark.parametrize("module", ["fabric.cli.main", "fabric.cli.bench", "uvloop"])
+@pytest.mark.parametrize(
+    "module",
+    ["asyncio", "picows", "fabric_ext.session", "fabric.error", "fabric.cli.main", "fabric.cli.bench", "uvloop"],
+)
 def test_an_interruption_while_it_is_imported_is_quiet(tmp_path: Path, module: str) -> None:
     (tmp_path / "sitecustomize.py").write_text(INTERRUPT_AT_IMPORT.format(module))
     path = os.pathsep.join([str(tmp_path), *sys.path])

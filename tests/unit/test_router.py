@@ -98,6 +98,8 @@ def test_the_first_that_fits_is_taken() -> None:
     ],
 )
 def test_what_is_no_route(path: str) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        Router().route(path)
     with pytest.raises(ValueError, match="route"):
         router(path)
 

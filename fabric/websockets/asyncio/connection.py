@@ -523,6 +523,8 @@ class Connection(PlainConnection):
         return PayloadTooBig(size, limit, before or None)
 
     def _on_lost(self, session: Session) -> None:
+        if self.loop.is_closed():  # tasks that wait there will not run any more
+            self._closed_waiter = self._writable_waiter = self._pings = None
         closing = session.closing
         rcvd = sent = None
         cause = self._cause or session.lost_error
