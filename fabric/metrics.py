@@ -8,15 +8,17 @@ A server or pool need not count twice: it can sum its connections with `merged` 
 from __future__ import annotations
 
 import time
+import weakref
 from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from fabric_ext.counters import Counters, coarse_monotonic_now
+from fabric_ext.counters import Counters, LoopCounters, coarse_monotonic_now
 from fabric_ext.histogram import Histogram
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterable
     from typing import Self
 
@@ -54,6 +56,70 @@ class LatencyPercentiles:
         p50, p95, p99, p999 = (ns / _NS_PER_US for ns in histogram.values_at_percentiles((50.0, 95.0, 99.0, 99.9)))
         least, most, mean = (ns / _NS_PER_US for ns in (histogram.min, histogram.max, histogram.mean))
         return cls(p50, p95, p99, p999, least, most, mean, histogram.count)
+
+
+class LoopMetrics(LoopCounters):
+    """How an event loop does: how it polls (`busy_poll`), and how late its timers are. One for each loop.
+
+    Attributes:
+        passes: how often the poller has looked at the connections that were hot.
+        hits: how often it has read bytes from one.
+        polled_ns: nanoseconds for which it kept the loop from sleeping.
+    """
+
+    __slots__ = ("_lateness", "_loop", "_since_ns")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._lateness: Histogram | None = None
+        self._since_ns = time.monotonic_ns()
+
+    @property
+    def polled_share(self) -> float:
+        """The part of all time for which the loop was kept from sleeping, 0 to 1: so much of a processor."""
+        return self.polled_ns / max(time.monotonic_ns() - self._since_ns, self.polled_ns, 1)
+
+    @property
+    def lateness(self) -> Histogram:
+        """How late timers have fired, in ns: those of heartbeats, and that of a dashboard."""
+        if self._lateness is None:
+            self._lateness = Histogram()
+        return self._lateness
+
+    def record_lateness(self, seconds: float) -> None:
+        """Add how late a timer has fired, in seconds; one that fired early was not late."""
+        self.lateness.record_scaled(max(seconds, 0.0), _NS_PER_S)
+
+    def lateness_percentiles(self) -> LatencyPercentiles:
+        """The distribution of `lateness`, in microseconds."""
+        return LatencyPercentiles.of(self._lateness)
+
+    def snapshot(self) -> dict[str, Any]:
+        """All numbers as of now, in a dict that JSON takes."""
+        return {
+            "passes": self.passes,
+            "hits": self.hits,
+            "polled_share": self.polled_share,
+            "lateness_us": asdict(self.lateness_percentiles()),
+        }
+
+    def reset(self) -> None:
+        """Start over."""
+        self.passes = self.hits = self.polled_ns = 0
+        self._since_ns = time.monotonic_ns()
+        if self._lateness is not None:
+            self._lateness.reset()
+
+
+_of_loops: weakref.WeakValueDictionary[int, LoopMetrics] = weakref.WeakValueDictionary()
+
+
+def loop_metrics_of(loop: asyncio.AbstractEventLoop) -> LoopMetrics:
+    """The metrics of `loop`, as long as something uses them."""
+    found = _of_loops.get(id(loop))  # they keep their loop: no id is reused
+    if found is None:
+        found = _of_loops[id(loop)] = LoopMetrics(loop)
+    return found
 
 
 class MetricsCollector(Counters):
