@@ -23,7 +23,7 @@ class Poller:
 class PolledSession(Session):
     """A session that is polled for a while after each byte. `PolledSessionProtocol` is the class to make one of."""
 
-    def _poll(self, loop: asyncio.AbstractEventLoop, counters: LoopCounters, seconds: float) -> None:
+    def poll(self, loop: asyncio.AbstractEventLoop, counters: LoopCounters, seconds: float) -> None:
         """Have the poller of `loop`, which counts in `counters`, poll it for `seconds` after its last byte.
 
         To be called before it is opened. `math.inf`: for ever.

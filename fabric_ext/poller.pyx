@@ -204,12 +204,12 @@ cdef class Poller:
 
 
 cdef class PolledSession(Session):
-    """A session that is polled while it is hot; `_poll` is to be called before it is opened."""
+    """A session that is polled while it is hot; `poll` is to be called before it is opened."""
 
     def __cinit__(self, *args, **options):
         self._place = -1
 
-    def _poll(self, loop, LoopCounters counters not None, double seconds):
+    def poll(self, loop, LoopCounters counters not None, double seconds):
         """Have the poller of `loop`, which counts in `counters`, poll it for `seconds` after its last byte."""
         if self._poller is not None:
             raise RuntimeError("it is polled already")
@@ -220,8 +220,8 @@ cdef class PolledSession(Session):
         if self._transport._socket >= 0:
             prefer_busy_poll(self._transport._socket)
 
-    def _open(self, bint in_parts=False):
-        Session._open(self, in_parts)
+    def open(self, bint in_parts=False):
+        Session.open(self, in_parts)
         self.warm()
 
     def buffer_updated(self, Py_ssize_t n, /):

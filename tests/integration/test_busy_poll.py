@@ -233,7 +233,7 @@ async def test_a_client_reconnects_and_polls_again(stack: Stack, busy_poll: floa
         end = await held.next()
         await end.send(str(number))
         assert await client.recv() == str(number)
-        end._session_now._abort()  # type: ignore[union-attr]
+        end._session_now.abort()  # type: ignore[union-attr]
     end = await held.next()
     await end.send("again")
     assert await client.recv() == "again"
@@ -358,7 +358,7 @@ def test_a_loop_that_is_closed_over_hot_connections_leaves_nothing_running(loop_
         client = await WebSocketClient.connect(f"ws://127.0.0.1:{server.port}/", busy_poll=math.inf, **QUIET)
         await round_trips(client, 2)
         kept.extend((server, client))
-        client._session_now._abort()  # type: ignore[union-attr]
+        client._session_now.abort()  # type: ignore[union-attr]
         await server.shutdown(timeout=0)
         await client.close()
 

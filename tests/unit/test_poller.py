@@ -157,7 +157,7 @@ class End:
             fragment_size=0,
             close_timeout=5,
         )
-        self.session._poll(loop, loop.counters, busy_poll)  # type: ignore[arg-type]
+        self.session.poll(loop, loop.counters, busy_poll)  # type: ignore[arg-type]
         self.connection._begin_session(self.session)
 
     def _note(self, _: Any, message: Any) -> None:
@@ -362,7 +362,7 @@ def test_over_tls_the_loop_is_kept_awake_and_the_transport_reads(loop: Loop, mak
 
 def test_bytes_that_came_with_the_handshake_come_first(loop: Loop, make: Make) -> None:
     end = make()
-    end.session._feed(encode(TEXT, "first"))
+    end.session.feed_early(encode(TEXT, "first"))
     end.say("second")
     loop.turn()
     assert end.got == []
@@ -614,7 +614,7 @@ def test_what_is_polled_is_garbage_once_the_loop_is() -> None:
 def test_it_is_polled_by_one_poller(loop: Loop, make: Make) -> None:
     end = make()
     with pytest.raises(RuntimeError, match="polled already"):
-        end.session._poll(loop, loop.counters, 1)  # type: ignore[arg-type]
+        end.session.poll(loop, loop.counters, 1)  # type: ignore[arg-type]
 
 
 # --- against a model ---------------------------------------------------------------------------------------
