@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Self
 
-__all__ = ["LatencyPercentiles", "MetricsCollector"]
+__all__ = ["LatencyPercentiles", "LoopMetrics", "MetricsCollector", "loop_metrics_of"]
 
 _NS_PER_US = 1000
 _NS_PER_S = 1e9
@@ -130,12 +130,25 @@ class MetricsCollector(Counters):
     histograms.
     A histogram takes no memory before its first value, then 2 to 100 KB, more the wider its values spread.
 
+    Attributes:
+        loop: how the event loop does, on which this client or server runs; shared by all that run on it. None while
+            there is none.
+
     Args:
         significant_figures: digits to which durations are kept, 1 to 5. Each one more costs up to ten times
             the memory.
     """
 
-    __slots__ = ("_closes", "_figures", "_handshake", "_heartbeat_rtt", "_latency", "_refusals", "handshake_timeouts")
+    __slots__ = (
+        "_closes",
+        "_figures",
+        "_handshake",
+        "_heartbeat_rtt",
+        "_latency",
+        "_refusals",
+        "handshake_timeouts",
+        "loop",
+    )
 
     def __init__(self, significant_figures: int = 3) -> None:
         if not 1 <= significant_figures <= 5:
@@ -147,6 +160,7 @@ class MetricsCollector(Counters):
         self._closes: dict[int, int] | None = None
         self._refusals: dict[int, int] | None = None
         self.handshake_timeouts = 0
+        self.loop: LoopMetrics | None = None
         self.last_activity_ns = coarse_monotonic_now()
 
     # ------------------------------------------------------------------ recording
@@ -257,16 +271,18 @@ class MetricsCollector(Counters):
             "latency_us": asdict(self.latency_percentiles()),
             "heartbeat_rtt_us": asdict(self.heartbeat_percentiles()),
             "handshake_us": asdict(self.handshake_percentiles()),
+            "loop": None if self.loop is None else self.loop.snapshot(),
         }
 
     # ------------------------------------------------------------------ summing and starting over
 
     def add(self, other: Counters) -> None:
-        """Add the counters of `other` to these, and its histograms if it has any."""
+        """Add the counters of `other` to these, and its histograms if it has any; of two loops the first is kept."""
         super().add(other)
         if not isinstance(other, MetricsCollector):
             return
         self.handshake_timeouts += other.handshake_timeouts
+        self.loop = self.loop or other.loop
         self._refusals = _sum(self._refusals, other._refusals)
         self._closes = _sum(self._closes, other._closes)
         if other._latency is not None:
@@ -287,7 +303,7 @@ class MetricsCollector(Counters):
         return total
 
     def reset(self) -> None:
-        """Start over: counters to zero, histograms empty. `active_connections` stays, they are still open."""
+        """Start over: counters to zero, histograms empty. `active_connections` and `loop` stay: they are still open."""
         super().reset()
         self._closes = self._refusals = None
         self.handshake_timeouts = 0

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fabric._connection.base import BaseConnection
-    from fabric.metrics import MetricsCollector
+    from fabric.metrics import LoopMetrics, MetricsCollector
 
 __all__ = ["Dashboard"]
 
@@ -87,6 +87,8 @@ class Dashboard:
         self._viewers: set[BaseConnection] = set()
         self._samples: deque[bytes] = deque(maxlen=HISTORY)
         self._interval = Interval()
+        self._lateness = Interval()
+        self._polled = (0, 0)  # nanoseconds polled and hits, at the last sample
         self._last: tuple[float, dict[str, int]] | None = None
         self._pings: dict[BaseConnection, asyncio.Task[None]] = {}
 
@@ -144,7 +146,10 @@ class Dashboard:
                     with contextlib.suppress(Error):  # a page that does not keep up misses a sample
                         viewer.send_nowait(text)
                 self._ping_some()
+                due = time.monotonic() + INTERVAL
                 await asyncio.sleep(INTERVAL)
+                if self._server.metrics.loop is not None:
+                    self._server.metrics.loop.record_lateness(time.monotonic() - due)
         finally:
             for task in self._pings.values():
                 task.cancel()
@@ -190,11 +195,24 @@ class Dashboard:
             "bytes_out": per_second("bytes_sent"),
             "latency_us": [v / 1e3 for v in latest.values_at_percentiles(TIMELINE)] if latest.count else None,
             **_pressure(clients),
+            **self._of_loop(metrics.loop, elapsed),
             "slow_peer_drops": totals["slow_peer_drops"],
             "rate_limit_drops": totals["rate_limit_drops"],
             "errors": totals["send_errors"] + totals["receive_errors"],
             "reconnections": totals["reconnections"],
             "distribution": _distribution(metrics.latency),
+        }
+
+    def _of_loop(self, loop: LoopMetrics | None, elapsed: float) -> dict[str, Any]:
+        """How late timers are, and how the loop polls, since the last sample, `elapsed` seconds ago."""
+        if loop is None:
+            return {"lateness_us": None, "polled": None, "poll_hits": None}
+        (polled, hits), self._polled = self._polled, (loop.polled_ns, loop.hits)
+        late = self._lateness.take(loop.lateness)
+        return {
+            "lateness_us": [v / 1e3 for v in late.values_at_percentiles(TIMELINE)] if late.count else None,
+            "polled": round(min(max(loop.polled_ns - polled, 0) / elapsed / 1e9, 1.0), 4),
+            "poll_hits": round(max(loop.hits - hits, 0) / elapsed, 1),
         }
 
 

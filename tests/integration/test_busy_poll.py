@@ -291,6 +291,8 @@ async def test_several_servers_and_clients_on_one_loop(stack: Stack) -> None:
         await connect(stack, server, busy_poll=seconds) for server in servers for seconds in (0, 0.001, math.inf)
     ]
     await asyncio.gather(*(round_trips(client) for client in clients))
+    shared = {id(metrics.loop) for metrics in (*(c.metrics for c in clients), *(s.metrics for s in servers))}
+    assert shared == {id(loop_now())}
 
 
 async def test_many_hot_connections_have_their_turn_each(stack: Stack) -> None:
