@@ -217,13 +217,18 @@ class Dashboard:
 
 
 def _pressure(clients: Sequence[BaseConnection]) -> dict[str, Any]:
-    """Backpressure both ways: peers that do not read from us, and peers from which we do not read."""
+    """Backpressure both ways: peers that do not read from us, and peers from which we do not read.
+
+    `oldest_us` is how long the oldest message has waited, from the read that completed it, for its task to take it.
+    """
     waiting = [client for client in clients if client._outbox_size]
+    oldest = min((received for client in clients if (received := client._oldest_ns)), default=None)
     return {
         "waiting_connections": len(waiting),
         "waiting_messages": sum(client._outbox_size for client in waiting),
         "fullest_buffer": round(max((client.backpressure.level for client in waiting), default=0.0), 3),
         "paused_connections": sum(client.is_reading_paused for client in clients),
+        "oldest_us": None if oldest is None else max(round((time.monotonic_ns() - oldest) / 1e3, 1), 0.0),
     }
 
 
