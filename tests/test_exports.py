@@ -79,6 +79,15 @@ def test_each_module_imports_in_a_fresh_interpreter(module: str) -> None:
 
 
 def test_importing_needs_no_optional_package() -> None:
-    blocked = ("prometheus_client", "prompt_toolkit", "websockets", "aiohttp", "Cython", "setuptools")
+    blocked = (
+        "prometheus_client",
+        "prompt_toolkit",
+        "websockets",
+        "aiohttp",
+        "Cython",
+        "setuptools",
+        "uvicorn",
+        "click",
+    )
     program = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import fabric"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
