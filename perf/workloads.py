@@ -1,4 +1,4 @@
-"""The workloads (a) to (k): which cases each has, and how one case is measured once for one peer.
+"""The workloads (a) to (l): which cases each has, and how one case is measured once for one peer.
 
 A measurement is a flat dict of figures. `Case.start` starts a fresh server for one peer and yields what measures it
 once; the suite has several in turn before they end. Figures that mean the same have the same name everywhere:
@@ -25,7 +25,7 @@ from typing import Any
 
 import process
 import tools
-from peers import CLIENT_PEERS, FLOOR, SERVER_PEERS, SMALLEST, UWS, Peer
+from peers import ASGI_PEERS, CLIENT_PEERS, FLOOR, SERVER_PEERS, SMALLEST, UWS, Peer
 from process import Failed, Server, Steps
 
 Figures = dict[str, Any]
@@ -86,7 +86,7 @@ def once(
 
 def peer_named(name: str, needs: str = "") -> Peer:
     """The peer, or `Failed` if it is absent or cannot do what the case needs, some words."""
-    peer = SERVER_PEERS[name]
+    peer = (SERVER_PEERS | ASGI_PEERS)[name]
     if not peer.can.issuperset(needs.split()):
         raise Failed(f"{name} has no {needs} here")
     if not shutil.which(peer.command[0]):
@@ -103,6 +103,7 @@ def flags_for(needs: str) -> tuple[str, ...]:
         "broadcast": ("--broadcast",),
         "twice": ("--twice",),
         "twice tls": ("--twice", "--tls", str(tools.CERTIFICATE), str(tools.KEY)),
+        "fastapi": ("--fastapi",),
     }[needs]
 
 
@@ -116,6 +117,7 @@ def load_flags(needs: str) -> tuple[str, ...]:
         "broadcast": (),
         "twice": twice,
         "twice tls": (*twice, "--tls"),
+        "fastapi": (),
     }[needs]
 
 
@@ -310,7 +312,9 @@ def connections(quick: bool) -> Iterator[Case]:
 # ------------------------------------------------------------------ (i) idle connections
 
 
-def idle_memory(name: str, peers: tuple[str, ...], count: int, needs: str = "", touch: bool = False) -> Case:
+def idle_memory(
+    name: str, peers: tuple[str, ...], count: int, needs: str = "", touch: bool = False, workload: str = "i"
+) -> Case:
     """Private memory per idle connection; with `touch` after each has exchanged one message."""
 
     def measure(peer_name: str, effort: Effort) -> Figures:
@@ -334,7 +338,7 @@ def idle_memory(name: str, peers: tuple[str, ...], count: int, needs: str = "", 
                 steps.end()
         return {"bytes_per_connection": grown / count, "megabytes": grown / 1e6}
 
-    return once("i", name, peers, measure, {"connections": count, "needs": needs, "touched": touch})
+    return once(workload, name, peers, measure, {"connections": count, "needs": needs, "touched": touch})
 
 
 def idle_cpu(count: int, seconds: float) -> Case:
@@ -452,6 +456,19 @@ def two_sends(quick: bool) -> Iterator[Case]:
         yield served("k", "TLS, same core, 1 × 32 B", peers, "echo", needs="twice tls", same_core=True)
 
 
+# ------------------------------------------------------------------ (l) ASGI applications
+
+
+def asgi(quick: bool) -> Iterator[Case]:
+    """One echo, under uvicorn with different implementations of WebSockets."""
+    peers = tuple(ASGI_PEERS)
+    yield served("l", "bare, 1 × 32 B, depth 64", peers, "echo", "--depth", 64, "--poll")
+    yield served("l", "FastAPI, 1 × 32 B, depth 64", peers, "echo", "--depth", 64, "--poll", needs="fastapi")
+    if not quick:
+        yield served("l", "bare, same core, 1 × 32 B", peers, "echo", same_core=True)
+        yield idle_memory("bare, 1000 idle", peers, 1000, workload="l")
+
+
 #: Letter -> what it is, and its cases.
 WORKLOADS: dict[str, tuple[str, Callable[[bool], Iterator[Case]]]] = {
     "a": ("ping-pong", ping_pong),
@@ -465,5 +482,6 @@ WORKLOADS: dict[str, tuple[str, Callable[[bool], Iterator[Case]]]] = {
     "i": ("idle connections", idle),
     "j": ("growth", growth),
     "k": ("two sends a request", two_sends),
+    "l": ("ASGI applications under uvicorn", asgi),
     "n": ("instructions per message", instructions),
 }
