@@ -53,8 +53,9 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
-    from fabric._asgi.worker import UvicornWorker as UvicornWorker
     from fabric.compression import Agreement
+
+    UvicornWorker: type[Any]
 
 __all__ = ["WebSocketProtocol"]
 
@@ -87,9 +88,9 @@ _look_at_version(uvicorn.__version__)
 def __getattr__(name: str) -> Any:
     """`UvicornWorker`, which needs gunicorn, is imported when it is asked for."""
     if name == "UvicornWorker":
-        from fabric._asgi.worker import UvicornWorker
+        from fabric._asgi.worker import worker_class
 
-        return UvicornWorker
+        return worker_class(WebSocketProtocol)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -103,7 +104,7 @@ class _Settings:
         self.asgi = {"version": config.asgi_version, "spec_version": "2.4"}
         self.root_path = config.root_path
         self.limit_concurrency = config.limit_concurrency
-        self.resets_context = getattr(config, "reset_contextvars", False)  # uvicorn 0.44 and later
+        self.resets_context = getattr(config, "reset_contextvars", False)  # older versions have none
         self.compression = CompressionConfig(enabled=config.ws_per_message_deflate)
         self.max_size = sys.maxsize if config.ws_max_size is None else max(config.ws_max_size, 1)
         self.max_queue = config.ws_max_queue or sys.maxsize

@@ -1,7 +1,8 @@
-"""The worker class for gunicorn: that of uvicorn, with WebSockets on fabric's core."""
+"""The worker class for gunicorn: that of uvicorn, with other WebSockets."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 try:
@@ -11,10 +12,16 @@ except ModuleNotFoundError as error:
         f"fabric.asgi.UvicornWorker needs {error.name}: pip install gunicorn uvicorn-worker", name=error.name
     ) from None
 
-__all__ = ["UvicornWorker"]
+__all__ = ["worker_class"]
 
 
-class UvicornWorker(_UvicornWorker):  # type: ignore[misc]  # it has no types
-    """`gunicorn -k fabric.asgi.UvicornWorker app:app`. Subclasses change `CONFIG_KWARGS`, as uvicorn's do."""
+@functools.cache
+def worker_class(protocol: type[Any]) -> type[Any]:
+    """The worker class whose WebSockets are `protocol`. Subclasses change `CONFIG_KWARGS`, as uvicorn's do."""
 
-    CONFIG_KWARGS: ClassVar[dict[str, Any]] = {**_UvicornWorker.CONFIG_KWARGS, "ws": "fabric.asgi:WebSocketProtocol"}
+    class UvicornWorker(_UvicornWorker):  # type: ignore[misc]  # it has no types
+        """`gunicorn -k fabric.asgi.UvicornWorker app:app`."""
+
+        CONFIG_KWARGS: ClassVar[dict[str, Any]] = {**_UvicornWorker.CONFIG_KWARGS, "ws": protocol}
+
+    return UvicornWorker

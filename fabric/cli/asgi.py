@@ -9,9 +9,6 @@ from fabric.cli.arguments import UsageError
 
 __all__ = ["configure", "run"]
 
-PROTOCOL = "fabric.asgi:WebSocketProtocol"  # by its name: worker processes import it again
-
-
 def configure(commands: Any) -> None:
     """Add the command to the parser's subcommands. What follows it is uvicorn's, `--help` too."""
     parser = commands.add_parser("asgi", help="serve an ASGI application by uvicorn", add_help=False, prefix_chars="\0")
@@ -28,13 +25,15 @@ def run(arguments: argparse.Namespace) -> int:
         import click
         from click.core import ParameterSource
         from uvicorn.main import main as command
+
+        from fabric.asgi import WebSocketProtocol
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed: pip install 'websocket-fabric[asgi]'") from None
     try:
         with command.make_context("fabric asgi", list(arguments.arguments)) as context:
             if context.get_parameter_source("ws") is not ParameterSource.DEFAULT:
                 raise UsageError(f"--ws {context.params['ws']}: WebSockets are fabric's here; `uvicorn` has the others")
-            context.params["ws"] = PROTOCOL
+            context.params["ws"] = WebSocketProtocol
             command.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import inspect
 import logging
 import sys
 import zlib
 from typing import Any
 
 import pytest
+import uvicorn
 
 from fabric.client import WebSocketClient
 from support.asgi import Notes, Receive, Script, Send, accepted, echo, serve
@@ -444,6 +446,8 @@ async def test_eager_tasks(stack: contextlib.AsyncExitStack, http: str) -> None:
 
 @pytest.mark.parametrize("resets", [False, True])
 async def test_context_of_the_application(stack: contextlib.AsyncExitStack, resets: bool) -> None:
+    if "reset_contextvars" not in inspect.signature(uvicorn.Config).parameters:
+        pytest.skip("this uvicorn has no reset_contextvars")
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
     seen: list[str] = []
 
