@@ -432,6 +432,7 @@ async def test_a_log_line_for_what_is_accepted(
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+@pytest.mark.parametrize("loop_factory", ["asyncio"], indirect=True)
 async def test_eager_tasks(stack: contextlib.AsyncExitStack, http: str) -> None:
     asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
     try:
