@@ -107,14 +107,16 @@ class _Settings:
         self.resets_context = getattr(config, "reset_contextvars", False)  # older versions have none
         self.compression = CompressionConfig(enabled=config.ws_per_message_deflate)
         self.max_size = sys.maxsize if config.ws_max_size is None else max(config.ws_max_size, 1)
-        self.max_queue = config.ws_max_queue or sys.maxsize
+        self.max_queue = max(config.ws_max_queue, 1) if config.ws_max_queue else sys.maxsize
         self.logger = logging.getLogger("uvicorn.error")
-        self.has_ping_timeout = config.ws_ping_timeout is not None
+        self.has_ping_timeout = bool(config.ws_ping_timeout)
         self.keepalive: HeartbeatManager | None = None
-        if config.ws_ping_interval:
-            # A peer that has no time is asked again and again: `_Keepalive.fail`.
-            timeout = config.ws_ping_timeout if config.ws_ping_timeout is not None else config.ws_ping_interval
-            beat = HeartbeatConfig(mode="always", ping_interval=config.ws_ping_interval, ping_timeout=timeout)
+        interval = config.ws_ping_interval
+        if interval is not None and interval > 0:
+            # Without a timeout a peer is asked again and again: `_Keepalive.fail`.
+            beat = HeartbeatConfig(
+                mode="always", ping_interval=interval, ping_timeout=config.ws_ping_timeout or interval
+            )
             self.keepalive = HeartbeatManager(beat)
 
 
@@ -347,6 +349,8 @@ class WebSocketProtocol(AsgiConnection, asyncio.Protocol):
             self._phase = _Phase.OVER
             if self.is_connected:
                 self._hang_up()
+            elif self._session_now is None:
+                self._close_transport()
 
     # -- events of the application
 
@@ -478,7 +482,7 @@ class WebSocketProtocol(AsgiConnection, asyncio.Protocol):
 
     def _on_closing(self) -> None:
         self._stop_pings()
-        # Once the close frame has been answered. What comes first is that the connection is lost, on occasion.
+        # In the next turn the close frame has been answered. Where the connection is lost before, `_on_lost` tells.
         self.loop.call_soon(self._tell_end, self._session_now)
 
     def _tell_end(self, session: Session | None) -> None:

@@ -9,6 +9,7 @@ from fabric.cli.arguments import UsageError
 
 __all__ = ["configure", "run"]
 
+
 def configure(commands: Any) -> None:
     """Add the command to the parser's subcommands. What follows it is uvicorn's, `--help` too."""
     parser = commands.add_parser("asgi", help="serve an ASGI application by uvicorn", add_help=False, prefix_chars="\0")

@@ -354,6 +354,16 @@ async def test_a_bad_request_does_not_reach_the_application(
     await served.ended()
 
 
+@pytest.mark.parametrize("more", [("X-Large: " + "x" * 300_000,), tuple(f"X-{n}: x" for n in range(1000))])
+async def test_a_request_that_is_too_large(stack: contextlib.AsyncExitStack, more: tuple[str, ...]) -> None:
+    """httptools has no limit of its own."""
+    pytest.importorskip("httptools")
+    served = await serve(stack, echo, http="httptools")
+    peer = await ask(served.port, *more)
+    assert peer.answer is not None
+    assert peer.answer.status == 431
+
+
 async def test_a_server_at_its_limit(stack: contextlib.AsyncExitStack, http: str) -> None:
     served = await serve(stack, echo, http=http, limit_concurrency=2)
     async with await RawPeer.open(served.port) as first:
@@ -938,14 +948,15 @@ async def test_no_pong_is_the_end(stack: contextlib.AsyncExitStack) -> None:
     assert notes.events == [{"type": "websocket.disconnect", "code": 1011, "reason": "keepalive ping timeout"}]
 
 
-async def test_without_a_timeout_no_pong_is_waited_for(stack: contextlib.AsyncExitStack) -> None:
-    served = await serve(stack, echo, ws_ping_interval=0.05, ws_ping_timeout=None)
+@pytest.mark.parametrize("timeout", [None, 0.0])
+async def test_without_a_timeout_no_pong_is_waited_for(stack: contextlib.AsyncExitStack, timeout: float | None) -> None:
+    served = await serve(stack, echo, ws_ping_interval=0.05, ws_ping_timeout=timeout)
     async with await RawPeer.open(served.port) as peer:
         for _ in range(4):
             assert (await peer.frame()).opcode == PING
 
 
-@pytest.mark.parametrize("interval", [None, 0.0])
+@pytest.mark.parametrize("interval", [None, 0.0, -1.0])
 async def test_no_keepalive(stack: contextlib.AsyncExitStack, interval: float | None) -> None:
     served = await serve(stack, echo, ws_ping_interval=interval, ws_ping_timeout=0.01)
     async with await RawPeer.open(served.port) as peer:
