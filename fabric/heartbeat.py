@@ -122,6 +122,10 @@ class HeartbeatManager:
         loop: the scheduler; None = the running loop, when the first peer is added.
         on_rtt: called with a target and the round trip of its ping in seconds.
         clock: for round trips, in seconds; finer than the loop's.
+
+    Attributes:
+        pings_sent: so far, to all peers.
+        peers_failed: how many were found dead.
     """
 
     __slots__ = (
