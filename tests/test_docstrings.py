@@ -1,7 +1,8 @@
 """Every public name says what it is: modules, classes, functions, methods and properties.
 
 A name is public where a public module exports it, or where it is a member, without an underscore in front, that a
-public class has from this library. Compiled members are documented in their stub (`.pyi`), as `docs/conf.py` shows them.
+public class has from this library. Compiled members are documented in their stub (`.pyi`), as `docs/conf.py` shows
+them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """A market-data feed: prices by topic, the newest first for who is slow, and clients that come back where they were.
-
-python feed.py    # a server, a client that follows two symbols, and a lost connection in between
-"""
+It runs a server and a client that follows two symbols, and cuts their connection in between."""
 
 import asyncio
 import random
