@@ -43,7 +43,8 @@ LAYERS = {
         fabric._handshake.client fabric._handshake.server fabric._handshake.acceptor
         fabric._handshake
         fabric._client.heartbeats fabric._client.report fabric._client fabric.client
-        fabric.router fabric.auth fabric._server.listening fabric._server.dashboard fabric._server
+        fabric.router fabric.auth
+        fabric._server.listening fabric._server.descriptors fabric._server.dashboard fabric._server
         fabric.broker fabric.topics fabric._server.connected_client fabric.server fabric.runner fabric.websockets
     """,
     "top": """
