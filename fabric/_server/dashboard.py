@@ -324,7 +324,7 @@ def _distribution(histogram: Histogram) -> dict[str, Any]:
         "curve": [
             [percentile, value / 1e3]
             for percentile, value in zip(CURVE, values, strict=False)
-            if percentile in (0.0, 100.0) or round(histogram.count * (100 - percentile)) >= 100
+            if percentile == 100 or histogram.count >= round(100 / (100 - percentile))
         ],
     }
 
