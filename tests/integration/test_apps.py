@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,6 @@ import pytest
 
 from fabric import ClientConfig, ConnectionClosed, HandshakeFailed, WebSocketClient, WebSocketServer
 from fabric.testing import pair
-from support.chromium import Page, find_chromium
 from support.pages import ROOT
 from support.ports import reserved_port
 from support.serving import until
@@ -91,24 +90,6 @@ async def test_chat() -> None:
                 await event(ada, kind="none")
             assert ada.close_code == 1007
         await until(lambda: not chat.history)
-
-
-@pytest.mark.deadline(90)
-@pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)
-async def test_the_page_of_chat(require: Callable[[object, str], None], tmp_path: Path) -> None:
-    browser = find_chromium()
-    require(browser, "Chromium is not installed")
-    with loaded("chat") as chat:
-        async with chat.make_server("127.0.0.1:0") as server, Page.open(str(browser), tmp_path) as page:
-            place = f"127.0.0.1:{server.port}"
-            await page.goto(f"http://{place}/?name=Grace")
-            await page.until("document.getElementById('people').textContent === 'Grace'")
-            async with WebSocketClient.connect(f"ws://{place}/rooms/lobby?name=Ada") as ada:
-                await page.until("document.getElementById('people').textContent === 'Ada, Grace'")
-                await page.evaluate("text.value = '<i>hello</i>'; form.requestSubmit()")
-                assert (await event(ada, kind="said"))["text"] == "<i>hello</i>"
-                await page.until("document.querySelector('li')?.textContent === 'Grace: <i>hello</i>'")
-            assert page.problems == []
 
 
 # feed
