@@ -580,8 +580,11 @@ class WebSocketServer:
         if client._is_viewer:
             assert self._dashboard is not None
             handler = self._dashboard.feed
-        elif self._on_connect is not None:
-            self._call(self._on_connect, client)
+        else:
+            if self._dashboard is not None:
+                self._dashboard.opened(client)
+            if self._on_connect is not None:
+                self._call(self._on_connect, client)
         if handler is not None:
             running = handler(client)
             if not inspect.isawaitable(running):
@@ -604,6 +607,8 @@ class WebSocketServer:
             if not self._per_ip[client._ip]:
                 del self._per_ip[client._ip]
         client._metrics.record_disconnection(client._close_code)
+        if self._dashboard is not None:
+            self._dashboard.ended(client)
         if self._on_disconnect is not None and not client._is_viewer and not client._is_loop_closed:
             self._call(self._on_disconnect, client)
 

@@ -68,7 +68,12 @@ NORMAL_CLOSURE = frozenset({1000, 1001, 1005})
 
 
 class BaseConnection(Connection):
-    """One end of a WebSocket connection; see `WebSocketClient` and `ConnectedClient`."""
+    """One end of a WebSocket connection; see `WebSocketClient` and `ConnectedClient`.
+
+    Attributes:
+        messages_sent, messages_received: data messages so far, over all sessions.
+        bytes_sent, bytes_received: their payloads, before compression and after decompression.
+    """
 
     __slots__ = (
         "__dict__",
