@@ -65,6 +65,8 @@ from fabric.server import ConnectedClient, WebSocketServer
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
 from fabric_ext.protocol import State
 
+from fabric import sync as sync  # isort: skip  (`fabric.sync.connect` needs no import of its own)
+
 __version__ = VERSION
 
 __all__ = [

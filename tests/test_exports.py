@@ -36,7 +36,7 @@ CONTRACT = set(
 
 MODULES = """
     client server message config reconnect backpressure heartbeat metrics pool compression fragmentation
-    subprotocol headers ratelimit error runner router auth rpc
+    subprotocol headers ratelimit error runner router auth rpc sync
 """.split()
 
 EVERY_MODULE = [
