@@ -291,7 +291,7 @@ class WebSocketClient(BaseConnection):
             self._on_disconnect = None
             self._stop()
             if self._session_now is not None:
-                self._session_now._abort()
+                self._session_now.abort()
             raise
         self._is_handed_over = True
         session = self._session_now
@@ -354,8 +354,8 @@ class WebSocketClient(BaseConnection):
             if session.is_sending_parts:
                 raise InvalidState("on_session has returned inside a message in parts", state=other.state.name)
             self._handshake, self._subprotocol = other._handshake, other._subprotocol
-            if other._pulse is not None:
-                other._pulse.stop()
+            if other._liveness is not None:
+                other._liveness.stop()
             self._adopt(other)
         except BaseException:
             other._stop()
@@ -512,7 +512,7 @@ class WebSocketClient(BaseConnection):
                 if self._repair is not None:
                     self._repair.cancel()
                 if self._session_now is not None:
-                    self._session_now._abort()
+                    self._session_now.abort()
                 elif self._is_reconnecting:
                     self._end_outage(None)
                 raise
@@ -587,7 +587,7 @@ class WebSocketClient(BaseConnection):
         """Something in the repair raised that should not: close for good, with `error` as the reason."""
         self._keeps_on = False
         if self._session_now is not None:
-            self._session_now._abort(error)  # it ends the client
+            self._session_now.abort(error)  # it ends the client
         elif not self._is_closed:
             self._give_up(f"reconnecting to {self._authority} failed", error)
         if self._session_end is not None and not self._session_end.done() and self._loss is not None:

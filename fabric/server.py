@@ -21,13 +21,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterable
 from typing import TYPE_CHECKING, Any, Never, NoReturn, Self, Unpack
 
-from fabric._connection.base import BaseConnection, check_close, data_message, is_end
+from fabric._connection.base import check_close, data_message, is_end
 from fabric._connection.callbacks import check_callback, check_handler
 from fabric._connection.fork import stays_with_parent
 from fabric._handshake.rules import Rejection, switching_protocols, unavailable
 from fabric._handshake.server import PendingHandshakes, ServerHandshake, too_many_from_one_address
 from fabric._http.messages import Request, as_response, encode_headers
 from fabric._server import listening
+from fabric._server.connected_client import ConnectedClient
 from fabric._server.dashboard import Dashboard
 from fabric.broker import Broker, BrokerUnavailable, make_broker
 from fabric.compression import HEADER as EXTENSIONS
@@ -52,16 +53,15 @@ from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
 from fabric.topics import LISTENER_LIMIT, Listener, Outcome, Topics
 from fabric_ext.broadcast import Shared
 from fabric_ext.http_head import RequestHead
-from fabric_ext.receive_queue import inherits_in_c
-from fabric_ext.topics import Subscriber
 
 if TYPE_CHECKING:
     from fabric._config.options import ServerOptions
-    from fabric_ext.session import Session
 
 __all__ = ["ConnectedClient", "WebSocketServer"]
 
 logger = logging.getLogger("fabric.server")
+
+Handler = Callable[[ConnectedClient], Awaitable[Any]]
 
 # Of the answer to an opening handshake, what is not the application's to write; and a 101 has no content.
 OWN_FIELDS = frozenset(
@@ -91,115 +91,6 @@ class Phase(enum.Enum):
     RUNNING = "running"
     STOPPING = "shutting down"
     STOPPED = "stopped"
-
-
-Handler = Callable[["ConnectedClient"], Awaitable[Any]]
-
-
-@inherits_in_c
-class ConnectedClient(BaseConnection):
-    """A client's connection, as its server sees it."""
-
-    __slots__ = ("_ip", "_is_viewer", "_request", "_server", "_subscriber", "_task")
-
-    def __init__(self, server: WebSocketServer, request: Request, ip: str | None, *, is_viewer: bool = False) -> None:
-        super().__init__(
-            server._loop,
-            server.config,
-            masking=False,
-            metrics=server._viewer_metrics if is_viewer else server.metrics,
-            logger=logger,
-            on_message=server._on_message if server._is_callback and not is_viewer else None,
-        )
-        self._is_viewer = is_viewer  # a page of the dashboard
-        self._server = server
-        self._request = request
-        self._ip = ip
-        self._task: asyncio.Task[Any] | None = None
-        self._subscriber: Subscriber | None = None  # with its first subscription
-
-    @property
-    def id(self) -> uuid.UUID:
-        """Identity of this connection; `server.get_client(id)` finds it while it is open."""
-        known = self._id is not None
-        own = super().id
-        if not known and self in self._server._clients:
-            self._server._by_id[own] = self
-        return own
-
-    @property
-    def remote_addr(self) -> Any:
-        """The client's address: `(host, port)`, or longer for IPv6; what a proxy says where `proxy_protocol` is on."""
-        return self._remote_addr
-
-    @property
-    def request(self) -> Request:
-        """The request that opened this connection: path, query, headers."""
-        return self._request
-
-    @property
-    def state_data(self) -> dict[str, Any]:
-        """Of the application, for this connection; begins as what `process_request` put into `Request.state`."""
-        return self._request.state
-
-    @property
-    def server(self) -> WebSocketServer:
-        """The server that it is connected to."""
-        return self._server
-
-    @property
-    def topics(self) -> frozenset[str]:
-        """The topics and patterns that this client has subscribed to."""
-        return frozenset(() if self._subscriber is None else self._subscriber.topics)
-
-    def subscribe(self, topic: str) -> Outcome[None]:
-        """Send this client from now on what is published to a topic, or to those that fit a pattern (`fabric.topics`).
-
-        It acts at once. Awaited, it returns when the broker has confirmed it. Subscribing twice changes nothing. A
-        client gets each message once, however many of its subscriptions fit.
-
-        Raises:
-            ValueError: the name is not that of a topic or pattern.
-            ConnectionClosed: the connection has ended.
-        """
-        self._check_sending()
-        if self._subscriber is None:
-            self._subscriber = Subscriber(self)
-        return self._server.topics._subscribe(self._subscriber, topic)
-
-    def unsubscribe(self, topic: str) -> None:
-        """End a subscription; nothing happens where there is none."""
-        if self._subscriber is not None:
-            self._server.topics._unsubscribe(self._subscriber, topic)
-
-    def _opened(self) -> None:
-        self._local_addr = self.local_addr
-        self._server._connected(self)
-
-    def _handler_done(self, task: asyncio.Task[Any]) -> None:
-        """The handler has returned or raised: close the connection if it has not."""
-        self._server._task_done(task)
-        self._task = None
-        code, reason = 1000, ""
-        error = None if task.cancelled() else task.exception()
-        if error is not None and (self._is_open or not is_end(error)):
-            logger.error("the handler of connection %s raised", self.id, exc_info=error)
-            code, reason = 1011, "internal error"
-        if not self._is_open:
-            return
-        if self._outbox_size:
-            self._server._spawn(self.close(code, reason), self)
-        else:
-            self._begin_closing(code, reason)
-
-    def _on_lost(self, session: Session) -> None:
-        super()._on_lost(session)
-        self._server._disconnected(self)
-
-    def _on_writable(self) -> None:
-        if self._subscriber is not None and self._subscriber.waiting:
-            self._server.topics._send_waiting(self, self._subscriber.waiting)
-        super()._on_writable()
 
 
 class WebSocketServer:

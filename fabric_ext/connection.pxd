@@ -2,7 +2,8 @@ from cython cimport final
 
 from fabric_ext.message cimport Message
 from fabric_ext.ring cimport Ring
-from fabric_ext.session cimport Part, Session, SessionUser
+from fabric_ext.session cimport Session
+from fabric_ext.session_user cimport Part, SessionUser
 
 
 cdef class Connection(SessionUser):
@@ -40,8 +41,6 @@ cdef class Connection(SessionUser):
     cdef inline int check_here(self) except -1
     @final
     cdef inline int notice_closed_loop(self) except -1
-    @final
-    cdef int look_at_loop(self) except -1
     @final
     cdef int move(self, int event) except -1
     @final

@@ -7,7 +7,8 @@ from typing_extensions import disjoint_base
 from fabric_ext.counters import Counters
 from fabric_ext.message import Message
 from fabric_ext.protocol import State
-from fabric_ext.session import Part, Session, SessionUser
+from fabric_ext.session import Session
+from fabric_ext.session_user import Part, SessionUser
 
 _Sendable: TypeAlias = str | bytes | bytearray | memoryview | Message
 

@@ -10,7 +10,6 @@ A message is in one place at a time: with the caller, in the outbox, or with a s
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_Clear
 from cpython.object cimport PyObject
-from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF
 from cpython.unicode cimport PyUnicode_GET_LENGTH
 from cython cimport final, freelist, unlikely
@@ -22,8 +21,9 @@ from fabric_ext.message cimport K_BINARY, K_TEXT, Message
 from fabric_ext.protocol cimport CLOSE_BEGUN, CLOSED, ENDED, LOST, OPEN, OPENED, next_state
 from fabric_ext.receive_queue cimport Recv
 from fabric_ext.ring cimport Ring
-from fabric_ext.session cimport (PARTS, QUEUE_FULL, SKIP, SKIP_THEN_PARTS, WHOLE, Part, Session, SessionUser,
-                                 message_of, new_part)
+from fabric_ext.sender cimport message_of
+from fabric_ext.session cimport PARTS, QUEUE_FULL, SKIP, SKIP_THEN_PARTS, WHOLE, Session
+from fabric_ext.session_user cimport Part, SessionUser, new_part
 
 from fabric_ext.protocol import State
 
@@ -83,7 +83,7 @@ cdef class Connection(SessionUser):
         self._session = session
         self._taken_back = 0
         self._dropping = False
-        session._open(self._wants_parts)
+        session.open(self._wants_parts)
         self._wants_parts = False
         self.move(OPENED)
 
@@ -110,7 +110,7 @@ cdef class Connection(SessionUser):
         if session._read_pauses & QUEUE_FULL:
             session.resume(QUEUE_FULL)
         while other._items.size and not session._discarding:
-            session._deliver_held(other._items.pop())
+            session.deliver_held(other._items.pop())
 
     cdef int on_closing(self) except -1:
         return self.move(CLOSE_BEGUN)
@@ -282,6 +282,9 @@ cdef class Connection(SessionUser):
 
     # ------------------------------------------------------------------ sending
 
+    cdef object wrong_thread(self):
+        return _wrong_place("this connection belongs to another thread: use asyncio.run_coroutine_threadsafe")
+
     cdef void update_sendable(self) noexcept:
         self._sendable = (self._state == OPEN and self._session is not None and not self._session._transport.holds
                           and not self._session.sending_parts and self._outbox.size == 0 and self._waiting == 0
@@ -300,22 +303,10 @@ cdef class Connection(SessionUser):
 
     cdef inline int check_here(self) except -1:
         """Raise unless this is the connection's own thread; notice that its loop was closed."""
-        if self._session is None:
-            return 0
-        if unlikely(self._session._transport._thread_id != PyThread_get_thread_ident()):
-            raise _wrong_place("this connection belongs to another thread: use asyncio.run_coroutine_threadsafe")
-        return 0 if self._session._loop_writer.reading else self.look_at_loop()
+        return 0 if self._session is None else self._session.check_here()
 
     cdef inline int notice_closed_loop(self) except -1:
-        """A loop that was closed has closed the socket, and tells nobody: its descriptor may be another's by now."""
-        return 0 if self._session is None or self._session._loop_writer.reading else self.look_at_loop()
-
-    cdef int look_at_loop(self) except -1:
-        cdef Session session = self._session
-        if session._loop_writer.is_closed():
-            self._waiter = self._future = None # of a task that will not run any more
-            session.connection_lost(None)
-        return 0
+        return 0 if self._session is None else self._session.notice_closed_loop()
 
     def send(self, message, *, compress=None):
         """Send a message: `await connection.send("text")`.
@@ -480,7 +471,7 @@ cdef class Connection(SessionUser):
         """Send one part of a message; meanwhile other messages wait in the outbox."""
         if self._session is None:
             raise RuntimeError("not connected")
-        self._session._write_part(opcode, payload, fin, compress)
+        self._session.write_part(opcode, payload, fin, compress)
         self.update_sendable()
         if fin:
             self._end_parts()
@@ -489,7 +480,7 @@ cdef class Connection(SessionUser):
         """No message is being sent in parts any more."""
         if self._session is None:
             return
-        self._session._stop_parts()
+        self._session.stop_parts()
         self.update_sendable()
         self.drain_outbox()
         if self._outbox.size == 0 and not self._session._transport.holds:

@@ -1,6 +1,7 @@
 from cython cimport final
 
-from fabric_ext.session cimport Session, SessionUser
+from fabric_ext.session cimport Session
+from fabric_ext.session_user cimport SessionUser
 
 # What a receiver may ask for.
 cdef enum Form:
@@ -36,8 +37,6 @@ cdef class PlainConnection(SessionUser):
     cdef inline int check_here(self) except -1
     @final
     cdef inline int notice_closed_loop(self) except -1
-    @final
-    cdef int look_at_loop(self) except -1
     @final
     cdef bint is_congested(self) except -1
     @final

@@ -4,7 +4,8 @@ from typing import Any, Literal, Self, TypeAlias, TypeVar, final, overload
 
 from typing_extensions import disjoint_base
 
-from fabric_ext.session import Session, SessionUser
+from fabric_ext.session import Session
+from fabric_ext.session_user import SessionUser
 
 _BytesLike: TypeAlias = bytes | bytearray | memoryview
 _C = TypeVar("_C", bound=PlainConnection)

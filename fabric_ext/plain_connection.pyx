@@ -9,7 +9,6 @@ The Python class above it is `fabric.websockets.asyncio.connection.Connection`. 
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
-from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.unicode cimport PyUnicode_AsUTF8String, PyUnicode_GET_LENGTH
 from cython cimport final, unlikely
 
@@ -20,7 +19,8 @@ from fabric_ext.counters cimport Counters
 from fabric_ext.message cimport K_BINARY, K_TEXT, Message, new_message
 from fabric_ext.protocol cimport CLOSED, CLOSING, OPEN
 from fabric_ext.receive_queue cimport Recv
-from fabric_ext.session cimport QUEUE_FULL, Part, Session, SessionUser, new_part
+from fabric_ext.session cimport QUEUE_FULL, Session
+from fabric_ext.session_user cimport Part, SessionUser, new_part
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) noexcept
@@ -67,7 +67,7 @@ cdef class PlainConnection(SessionUser):
         self._session = session
         self._state = OPEN
         self.update_sendable()
-        session._open()
+        session.open()
 
     cdef int on_closing(self) except -1:
         self._state = CLOSING
@@ -244,22 +244,10 @@ cdef class PlainConnection(SessionUser):
 
     cdef inline int check_here(self) except -1:
         """Raise unless this is the connection's own thread; notice that its loop was closed."""
-        if self._session is None:
-            return 0
-        if unlikely(self._session._transport._thread_id != PyThread_get_thread_ident()):
-            raise RuntimeError("this connection belongs to another thread: use asyncio.run_coroutine_threadsafe")
-        return 0 if self._session._loop_writer.reading else self.look_at_loop()
+        return 0 if self._session is None else self._session.check_here()
 
     cdef inline int notice_closed_loop(self) except -1:
-        """A loop that was closed has closed the socket, and tells nobody: its descriptor may be another's by now."""
-        return 0 if self._session is None or self._session._loop_writer.reading else self.look_at_loop()
-
-    cdef int look_at_loop(self) except -1:
-        cdef Session session = self._session
-        if session._loop_writer.is_closed():
-            self._waiter = self._future = None # of a task that will not run any more
-            session.connection_lost(None)
-        return 0
+        return 0 if self._session is None else self._session.notice_closed_loop()
 
     cdef bint is_congested(self) except -1:
         """Does the transport hold so much that a sender is to wait?"""
@@ -324,14 +312,14 @@ cdef class PlainConnection(SessionUser):
         """Send one frame of a message in several; meanwhile other messages wait."""
         if self._session is None:
             raise RuntimeError("not connected")
-        self._session._write_part(opcode, payload, fin, None)
+        self._session.write_part(opcode, payload, fin, None)
         self._session.flush()
         self.update_sendable()
 
     def _end_parts(self):
         """No message is being sent in several frames any more."""
         if self._session is not None:
-            self._session._stop_parts()
+            self._session.stop_parts()
         self.update_sendable()
 
     # ------------------------------------------------------------------ for the class above, in Python

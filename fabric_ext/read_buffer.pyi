@@ -13,7 +13,7 @@ class Block:
 class ReadBuffer:
     """The block that all connections of one event loop read into.
 
-    Its size is 64 KB, doubled up to 512 KB while reads fill it, and 64 KB again after 256 reads in a row that a quarter
+    Its size is 64 KB, doubled up to 128 KB while reads fill it, and 64 KB again after 256 reads in a row that a quarter
     of it would have held. While a read is being delivered from it, other reads get another block.
     """
 

@@ -1,15 +1,13 @@
-from cython cimport final
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from cpython.pythread cimport PyThread_get_thread_ident
+from cython cimport final, unlikely
 
 from fabric_ext.assembler cimport Assembler
-from fabric_ext.counters cimport Counters
-from fabric_ext.deflate cimport Codec
+from fabric_ext.closing cimport CloseHandshake
 from fabric_ext.frames cimport Decoder
 from fabric_ext.message cimport Message
 from fabric_ext.read_buffer cimport Block, ReadBuffer
-from fabric_ext.receive_queue cimport ReceiveQueue
+from fabric_ext.sender cimport Sender
 from fabric_ext.throttle cimport Throttle
-from fabric_ext.writer cimport Writer
 
 # Why a socket is not being read.
 cdef enum Pause:
@@ -25,59 +23,14 @@ cdef enum Delivery:
     SKIP_THEN_PARTS = 3          # and the one after it is to be delivered part by part
 
 
-cdef class Part:
-    cdef readonly object data    # str or bytes
-    cdef readonly bint final
-    cdef readonly bint is_cut_off    # no part: the connection was lost, and the rest of the message with it
-
-
-cdef Part new_part(object data, bint last, bint is_cut_off)
-
-
-cdef class CloseHandshake:
-    cdef readonly str began_by       # "local" or "remote"
-    cdef readonly int sent_code      # of the close frame we sent; 0: none
-    cdef readonly int received_code  # of the close frame received; 0: none, 1005: it had no body
-    cdef readonly str reason         # what goes with the code that counts
-    cdef readonly str sent_reason    # of the close frame we sent
-    cdef readonly str received_reason    # of the one received
-    cdef readonly int fault          # the frames.Fault for which we failed the connection
-    cdef readonly object cause       # the exception behind it, or None
-    cdef readonly uint64_t oversize      # bytes that a message refused with 1009 has, or has at least
-
-
-cdef tuple message_of(object item)
-
-
-cdef class SessionUser(ReceiveQueue):
-    cdef Counters _counters      # shared with the other connections of the owner
-    cdef readonly long long messages_received  # these over all sessions
-    cdef readonly long long bytes_received
-    cdef readonly long long messages_sent
-    cdef readonly long long bytes_sent
-
-    cdef int deliver(self, Message message) except -1
-    cdef int deliver_part(self, Part part) except -1
-    cdef int on_closing(self) except -1
-    cdef int on_blocked(self) except -1
-    cdef int on_writable(self) except -1
-    cdef int on_unsent(self, list messages) except -1
-    cdef int on_ended(self) except -1
-    cdef object begin_send(self, object message, object option)
-
-
-cdef class Session(Writer):
-    cdef SessionUser _user       # None once the transport is gone
+cdef class Session(Sender):
     cdef object _loop
-    cdef Counters _counters
     cdef ReadBuffer _read_buffer
     cdef Block _block            # what the transport is reading into
     cdef bytes _early            # came behind the opening handshake and is not read yet; None
     cdef Decoder _decoder
-    cdef Codec _codec            # None: no compression negotiated
     cdef Throttle _throttle      # None: no inbound rate limit
     cdef Assembler _assembler    # while a message is joined or streamed
-    cdef Py_ssize_t _fragment_size     # payload bytes per outbound frame; 0: never split
     cdef Py_ssize_t _message_size      # bytes so far of the message being received
     cdef int _delivery           # Delivery
     cdef bint _in_parts          # so is the message being received
@@ -104,28 +57,22 @@ cdef class Session(Writer):
     cdef list cut_off            # after the end: messages whose end has not left; None
     cdef double close_timeout
 
-    # a message that is being sent in parts
-    cdef bint sending_parts
-    cdef bint _packing           # it is compressed
-    cdef int _parts_kind         # its opcode
-    cdef list _parts             # its parts, as long as the first of them is gathered; then None
-    cdef unsigned long _parts_flushes
+    @final
+    cdef inline int check_here(self) except -1:
+        """Raise unless this is the session's own thread; notice that its loop was closed."""
+        if unlikely(self._transport._thread_id != PyThread_get_thread_ident()):
+            self._refuse_thread()
+        return self.notice_closed_loop()
 
     @final
-    cdef int write_message(self, int opcode, const char* p, Py_ssize_t n, object message, object compress) except -1
-    @final
-    cdef int write_made(self, bytes frames, Py_ssize_t n, object message) except -1
-    @final
-    cdef bint compresses(self, Py_ssize_t n, object compress) except -1
-    @final
-    cdef bytes pack(self, const char* p, Py_ssize_t n, bint fin)
-    @final
-    cdef int append_frames(self, uint8_t first, const char* p, Py_ssize_t n, bint fin) except -1
-    @final
-    cdef int write_control(self, int opcode, bytes payload) except -1
-    @final
-    cdef inline void count_sent(self, Py_ssize_t n) noexcept
+    cdef inline int notice_closed_loop(self) except -1:
+        """A loop that was closed has closed the socket, and tells nobody: its descriptor may be another's by now."""
+        return 0 if self._loop_writer.reading else self._look_at_loop()
 
+    @final
+    cdef int _refuse_thread(self) except -1
+    @final
+    cdef int _look_at_loop(self) except -1
     @final
     cdef int read(self, Block block, Py_ssize_t n) except -1
     @final
@@ -175,8 +122,6 @@ cdef class Session(Writer):
     @final
     cdef int start_reading(self) except -1
     cdef int read_to_the_end(self) except -1
-    @final
-    cdef inline int after_writing(self) except -1
     @final
     cdef int _abort_now(self) except -1
     @final

@@ -11,59 +11,29 @@ import asyncio
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cython cimport final, likely, unlikely
+from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
 from fabric_ext.assembler cimport Assembler
 from fabric_ext.awaitable cimport reraise, take_reference
+from fabric_ext.closing cimport CloseHandshake, peer_is_done, unsent_of
 from fabric_ext.clock cimport coarse_monotonic_ns
-from fabric_ext.counters cimport Counters
 from fabric_ext.deflate cimport Codec
 from fabric_ext.frames cimport (BAD_COMPRESSION, BAD_UTF8, CALLBACK_FAILED, D_CONTROL, D_DATA, D_MESSAGE, D_MORE,
                                 RATE_EXCEEDED, READ_FAILED, TOO_LARGE, TOO_MANY_FRAGMENTS, Decoder)
-from fabric_ext.message cimport K_BINARY, K_CLOSE, K_CONTINUATION, K_PING, K_PONG, K_TEXT, Message, new_message
+from fabric_ext.message cimport K_CLOSE, K_CONTINUATION, K_PONG, K_TEXT, Message, new_message
 from fabric_ext.protocol cimport MAX_REASON, CloseFrame, fault_code, fault_text, read_close
 from fabric_ext.read_buffer cimport Block, read_buffer_of
+from fabric_ext.sender cimport Sender, message_of
+from fabric_ext.session_user cimport Part, SessionUser, new_part
 from fabric_ext.throttle cimport ADMIT, CLOSE, DROP, HELD, Throttle
 from fabric_ext.transport cimport Transport
-from fabric_ext.writer cimport LARGE, Writer, loop_writer_of
+from fabric_ext.writer cimport loop_writer_of
 
 from fabric_ext.deflate import CorruptData, OutputLimit
 
 cdef extern from "Python.h":
     PyObject* PyUnicode_DecodeUTF8(const char* p, Py_ssize_t n, const char* errors) noexcept
-
-cdef extern from *:
-    """
-    #include <poll.h>
-    #include <sys/ioctl.h>
-    #include <sys/socket.h>
-    #include <termios.h>
-
-    /* Bytes that the peer's kernel has not acknowledged. */
-    static int fabric_unsent(int fd) {
-        int n = 0;
-    #if defined(SO_NWRITE)
-        socklen_t size = sizeof(n);
-        if (getsockopt(fd, SOL_SOCKET, SO_NWRITE, &n, &size) < 0) n = 0;
-    #else
-        if (ioctl(fd, TIOCOUTQ, &n) < 0) n = 0;
-    #endif
-        return n;
-    }
-
-    /* Has the peer sent all that it will ever send? */
-    static int fabric_peer_is_done(int fd) {
-    #if defined(POLLRDHUP)
-        struct pollfd state = {fd, POLLRDHUP, 0};
-        return poll(&state, 1, 0) > 0 && (state.revents & (POLLRDHUP | POLLHUP | POLLERR));
-    #else
-        (void)fd;
-        return 0;
-    #endif
-    }
-    """
-    int unsent_of "fabric_unsent"(int fd) noexcept
-    bint peer_is_done "fabric_peer_is_done"(int fd) noexcept
 
 # For a caller that looks for -1 itself, and finds the exception set: an `except` clause costs as much as a small frame.
 ctypedef int (*Unchecked)(Session, Block, Py_ssize_t) noexcept
@@ -82,27 +52,6 @@ cdef object raised():
         return error
 
 
-cdef Part new_part(object data, bint last, bint is_cut_off):
-    cdef Part part = Part.__new__(Part)
-    part.data = data
-    part.final = last
-    part.is_cut_off = is_cut_off
-    return part
-
-
-@final
-cdef class Part:
-    """One part of a message that is received as a stream."""
-
-
-@final
-cdef class CloseHandshake:
-    """How the end of a session came about: began by whom, which codes, and why."""
-
-    def __cinit__(self):
-        self.reason = self.sent_reason = self.received_reason = ""
-
-
 def stop_loop(loop, error):
     """Have `error`, KeyboardInterrupt or SystemExit, end `loop.run_forever()`.
 
@@ -115,68 +64,7 @@ def _raise(error):
     raise error
 
 
-cdef tuple message_of(object item):
-    """What was sent, as (Message, compress); `item` is a str, bytes or Message, in a tuple where it has a `compress`."""
-    data, compress = item if type(item) is tuple else (item, None)
-    if type(data) is not Message:
-        data = new_message(K_TEXT if isinstance(data, str) else K_BINARY, data)
-    return data, compress
-
-
-cdef class SessionUser(ReceiveQueue):
-    """What a session reports to; the base of a connection."""
-
-    cdef int deliver(self, Message message) except -1:
-        """A message has arrived."""
-        return 0
-
-    cdef int deliver_part(self, Part part) except -1:
-        """A part of a message has arrived."""
-        return 0
-
-    cdef int on_closing(self) except -1:
-        """A close frame was sent or received, or the connection failed."""
-        return 0
-
-    cdef int on_blocked(self) except -1:
-        """The transport holds bytes that the kernel has not taken: nothing more can be sent now."""
-        return 0
-
-    cdef int on_writable(self) except -1:
-        """It holds none any more."""
-        return 0
-
-    cdef int on_unsent(self, list messages) except -1:
-        """The connection is lost; these messages, oldest first, counted as sent and were not."""
-        return 0
-
-    cdef int on_ended(self) except -1:
-        """The transport is gone."""
-        return 0
-
-    cdef object begin_send(self, object message, object option):
-        """What `send(message)` does when it is awaited: None when that was all, else the coroutine that goes on."""
-        raise TypeError(f"cannot send on a {type(self).__name__}")
-
-    def _is_followed(self, session):
-        """Does another session follow this one, which the peer has closed? Then nothing is worth waiting for."""
-        return False
-
-    def _on_pong(self, bytes payload):
-        """A pong arrived."""
-
-    def _explain(self, int fault, length, before, cause):
-        """What to say of a fault of the peer: `(code, reason, cause)`, or None to say what `fabric_ext.protocol` does.
-
-        `length` is what the frame announces, `before` what its message had before it, in bytes.
-        """
-        return None
-
-    def _on_failed(self, error, bint in_callback):
-        """The application's callback raised, or reading did; the connection is being failed with 1011."""
-
-
-cdef class Session(Writer):
+cdef class Session(Sender):
     """The asyncio protocol of one WebSocket transport.
 
     Args:
@@ -216,14 +104,14 @@ cdef class Session(Writer):
     def __reduce__(self):
         raise TypeError(f"cannot copy or pickle {type(self).__name__!r} object")
 
-    def _open(self, bint in_parts=False):
+    def open(self, bint in_parts=False):
         """Begin to read. `in_parts`: the first message is to be delivered in parts."""
         self._delivery = PARTS if in_parts else WHOLE
         if self._throttle is not None:
             self._throttle.start(self, self._loop, self._counters)
         self._transport.io.set_protocol(self)
 
-    def _feed(self, bytes data not None):
+    def feed_early(self, bytes data not None):
         """Read `data`, which came behind the opening handshake, before what the transport brings from now on."""
         self._early = data
         # Two turns of the loop later: the one in between begins the application's task. It can then answer each message
@@ -245,7 +133,7 @@ cdef class Session(Writer):
     # ------------------------------------------------------------------ called by the transport
 
     def connection_made(self, transport):
-        """The handshake had the transport before: see `_open`."""
+        """The handshake had the transport before: see `open`."""
 
     def get_buffer(self, hint, /):
         self.inbound_seen = True                   # bytes are a sign of life before they are a frame
@@ -326,7 +214,7 @@ cdef class Session(Writer):
             if unsent:
                 user.on_unsent(unsent)
             for message in held:                   # what was received is delivered, limit or not
-                self._deliver_held(message)
+                self.deliver_held(message)
         finally:
             self._discarding = True
             try:
@@ -508,7 +396,7 @@ cdef class Session(Writer):
         self._in_user = False
         return 0
 
-    def _deliver_held(self, Message message not None):
+    def deliver_held(self, Message message not None):
         """Deliver a message that was held back, by the rate limit or for another receiver."""
         cdef SessionUser user = self._user         # held, as in read()
         if user is None:
@@ -608,146 +496,20 @@ cdef class Session(Writer):
         else:
             self._end_check = self._loop.call_later(DONE_CHECK, self._look_for_end)
 
-    def _pause_for_rate(self):
+    def pause_for_rate(self):
         self.pause(OVER_RATE)
 
-    def _resume_for_rate(self):
+    def resume_for_rate(self):
         self.resume(OVER_RATE)
 
-    def _pause_overdrawn(self):
+    def pause_overdrawn(self):
         self.pause(OVERDRAWN)
 
-    def _resume_overdrawn(self):
+    def resume_overdrawn(self):
         self.resume(OVERDRAWN)
 
-    def _fail_for_rate(self):
+    def fail_for_rate(self):
         self.fail(RATE_EXCEEDED, None)
-
-    # ------------------------------------------------------------------ sending
-
-    cdef int write_message(self, int opcode, const char* p, Py_ssize_t n, object message, object compress) except -1:
-        """Send a data message, whose payload lies in `message` (str, bytes or Message); one frame or more."""
-        cdef uint8_t first = opcode
-        cdef bytes packed
-        cdef object entry = message if compress is None else (message, compress)
-        cdef bint large = n >= LARGE and not self._masking and not self._fragment_size
-        self.count_sent(n)
-        if unlikely(self._due):
-            self.take_due()
-        if large:
-            self.make_way()
-        if self._codec is not None and self.compresses(n, compress):
-            packed = self.pack(p, n, True)
-            p = PyBytes_AS_STRING(packed)
-            n = PyBytes_GET_SIZE(packed)
-            if large and n >= LARGE:
-                self.write_large(0xC0 | first, p, n, packed, entry)
-                return self.after_writing()
-            first |= 0x40
-        elif large and type(message) is bytes:
-            self.write_large(0x80 | first, p, n, message, entry)
-            return self.after_writing()
-        if self._fragment_size and n > self._fragment_size:
-            self.append_frames(first, p, n, True)
-        else:
-            self.append_frame(0x80 | first, p, n)
-        self.appended(entry)
-        return self.after_writing()
-
-    cdef inline int after_writing(self) except -1:
-        """Tell the user if nothing more can be sent now; inside another write that is not known yet, and it will tell."""
-        if self._transport.holds and not self._busy and self._user is not None:
-            self._user.on_blocked()
-        return 0
-
-    cdef inline void count_sent(self, Py_ssize_t n) noexcept:
-        self._user.messages_sent += 1
-        self._user.bytes_sent += n
-        self._counters.messages_sent += 1
-        self._counters.bytes_sent += n
-
-    cdef bint compresses(self, Py_ssize_t n, object compress) except -1:
-        """Is a message of `n` bytes compressed, of which its sender says `compress`?"""
-        return self._codec is not None and compress is not False and (n >= self._codec.threshold or compress is True)
-
-    cdef bytes pack(self, const char* p, Py_ssize_t n, bint fin):
-        cdef bytes packed = self._codec.compress_part(p, n, fin)
-        self._counters.compression_bytes_in += n
-        self._counters.compression_bytes_out += PyBytes_GET_SIZE(packed)
-        return packed
-
-    cdef int append_frames(self, uint8_t first, const char* p, Py_ssize_t n, bint fin) except -1:
-        """Gather a payload as one frame, or as several where it is larger than `fragment_size`."""
-        if self._fragment_size:
-            while n > self._fragment_size:
-                self.append_frame(first, p, self._fragment_size)
-                p += self._fragment_size
-                n -= self._fragment_size
-                first = K_CONTINUATION
-        return self.append_frame(0x80 | first if fin else first, p, n)
-
-    cdef int write_made(self, bytes frames, Py_ssize_t n, object message) except -1:
-        """Send a message of `n` payload bytes whose frames are made already."""
-        self.count_sent(n)
-        self.write_raw(PyBytes_AS_STRING(frames), PyBytes_GET_SIZE(frames), message)
-        return self.after_writing()
-
-    cdef int write_control(self, int opcode, bytes payload) except -1:
-        if unlikely(self._due):
-            self.take_due()
-        self.append_frame(0x80 | opcode, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
-        self.appended(None)
-        return self.after_writing()
-
-    def _write_ping(self, bytes payload not None):
-        """Send a ping, before whatever waits in the outbox."""
-        self.write_control(K_PING, payload)
-
-    def _write_pong(self, bytes payload not None):
-        """Send a pong that nobody asked for (RFC 6455 §5.5.3)."""
-        self.write_control(K_PONG, payload)
-
-    def _write_part(self, int opcode, bytes payload not None, bint fin, compress):
-        """Send one part of a message sent in parts; `opcode` 0 continues it.
-
-        Its first part decides whether it is compressed: the size of the whole is not known.
-        """
-        cdef Py_ssize_t n = PyBytes_GET_SIZE(payload)
-        cdef uint8_t first = opcode
-        cdef bytes packed
-        cdef bytes plain
-        cdef object message = None
-        if self._due:
-            self.take_due()
-        if opcode:
-            self._packing = self.compresses(n, compress)
-            self._parts = []
-            self._parts_kind = opcode
-            self._parts_flushes = self._flushes
-        self.sending_parts = not fin
-        if self._parts is not None:
-            if self._parts_flushes == self._flushes:
-                self._parts.append(payload)
-            else:
-                self._parts = None                 # its beginning has left
-        self._user.bytes_sent += n
-        self._counters.bytes_sent += n
-        if fin:
-            self._user.messages_sent += 1
-            self._counters.messages_sent += 1
-            if self._parts is not None:
-                plain = b"".join(self._parts)
-                message = new_message(self._parts_kind, plain.decode() if self._parts_kind == K_TEXT else plain)
-                self._parts = None
-        if self._packing:
-            packed = self.pack(PyBytes_AS_STRING(payload), n, fin)
-            if opcode:
-                first |= 0x40
-            self.append_frames(first, PyBytes_AS_STRING(packed), PyBytes_GET_SIZE(packed), fin)
-        else:
-            self.append_frames(first, PyBytes_AS_STRING(payload), n, fin)
-        self.appended(message)
-        self.after_writing()
 
     cdef int on_unsent(self, list messages) except -1:
         """The connection is lost, as the kernel says. The transport will learn it when it reads; if not, it is aborted."""
@@ -760,7 +522,7 @@ cdef class Session(Writer):
         self._transport.holds = True
         if self._user is not None:
             self._user.on_blocked()
-        self._abort()
+        self.abort()
         return 0
 
     # ------------------------------------------------------------------ control frames
@@ -793,7 +555,7 @@ cdef class Session(Writer):
 
     # ------------------------------------------------------------------ closing
 
-    def _close(self, int code, str reason not None):
+    def begin_close(self, int code, str reason not None):
         """Begin the close handshake: send our close frame and wait for the peer's."""
         cdef bytes body
         if self.closing is not None or self._user is None:
@@ -848,7 +610,7 @@ cdef class Session(Writer):
             code, reason, cause = told
         return self.fail_with(fault, code, reason, cause)
 
-    def _fail(self, int code, str reason not None, cause=None):
+    def fail_connection(self, int code, str reason not None, cause=None):
         """Fail the connection for a reason of the application."""
         self.fail_with(CALLBACK_FAILED, code, reason, cause)
 
@@ -914,7 +676,7 @@ cdef class Session(Writer):
         else:
             self._timer = None
             self.cut_off_bytes = left
-            self._abort()
+            self.abort()
 
     cdef Py_ssize_t unsent(self) except -1:
         """Bytes that wait in the transport or were not acknowledged by the peer's kernel."""
@@ -938,13 +700,24 @@ cdef class Session(Writer):
             return max(self._dropped - TLS_OVERHEAD * (self._dropped // 16384 + 2), 1)
         return max(self._dropped, 1)               # where the peer has dropped it: one, the transport does not say
 
-    def _abort(self, cause=None):
+    def abort(self, cause=None):
         """Drop the transport now, whatever it still holds; `cause` explains why, where nothing else does."""
         if cause is not None and self.abort_cause is None:
             self.abort_cause = cause
         self._abort_now()
 
-    # ------------------------------------------------------------------ for the connection in Python
+    # ------------------------------------------------------------------ for the connection
+
+    cdef int _refuse_thread(self) except -1:
+        if self._user is not None:
+            raise self._user.wrong_thread()
+        return 0
+
+    cdef int _look_at_loop(self) except -1:
+        if self._user is not None and self._loop_writer.is_closed():
+            self._user.forget_waiter()
+            self.connection_lost(None)
+        return 0
 
     cdef bint in_message(self) noexcept:
         return self._decoder.sequence.kind != 0 or self._decoder.inside
@@ -959,14 +732,6 @@ cdef class Session(Writer):
         return self._transport.holds
 
     @property
-    def is_sending_parts(self):
-        return self.sending_parts
-
-    def _stop_parts(self):
-        """The message that was being sent in parts is at its end, or abandoned."""
-        self.sending_parts = False
-
-    @property
     def is_reading_paused(self):
         return self._read_pauses != 0
 
@@ -978,14 +743,9 @@ cdef class Session(Writer):
     def has_partial_message(self):
         return self.in_message()
 
-    def _cut_off(self):
+    def cut_off_messages(self):
         """The messages of which a part has left, but not the end: the peer cannot have them."""
         return tuple(message_of(item)[0] for item in self.cut_off or ())
-
-    def _release_codec(self):
-        """Give back the memory of compression that an idle connection need not keep."""
-        if self._codec is not None:
-            self._codec.release_idle()
 
 
 cdef int deliver(Session session, Block block, Py_ssize_t n) except -1:

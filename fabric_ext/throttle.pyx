@@ -66,7 +66,7 @@ cdef class Throttle:
                 return DROP
             if self._held is None:
                 self._held = Ring()
-            self._session._pause_for_rate()
+            self._session.pause_for_rate()
             self._release_timer = self._loop.call_later(self._gate.reserve(n, now) * 1e-9, self._release)
         elif closing:
             return DROP
@@ -108,7 +108,7 @@ cdef class Throttle:
     cdef int _overdraw(self, int64_t ns) except -1:
         """What was taken will be there in `ns`: read nothing until then."""
         if ns > 0 and self._repay_timer is None and self._session is not None:
-            self._session._pause_overdrawn()
+            self._session.pause_overdrawn()
             self._repay_timer = self._loop.call_later(ns * 1e-9, self._repay)
         return 0
 
@@ -118,7 +118,7 @@ cdef class Throttle:
         if wait > 0:
             self._repay_timer = self._loop.call_later(wait * 1e-9, self._repay)
         else:
-            self._session._resume_overdrawn()
+            self._session.resume_overdrawn()
 
     def _release(self):
         """Deliver the oldest message that waits, whose turn it is, and what the limit then allows."""
@@ -127,18 +127,18 @@ cdef class Throttle:
         if self._held is None or self._session is None:
             return
         while self._held.size and wait == 0:
-            self._session._deliver_held(self._held.pop())
+            self._session.deliver_held(self._held.pop())
             if self._session is None:
                 return                             # ended by what the message brought about
             if self._held.size:
                 wait = self._gate.reserve(len(self._held.peek()), monotonic_ns())
         if wait < 0:
             self._held.clear()
-            self._session._fail_for_rate()
+            self._session.fail_for_rate()
         elif wait:
             self._release_timer = self._loop.call_later(wait * 1e-9, self._release)
         else:
-            self._session._resume_for_rate()
+            self._session.resume_for_rate()
 
     cdef list stop(self):
         """The session has ended: stop the timers; the messages that waited, oldest first."""

@@ -17,7 +17,7 @@ cdef class Transport(WSTransport):
     @final
     cdef bint _may_write(self) except -1
     @final
-    cdef int write_two(self, const char* head, Py_ssize_t size, const char* p, Py_ssize_t n, bytes owner) except -1
+    cdef int write_two(self, const char* head, Py_ssize_t size, const char* p, Py_ssize_t n, object owner) except -1
     @final
     cdef int pass_on(self, object data) except -1
     @final

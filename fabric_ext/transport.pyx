@@ -102,8 +102,11 @@ cdef class Transport(WSTransport):
             return
         self.pass_on(data[sent:] if sent > 0 else data)
 
-    cdef int write_two(self, const char* head, Py_ssize_t size, const char* p, Py_ssize_t n, bytes owner) except -1:
-        """As write(), for a header and a payload that is not copied: it lies in `owner`."""
+    cdef int write_two(self, const char* head, Py_ssize_t size, const char* p, Py_ssize_t n, object owner) except -1:
+        """As write(), for a header and a payload that lies in `owner`, bytes or str, and is not copied.
+
+        What the kernel does not take of a str is: the loop's transport wants bytes.
+        """
         cdef ssize_t sent = 0
         cdef Py_ssize_t start
         if self.closed:
@@ -120,6 +123,8 @@ cdef class Transport(WSTransport):
         if sent < size:
             self.pass_on(PyBytes_FromStringAndSize(head + sent, size - sent))
             sent = size
+        if not isinstance(owner, bytes):
+            return self.pass_on(PyBytes_FromStringAndSize(p + (sent - size), n - (sent - size)))
         start = p - PyBytes_AS_STRING(owner) + (sent - size)
         return self.pass_on(memoryview(owner)[start:start + n - (sent - size)])
 

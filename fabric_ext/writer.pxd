@@ -106,7 +106,7 @@ cdef class Writer:
         return 0
 
     @final
-    cdef int write_large(self, uint8_t first, const char* p, Py_ssize_t n, bytes payload, object message) except -1
+    cdef int write_large(self, uint8_t first, const char* p, Py_ssize_t n, object payload, object message) except -1
     @final
     cdef int make_way(self) except -1
     @final

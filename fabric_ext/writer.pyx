@@ -93,10 +93,12 @@ cdef class LoopWriter:
 
     cdef int flush_all(self) except -1:
         cdef Writer writer
+        cdef int64_t now = monotonic_ns() if self._first is not None else 0
         while self._first is not None:
             writer = self._first
             self._first, writer._next = writer._next, None
             writer._is_gathered = False
+            writer._last_sent = now
             if writer._corks:
                 continue                       # it leaves when they are gone
             try:
@@ -219,8 +221,8 @@ cdef class Writer:
         self._next, writer._first = writer._first, self
         return 0 if writer.reading else writer._schedule_turn()
 
-    cdef int write_large(self, uint8_t first, const char* p, Py_ssize_t n, bytes payload, object message) except -1:
-        """Write one unmasked frame whose payload lies in `payload` and is not copied, if it can leave now."""
+    cdef int write_large(self, uint8_t first, const char* p, Py_ssize_t n, object payload, object message) except -1:
+        """Write one unmasked frame whose payload lies in `payload`, str or bytes, and is not copied, if it can leave now."""
         cdef uint8_t header[MAX_HEADER]
         cdef Py_ssize_t size
         cdef bint returned = False

@@ -32,7 +32,8 @@ from fabric.message import Message, MessageType
 from fabric_ext import connection, receive_queue
 from fabric_ext.connection import Connection
 from fabric_ext.frames import Fault
-from fabric_ext.session import Part, SessionProtocol
+from fabric_ext.session import SessionProtocol
+from fabric_ext.session_user import Part
 from fabric_ext.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -42,8 +43,9 @@ if TYPE_CHECKING:
     from fabric.heartbeat import HeartbeatManager
     from fabric.metrics import MetricsCollector
     from fabric_ext.bucket import RateGate
+    from fabric_ext.closing import CloseHandshake
     from fabric_ext.deflate import Codec
-    from fabric_ext.session import CloseHandshake, Session
+    from fabric_ext.session import Session
 
 __all__ = ["BaseConnection", "Sendable", "check_close", "data_message", "is_end", "is_normal", "loss_of"]
 
@@ -76,6 +78,7 @@ class BaseConnection(Connection):
         "_cut_off_messages",
         "_id",
         "_latency",
+        "_liveness",
         "_local_addr",
         "_logger",
         "_loss",
@@ -84,7 +87,6 @@ class BaseConnection(Connection):
         "_on_loss",
         "_parts_lock",
         "_parts_now",
-        "_pulse",
         "_remote_addr",
         "_subprotocol",
         "_undelivered",
@@ -125,7 +127,7 @@ class BaseConnection(Connection):
         self._remote_addr: Any = None
         self._parts_lock: asyncio.Lock | None = None
         self._parts_now: object | None = None  # stands for the message that is being sent in parts
-        self._pulse: LivenessProbe | None = None  # while the heartbeat watches this connection
+        self._liveness: LivenessProbe | None = None  # while the heartbeat watches this connection
         self._undelivered: tuple[Message, ...] = ()
         self._cut_off_messages: tuple[Message, ...] = ()  # of the latest session: a part of each has left, not the end
         self._writable_waiters: list[asyncio.Future[None]] | None = None
@@ -159,7 +161,7 @@ class BaseConnection(Connection):
         self._begin_life(session)
         self._tell("is open")
         if rest:
-            session._feed(rest)
+            session.feed_early(rest)
 
     def _begin_life(self, session: Session) -> None:
         """Do what is to be done when a session has begun; if that raises, the connection says so and ends."""
@@ -167,7 +169,7 @@ class BaseConnection(Connection):
             self._opened()
         except Exception as error:
             self._logger.error("connection %s: opening it failed", self.id, exc_info=error)
-            session._close(1011, "internal error")
+            session.begin_close(1011, "internal error")
 
     def _tell(self, text: str, *args: object, **extra: object) -> None:
         """Write to the log, at DEBUG, what has become of this connection."""
@@ -582,7 +584,7 @@ class BaseConnection(Connection):
         answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         unanswered[payload] = answer, time.perf_counter_ns()
         try:
-            session._write_ping(payload)
+            session.write_ping(payload)
             return await answer
         finally:
             unanswered.pop(payload, None)
@@ -590,7 +592,7 @@ class BaseConnection(Connection):
 
     def _on_pong(self, payload: bytes) -> None:
         """RFC 6455 §5.5.3: a pong answers its ping, and every one sent before."""
-        beat = None if self._pulse is None else self._pulse.pong(payload)
+        beat = None if self._liveness is None else self._liveness.pong(payload)
         if beat is not None:
             self._record_rtt(beat)
         session = self._session_now
@@ -612,7 +614,7 @@ class BaseConnection(Connection):
     def _begin_heartbeat(self, manager: HeartbeatManager | None) -> None:
         """Have `manager` find out whether the other end is still there, as long as there is this transport."""
         if manager is not None:
-            self._pulse = LivenessProbe(self, manager)
+            self._liveness = LivenessProbe(self, manager)
 
     # -- closing
 
@@ -652,16 +654,16 @@ class BaseConnection(Connection):
         session = self._session_now
         if session is not None:
             session.cut_off_bytes = self._left_to_send()
-            session._abort()
+            session.abort()
 
     def _abort(self) -> None:
         """End the connection now, without a close frame."""
         if self._session_now is not None:
-            self._session_now._abort()
+            self._session_now.abort()
 
     def _begin_closing(self, code: int, reason: str) -> None:
         if self._is_open and self._session_now is not None:
-            self._session_now._close(code, reason)
+            self._session_now.begin_close(code, reason)
 
     async def wait_closed(self) -> None:
         """Wait until the connection is closed for good."""
@@ -685,7 +687,7 @@ class BaseConnection(Connection):
         """`session` has ended: settle the close code, and fail whatever waited for its transport."""
         error = self._loss = loss_of(session, self._config.max_message_size)
         self._close_code, self._close_reason = error.code, error.reason
-        self._cut_off_messages = session._cut_off()
+        self._cut_off_messages = session.cut_off_messages()
         if session.cut_off_bytes:
             self._logger.warning(
                 "connection %s: %d bytes were not delivered, the peer took none within %g seconds",
@@ -693,9 +695,9 @@ class BaseConnection(Connection):
                 session.cut_off_bytes,
                 self._config.close_timeout,
             )
-        if self._pulse is not None:
-            self._pulse.stop()
-            self._pulse = None
+        if self._liveness is not None:
+            self._liveness.stop()
+            self._liveness = None
         if session.pings:
             for answer, _ in session.pings.values():
                 if not answer.done():

@@ -28,10 +28,10 @@ _HAS_TCP_INFO = sys.platform == "linux"
 class LivenessProbe:
     """One connection, watched by `manager` until `stop`."""
 
-    __slots__ = ("_exchanged", "_manager", "_peer")
+    __slots__ = ("_connection", "_exchanged", "_manager")
 
-    def __init__(self, peer: Any, manager: HeartbeatManager) -> None:
-        self._peer = peer  # a fabric._connection.base.BaseConnection, which makes its own pulse
+    def __init__(self, connection: Any, manager: HeartbeatManager) -> None:
+        self._connection = connection  # a fabric._connection.base.BaseConnection, which makes its own probe
         self._manager = manager
         self._exchanged = -1  # messages, when the latest ping was sent
         manager.add(self)
@@ -48,23 +48,23 @@ class LivenessProbe:
 
     @property
     def inbound_seen(self) -> bool:
-        session = self._peer._session_now
+        session = self._connection._session_now
         return bool(session is not None and session.inbound_seen)
 
     @inbound_seen.setter
     def inbound_seen(self, seen: bool) -> None:
-        session = self._peer._session_now
+        session = self._connection._session_now
         if session is not None:
             session.inbound_seen = seen
 
     @property
     def is_reading_paused(self) -> bool:
-        return bool(self._peer.is_reading_paused)
+        return bool(self._connection.is_reading_paused)
 
     @property
     def ping_is_queued(self) -> bool:
         """In the transport's buffer, or in the kernel's, sent but not acknowledged included."""
-        if self._peer._is_blocked:
+        if self._connection._is_blocked:
             return True
         sock = self._socket()
         if sock is None or _silence_of(sock) is None:
@@ -79,25 +79,25 @@ class LivenessProbe:
         return None if silence is None else silence <= within
 
     def _socket(self) -> Any:
-        transport = self._peer._transport
+        transport = self._connection._transport
         return None if transport is None else transport.get_extra_info("socket")
 
     def send_ping(self, payload: bytes) -> None:
-        peer = self._peer
-        session = peer._session_now
-        if session is None or not peer.is_connected:
+        connection = self._connection
+        session = connection._session_now
+        if session is None or not connection.is_connected:
             return
-        exchanged = peer.messages_sent + peer.messages_received
+        exchanged = connection.messages_sent + connection.messages_received
         if exchanged == self._exchanged:
-            session._release_codec()  # nothing was exchanged for a whole interval
+            session.release_codec()  # nothing was exchanged for a whole interval
         self._exchanged = exchanged
-        session._write_ping(payload)
+        session.write_ping(payload)
 
     def fail(self, reason: str) -> None:
-        self._peer._logger.info("connection %s: %s", self._peer.id, reason)
-        session = self._peer._session_now
+        self._connection._logger.info("connection %s: %s", self._connection.id, reason)
+        session = self._connection._session_now
         if session is not None:
-            session._abort(Timeout("heartbeat", self._manager.config.ping_timeout))
+            session.abort(Timeout("heartbeat", self._manager.config.ping_timeout))
 
 
 def _silence_of(sock: Any) -> float | None:

@@ -114,7 +114,7 @@ async def test_what_is_cut_off_is_told(
     ) as client:
         server_end = await held.next()
         sender, receiver = (client, server_end) if side == "client" else (server_end, client)
-        receiver._session_now._pause_for_rate()  # takes nothing from now on
+        receiver._session_now.pause_for_rate()  # takes nothing from now on
         shrink(sender)
         sent = 0
         if one:
@@ -132,7 +132,7 @@ async def test_what_is_cut_off_is_told(
         back = [number_of(message) for message in sender.undelivered]
         assert back
         assert back == list(range(sent - len(back), sent))  # the kernel may have taken some before
-        receiver._session_now._abort()
+        receiver._session_now.abort()
         held.release()
 
 

@@ -15,7 +15,7 @@ import trustme
 from fabric.config import BackpressureConfig
 from fabric.error import ConnectionClosed
 from fabric.server import ConnectedClient
-from fabric_ext.session import Part
+from fabric_ext.session_user import Part
 from support.frames import BINARY, CONTINUATION, PING, PONG, TEXT, Wire, encode
 from support.raw_peer import RawPeer, request
 from support.serving import Held, Recorder, serve, turns, until

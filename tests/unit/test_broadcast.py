@@ -103,7 +103,7 @@ async def test_what_is_sent_on_a_connection_takes_what_is_due_first(kernels: lis
     peer.send_nowait(b"x" * 100_000)
     assert payloads(kernels[0].take())[0] == [b"4"]
     publish(b"5", [peer])
-    peer._session_now._write_ping(b"6")
+    peer._session_now.write_ping(b"6")
     publish(b"7", [peer])
     peer._write_part(BINARY, b"8", False, None)
     peer._write_part(0, b"9", True, None)
@@ -126,7 +126,7 @@ async def test_flush_takes_it_too(kernels: list[Kernel]) -> None:
 async def test_a_close_leaves_behind_what_is_due(kernels: list[Kernel]) -> None:
     peers = [Peer(kernel) for kernel in kernels[:2]]
     publish(b"1", peers)
-    peers[0]._session_now._close(1000, "")
+    peers[0]._session_now.begin_close(1000, "")
     peers[1].transport.feed(encode(CLOSE, b"\x03\xe8"))
     for kernel in kernels[:2]:
         frames = [frame for call in kernel.take() for frame in decode_all(call)]

@@ -332,7 +332,7 @@ async def test_a_message_in_parts_lets_no_other_between_them() -> None:
     transport = connect(peer)
     peer._write_part(TEXT, b"1", False, None)
     peer.send_nowait("other")
-    peer._session_now._write_ping(b"ping")  # type: ignore[union-attr]
+    peer._session_now.write_ping(b"ping")  # type: ignore[union-attr]
     peer._write_part(0, b"2", True, None)
     assert [(frame.opcode, frame.payload) for frame in decode_all(transport.output)] == [
         (TEXT, b"1"),

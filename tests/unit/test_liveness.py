@@ -61,13 +61,13 @@ class Recording:
         self._logger = logging.getLogger("fabric.test")
         self._session_now: Recording | None = self
 
-    def _write_ping(self, payload: bytes) -> None:
+    def write_ping(self, payload: bytes) -> None:
         self.done.append("ping")
 
-    def _release_codec(self) -> None:
+    def release_codec(self) -> None:
         self.done.append("release")
 
-    def _abort(self, cause: BaseException | None = None) -> None:
+    def abort(self, cause: BaseException | None = None) -> None:
         self.causes.append(cause)
 
 
@@ -82,15 +82,15 @@ class Nobody:
 
 def test_what_was_idle_from_one_ping_to_the_next_lets_its_compression_go() -> None:
     peer = Recording()
-    pulse = LivenessProbe(peer, Nobody())  # type: ignore[arg-type]
-    pulse.send_ping(b"1")
+    probe = LivenessProbe(peer, Nobody())  # type: ignore[arg-type]
+    probe.send_ping(b"1")
     peer.messages_sent += 1
-    pulse.send_ping(b"2")
+    probe.send_ping(b"2")
     assert peer.done == ["ping", "ping"]
-    pulse.send_ping(b"3")
+    probe.send_ping(b"3")
     assert peer.done == ["ping", "ping", "release", "ping"]
     peer.messages_received += 1
-    pulse.send_ping(b"4")
+    probe.send_ping(b"4")
     assert peer.done[4:] == ["ping"]
 
 

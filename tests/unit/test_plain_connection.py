@@ -12,7 +12,7 @@ import pytest
 from fabric_ext.deflate import DeflateCodec
 from fabric_ext.frames import Fault
 from fabric_ext.plain_connection import Fragments, PlainConnection, broadcast
-from fabric_ext.session import Part
+from fabric_ext.session_user import Part
 from support.fake_transport import FakeTransport, in_loop
 from support.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Wire, close_frame, decode_all, encode
 
@@ -46,7 +46,7 @@ class Peer(PlainConnection):
 
     def _on_too_many_fragments(self) -> None:
         self.told.append("too many")
-        self.session._fail(1009, "too many")
+        self.session.fail_connection(1009, "too many")
 
     def _explain(self, fault: int, length: int, before: int, cause: Any) -> Any:
         self.faults.append((Fault(fault), length, before, cause))
@@ -302,7 +302,7 @@ async def test_iteration_ends_quietly_or_not(quiet: bool) -> None:
 async def test_both_close_frames_are_told_with_their_reasons() -> None:
     peer = Peer()
     transport = peer.open()
-    peer.session._close(3000, "mine")
+    peer.session.begin_close(3000, "mine")
     transport.feed(close_frame(4000, "yours"))
     closing = peer.session.closing
     assert (closing.sent_code, closing.sent_reason, closing.received_code, closing.received_reason) == (
@@ -327,7 +327,7 @@ async def test_failing_says_why_and_reads_no_more() -> None:
     peer = Peer()
     transport = peer.open()
     error = ValueError("why")
-    peer.session._fail(1011, "because", error)
+    peer.session.fail_connection(1011, "because", error)
     [frame] = sent(transport)
     assert (frame.opcode, frame.close_code, frame.close_reason) == (CLOSE, 1011, "because")
     assert transport.eof
@@ -335,7 +335,7 @@ async def test_failing_says_why_and_reads_no_more() -> None:
     assert peer.queued == 0
     closing = peer.session.closing
     assert (closing.sent_code, closing.received_code, closing.cause) == (1011, 0, error)
-    peer.session._fail(1002, "again")
+    peer.session.fail_connection(1002, "again")
     assert sent(transport) == []
 
 
@@ -452,7 +452,7 @@ async def test_without_limits_reading_never_stops() -> None:
 async def test_what_comes_while_closing_does_not_fill_the_queue_for_ever() -> None:
     peer = Peer(high=2, low=1)
     transport = peer.open()
-    peer.session._close(1000, "")
+    peer.session.begin_close(1000, "")
     for i in range(10):
         transport.feed(encode(TEXT, str(i)))
     assert peer.queued == 3

@@ -5,102 +5,30 @@ from __future__ import annotations
 import asyncio
 import socket
 import tracemalloc
-import zlib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from fabric_ext.bucket import RateGate, TokenBucket
-from fabric_ext.connection import Connection
-from fabric_ext.counters import Counters
 from fabric_ext.deflate import DeflateCodec
 from fabric_ext.frames import Fault
 from fabric_ext.protocol import State
-from fabric_ext.session import Part
+from fabric_ext.session_user import Part
 from fabric_ext.throttle import Throttle
 from support.fake_time import in_fake_time
 from support.fake_transport import FakeTransport, in_loop
 from support.frames import (
     BINARY,
-    CLOSE,
     CONTINUATION,
     PING,
     PONG,
     TEXT,
     Wire,
     close_frame,
-    decode_all,
     encode,
 )
-
-LIMIT = 1000
-MAX_FRAGMENTS = 5
-Data = str | bytes
-
-
-class Peer(Connection):
-    """A connection that notes what its session reports.
-
-    Attributes:
-        got: payloads, of a callback or of parts.
-        counters: what its session counts in.
-        failures: what `_on_failed` was told.
-        pongs: payloads.
-        session: the latest one.
-    """
-
-    def __init__(self, on_message: Any = "note", *, queue_limit: int = 1000, queue_byte_limit: int = 1 << 30) -> None:
-        self.counters = Counters()
-        self.got: list[Data] = []
-        self.failures: list[tuple[BaseException, bool]] = []
-        self.pongs: list[bytes] = []
-        self.replaced = False
-        super().__init__(
-            asyncio.get_running_loop(),
-            self.counters,
-            queue_limit=queue_limit,
-            queue_byte_limit=queue_byte_limit,
-            on_message=Peer.note if on_message == "note" else on_message,
-        )
-
-    def note(self, message: Any) -> None:
-        self.got.append(message.as_text() if message.is_text else message.as_bytes())
-
-    def open(self, *, kernel: socket.socket | None = None, secure: bool = False, **options: Any) -> FakeTransport:
-        options = {"max_message_size": LIMIT, "max_fragments": MAX_FRAGMENTS, "close_timeout": 5.0, **options}
-        transport = FakeTransport(kernel, secure=secure).connect(self, **options)
-        self.session: Any = self._session_now
-        return transport
-
-    def _on_pong(self, payload: bytes) -> None:
-        self.pongs.append(payload)
-
-    def _on_failed(self, error: BaseException, in_callback: bool) -> None:
-        self.failures.append((error, in_callback))
-
-    def _is_followed(self, session: Any) -> bool:
-        return self.replaced
-
-
-def answers(transport: FakeTransport) -> list[Wire]:
-    """The frames written since."""
-    frames = decode_all(transport.output)
-    transport.written.clear()
-    return frames
-
-
-def closes_with(transport: FakeTransport) -> tuple[int | None, str]:
-    """Code and reason of the only frame written since, a close frame."""
-    (frame,) = answers(transport)
-    assert frame.opcode == CLOSE
-    return frame.close_code, frame.close_reason
-
-
-def deflated(data: bytes) -> bytes:
-    packer = zlib.compressobj(wbits=-15)
-    return (packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH))[:-4]
-
+from support.session_peer import LIMIT, Data, Peer, answers, closes_with, deflated
 
 # --- receiving ---------------------------------------------------------------------------------------------
 
@@ -142,7 +70,7 @@ async def test_what_came_behind_the_handshake_is_read_two_turns_later() -> None:
     peer = Peer()
     peer.open(max_message_size=1 << 20)
     large = bytes(200_000)
-    peer.session._feed(encode(TEXT, "a") + encode(BINARY, large) + encode(TEXT, "half")[:-1])
+    peer.session.feed_early(encode(TEXT, "a") + encode(BINARY, large) + encode(TEXT, "half")[:-1])
     await asyncio.sleep(0)
     assert peer.got == []
     await asyncio.sleep(0)
@@ -155,7 +83,7 @@ async def test_what_came_behind_the_handshake_is_read_before_what_comes_next() -
     peer = Peer()
     transport = peer.open()
     frames = encode(TEXT, "first") + encode(TEXT, "second")
-    peer.session._feed(frames[:7])
+    peer.session.feed_early(frames[:7])
     transport.feed(frames[7:])
     assert peer.got == ["first", "second"]
 
@@ -163,7 +91,7 @@ async def test_what_came_behind_the_handshake_is_read_before_what_comes_next() -
 async def test_what_came_behind_the_handshake_is_read_when_the_transport_is_lost() -> None:
     peer = Peer()
     transport = peer.open()
-    peer.session._feed(encode(TEXT, "a"))
+    peer.session.feed_early(encode(TEXT, "a"))
     transport.lose()
     assert peer.got == ["a"]
     assert peer.state is State.CLOSED
@@ -196,7 +124,7 @@ async def test_a_client_masks_and_is_not_masked_to() -> None:
     peer = Peer()
     transport = peer.open(masking=True)
     transport.feed(encode(TEXT, "a", mask=False) + encode(PING, "p", mask=False))
-    peer.session._write_ping(b"q")
+    peer.session.write_ping(b"q")
     peer.flush()
     assert peer.got == ["a"]
     assert answers(transport) == [Wire(PONG, b"p", masked=True), Wire(PING, b"q", masked=True)]
@@ -207,7 +135,7 @@ async def test_pongs_and_unasked_ones() -> None:
     transport = peer.open()
     transport.feed(encode(PONG, "a") + encode(PONG))
     assert peer.pongs == [b"a", b""]
-    peer.session._write_pong(b"alive")
+    peer.session.write_pong(b"alive")
     assert answers(transport) == [Wire(PONG, b"alive")]
 
 
@@ -484,7 +412,7 @@ def test_what_is_to_stop_the_program_stops_the_loop_and_the_connection_ends(
             transport.feed(encode(TEXT, "x"))
             assert closes_with(transport)[0] == 1011
         else:
-            peer.session._feed(encode(TEXT, "x"))
+            peer.session.feed_early(encode(TEXT, "x"))
             transport.lose()
             assert peer.state is State.CLOSED
         assert peer.failures == []
@@ -498,7 +426,7 @@ def test_what_is_to_stop_the_program_stops_the_loop_and_the_connection_ends(
 async def test_a_fault_while_closing_ends_it_without_another_close_frame() -> None:
     peer = Peer()
     transport = peer.open()
-    peer.session._close(4000, "bye")
+    peer.session.begin_close(4000, "bye")
     assert closes_with(transport) == (4000, "bye")
     transport.feed(encode(3))
     assert answers(transport) == []
@@ -512,236 +440,6 @@ async def test_a_secure_transport_is_closed_since_it_has_no_half_end() -> None:
     transport.feed(encode(3))
     assert transport.closing
     assert not transport.eof
-
-
-# --- the close handshake (RFC 6455 §7) ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("client", [False, True])
-@pytest.mark.parametrize(("code", "reason"), [(1000, ""), (4000, "bye"), (3000, "é" * 60), (1005, "")])
-async def test_our_close(client: bool, code: int, reason: str) -> None:
-    peer = Peer()
-    transport = peer.open(masking=client)
-    peer.session._close(code, reason)
-    (frame,) = answers(transport)
-    assert frame.opcode == CLOSE
-    assert (frame.close_code, frame.close_reason) == (None if code == 1005 else code, reason)
-    assert frame.masked == client
-    closing = peer.session.closing
-    assert (closing.began_by, closing.sent_code, closing.received_code) == ("local", code, 0)
-    assert peer.state is State.CLOSING
-    transport.feed(encode(TEXT, "on its way", mask=not client) + close_frame(4001, "theirs", mask=not client))
-    assert peer.got == ["on its way"]
-    assert answers(transport) == []
-    assert (closing.received_code, closing.reason) == (4001, "theirs")
-    assert transport.closing != client, "the server hangs up first (§7.1.1)"
-    transport.lose()
-    assert peer.state is State.CLOSED
-
-
-@pytest.mark.parametrize("client", [False, True])
-@pytest.mark.parametrize(("code", "reason"), [(1000, ""), (4000, "bye"), (None, "")])
-async def test_their_close_is_echoed(client: bool, code: int | None, reason: str) -> None:
-    peer = Peer()
-    transport = peer.open(masking=client)
-    transport.feed(close_frame(code, reason, mask=not client) + encode(TEXT, "data after it", mask=not client))
-    (frame,) = answers(transport)
-    assert (frame.opcode, frame.close_code, frame.close_reason) == (CLOSE, code, reason)
-    closing = peer.session.closing
-    known = 1005 if code is None else code
-    assert (closing.began_by, closing.sent_code, closing.received_code) == ("remote", known, known)
-    assert (closing.reason, closing.fault, closing.oversize) == (reason, 0, 0)
-    assert peer.got == []
-    assert transport.closing != client
-
-
-async def test_a_client_that_will_be_replaced_waits_for_nothing() -> None:
-    peer = Peer()
-    peer.replaced = True
-    transport = peer.open(masking=True)
-    transport.feed(close_frame(1012, mask=False))
-    assert closes_with(transport) == (1012, "")
-    assert transport.closing
-
-
-async def test_a_close_begins_once() -> None:
-    peer = Peer()
-    transport = peer.open()
-    peer.session._close(4000, "first")
-    peer.session._close(4001, "second")
-    assert closes_with(transport) == (4000, "first")
-    transport.lose()
-    peer.session._close(4002, "third")
-    assert answers(transport) == []
-
-
-async def test_pings_are_answered_while_we_wait_for_their_close() -> None:
-    peer = Peer()
-    transport = peer.open()
-    peer.session._close(1000, "")
-    answers(transport)
-    transport.feed(encode(PING, "still there?"))
-    assert answers(transport) == [Wire(PONG, b"still there?")]
-
-
-async def test_a_close_lets_what_was_not_read_come() -> None:
-    """The answer stands behind it."""
-    peer = Peer(None, queue_limit=2)
-    transport = peer.open()
-    transport.feed(encode(TEXT, "1") + encode(TEXT, "2"))
-    assert not transport.reading
-    peer.session._close(1000, "")
-    assert transport.reading
-    transport.feed(encode(TEXT, "no room for it") * 10 + close_frame(1000))
-    assert transport.reading
-    assert peer.session.closing.received_code == 1000
-    assert peer.queued == 3  # the one that finds that there is no room
-    transport.lose()
-
-
-async def test_the_close_frame_stands_behind_what_the_transport_holds() -> None:
-    peer = Peer(lambda peer, message: peer.send_nowait(message))
-    transport = peer.open()
-    transport.keeps = True
-    transport.feed(encode(TEXT, "kept"))
-    assert peer._is_blocked
-    transport.feed(close_frame(4000))
-    assert transport.closing
-    assert [frame.opcode for frame in answers(transport)] == [TEXT, CLOSE]
-
-
-async def test_the_transport_may_go_at_any_time_and_is_gone_once() -> None:
-    ended = []
-
-    class Noting(Peer):
-        def _on_lost(self, session: Any) -> None:
-            ended.append(session)
-            super()._on_lost(session)
-
-    peer = Noting()
-    transport = peer.open()
-    transport.lose(ConnectionResetError())
-    transport.lose()
-    assert ended == [peer.session]
-    assert peer.session.closing is None
-    assert peer.session.io is None
-    assert peer._session_now is None
-    peer.session._abort()
-    assert not transport.aborted
-    transport.feed(encode(TEXT, "late"))
-    transport.protocol.resume_writing()
-    assert peer.got == []
-
-
-class Interrupted(FakeTransport):
-    """A finalizer or a signal handler sends while it stops and begins to read."""
-
-    peer: Any = None
-
-    def pause_reading(self) -> None:
-        self.peer.send_nowait("when it stopped to read")
-        self.during = len(self.written)
-        super().pause_reading()
-
-    def resume_reading(self) -> None:
-        self.peer.send_nowait("when it began to read")
-        self.during = len(self.written)
-        super().resume_reading()
-
-
-async def test_nothing_is_written_while_the_transport_is_at_work() -> None:
-    """It may just be changing what the event loop watches for, as a write that the kernel does not take would."""
-    peer = Peer(None, queue_limit=1)
-    transport = Interrupted()
-    transport.peer = peer
-    transport.connect(peer)
-    transport.feed(encode(TEXT, "fills the queue"))
-    await asyncio.sleep(0)
-    assert transport.during == 0
-    assert [frame.payload for frame in answers(transport)] == [b"when it stopped to read"]
-    await peer.recv()
-    await asyncio.sleep(0)
-    assert transport.during == 0
-    assert [frame.payload for frame in answers(transport)] == [b"when it began to read"]
-    transport.protocol.pause_writing()
-    transport.protocol._write_ping(b"waits")
-    transport.protocol.resume_writing()
-    assert transport.written == []
-    await asyncio.sleep(0)
-    assert answers(transport) == [Wire(PING, b"waits")]
-
-
-async def test_the_end_of_what_the_peer_sends_is_the_end() -> None:
-    peer = Peer()
-    transport = peer.open()
-    assert transport.protocol.eof_received() is False  # the transport closes itself
-
-
-async def test_why_it_was_aborted() -> None:
-    peer = Peer()
-    transport = peer.open()
-    first = TimeoutError("no answer")
-    peer.session._abort(first)
-    peer.session._abort(LookupError("another reason"))
-    assert transport.aborted
-    assert peer.session.abort_cause is first
-
-
-# --- how long it may take ----------------------------------------------------------------------------------
-
-
-@in_fake_time
-async def test_a_peer_that_does_not_answer_is_dropped_after_close_timeout() -> None:
-    peer = Peer()
-    transport = peer.open()
-    peer.session._close(1000, "")
-    await asyncio.sleep(4.9)
-    assert not transport.aborted
-    await asyncio.sleep(0.2)
-    assert transport.aborted
-    transport.lose()
-
-
-@in_fake_time
-async def test_the_time_begins_again_whenever_the_peer_takes_bytes() -> None:
-    peer = Peer()
-    transport = peer.open()
-    transport.keeps = True
-    peer.send_nowait(b"x" * 100)
-    peer.session._close(1000, "")
-    for left in (90, 50, 10, 1):
-        await asyncio.sleep(4.9)
-        transport.held = left
-    await asyncio.sleep(5.2)
-    assert not transport.aborted
-    await asyncio.sleep(5.2)
-    assert transport.aborted
-    transport.lose()
-
-
-@in_fake_time
-async def test_a_peer_that_ignores_that_it_was_refused_is_dropped() -> None:
-    peer = Peer()
-    transport = peer.open()
-    transport.feed(encode(3))
-    for _ in range(4):
-        await asyncio.sleep(1)
-        transport.feed(encode(TEXT, "flood"))
-    assert not transport.aborted
-    await asyncio.sleep(2)
-    assert transport.aborted
-    transport.lose()
-
-
-@in_fake_time
-async def test_no_timer_outlives_the_transport() -> None:
-    peer = Peer(None, queue_limit=1)
-    transport = peer.open()
-    transport.feed(encode(TEXT, "x"))
-    peer.session._close(1000, "")
-    transport.lose()
-    handles = [handle for handle in asyncio.get_running_loop()._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
-    assert handles == []
 
 
 # --- when the socket is not read ---------------------------------------------------------------------------
@@ -838,8 +536,8 @@ async def test_an_item_stays_where_it_is_when_reading_cannot_begin_again(raising
 # --- a handler that ends it --------------------------------------------------------------------------------
 
 ENDS: dict[str, Callable[[Peer, FakeTransport], Any]] = {
-    "close": lambda peer, _: peer.session._close(4000, "enough"),
-    "abort": lambda peer, _: peer.session._abort(),
+    "close": lambda peer, _: peer.session.begin_close(4000, "enough"),
+    "abort": lambda peer, _: peer.session.abort(),
     "loss": lambda _, transport: transport.lose(),
     "error": lambda *_: {}["missing"],
 }

@@ -162,7 +162,7 @@ async def test_a_connection_that_closes_holds_nothing_more() -> None:
         peer, transport = open_with(messages(RARELY, 1), "slow")
         transport.feed(texts(1 + held))
         session: Any = peer._session_now
-        session._close(1000, "")
+        session.begin_close(1000, "")
         assert transport.reading
         transport.feed(texts(500, 1 + held))
         assert transport.reading

@@ -167,7 +167,7 @@ async def test_what_the_transport_holds_from_the_handshake_goes_first(
     transport.held = 100  # of the answer to the opening handshake
     connection, session = connect(transport)
     assert connection._is_blocked
-    session._write_ping(b"later")
+    session.write_ping(b"later")
     connection.flush()
     assert calls(far) == []
     transport.release()
@@ -188,7 +188,7 @@ async def test_nothing_is_written_to_a_descriptor_that_is_another_s_by_now() -> 
         assert number in (other.fileno(), its_peer.fileno()), "the number is used again"
         for end in (other, its_peer):
             end.setblocking(False)
-        session._write_ping(b"x")
+        session.write_ping(b"x")
         connection.flush()
         assert session.unsent_bytes == 0
         for end in (other, its_peer):

@@ -519,7 +519,7 @@ async def test_send_waits_for_the_end_of_a_connection_that_closes() -> None:
     connection, transport = opened()
     transport.closing = True  # close() has no effect: the client has not hung up
     transport.feed(b"")
-    connection._session_now._close(1000, "")  # type: ignore[union-attr]
+    connection._session_now.begin_close(1000, "")  # type: ignore[union-attr]
     sending = [asyncio.ensure_future(connection.send(each)) for each in ("text", ["parts"])]
     pinging = asyncio.ensure_future(connection.ping())
     ponging = asyncio.ensure_future(connection.pong())

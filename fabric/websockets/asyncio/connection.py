@@ -39,7 +39,8 @@ from fabric_ext.frames import Fault
 from fabric_ext.plain_connection import Fragments, PlainConnection
 from fabric_ext.plain_connection import broadcast as write_to_all
 from fabric_ext.receive_queue import fresh
-from fabric_ext.session import Part, Session, SessionProtocol
+from fabric_ext.session import Session, SessionProtocol
+from fabric_ext.session_user import Part
 
 __all__ = ["Connection", "broadcast"]
 
@@ -216,7 +217,7 @@ class Connection(PlainConnection):
         except UnicodeDecodeError as exc:
             session = self._session_now
             if session is not None:
-                session._fail(CloseCode.INVALID_DATA, f"{exc.reason} at position {exc.start}", exc)
+                session.fail_connection(CloseCode.INVALID_DATA, f"{exc.reason} at position {exc.start}", exc)
             await self._raise_closed()
 
     @overload
@@ -273,7 +274,7 @@ class Connection(PlainConnection):
     def _on_too_many_fragments(self) -> None:
         session = self._session_now
         if session is not None:
-            session._fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments", TooManyFragments(MAX_FRAGMENTS))
+            session.fail_connection(CloseCode.MESSAGE_TOO_BIG, "too many fragments", TooManyFragments(MAX_FRAGMENTS))
 
     # -- sending
 
@@ -320,7 +321,7 @@ class Connection(PlainConnection):
             # Half a message cannot be taken back: the connection is of no use any more.
             session = self._session_now
             if session is not None:
-                session._fail(CloseCode.INTERNAL_ERROR, "error in fragmented message")
+                session.fail_connection(CloseCode.INTERNAL_ERROR, "error in fragmented message")
             if isinstance(exc, Exception):
                 await self._until_closed()
             raise
@@ -370,7 +371,7 @@ class Connection(PlainConnection):
         assert session is not None
         answer: asyncio.Future[float] = self.loop.create_future()
         self._pings[payload] = answer, time.perf_counter()
-        session._write_ping(payload)
+        session.write_ping(payload)
         return answer
 
     async def pong(self, data: DataLike = b"") -> None:
@@ -383,7 +384,7 @@ class Connection(PlainConnection):
         session = self._session_now
         if self._phase != State.OPEN or session is None:
             await self._raise_closed()
-        session._write_pong(payload)
+        session.write_pong(payload)
         await self._drain()
 
     def _on_pong(self, payload: bytes) -> None:
@@ -439,7 +440,7 @@ class Connection(PlainConnection):
         if self.debug:
             self.logger.debug("- timed out waiting for keepalive pong")
         if session is not None and self._phase == State.OPEN:
-            session._fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
+            session.fail_connection(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
 
     # -- closing
 
@@ -452,11 +453,11 @@ class Connection(PlainConnection):
         session = self._session_now
         if self._phase == State.OPEN and session is not None:
             if self._fragments_waiter is not None:
-                session._fail(CloseCode.INTERNAL_ERROR, "close during fragmented message")
+                session.fail_connection(CloseCode.INTERNAL_ERROR, "close during fragmented message")
             else:
                 if len(Close(code, reason).serialize()) > _MAX_CONTROL:
                     raise ProtocolError("control frame too long")
-                session._close(int(code), reason)
+                session.begin_close(int(code), reason)
         elif self._phase == State.CONNECTING:
             self._on_closing()
         await self._until_closed()
@@ -588,7 +589,7 @@ class Connection(PlainConnection):
         )
         self._begin_session(session)
         if rest:
-            session._feed(rest)
+            session.feed_early(rest)
 
     def _lost_before_open(self, error: Exception | None) -> None:
         """The transport is gone before the opening handshake was done."""
