@@ -188,7 +188,9 @@ class SyncClient(Blocking):
 
         wrapped = {name: outside(each, session if name == "on_session" else whole) for name, each in callbacks.items()}
         sources = {name: asked(getattr(config, name)) for name in ("url", "headers", "ssl")}
-        changed = {name: source for name, source in sources.items() if source is not getattr(config, name)}
+        changed: dict[str, Any] = {name: each for name, each in sources.items() if each is not getattr(config, name)}
+        if config.busy_poll:
+            changed["busy_poll"] = 0.0  # of the loop: the thread that waits looks itself
         try:
             client = driver.run(_Client.connect(replace(config, **changed) if changed else config, **wrapped))
             if self._connection is None:
@@ -204,7 +206,7 @@ class SyncClient(Blocking):
         self._feeders = set()
         self._is_session = is_session
         driver._add(client)
-        self._bind(driver, client, getattr(config, "busy_poll", 0.0))
+        self._bind(driver, client, config.busy_poll)
 
     def __del__(self) -> None:
         driver = self._driver
@@ -373,7 +375,7 @@ class SyncClient(Blocking):
             self._driver.run(self._connection.send_parts(parts, compress=compress))
             return
         queue: asyncio.Queue[Any] = asyncio.Queue(1)
-        sending = self._connection.send_parts(_taken_from(queue), compress=compress)
+        sending = self._connection.send_parts(_Parts(queue), compress=compress)
         task = self._started(sending)
         self._feeders.add(me)
         try:
@@ -424,8 +426,8 @@ class SyncClient(Blocking):
         """Gather what is sent inside the `with`, up to 64 KB at a time; what was sent before leaves first."""
         client = self._connection
         session = client._session_now
-        self._driver.soon(client._cork, 1)
         try:
+            self._driver.soon(client._cork, 1)
             yield
         finally:
             if session is not None and client._session_now is session:
@@ -541,9 +543,20 @@ class SyncClient(Blocking):
 # What runs in the loop.
 
 
-async def _taken_from(queue: asyncio.Queue[Any]) -> AsyncIterator[Any]:
-    while (part := await queue.get()) is not _END:
-        yield part
+class _Parts:
+    """The parts that another thread puts into a queue, up to _END."""
+
+    def __init__(self, queue: asyncio.Queue[Any]) -> None:
+        self._queue = queue
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        part = await self._queue.get()
+        if part is _END:
+            raise StopAsyncIteration
+        return part
 
 
 async def _put(queue: asyncio.Queue[Any], part: Any, task: asyncio.Task[None]) -> None:

@@ -43,6 +43,8 @@ class Driver:
     def __reduce__(self) -> NoReturn: ...
     def _begin(self, loop: asyncio.AbstractEventLoop, wake_keeper: Callable[[], object], descriptor: int) -> None:
         """Have `loop` stepped, whose selector is `descriptor`; `wake_keeper()` when nobody else is there to do it."""
+    def _interrupt(self, number: int, frame: object) -> None:
+        """Ctrl-C while the loop works, which could lose what it is about: it is raised behind that."""
     def _is_due(self) -> None:
         """Something is to be done in the next step."""
     def _is_due_at(self, when: float) -> None:
@@ -111,6 +113,9 @@ class Blocking:
 
         Raises what `recv` raises.
         """
+    @property
+    def _is_awaited(self) -> bool:
+        """Does a thread wait for a message?"""
     def __iter__(self) -> Self: ...
     def __next__(self) -> Message: ...
     def _receive_by(self, coroutine: Coroutine[Any, Any, _T]) -> _T:

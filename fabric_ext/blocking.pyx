@@ -12,11 +12,12 @@ The rules:
 - Nobody waits in there: then the keeper (`fabric._sync.keeper`) steps the loop when a descriptor or a timer asks for it.
 - What the application gave to be called is called by a thread that waits, between two steps and without the lock, so
   that it may wait itself.
-- A signal handler runs while its thread neither holds the lock nor waits for descriptors.
+- A signal handler runs while its thread neither holds the lock nor waits for descriptors, as far as that is for us to
+  choose. What Ctrl-C raises waits for the end of a step.
 """
 
 import asyncio
-import math
+import signal
 import sys
 import threading
 from datetime import timedelta
@@ -131,6 +132,9 @@ cdef object get_running_loop = asyncio._get_running_loop
 cdef object set_running_loop = asyncio._set_running_loop
 # From Python 3.14 on a thread has one running task, whatever its loop.
 cdef object swap_current_task = asyncio.tasks._swap_current_task if sys.version_info >= (3, 14) else None
+
+
+cdef unsigned long MAIN = threading.main_thread().ident
 
 
 def bind_errors(*, invalid_state, timed_out):
@@ -261,6 +265,8 @@ cdef class Driver:
     cdef int _step(self) except -1:
         """Let the loop do what is due, without waiting for anything."""
         cdef int64_t now = monotonic_ns()
+        cdef unsigned long me = PyThread_get_thread_ident()
+        cdef bint defers
         if self._stepping or self.is_closed:
             return 0
         self._due = False
@@ -275,17 +281,29 @@ cdef class Driver:
                 task = swap_current_task(outer, None)
             set_running_loop(None)
         self._stepping = True
+        defers = me == MAIN and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if defers:
+            signal.signal(signal.SIGINT, self._interrupt)
         try:
             self.loop.stop()                       # so that it looks once, and runs what is ready
             self.loop.run_forever()
         finally:
             self._stepping = False
+            if defers:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             if outer is not None:
                 set_running_loop(outer)
                 if task is not None:
                     swap_current_task(outer, task)
             self._tell(False)
+        if self._interrupted:
+            self._interrupted = False
+            raise KeyboardInterrupt
         return 0
+
+    def _interrupt(self, number, frame):
+        """Ctrl-C while the loop works, which could lose what it is about: it is raised behind that."""
+        self._interrupted = True
 
     cdef int _settle(self) except -1:
         """Step until nothing is due."""
@@ -397,11 +415,13 @@ cdef class Driver:
             self._until = NEVER
         if n == 0 and reason == FABRIC_SIGNAL:
             self._waiting = 0
+            self._receivers -= receiver is not None        # what the handler waits for, this thread brings itself
             self._release()
             try:
                 PyErr_CheckSignals()
             finally:
                 self._acquire()
+                self._receivers += receiver is not None
             return 0
         try:
             if n > 0:
@@ -652,13 +672,16 @@ cdef class Driver:
             if self._waiting or self.is_closed:
                 return
             for connection in self._connections:
-                connection._abort()
+                self.loop.call_soon(connection._stop)      # so that nobody looks for another one
+                self.loop.call_soon(connection._abort)
         finally:
             self.leave()
         self._close()
 
     def _fork(self):
         """This is a child: nothing of it can be used here."""
+        global MAIN
+        MAIN = PyThread_get_thread_ident()
         self._forked = True
         self._owner = 0
         self._depth = 0
@@ -713,6 +736,11 @@ cdef class Blocking:
         return (session is not None and session.closing is None and session._read_pauses == 0
                 and not session._discarding and session._early is None and not session._transport.is_secure
                 and not session._transport.closed and self._connection._waiter is None)
+
+    @property
+    def _is_awaited(self):
+        """Does a thread wait for a message?"""
+        return self._receiver != 0
 
     cdef int _begin_receiving(self) except -1:
         if self._connection is None:

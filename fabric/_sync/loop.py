@@ -24,6 +24,8 @@ __all__ = ["SteppedLoop"]
 class SteppedLoop(asyncio.SelectorEventLoop):
     """asyncio's loop, which tells `driver` of what is due."""
 
+    changes_threads = True  # transports are used by one thread after the other
+
     def __init__(self, driver: Driver, wake_keeper: Callable[[], None]) -> None:
         self.driver = driver
         selector = selectors.DefaultSelector()

@@ -45,8 +45,8 @@ def start(there: Elsewhere, handler: Any = echo, **options: Any) -> Any:
     return there(serve(there.stack, handler, **options))
 
 
-def url(server: Any) -> str:
-    return f"ws://127.0.0.1:{server.port}/"
+def url(server: Any, scheme: str = "ws") -> str:
+    return f"{scheme}://127.0.0.1:{server.port}/"
 
 
 def until(condition: Any) -> None:
@@ -317,24 +317,18 @@ def test_one_thread_receives(there: Elsewhere) -> None:
     with connect(url(server)) as client:
         peer = there(held.next())
         waiting = Caller(client.recv)
-        until(lambda: refused(client))
+        until(lambda: client._is_awaited)
+        for call in (client.recv, client.recv_many, client.__next__, lambda: list(client.recv_stream())):
+            with pytest.raises(InvalidState, match="another thread"):
+                call()
         there(peer.send("x"))
         assert waiting.result() == "x"
-
-
-def refused(client: SyncClient) -> bool:
-    try:
-        with contextlib.suppress(Timeout):
-            client.recv(timeout=0)
-    except InvalidState:
-        return True
-    return False
 
 
 def test_close_ends_a_thread_in_recv(there: Elsewhere) -> None:
     client = connect(url(start(there)))
     waiting = Caller(client.recv)
-    until(lambda: refused(client))
+    until(lambda: client._is_awaited)
     client.close()
     assert waiting.result() is None
 
@@ -347,7 +341,7 @@ def test_close_ends_a_thread_in_recv_though_the_peer_does_not_answer(there: Else
     server = there.enter(RawServer(handle))
     client = connect(server.url, close_timeout=DEADLINE, auto_reconnect=False)
     waiting = Caller(client.recv)
-    until(lambda: refused(client))
+    until(lambda: client._is_awaited)
     closing = Caller(client.close)
     assert waiting.result() is None
     assert closing.is_alive()
@@ -402,7 +396,7 @@ def test_a_sender_waits_while_another_thread_receives(there: Elsewhere) -> None:
 def test_a_ping_of_one_thread_while_another_receives(there: Elsewhere) -> None:
     with connect(url(start(there))) as client:
         waiting = Caller(client.recv)
-        until(lambda: refused(client))
+        until(lambda: client._is_awaited)
         for _ in range(5):
             client.ping(timeout=DEADLINE)
         client.send("x")
