@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Never, Self, TypeVar, Unpack
 
 from fabric._client.heartbeats import heartbeat_of
 from fabric._client.report import is_cancelled, log, told
+from fabric._config.client import ClientConfig
 from fabric._connection.base import BaseConnection, check_close, is_normal, loss_of
 from fabric._connection.callbacks import check_callback
 from fabric._connection.fork import stays_with_parent
 from fabric._connection.open_context import OpenContext
 from fabric._handshake.client import HandshakeResult, open_connection
 from fabric._http.messages import Request, Response, response_of
-from fabric.config import ClientConfig
 from fabric.error import ConnectionClosed, Error, InvalidState, ReconnectTimeout
 from fabric.metrics import MetricsCollector
 from fabric.ratelimit import connection_gate

@@ -31,7 +31,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
-from fabric.config import HeartbeatConfig
+from fabric._config.policies import HeartbeatConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from fabric.config import RateLimitConfig
+from fabric._config.policies import RateLimitConfig
 from fabric.error import RateLimitExceeded
 from fabric_ext.bucket import Limiter, RateGate, RateLimitStatus, TokenBucket
 

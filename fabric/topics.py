@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import inspect
 import itertools
 import logging
 import os
@@ -22,6 +23,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, get_args
 
 from fabric._connection.base import BaseConnection
+from fabric._connection.callbacks import check_callback
 from fabric.broker import Broker, BrokerUnavailable, MemoryBroker
 from fabric.error import BufferFull, ConnectionClosed, InvalidState
 from fabric_ext.broadcast import Shared
@@ -153,13 +155,11 @@ class Topics:
             and so its connection was closed), "replaced" (a newer one took its place), "listener" (the server's own
             listener was too slow), "broker" (the broker took no more, so other servers did not get it).
         broker: see `fabric.broker`.
-        on_gap: a function that is called with a topic or pattern of this server, and a time (as `time.time()`): what
-            was published on other servers since then may be lost, as the broker was away.
     """
 
     def __init__(self, config: ServerConfig, metrics: MetricsCollector, broker: Broker) -> None:
         self.broker = broker
-        self.on_gap: Callable[[str, float], Any] | None = None
+        self._on_gap: Callable[[str, float], Any] | None = None
         self._is_shared = not isinstance(broker, MemoryBroker)
         self._node = os.urandom(8)
         self._numbers = itertools.count(1)
@@ -172,6 +172,21 @@ class Topics:
         self._default = Settings("close" if config.slow_peer == "close" else "drop")
         self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
         self.drops: collections.Counter[str] = collections.Counter(full=0, closed=0, replaced=0, listener=0, broker=0)
+
+    @property
+    def on_gap(self) -> Callable[[str, float], Any] | None:
+        """A plain function that is called with a topic or pattern of this server, and a time (as `time.time()`): what
+        was published on other servers since then may be lost, as the broker was away.
+        """
+        return self._on_gap
+
+    @on_gap.setter
+    def on_gap(self, function: Callable[[str, float], Any] | None) -> None:
+        if function is not None:
+            check_callback("on_gap", function, ("topic", "since"))
+            if inspect.iscoroutinefunction(function):
+                raise TypeError("on_gap must be a plain function; it can make a task")
+        self._on_gap = function
 
     def __len__(self) -> int:
         """The topics and patterns that have subscribers on this server."""
@@ -245,7 +260,10 @@ class Topics:
         subscriber.waiting = None
         gone = self._index.leave(subscriber)
         if gone:
-            self.broker.unsubscribe(gone)
+            try:
+                self.broker.unsubscribe(gone)
+            except Exception as error:  # of an adapter: the end of a connection goes on
+                logger.error("the broker %r could not unsubscribe", self.broker, exc_info=error)
 
     def _publish(
         self,
@@ -336,12 +354,12 @@ class Topics:
 
     def gap(self, since: float) -> None:
         """The broker was away since then; see `fabric.broker.Node`."""
-        if self.on_gap is None:
+        if self._on_gap is None:
             return
         for topic in self._index.names():
             try:
-                self.on_gap(topic, since - ON_ITS_WAY)
-            except Exception as error:
+                self._on_gap(topic, since - ON_ITS_WAY)
+            except (Exception, asyncio.CancelledError, GeneratorExit) as error:  # none may end the broker's life
                 logger.error("on_gap raised", exc_info=error)
 
     # -- life, as the server's
@@ -351,11 +369,25 @@ class Topics:
         self.broker.subscribe(self._index.names())
         await self.broker.start(self)
 
-    async def _close(self) -> None:
-        """The server has shut down, or could not start."""
-        await self.broker.close()
+    async def _close(self, timeout: float) -> None:
+        """The server has shut down, or could not start; any broker has `timeout` seconds to close."""
         for listener in list(self._listeners):
             listener.close()
+        closing = asyncio.ensure_future(_closed(self.broker))
+        try:
+            await asyncio.wait([closing], timeout=timeout)
+        finally:
+            if not closing.done():
+                logger.warning("the broker %r was left: it did not close within %g seconds", self.broker, timeout)
+                closing.cancel()
+
+
+async def _closed(broker: Broker) -> None:
+    """Close a broker; what that raises is logged."""
+    try:
+        await broker.close()
+    except Exception as error:
+        logger.error("closing the broker %r raised", broker, exc_info=error)
 
 
 class _Failure:

@@ -41,6 +41,11 @@ cdef extern from "Python.h":
 cdef enum:
     BATCH = 16                   # messages of one read for which a waiting task is resumed once
     BATCH_BYTES = 16 * 1024
+    MESSAGE_WEIGHT = 64          # bytes that a message counts beside its payload
+
+# Bytes that are read although the queue is full, so that pings, a close frame and the end that stand behind what nobody
+# takes are noticed.
+cdef Py_ssize_t _look_ahead = 64 * 1024
 
 cdef object _wrong_place = RuntimeError
 
@@ -49,6 +54,13 @@ def bind_errors(*, wrong_place):
     """Set what is raised for a call from a thread that is not the connection's: a class, called with a text."""
     global _wrong_place
     _wrong_place = wrong_place
+
+
+def look_ahead(Py_ssize_t size):
+    """For tests: read `size` bytes on where a queue is full; return how many it was before."""
+    global _look_ahead
+    before, _look_ahead = _look_ahead, size
+    return before
 
 
 cdef inline Py_ssize_t weight(object item):
@@ -183,11 +195,19 @@ cdef class Connection(SessionUser):
                 or self._queued_bytes >= self._batch_byte_limit):
             self.hand_over()
         if self._items.size >= self._queue_limit or self._queued_bytes >= self._queue_byte_limit:
-            if self._state == OPEN:
-                session.pause(QUEUE_FULL)
-            else:
-                self._dropping = True                          # reading goes on, up to the peer's close frame
+            return self.on_full(n)
         return 0
+
+    cdef int on_full(self, Py_ssize_t n) except -1:
+        """The queue is at its limit, or beyond it, with the item of `n` bytes that has just come."""
+        if self._state != OPEN:
+            self._dropping = True                              # reading goes on, up to the peer's close frame
+            return 0
+        if self._items.size <= self._queue_limit and self._queued_bytes - n < self._queue_byte_limit:
+            self._ahead = 0                                    # it was not before
+        else:
+            self._ahead += n + MESSAGE_WEIGHT
+        return self._session.pause(QUEUE_FULL) if self._ahead >= _look_ahead else 0
 
     cdef int taken(self, object item) except -1:
         cdef Session session = self._session

@@ -19,7 +19,7 @@ cdef enum:
 
 
 cdef class Block:
-    def __cinit__(self, Py_ssize_t size):
+    def __cinit__(self, size_t size):
         self.data = <char*>malloc(size)
         if self.data == NULL:
             raise MemoryError(f"cannot allocate {size} bytes to read into")

@@ -7,8 +7,9 @@ reached the loop's exception handler, or if collecting garbage raises a warning.
 report claims it with the fixture `loop_reports`.
 
 Randomness comes from the fixtures `seed` and `rng`; what hypothesis generates follows `seed` too. FABRIC_SEED repeats
-a run. FABRIC_SEEDS=200 runs each test that is seeded, marked `seeded` thereby, for 200 seeds in a row. Where a peer
-that is not from PyPI is missing, `require` skips the test, or fails it when CI is set.
+a run. FABRIC_SEEDS=200 runs each test that is seeded, marked `seeded` thereby, for 200 seeds in a row, each with a
+tenth of what hypothesis generates otherwise. Where a peer that is not from PyPI is missing, `require` skips the test,
+or fails it when CI is set.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import pytest
 import uvloop
 
 import fabric
+from fabric_ext import connection
 
 DEADLINE = 30.0
 """Seconds for one async test; the marker `deadline` changes it."""
@@ -49,6 +51,7 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 
 SEED = int(os.environ.get("FABRIC_SEED") or random.SystemRandom().getrandbits(32))
 SEEDS = range(SEED, SEED + int(os.environ.get("FABRIC_SEEDS") or 1))
+SHARE = 10  # where there are many seeds, each generates so much less by hypothesis: 200 of them, twenty times as much
 IN_CI = bool(os.environ.get("CI") or os.environ.get("FABRIC_CI"))
 
 stack_key = pytest.StashKey[contextlib.AsyncExitStack]()
@@ -74,6 +77,14 @@ def stack(request: pytest.FixtureRequest) -> contextlib.AsyncExitStack:
 def loop_reports(request: pytest.FixtureRequest) -> list[str]:
     """What reached the loop's exception handler; a test that expects a report asserts on it and clears it."""
     return request.node.stash.setdefault(reports_key, [])
+
+
+@pytest.fixture
+def no_look_ahead() -> Iterator[None]:
+    """The socket is not read any more as soon as the receive queue is full."""
+    before = connection.look_ahead(0)
+    yield
+    connection.look_ahead(before)
 
 
 @pytest.fixture
@@ -150,6 +161,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if len(SEEDS) > 1:
+        for function in {item.function for item in items if hypothesis.is_hypothesis_test(getattr(item, "obj", None))}:
+            own = function._hypothesis_internal_use_settings
+            fewer = hypothesis.settings(own, max_examples=max(own.max_examples // SHARE, 5))
+            function._hypothesis_internal_use_settings = fewer
     # One seed after the other, so that a run that is stopped has tried every test.
     items.sort(key=lambda item: item.callspec.params["seed"] if item.get_closest_marker("seeded") else SEED)
 

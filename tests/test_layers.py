@@ -26,7 +26,7 @@ LAYERS = {
         fabric_ext.blocking fabric_ext
     """,
     "vocabulary": """
-        fabric._version fabric.error fabric._http.url fabric.headers fabric.message fabric.subprotocol
+        fabric._version fabric._namesake fabric.error fabric._http.url fabric.headers fabric.message fabric.subprotocol
         fabric._http.messages fabric._http fabric._handshake.proxy_header fabric._handshake.rules
         fabric._config.validation fabric._config.defaults fabric._config.addresses fabric._config.headers
     """,
@@ -45,17 +45,23 @@ LAYERS = {
         fabric._handshake
         fabric._client.heartbeats fabric._client.report fabric._client fabric.client
         fabric._sync.loop fabric._sync.keeper fabric._sync fabric.sync
-        fabric.router fabric.auth fabric._server.listening fabric._server.dashboard fabric._server
+        fabric.router fabric.auth
+        fabric._server.listening fabric._server.descriptors fabric._server.dashboard fabric._server
         fabric.broker fabric.topics fabric._server.connected_client fabric.server fabric.runner fabric.websockets
     """,
     "top": """
         fabric._rpc.wire fabric._rpc.methods fabric._rpc fabric.rpc fabric._pool.host fabric._pool fabric.pool fabric
-        fabric.cli fabric.__main__
+        fabric.testing fabric.cli fabric.__main__
     """,
 }
 ORDER = [module for row in LAYERS.values() for module in row.split()]
 LAYER = {module: layer for layer, row in LAYERS.items() for module in row.split()}
-PACKAGES = ("fabric.cli", "fabric.broker", "fabric.websockets")  # each stands as a whole where its name stands
+PACKAGES = (
+    "fabric.cli",
+    "fabric.broker",
+    "fabric.testing",
+    "fabric.websockets",
+)  # each stands as a whole where its name stands
 
 # What a layer must not know of at run time.
 FORBIDDEN = {

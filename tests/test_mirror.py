@@ -31,6 +31,7 @@ ELSEWHERE = {
 #: Folder of modules -> where those are tested that have no file of their own.
 TOGETHER = {
     "fabric.cli.": "unit/test_cli.py",
+    "fabric.testing.": "integration/test_testing.py",
     "fabric.websockets.asyncio.": "integration/test_websockets_client.py",
     "fabric.websockets.legacy.": "unit/test_websockets.py",
     "fabric.websockets.sync.": "unit/test_websockets.py",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from weakref import WeakValueDictionary
 
-from fabric.config import HeartbeatConfig
+from fabric._config.policies import HeartbeatConfig
 from fabric.heartbeat import HeartbeatManager
 
 __all__ = ["heartbeat_of"]

@@ -75,7 +75,7 @@ class ClientConfig(HeaderBuilders, Config):
         connection_timeout: seconds for DNS, TCP, proxy, TLS, redirects and the HTTP upgrade together.
         close_timeout: seconds in which the peer has to answer a close, or at least take some bytes; then they start
             again.
-        buffer_size: messages received and not yet read, at most; then the socket is not read.
+        buffer_size: messages received and not yet read; after 64 KB more the socket is not read.
         reconnect, heartbeat, backpressure, compression, rate_limit: see these; None or False switches one off.
         fragment_size: bytes above which a message goes out in several frames; None = never.
         cork: False sends each message at once and alone. True gathers those that follow within 50 µs of one before,

@@ -80,7 +80,7 @@ class ServerConfig(Config):
         max_connections_per_ip: likewise, from one address, with 429; 0 = no limit.
         max_message_size: bytes of one message received, reassembled and decompressed; more closes with 1009.
         max_fragments: frames of one message received; more closes with 1008.
-        buffer_size: messages received and not yet read, per connection; then its socket is not read.
+        buffer_size: messages received and not yet read, per connection; after 64 KB more its socket is not read.
         ping_interval: seconds of silence before a ping, or between two; None = no heartbeat.
         ping_mode: "idle" pings only a client that says nothing, "always" each, as in `HeartbeatConfig`.
         ping_timeout: seconds the peer has to send anything after it.

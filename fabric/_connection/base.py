@@ -20,6 +20,7 @@ from fabric._connection.events import FrameLog, log_event
 from fabric._connection.liveness import LivenessProbe
 from fabric.backpressure import BackpressureController
 from fabric.error import (
+    BackpressureTimeout,
     CompressionError,
     ConnectionClosed,
     Error,
@@ -316,6 +317,7 @@ class BaseConnection(Connection):
         Raises:
             TypeError: an item is neither text nor binary, or they are mixed; the connection is closed with 1011 if
                 some have been sent.
+            BackpressureTimeout: another message in parts was not at its end within `BackpressureConfig.timeout`.
             ConnectionClosed: the connection ended before the last one was sent.
             InvalidState: it is called by the iterable of another message in parts, or by a task made there, while that
                 message is being sent.
@@ -423,11 +425,9 @@ class BaseConnection(Connection):
 
         Whether the message is compressed, its first part decides.
         """
-        if self._parts_lock is None:
-            self._parts_lock = asyncio.Lock()
         if self._is_within_parts:
             raise InvalidState("a part of a message cannot be a message of its own", state=self.state.name)
-        async with self._parts_lock:
+        async with self._turn_for_parts():
             self._parts_now = object()
             outer = _parts_around.get()
             _parts_around.set((*outer, self._parts_now))
@@ -458,6 +458,27 @@ class BaseConnection(Connection):
                 _parts_around.set(outer)
                 if session is not None and session is self._session_now:
                     self._end_parts()
+
+    @contextlib.asynccontextmanager
+    async def _turn_for_parts(self) -> AsyncIterator[None]:
+        """Inside it, no other message in parts is being sent. The wait for it is one for room, and bounded likewise.
+
+        It may be without an end: what is waited for may be an iterable that itself waits for this sender.
+        """
+        if self._parts_lock is None:
+            self._parts_lock = asyncio.Lock()
+        timeout = self._backpressure_config.timeout
+        try:
+            async with asyncio.timeout(timeout):
+                await self._parts_lock.acquire()
+        except TimeoutError:
+            assert timeout is not None
+            what = "another message in parts is not at its end"
+            raise BackpressureTimeout(timeout, self.backpressure.level, what=what) from None
+        try:
+            yield
+        finally:
+            self._parts_lock.release()
 
     @property
     def _is_within_parts(self) -> bool:

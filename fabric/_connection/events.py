@@ -8,6 +8,7 @@ value or a query. Decides nothing.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import uuid
 from typing import Protocol
@@ -63,6 +64,11 @@ class Identified(Protocol):
     def id(self) -> uuid.UUID: ...
 
 
+@functools.cache
+def _frames_logger(logger: logging.Logger) -> logging.Logger:
+    return logging.getLogger(f"{logger.name}.frames")
+
+
 class FrameLog:
     """A line for each frame of one connection, at DEBUG, in the logger `frames` below the connection's.
 
@@ -82,7 +88,7 @@ class FrameLog:
     @classmethod
     def of(cls, logger: logging.Logger, connection: Identified) -> FrameLog | None:
         """One for a session of `connection` that begins now; None unless the level is DEBUG by now."""
-        frames = logging.getLogger(f"{logger.name}.frames")
+        frames = _frames_logger(logger)
         return cls(frames, str(connection.id)) if frames.isEnabledFor(logging.DEBUG) else None
 
     def received(self, data: bytes) -> None:

@@ -20,7 +20,6 @@ import itertools
 import os
 import socket
 import ssl
-import urllib.request
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -288,6 +287,8 @@ def proxy_for(address: Url, proxy: str | bool | None) -> Url | None:
         return None
     if proxy is not True:
         return Url.parse(proxy, PROXY_SCHEMES)
+    import urllib.request  # of which nobody else needs anything, and which takes its time
+
     if urllib.request.proxy_bypass(f"{address.host}:{address.port}"):
         return None
     known = urllib.request.getproxies()

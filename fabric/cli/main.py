@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from fabric._version import VERSION
-from fabric.cli import bench, connect, demo, run, serve
+from fabric.cli import bench, connect, demo, doctor, run, serve
 from fabric.cli.arguments import Formatter, UsageError
 from fabric.cli.screen import Screen, printable
 from fabric.error import Error, HandshakeFailed
@@ -23,7 +23,7 @@ __all__ = ["main"]
 
 SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
 
-COMMANDS = (demo, connect, serve, bench, run)
+COMMANDS = (demo, connect, serve, bench, run, doctor)
 
 DESCRIPTION = "WebSockets from the command line."
 EPILOG = """\

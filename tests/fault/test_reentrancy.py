@@ -20,7 +20,7 @@ import pytest
 
 from fabric.client import WebSocketClient
 from fabric.config import BackpressureConfig, ClientConfig, PoolConfig, ReconnectConfig
-from fabric.error import BufferFull, ConnectionClosed, Error, InvalidState, ReconnectTimeout
+from fabric.error import BackpressureTimeout, BufferFull, ConnectionClosed, Error, InvalidState, ReconnectTimeout
 from fabric.pool import ConnectionPool
 from fabric.server import WebSocketServer
 from support.frames import CLOSE, TEXT, encode
@@ -376,6 +376,39 @@ async def test_parts_that_send_more_than_can_wait_are_told(stack: contextlib.Asy
             assert [(await receiver.recv()).as_text() for _ in range(11)] == ["abc", *accepted]
 
 
+@SIDES
+@pytest.mark.parametrize("what", ["parts", "more than has room"])
+async def test_parts_that_wait_for_a_task_made_before_end_after_the_timeout(
+    stack: contextlib.AsyncExitStack, side: str, what: str
+) -> None:
+    """That the iterable waits for that task cannot be known; that it does so in vain ends with an error."""
+    limits = BackpressureConfig(max_buffer_size=10, timeout=0.05)
+    async with connected(stack, backpressure=limits) as (client, server_end):
+        sender, receiver = (client, server_end) if side == "client" else (server_end, client)
+        asked = asyncio.Event()
+
+        async def work() -> None:
+            await asked.wait()
+            if what == "parts":
+                await sender.send_parts(["inner"])
+            else:
+                for number in range(11):
+                    await sender.send(str(number))
+
+        worker = asyncio.create_task(work())
+
+        async def parts() -> AsyncIterator[str]:
+            yield "a"
+            yield "b"
+            asked.set()
+            with pytest.raises(BackpressureTimeout, match="parts" if what == "parts" else "full"):
+                await worker
+            yield "c"
+
+        await sender.send_parts(parts())
+        assert (await receiver.recv()).as_text() == "abc"
+
+
 async def test_a_task_made_in_parts_may_send_parts_later(stack: contextlib.AsyncExitStack) -> None:
     async with connected(stack) as (client, server_end):
         made: list[asyncio.Task[None]] = []
@@ -414,6 +447,7 @@ def at_the_limit(room: int, function: Callable[[], Any]) -> Any:
         sys.setrecursionlimit(before)
 
 
+@pytest.mark.usefixtures("no_look_ahead")
 @SIDES
 async def test_no_message_is_lost_where_resuming_raises(stack: contextlib.AsyncExitStack, side: str) -> None:
     async with connected(stack, buffer_size=10) as (client, server_end):
@@ -452,6 +486,7 @@ async def send_numbers(end: Any, count: int) -> None:
         await end.send(str(number))
 
 
+@pytest.mark.usefixtures("no_look_ahead")
 @SIDES
 @SECURE
 async def test_what_was_read_before_a_pause_is_delivered_after_it(

@@ -50,6 +50,7 @@ async def push(peer: RawPeer, data: bytes, total: int, patience: float = 0.2) ->
 # --- the receive queue -------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("no_look_ahead")
 @pytest.mark.parametrize("size", [0, 100, 20_000])
 async def test_a_full_queue_stops_reading_and_loses_nothing(stack: Stack, size: int) -> None:
     held = Held()
@@ -117,6 +118,7 @@ async def test_the_read_buffer_does_not_follow_the_peer(stack: Stack) -> None:
             await push(peer, encode(BINARY, b"x" * 1000) * 60, 50_000_000, patience=10)
 
 
+@pytest.mark.usefixtures("no_look_ahead")
 async def test_pausing_and_resuming_again_and_again(stack: Stack) -> None:
     held = Held()
     server = await serve(stack, held, buffer_size=2)
@@ -131,6 +133,7 @@ async def test_pausing_and_resuming_again_and_again(stack: Stack) -> None:
             assert message.as_text() == str(number)
 
 
+@pytest.mark.usefixtures("no_look_ahead")
 async def test_a_peer_that_leaves_while_reading_is_paused(stack: Stack) -> None:
     """Its end is noticed once what came before has been taken."""
     held = Held()
@@ -150,6 +153,7 @@ async def test_a_peer_that_leaves_while_reading_is_paused(stack: Stack) -> None:
         assert (client.close_code, client.close_reason) == (1000, "done")
 
 
+@pytest.mark.usefixtures("no_look_ahead")
 async def test_closing_while_reading_is_paused(stack: Stack) -> None:
     """The answer stands behind what was not read: reading goes on for it."""
     held = Held()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import io
 import math
 import random
 import re
+import resource
 from pathlib import Path
 
 import pytest
 
+from fabric._version import VERSION
 from fabric.cli import bench, chart, main, serve
+from fabric.cli import doctor as doctor_module
 from fabric.cli.arguments import UsageError, client_config, server_context
 from fabric.cli.connect import Transcript, parse_close
 from fabric.cli.load import Measurement, Plan
@@ -504,3 +508,45 @@ def test_a_transcript_escapes_what_is_received() -> None:
     assert lines[1].startswith("> binary, 40 B: 00 01 02")
     assert lines[1].endswith("1f ...")
     assert lines[2].startswith("< pong after 123")
+
+
+# doctor
+
+
+def doctor(monkeypatch: pytest.MonkeyPatch, *, installed: dict[str, str] | None = None) -> tuple[int, str]:
+    """The exit code of `fabric doctor` and what it says, where these packages are installed."""
+    if installed is not None:
+        monkeypatch.setattr(doctor_module, "_version", installed.get)
+    out = io.StringIO()
+    code = asyncio.run(doctor_module.run(argparse.Namespace(), Screen(out, io.StringIO())))
+    return code, out.getvalue()
+
+
+def test_the_doctor_says_what_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, said = doctor(monkeypatch)
+    facts = dict(re.split(r"  +", line, maxsplit=1) for line in said.splitlines() if "  " in line)
+    assert code == 0
+    assert facts["fabric"].startswith(VERSION)
+    assert facts["picows"].startswith("2.3.")
+    assert re.match(r"\d+\.\d+", facts["uvloop"])
+    assert facts["OpenSSL"].startswith("OpenSSL")
+    assert re.fullmatch(r"[\d.]+ of Python, zlib-ng [\d.]+", facts["zlib"])
+    assert re.fullmatch(r"\d+\.\d+\.\d+", facts["zstd"])
+    assert re.search(r"masks with (baseline|avx2)$", facts["processor"])
+    assert said.splitlines()[-1] == "no problem found"
+
+
+def test_the_doctor_finds_the_other_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, said = doctor(monkeypatch, installed={"fabric": "3.2.2"})
+    assert code == 1
+    assert "problem: two packages have been installed" in said
+    assert "no problem" not in said
+
+
+def test_the_doctor_remarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))
+    code, said = doctor(monkeypatch, installed={})
+    assert code == 0
+    assert "remark: uvloop is not installed" in said
+    assert "remark: each connection takes a file descriptor, and 1,024 are allowed" in said
+    assert "at most 1,024 open, any number if asked for" in said

@@ -30,6 +30,8 @@ from support.frames import (
 )
 from support.session_peer import LIMIT, Data, Peer, answers, closes_with, deflated
 
+pytestmark = pytest.mark.usefixtures("no_look_ahead")
+
 # --- receiving ---------------------------------------------------------------------------------------------
 
 

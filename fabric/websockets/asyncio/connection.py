@@ -8,6 +8,7 @@ handshake's transport, messages in several frames, pings, keepalive, closing, an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -549,7 +550,8 @@ class Connection(PlainConnection):
                 timer.cancel()
         self._keepalive = self._close_timer = None
         if not self._negotiation.is_client:
-            self.logger.info("connection closed")
+            with contextlib.suppress(Exception):  # of a logging handler: those who wait are told
+                self.logger.info("connection closed")
         for answer, _ in (self._pings or {}).values():
             if not answer.done():
                 answer.set_exception(fresh(self._closed))

@@ -423,8 +423,10 @@ def serve(
             pass
         except Exception:
             connection.logger.error("opening handshake failed", exc_info=True)
+        finally:  # whatever was raised, by whatever was called
+            if connection._phase != State.OPEN:
+                connection.transport.abort()
         if connection._phase != State.OPEN:
-            connection.transport.abort()
             return
         server.all_connections.add(connection)
         connection.start_keepalive()
