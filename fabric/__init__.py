@@ -77,8 +77,6 @@ if TYPE_CHECKING:
     from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
     from fabric_ext.protocol import State
 
-from fabric import sync as sync  # isort: skip  (`fabric.sync.connect` needs no import of its own)
-
 __version__ = VERSION
 
 warn_of_foreign_files()

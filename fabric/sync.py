@@ -371,9 +371,8 @@ class SyncClient(Blocking):
         me = threading.get_ident()
         if me in self._feeders:
             raise InvalidState("a part of a message cannot be a message of its own", state=self.state.name)
-        if self._driver.is_closed:  # it raises what is to be raised
-            self._driver.run(self._connection.send_parts(parts, compress=compress))
-            return
+        if self._driver.is_closed and not self._driver.is_forked:
+            raise self._connection._closed_error()
         queue: asyncio.Queue[Any] = asyncio.Queue(1)
         sending = self._connection.send_parts(_Parts(queue), compress=compress)
         task = self._started(sending)
