@@ -1,4 +1,4 @@
-"""The workloads (a) to (k): which cases each has, and how one case is measured once for one peer.
+"""The workloads (a) to (l): which cases each has, and how one case is measured once for one peer.
 
 A measurement is a flat dict of figures. `Case.start` starts a fresh server for one peer and yields what measures it
 once; the suite has several in turn before they end. Figures that mean the same have the same name everywhere:
@@ -25,12 +25,12 @@ from typing import Any
 
 import process
 import tools
-from peers import CLIENT_PEERS, FLOOR, SERVER_PEERS, SMALLEST, UWS, Peer
+from peers import CLIENT_PEERS, FLOOR, POLLING, SERVER_PEERS, SMALLEST, UWS, Peer
 from process import Failed, Server, Steps
 
 Figures = dict[str, Any]
 
-ALL = tuple(name for name in SERVER_PEERS if name not in (FLOOR, SMALLEST))
+ALL = tuple(name for name in SERVER_PEERS if name not in (FLOOR, SMALLEST, POLLING))
 PYTHON = tuple(name for name in ALL if name not in ("socketify", UWS, "ws (Node.js)", "Boost.Beast"))
 FABRIC = ("fabric", "fabric callbacks")
 DROP_IN = "fabric.websockets"
@@ -225,6 +225,25 @@ def open_loop(quick: bool) -> Iterator[Case]:
 # ------------------------------------------------------------------ (d) the client side
 
 
+def measured_client(peer_name: str, server: Server, effort: Effort, options: tuple[str, ...], *, core: int) -> Figures:
+    """One run of a client, and what it measured."""
+    timing = ("--seconds", str(effort.seconds), "--port", str(server.port))
+    with process.pinned(core):
+        done = subprocess.run(
+            [*CLIENT_PEERS[peer_name], *options, *timing],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=process.environment(),
+            check=False,
+        )
+    if done.returncode:
+        raise Failed((done.stderr.strip().splitlines() or ["no output"])[-1])
+    result = json.loads(done.stdout)
+    found: Figures = {"per_second": result["per_second"], "cpu_ns": result["client_cpu_ns"]} | result.get("latency", {})
+    return found | ({"percentiles": result["percentiles"]} if "percentiles" in result else {})
+
+
 def client_side(quick: bool) -> Iterator[Case]:
     def case(name: str, depth: int, *, needs: str = "", messages: Path | None = None, same_core: bool = False) -> Case:
         # TLS and compression are beyond server_raw.c; then our cheapest server stands in, the same for all.
@@ -235,21 +254,7 @@ def client_side(quick: bool) -> Iterator[Case]:
         @contextlib.contextmanager
         def start(peer_name: str) -> Iterator[Turn]:
             def turn(effort: Effort) -> Figures:
-                timing = ("--seconds", str(effort.seconds), "--port", str(server.port))
-                with process.pinned(1 if same_core else 0):
-                    done = subprocess.run(
-                        [*CLIENT_PEERS[peer_name], *options, *timing],
-                        capture_output=True,
-                        text=True,
-                        timeout=60,
-                        env=process.environment(),
-                        check=False,
-                    )
-                if done.returncode:
-                    raise Failed((done.stderr.strip().splitlines() or ["no output"])[-1])
-                result = json.loads(done.stdout)
-                latency = result.get("latency", {})
-                return {"per_second": result["per_second"], "cpu_ns": result["client_cpu_ns"]} | latency
+                return measured_client(peer_name, server, effort, options, core=1 if same_core else 0)
 
             with Server(command, flags_for(needs), core=1) as server:
                 yield turn
@@ -260,7 +265,7 @@ def client_side(quick: bool) -> Iterator[Case]:
             "depth": depth,
             "needs": needs,
         }
-        return Case("d", name, tuple(CLIENT_PEERS), start, facts=facts)
+        return Case("d", name, tuple(name for name in CLIENT_PEERS if name != POLLING), start, facts=facts)
 
     yield case("pipelined, depth 64, 32 B", 64)
     yield case("same core, ping-pong, 32 B", 1, same_core=True)
@@ -452,6 +457,33 @@ def two_sends(quick: bool) -> Iterator[Case]:
         yield served("k", "TLS, same core, 1 × 32 B", peers, "echo", needs="twice tls", same_core=True)
 
 
+# ------------------------------------------------------------------ (l) the lowest latency: busy polling
+
+
+def busy_polling(quick: bool) -> Iterator[Case]:
+    """What it brings that a process looks for its next message instead of sleeping, each on a core of its own.
+
+    Its CPU time says nothing: it uses all that there is.
+    """
+    yield served("l", "server, polled by C, 1 × 32 B", ("fabric", POLLING), "echo", "--poll")
+    yield both_ends("asyncio at both ends, 1 × 32 B", {name: name for name in ("fabric", POLLING, "websockets")})
+    yield served(
+        "l", "server, 32 × 32 B, 10,000 messages/s", ("fabric", POLLING), "open", "--connections", 32, "--rate", 10_000
+    )
+
+
+def both_ends(name: str, pairs: dict[str, str]) -> Case:
+    """Round trips between a client and a server on two cores; `pairs` are names of CLIENT_PEERS with their servers."""
+
+    @contextlib.contextmanager
+    def start(peer_name: str) -> Iterator[Turn]:
+        with Server(peer_named(pairs[peer_name]).command) as server:
+            yield lambda effort: measured_client(peer_name, server, effort, ("--depth", "1"), core=1)
+
+    facts = {"measured": "the client's round trips", "cores": 2, "servers": pairs}
+    return Case("l", name, tuple(pairs), start, facts=facts)
+
+
 #: Letter -> what it is, and its cases.
 WORKLOADS: dict[str, tuple[str, Callable[[bool], Iterator[Case]]]] = {
     "a": ("ping-pong", ping_pong),
@@ -465,5 +497,6 @@ WORKLOADS: dict[str, tuple[str, Callable[[bool], Iterator[Case]]]] = {
     "i": ("idle connections", idle),
     "j": ("growth", growth),
     "k": ("two sends a request", two_sends),
+    "l": ("the lowest latency: busy polling", busy_polling),
     "n": ("instructions per message", instructions),
 }

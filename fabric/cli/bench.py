@@ -250,6 +250,8 @@ def _report(
         rows = [("latency", total.latency)]
         if total.service is not None:
             rows = [("latency since due", total.latency), ("latency since sent", total.service)]
+        if total.waited is not None:
+            rows.append(("from read to task", total.waited))
         for line in chart.table(rows):
             screen.say(line)
         if len(names) == 1:
@@ -298,6 +300,7 @@ def _as_json(
                 "messages_per_second": total.rate,
                 "unanswered": total.unanswered,
                 "latency_us": asdict(LatencyPercentiles.of(total.latency)),
+                "read_to_task_us": total.waited and asdict(LatencyPercentiles.of(total.waited)),
                 "latency_since_sent_us": total.service and asdict(LatencyPercentiles.of(total.service)),
                 "histogram_ns": total.latency.encode_base64(),
             }

@@ -17,6 +17,8 @@ from typing import Any
 
 import uvloop
 
+CURVE = (0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99)
+
 Send = Callable[[bytes], Awaitable[Any]]
 Receive = Callable[[], Awaitable[Any]]
 
@@ -32,6 +34,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tls", metavar="CERTIFICATE", help="connect to a wss server that has this certificate")
     parser.add_argument(
         "--deflate", action="store_true", help="ask for permessage-deflate where that is not the default"
+    )
+    parser.add_argument(
+        "--busy-poll", type=float, default=0.0, metavar="SECONDS", help="look for messages for so long before sleeping"
     )
     found = parser.parse_args()
     found.context = ssl.create_default_context(cafile=found.tls) if found.tls else None
@@ -92,6 +97,10 @@ async def measure(options: argparse.Namespace, send: Send, receive: Receive, unw
     seconds = await run(count)
     cpu = time.process_time_ns() - cpu
     times.sort()
+
+    def at(percentile: float) -> int:
+        return times[min(len(times) - 1, int(len(times) * percentile / 100))]
+
     result: dict[str, Any] = {
         "messages": count,
         "seconds": seconds,
@@ -99,10 +108,8 @@ async def measure(options: argparse.Namespace, send: Send, receive: Receive, unw
         "client_cpu_ns": cpu / count,
     }
     if times:
-        result["latency"] = {
-            f"p{name}": times[min(len(times) - 1, int(len(times) * q))]
-            for name, q in (("50", 0.5), ("95", 0.95), ("99", 0.99), ("999", 0.999))
-        }
+        result["latency"] = {name: at(p) for name, p in (("p50", 50), ("p95", 95), ("p99", 99), ("p999", 99.9))}
+        result["percentiles"] = [[p, at(p)] for p in CURVE]
     print(json.dumps(result))
 
 
