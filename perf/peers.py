@@ -44,6 +44,14 @@ SMALLEST = "fabric smallest"
 POLLING = "fabric polling"
 POLL = ("--busy-poll", "0.01")
 
+#: A client and a server in C that look at one socket again and again: the floor of polling.
+RAW_POLLING = "raw C polling"
+
+#: Clients whose calls block.
+BLOCKING = "fabric.sync"
+BLOCKING_POLLING = "fabric.sync polling"
+BLOCKING_WEBSOCKETS = "websockets.sync"
+
 SERVER_PEERS = {
     peer.name: peer
     for peer in (
@@ -61,6 +69,7 @@ SERVER_PEERS = {
         _peer("ws (Node.js)", ("node", str(SERVERS / "ws.js")), "broadcast tls deflate twice"),
         _peer("Boost.Beast", (str(tools.SERVER_NATIVE),), "broadcast deflate"),
         _peer(FLOOR, (str(tools.SERVER_RAW),), "broadcast"),
+        _peer(RAW_POLLING, (str(tools.POLL_RAW),), ""),
     )
 }
 
@@ -82,5 +91,11 @@ CLIENT_PEERS = {
         ("picows.websockets", "picows_websockets_client", ()),
         ("websockets", "websockets_client", ()),
         ("aiohttp", "aiohttp_client", ()),
+        (BLOCKING, "fabric_sync_client", ()),
+        (BLOCKING_POLLING, "fabric_sync_client", POLL),
+        (BLOCKING_WEBSOCKETS, "websockets_sync_client", ()),
     )
-}
+} | {RAW_POLLING: (str(tools.POLL_RAW),)}
+
+#: Those on an event loop, which do not poll.
+ASYNC_CLIENTS = ("fabric", "picows.websockets", "websockets", "aiohttp")

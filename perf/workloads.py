@@ -25,12 +25,26 @@ from typing import Any
 
 import process
 import tools
-from peers import ASGI_PEERS, CLIENT_PEERS, FLOOR, POLLING, SERVER_PEERS, SMALLEST, UWS, Peer
+from peers import (
+    ASGI_PEERS,
+    ASYNC_CLIENTS,
+    BLOCKING,
+    BLOCKING_POLLING,
+    BLOCKING_WEBSOCKETS,
+    CLIENT_PEERS,
+    FLOOR,
+    POLLING,
+    RAW_POLLING,
+    SERVER_PEERS,
+    SMALLEST,
+    UWS,
+    Peer,
+)
 from process import Failed, Server, Steps
 
 Figures = dict[str, Any]
 
-ALL = tuple(name for name in SERVER_PEERS if name not in (FLOOR, SMALLEST, POLLING))
+ALL = tuple(name for name in SERVER_PEERS if name not in (FLOOR, SMALLEST, POLLING, RAW_POLLING))
 PYTHON = tuple(name for name in ALL if name not in ("socketify", UWS, "ws (Node.js)", "Boost.Beast"))
 FABRIC = ("fabric", "fabric callbacks")
 DROP_IN = "fabric.websockets"
@@ -267,7 +281,7 @@ def client_side(quick: bool) -> Iterator[Case]:
             "depth": depth,
             "needs": needs,
         }
-        return Case("d", name, tuple(name for name in CLIENT_PEERS if name != POLLING), start, facts=facts)
+        return Case("d", name, ASYNC_CLIENTS, start, facts=facts)
 
     yield case("pipelined, depth 64, 32 B", 64)
     yield case("same core, ping-pong, 32 B", 1, same_core=True)
@@ -475,14 +489,25 @@ def busy_polling(quick: bool) -> Iterator[Case]:
         "l", "server, 32 × 32 B, 10,000 messages/s", ("fabric", POLLING), "open", "--connections", 32, "--rate", 10_000
     )
 
+    blocking = {
+        BLOCKING: "fabric",
+        BLOCKING_POLLING: POLLING,
+        BLOCKING_WEBSOCKETS: "websockets",
+        RAW_POLLING: RAW_POLLING,
+    }
+    yield both_ends("blocking client, asyncio server, 1 × 32 B", blocking)
+    same = dict.fromkeys((BLOCKING, BLOCKING_WEBSOCKETS), "fabric callbacks")
+    yield both_ends("blocking clients, the same server, 1 × 32 B", same)
+    yield both_ends("blocking clients, the same server, depth 64", same, depth=64)
 
-def both_ends(name: str, pairs: dict[str, str]) -> Case:
-    """Round trips between a client and a server on two cores; `pairs` are names of CLIENT_PEERS with their servers."""
+
+def both_ends(name: str, pairs: dict[str, str], depth: int = 1) -> Case:
+    """A client and a server on two cores, `depth` messages in flight; `pairs` are CLIENT_PEERS with their servers."""
 
     @contextlib.contextmanager
     def start(peer_name: str) -> Iterator[Turn]:
         with Server(peer_named(pairs[peer_name]).command) as server:
-            yield lambda effort: measured_client(peer_name, server, effort, ("--depth", "1"), core=1)
+            yield lambda effort: measured_client(peer_name, server, effort, ("--depth", str(depth)), core=1)
 
     facts = {"measured": "the client's round trips", "cores": 2, "servers": pairs}
     return Case("l", name, tuple(pairs), start, facts=facts)
