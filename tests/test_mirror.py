@@ -26,11 +26,13 @@ ELSEWHERE = {
     "fabric.broker.outgoing": "integration/test_brokers.py",
     "fabric.broker.redis": "integration/test_brokers.py",
     "fabric.client": "integration/test_client_connect.py",
+    "fabric_ext.blocking": "integration/test_sync.py",
     "fabric_ext.fanout": "unit/test_broadcast.py",
     "fabric_ext.session_user": "unit/test_session.py",
 }
 #: Folder of modules -> where those are tested that have no file of their own.
 TOGETHER = {
+    "fabric._sync.": "integration/test_sync.py",
     "fabric.cli.": "unit/test_cli.py",
     "fabric.testing.": "integration/test_testing.py",
     "fabric.websockets.asyncio.": "integration/test_websockets_client.py",
