@@ -26,7 +26,7 @@ from fabric._connection.open_context import OpenContext
 from fabric._handshake.client import HandshakeResult, open_connection
 from fabric._http.messages import Request, Response, response_of
 from fabric.error import ConnectionClosed, Error, InvalidState, ReconnectTimeout
-from fabric.metrics import MetricsCollector
+from fabric.metrics import MetricsCollector, loop_metrics_of
 from fabric.ratelimit import connection_gate
 from fabric.reconnect import ReconnectState, retry_after, should_retry
 from fabric_ext.protocol import State
@@ -117,6 +117,7 @@ class WebSocketClient(BaseConnection):
             raise TypeError("a client is made by `await WebSocketClient.connect(...)`, or in `async with`")
         loop = asyncio.get_running_loop()
         metrics = MetricsCollector() if _stands_for is None else _stands_for.metrics
+        metrics.loop = loop_metrics_of(loop)
         super().__init__(loop, config, masking=True, metrics=metrics, logger=logger, on_message=on_message)
         stays_with_parent(self)
         self._thread = threading.get_ident()

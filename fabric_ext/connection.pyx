@@ -560,6 +560,15 @@ cdef class Connection(SessionUser):
     def _outbox_size(self):
         return self._outbox.size
 
+    @property
+    def _oldest_ns(self):
+        """When the oldest message in the queue was received; 0 where there is none, or it is received in parts."""
+        cdef object item
+        if self._items.size == 0:
+            return 0
+        item = <object>self._items.first()
+        return (<Message>item).received_ns if type(item) is Message else 0
+
     # ------------------------------------------------------------------ hooks, overridden in Python
 
     def _on_lost(self, session):

@@ -121,7 +121,6 @@ cdef class Session(Sender):
     cdef int resume(self, int reason) except -1
     @final
     cdef int stop_reading(self) except -1
-    @final
     cdef int start_reading(self) except -1
     cdef int read_to_the_end(self) except -1
     @final

@@ -11,13 +11,13 @@ import asyncio
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cython cimport final, likely, unlikely
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy
 
 from fabric_ext.assembler cimport Assembler
 from fabric_ext.awaitable cimport reraise, take_reference
 from fabric_ext.closing cimport CloseHandshake, peer_is_done, unsent_of
-from fabric_ext.clock cimport coarse_monotonic_ns
+from fabric_ext.clock cimport monotonic_ns
 from fabric_ext.deflate cimport Codec
 from fabric_ext.frames cimport (BAD_COMPRESSION, BAD_UTF8, CALLBACK_FAILED, D_CONTROL, D_DATA, D_MESSAGE, D_MORE,
                                 RATE_EXCEEDED, READ_FAILED, TOO_LARGE, TOO_MANY_FRAGMENTS, Decoder)
@@ -235,18 +235,20 @@ cdef class Session(Sender):
     cdef int read(self, Block block, Py_ssize_t n) except -1:
         """Deliver the frames of the `n` bytes that were read into `block`."""
         cdef SessionUser user = self._user         # held: a handler that lets the loop run may see the transport go
+        cdef int64_t around = self._loop_writer.read_ns
         if self._discarding or user is None:
             return 0
         block.taken = True
         self._loop_writer.reading += 1
         user.begin_delivery()
-        self._counters.last_activity_ns = coarse_monotonic_ns()
+        self._loop_writer.read_ns = self._counters.last_activity_ns = monotonic_ns()
         try:
             if unlikely((<Unchecked>deliver)(self, block, n) < 0):
                 self.on_raised()
         finally:
             block.taken = False
             self.gathering = False
+            self._loop_writer.read_ns = around
             self._loop_writer.end_read()
         return self._read_buffer.note(block, n)
 
@@ -386,6 +388,7 @@ cdef class Session(Sender):
         """Pass a message of `n` payload bytes on to the application, if the rate limit lets it."""
         cdef Message message = new_message(kind, data)
         cdef int admission
+        message.received_ns = self._loop_writer.read_ns
         self._user.messages_received += 1
         self._user.bytes_received += n
         self._counters.messages_received += 1

@@ -30,9 +30,11 @@ from fabric.error import (
     Utf8Error,
 )
 from fabric.message import Message, MessageType
+from fabric.metrics import loop_metrics_of
 from fabric_ext import connection, receive_queue
 from fabric_ext.connection import Connection
 from fabric_ext.frames import Fault
+from fabric_ext.poller import PolledSessionProtocol
 from fabric_ext.session import SessionProtocol
 from fabric_ext.session_user import Part
 from fabric_ext.throttle import Throttle
@@ -66,7 +68,12 @@ NORMAL_CLOSURE = frozenset({1000, 1001, 1005})
 
 
 class BaseConnection(Connection):
-    """One end of a WebSocket connection; see `WebSocketClient` and `ConnectedClient`."""
+    """One end of a WebSocket connection; see `WebSocketClient` and `ConnectedClient`.
+
+    Attributes:
+        messages_sent, messages_received: data messages so far, over all sessions.
+        bytes_sent, bytes_received: their payloads, before compression and after decompression.
+    """
 
     __slots__ = (
         "__dict__",
@@ -143,10 +150,11 @@ class BaseConnection(Connection):
     ) -> None:
         """Go on over `transport`, whose opening handshake is done; `rest` is what has been read behind it."""
         config = self._config
-        session = SessionProtocol(
+        loop = asyncio.get_running_loop()
+        session = (PolledSessionProtocol if config.busy_poll else SessionProtocol)(
             self,
             transport,
-            asyncio.get_running_loop(),
+            loop,
             masking=self._masking,
             max_message_size=config.max_message_size,
             max_fragments=config.max_fragments,
@@ -157,6 +165,8 @@ class BaseConnection(Connection):
             throttle=None if gate is None else Throttle(gate, *on_exceed),
             frame_log=FrameLog.of(self._logger, self),
         )
+        if isinstance(session, PolledSessionProtocol):
+            session.poll(loop, loop_metrics_of(loop), config.busy_poll)
         self._close_code = None
         self._begin_session(session)
         self._begin_life(session)

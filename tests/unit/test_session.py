@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from fabric_ext.bucket import RateGate, TokenBucket
 from fabric_ext.deflate import DeflateCodec
 from fabric_ext.frames import Fault
+from fabric_ext.message import Message
 from fabric_ext.protocol import State
 from fabric_ext.session_user import Part
 from fabric_ext.throttle import Throttle
@@ -58,6 +60,62 @@ async def test_messages_arrive_whole_whatever_the_reads() -> None:
         assert (peer.messages_received, peer.bytes_received) == (5, 507)
         assert (peer.counters.messages_received, peer.counters.bytes_received) == (5, 507)
         assert not peer.session.has_partial_message
+
+
+class Stamped(Peer):
+    """Notes when what it gets was received."""
+
+    def __init__(self, on_message: Any = None) -> None:
+        self.stamps: list[int] = []
+        self.inside: Any = on_message
+        super().__init__(Stamped.stamp)
+
+    def stamp(self, message: Any) -> None:
+        self.stamps.append(message.received_ns)
+        if self.inside is not None:
+            inside, self.inside = self.inside, None
+            inside()
+
+
+async def test_a_message_tells_when_the_read_returned_that_completed_it() -> None:
+    peer = Stamped()
+    transport = peer.open()
+    times = [time.monotonic_ns()]
+    for data in (
+        encode(TEXT, "a") + encode(TEXT, "b") + encode(TEXT, "c", fin=False),
+        encode(PING),
+        encode(CONTINUATION, "c") + encode(BINARY, b"d" * 500)[:100],
+        encode(BINARY, b"d" * 500, key=bytes(4))[100:],
+    ):
+        transport.feed(data)
+        times.append(time.monotonic_ns())
+    a, b, c, d = peer.stamps
+    assert a == b
+    assert times[0] <= a <= times[1]
+    assert times[2] <= c <= times[3] <= d <= times[4]
+
+
+async def test_a_read_inside_a_read_has_a_time_of_its_own() -> None:
+    times: list[int] = []
+
+    def read_inside() -> None:
+        times.append(time.monotonic_ns())
+        other_transport.feed(encode(TEXT, "inside"))
+
+    peer, other = Stamped(read_inside), Stamped()
+    transport, other_transport = peer.open(), other.open()
+    transport.feed(encode(TEXT, "a") + encode(TEXT, "b"))
+    assert peer.stamps[0] == peer.stamps[1] <= times[0] <= other.stamps[0]
+
+
+async def test_what_was_not_received_was_received_at_no_time() -> None:
+    peer = Stamped()
+    transport = peer.open()
+    transport.feed(encode(TEXT, "a"))
+    received = Message("a")
+    assert received.received_ns == 0 != peer.stamps[0]
+    with pytest.raises(AttributeError):
+        received.received_ns = 5  # type: ignore[misc]
 
 
 async def test_a_frame_larger_than_any_read() -> None:
