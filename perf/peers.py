@@ -44,6 +44,14 @@ SMALLEST = "fabric smallest"
 POLLING = "fabric polling"
 POLL = ("--busy-poll", "0.01")
 
+#: A client and a server in C that look at one socket again and again: the floor of polling.
+RAW_POLLING = "raw C polling"
+
+#: Clients whose calls block.
+BLOCKING = "fabric.sync"
+BLOCKING_POLLING = "fabric.sync polling"
+BLOCKING_WEBSOCKETS = "websockets.sync"
+
 SERVER_PEERS = {
     peer.name: peer
     for peer in (
@@ -61,6 +69,17 @@ SERVER_PEERS = {
         _peer("ws (Node.js)", ("node", str(SERVERS / "ws.js")), "broadcast tls deflate twice"),
         _peer("Boost.Beast", (str(tools.SERVER_NATIVE),), "broadcast deflate"),
         _peer(FLOOR, (str(tools.SERVER_RAW),), "broadcast"),
+        _peer(RAW_POLLING, (str(tools.POLL_RAW),), ""),
+    )
+}
+
+#: WebSocket implementations for uvicorn, each with the same ASGI applications.
+ASGI_PEERS = {
+    peer.name: peer
+    for peer in (
+        _peer("fabric.asgi", python("asgi_server"), "fastapi", "websocket-fabric"),
+        _peer("websockets-sansio", python("asgi_server", "--ws", "websockets-sansio"), "fastapi", "uvicorn"),
+        _peer("wsproto", python("asgi_server", "--ws", "wsproto"), "fastapi", "uvicorn"),
     )
 }
 
@@ -72,5 +91,11 @@ CLIENT_PEERS = {
         ("picows.websockets", "picows_websockets_client", ()),
         ("websockets", "websockets_client", ()),
         ("aiohttp", "aiohttp_client", ()),
+        (BLOCKING, "fabric_sync_client", ()),
+        (BLOCKING_POLLING, "fabric_sync_client", POLL),
+        (BLOCKING_WEBSOCKETS, "websockets_sync_client", ()),
     )
-}
+} | {RAW_POLLING: (str(tools.POLL_RAW),)}
+
+#: Those on an event loop, which do not poll.
+ASYNC_CLIENTS = ("fabric", "picows.websockets", "websockets", "aiohttp")

@@ -89,6 +89,7 @@ SHOWN = {
     "ping-pong": "Round trips with both ends on one core",
     "latency": "Round trips between two cores, by percentile",
     "busy-polling": "Round trips between two cores, sleeping and polling",
+    "blocking": "Round trips of clients whose calls block",
     "open-loop": "Latency under load, counted from when each message was due",
     "ping-pong-64": "Server CPU time per message, 64 connections in ping-pong",
     "client-cpu": "Client CPU time per message",

@@ -25,12 +25,26 @@ from typing import Any
 
 import process
 import tools
-from peers import CLIENT_PEERS, FLOOR, POLLING, SERVER_PEERS, SMALLEST, UWS, Peer
+from peers import (
+    ASGI_PEERS,
+    ASYNC_CLIENTS,
+    BLOCKING,
+    BLOCKING_POLLING,
+    BLOCKING_WEBSOCKETS,
+    CLIENT_PEERS,
+    FLOOR,
+    POLLING,
+    RAW_POLLING,
+    SERVER_PEERS,
+    SMALLEST,
+    UWS,
+    Peer,
+)
 from process import Failed, Server, Steps
 
 Figures = dict[str, Any]
 
-ALL = tuple(name for name in SERVER_PEERS if name not in (FLOOR, SMALLEST, POLLING))
+ALL = tuple(name for name in SERVER_PEERS if name not in (FLOOR, SMALLEST, POLLING, RAW_POLLING))
 PYTHON = tuple(name for name in ALL if name not in ("socketify", UWS, "ws (Node.js)", "Boost.Beast"))
 FABRIC = ("fabric", "fabric callbacks")
 DROP_IN = "fabric.websockets"
@@ -86,7 +100,7 @@ def once(
 
 def peer_named(name: str, needs: str = "") -> Peer:
     """The peer, or `Failed` if it is absent or cannot do what the case needs, some words."""
-    peer = SERVER_PEERS[name]
+    peer = (SERVER_PEERS | ASGI_PEERS)[name]
     if not peer.can.issuperset(needs.split()):
         raise Failed(f"{name} has no {needs} here")
     if not shutil.which(peer.command[0]):
@@ -103,6 +117,7 @@ def flags_for(needs: str) -> tuple[str, ...]:
         "broadcast": ("--broadcast",),
         "twice": ("--twice",),
         "twice tls": ("--twice", "--tls", str(tools.CERTIFICATE), str(tools.KEY)),
+        "fastapi": ("--fastapi",),
     }[needs]
 
 
@@ -116,6 +131,7 @@ def load_flags(needs: str) -> tuple[str, ...]:
         "broadcast": (),
         "twice": twice,
         "twice tls": (*twice, "--tls"),
+        "fastapi": (),
     }[needs]
 
 
@@ -265,7 +281,7 @@ def client_side(quick: bool) -> Iterator[Case]:
             "depth": depth,
             "needs": needs,
         }
-        return Case("d", name, tuple(name for name in CLIENT_PEERS if name != POLLING), start, facts=facts)
+        return Case("d", name, ASYNC_CLIENTS, start, facts=facts)
 
     yield case("pipelined, depth 64, 32 B", 64)
     yield case("same core, ping-pong, 32 B", 1, same_core=True)
@@ -315,7 +331,9 @@ def connections(quick: bool) -> Iterator[Case]:
 # ------------------------------------------------------------------ (i) idle connections
 
 
-def idle_memory(name: str, peers: tuple[str, ...], count: int, needs: str = "", touch: bool = False) -> Case:
+def idle_memory(
+    name: str, peers: tuple[str, ...], count: int, needs: str = "", touch: bool = False, workload: str = "i"
+) -> Case:
     """Private memory per idle connection; with `touch` after each has exchanged one message."""
 
     def measure(peer_name: str, effort: Effort) -> Figures:
@@ -339,7 +357,7 @@ def idle_memory(name: str, peers: tuple[str, ...], count: int, needs: str = "", 
                 steps.end()
         return {"bytes_per_connection": grown / count, "megabytes": grown / 1e6}
 
-    return once("i", name, peers, measure, {"connections": count, "needs": needs, "touched": touch})
+    return once(workload, name, peers, measure, {"connections": count, "needs": needs, "touched": touch})
 
 
 def idle_cpu(count: int, seconds: float) -> Case:
@@ -471,17 +489,41 @@ def busy_polling(quick: bool) -> Iterator[Case]:
         "l", "server, 32 × 32 B, 10,000 messages/s", ("fabric", POLLING), "open", "--connections", 32, "--rate", 10_000
     )
 
+    blocking = {
+        BLOCKING: "fabric",
+        BLOCKING_POLLING: POLLING,
+        BLOCKING_WEBSOCKETS: "websockets",
+        RAW_POLLING: RAW_POLLING,
+    }
+    yield both_ends("blocking client, asyncio server, 1 × 32 B", blocking)
+    same = dict.fromkeys((BLOCKING, BLOCKING_WEBSOCKETS), "fabric callbacks")
+    yield both_ends("blocking clients, the same server, 1 × 32 B", same)
+    yield both_ends("blocking clients, the same server, depth 64", same, depth=64)
 
-def both_ends(name: str, pairs: dict[str, str]) -> Case:
-    """Round trips between a client and a server on two cores; `pairs` are names of CLIENT_PEERS with their servers."""
+
+def both_ends(name: str, pairs: dict[str, str], depth: int = 1) -> Case:
+    """A client and a server on two cores, `depth` messages in flight; `pairs` are CLIENT_PEERS with their servers."""
 
     @contextlib.contextmanager
     def start(peer_name: str) -> Iterator[Turn]:
         with Server(peer_named(pairs[peer_name]).command) as server:
-            yield lambda effort: measured_client(peer_name, server, effort, ("--depth", "1"), core=1)
+            yield lambda effort: measured_client(peer_name, server, effort, ("--depth", str(depth)), core=1)
 
     facts = {"measured": "the client's round trips", "cores": 2, "servers": pairs}
     return Case("l", name, tuple(pairs), start, facts=facts)
+
+
+# ------------------------------------------------------------------ (m) ASGI applications
+
+
+def asgi(quick: bool) -> Iterator[Case]:
+    """One echo, under uvicorn with different implementations of WebSockets."""
+    peers = tuple(ASGI_PEERS)
+    yield served("m", "bare, 1 × 32 B, depth 64", peers, "echo", "--depth", 64, "--poll")
+    yield served("m", "FastAPI, 1 × 32 B, depth 64", peers, "echo", "--depth", 64, "--poll", needs="fastapi")
+    if not quick:
+        yield served("m", "bare, same core, 1 × 32 B", peers, "echo", same_core=True)
+        yield idle_memory("bare, 1000 idle", peers, 1000, workload="m")
 
 
 #: Letter -> what it is, and its cases.
@@ -498,5 +540,6 @@ WORKLOADS: dict[str, tuple[str, Callable[[bool], Iterator[Case]]]] = {
     "j": ("growth", growth),
     "k": ("two sends a request", two_sends),
     "l": ("the lowest latency: busy polling", busy_polling),
+    "m": ("ASGI applications under uvicorn", asgi),
     "n": ("instructions per message", instructions),
 }
