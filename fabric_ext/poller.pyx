@@ -7,7 +7,8 @@ for a message, and it does not wait for the loop to ask which descriptors are re
 from other threads and signals have their turn as always: between two passes the loop goes once round.
 
 A pass has PASS_NS at most, and a delivery that has begun; the next one goes on where it ended. So with many hot
-connections each has its turn, and a timer is delayed by no more than that.
+connections each has its turn, and a timer is delayed by no more than that. Nor does it try many sockets in vain: where
+more than IN_VAIN are hot, the loop finds by one call which of them are ready, and reads those that the pass did not.
 
 Owns which connections are hot. Leaves to the loop: the end of a stream and errors, which the transport has to learn
 by itself; connections that are not read from now; and those over TLS, for which it only keeps the loop awake.
@@ -61,7 +62,8 @@ cdef extern from *:
 
 cdef enum:
     PASS_NS = 250_000            # how long a pass may hold up everything else
-    GLANCE = 16                  # sockets without bytes between two looks at the clock
+    IN_VAIN = 4                  # reads that find nothing, after which a pass ends: each costs 0.3 to 0.7 µs
+    VISITS = 64                  # sessions that a pass looks at, at most
 
 
 _pollers = weakref.WeakValueDictionary()       # id(loop) -> Poller, which keeps its loop: no id is reused
@@ -152,13 +154,13 @@ cdef class Poller:
                 self.schedule()
 
     cdef int look(self, int64_t now) except -1:
-        """Look at each hot session once, as far as the time allows.
+        """Look at the hot sessions, each once, until IN_VAIN of them had nothing or the time is up.
 
         When one is taken out, another takes its place, and may so be passed over until the next pass.
         """
         cdef int64_t end = now + PASS_NS
-        cdef Py_ssize_t left = len(self._hot)
-        cdef int looks = 0
+        cdef Py_ssize_t left = min(len(self._hot), VISITS)
+        cdef int in_vain = 0
         cdef PolledSession session
         while left and len(self._hot):
             left -= 1
@@ -169,10 +171,15 @@ cdef class Poller:
                 self.cool(session)             # another one has its place now
                 continue
             self._next += 1                    # first: a delivery may change which are hot
-            looks += 1
-            if (session._is_direct and self.read(session, now)) or looks % GLANCE == 0:
+            if not session._is_direct:
+                continue
+            if self.read(session, now):
                 now = self.now()
                 if now >= end:
+                    break
+            else:
+                in_vain += 1
+                if in_vain == IN_VAIN:
                     break
         return 0
 

@@ -728,8 +728,9 @@ static void handle(connection *c, uint32_t events) {
 static bool turn(int timeout) {
     struct epoll_event ready[256];
     if (alone) {
-        receive(&all[0]);
-        return true;
+        uint64_t before = wire_in;
+        if (all[0].state != DOWN) receive(&all[0]);
+        return wire_in != before;
     }
     int n = epoll_wait(poller, ready, 256, timeout);
     for (int i = 0; i < n; i++) {
@@ -894,12 +895,14 @@ static void start_closed_loop(void) {
 }
 
 static void go_alone(void) {
-    /* A ping-pong on one connection needs no epoll: a blocking read is the shortest wait there is. */
-    if (opt.connections != 1 || opt.depth != 1 || opt.tls || opt.poll) return;
+    /* A ping-pong on one connection needs no epoll: a blocking read is the shortest wait there is. With --poll it is read
+     * again and again, as long as what is sent fits into the kernel at once. */
+    if (opt.connections != 1 || opt.depth != 1 || opt.tls || (opt.poll && (opt.size > 4096 || opt.messages))) return;
+    alone = true;
+    if (opt.poll) return;
     struct timeval limit = {.tv_usec = 50000};
     fcntl(all[0].fd, F_SETFL, 0);
     setsockopt(all[0].fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    alone = true;
 }
 
 /* With --poll it never sleeps: a server that has to wake us for its next answer pays for that with its own CPU time, the
