@@ -38,7 +38,7 @@ CONTRACT = set(
 
 MODULES = """
     client server message config reconnect backpressure heartbeat metrics pool compression fragmentation
-    subprotocol headers ratelimit error runner router auth rpc testing
+    subprotocol headers ratelimit error runner router auth rpc testing sync
 """.split()
 
 EVERY_MODULE = [
