@@ -414,24 +414,26 @@ def growth(quick: bool) -> Iterator[Case]:
 def instructions(quick: bool) -> Iterator[Case]:
     """User-space instructions per echoed message: exact where time is noisy. Not a workload of its own."""
 
-    def case(name: str, depth: int, size: int, peers: tuple[str, ...]) -> Case:
+    def case(name: str, depth: int, size: int, peers: tuple[str, ...], count: int, needs: str = "") -> Case:
         def measure(peer_name: str, effort: Effort) -> Figures:
-            count = 4000 if depth == 1 else 20000
-            return {"instructions": count_instructions(peer_named(peer_name), count, depth, size)}
+            peer, flags = peer_named(peer_name, needs), flags_for(needs)
+            return {"instructions": count_instructions(peer, flags, count, depth, size)}
 
         return once("n", name, peers, measure, {"depth": depth, "tool": "callgrind"})
 
     peers = (*FABRIC, DROP_IN)
-    yield case("pipelined 1 × 32 B, depth 64", 64, 32, peers if quick else (*peers, "picows core"))
+    yield case("pipelined 1 × 32 B, depth 64", 64, 32, peers if quick else (*peers, "picows core"), 20_000)
     if not quick:
-        yield case("ping-pong 1 × 32 B", 1, 32, (*peers, "picows core"))
+        yield case("ping-pong 1 × 32 B", 1, 32, (*peers, "picows core"), 4_000)
+        yield case("ASGI, bare, 1 × 32 B, depth 64", 64, 32, tuple(ASGI_PEERS), 6_000)
+        yield case("ASGI, FastAPI, 1 × 32 B, depth 64", 64, 32, tuple(ASGI_PEERS), 6_000, "fastapi")
 
 
 SLOWED_DOWN = 1000
 """More than a process is slowed down by callgrind: where messages come closely, time must not part them."""
 
 
-def count_instructions(peer: Peer, count: int, depth: int, size: int) -> float:
+def count_instructions(peer: Peer, flags: tuple[str, ...], count: int, depth: int, size: int) -> float:
     """Runs `peer` under callgrind and returns instructions per message, start-up and handshake excluded."""
     for tool in ("valgrind", "callgrind_control"):
         if not shutil.which(tool):
@@ -440,7 +442,7 @@ def count_instructions(peer: Peer, count: int, depth: int, size: int) -> float:
     valgrind = ("valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={out}")
     try:
         slowed = ("--slowed-down", str(SLOWED_DOWN)) if peer.name.startswith("fabric") and depth > 1 else ()
-        with Server((*valgrind, *peer.command, *slowed), core=0, wait=60) as server:
+        with Server((*valgrind, *peer.command, *slowed), flags, wait=60) as server:
             steps = Steps(server, "echo", ("--count", str(count), "--depth", str(depth), "--size", str(size)))
             try:
                 for phase, switch in (("warm", "on"), ("counted", "off")):

@@ -441,6 +441,17 @@ async def test_a_log_line_for_what_is_accepted(
     assert line.endswith(' - "WebSocket /a%20b" [accepted]')
 
 
+async def test_begin_and_end_are_traced(stack: contextlib.AsyncExitStack, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(5, "uvicorn.error"):
+        served = await serve(stack, echo)
+        async with await RawPeer.open(served.port):
+            pass
+        await served.ended()
+    said = [record.getMessage().rpartition(" - ")[2] for record in caplog.records]
+    traced = [line for line in said if line.startswith("WebSocket connection")]
+    assert traced == ["WebSocket connection made", "WebSocket connection lost"]
+
+
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
 @pytest.mark.parametrize("loop_factory", ["asyncio"], indirect=True)
 async def test_eager_tasks(stack: contextlib.AsyncExitStack, http: str) -> None:
@@ -825,6 +836,30 @@ async def test_an_application_that_ends_without_closing(
     assert ("LookupError: mine" in caplog.text) is (how == "raises")
     assert ("ASGI callable should return None, but returned dict." in caplog.text) is (how == "returns something")
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("how", ["returns", "raises", "closes"])
+async def test_an_application_that_ends_in_the_midst_of_a_read(stack: contextlib.AsyncExitStack, how: str) -> None:
+    received = 0
+
+    async def app(scope: Any, receive: Receive, send: Send) -> None:
+        nonlocal received
+        await accepted(receive, send)
+        for _ in range(3):
+            await receive()
+            received += 1
+        if how == "raises":
+            raise LookupError("mine")
+        if how == "closes":
+            await send({"type": "websocket.close"})
+
+    served = await serve(stack, app)
+    async with await RawPeer.open(served.port) as peer:
+        peer.send(*[encode(TEXT, "x")] * 40)
+        frames = [wire.close_code for wire in await peer.rest()] if how != "closes" else [(await peer.close_seen())[0]]
+        assert frames == ([1000] if how == "closes" else [])
+    assert received == 3
+    await served.ended()
 
 
 async def test_a_task_that_outlives_its_application(stack: contextlib.AsyncExitStack) -> None:
