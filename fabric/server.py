@@ -44,7 +44,7 @@ from fabric.error import (
 from fabric.headers import HeaderMap
 from fabric.heartbeat import HeartbeatManager
 from fabric.message import Message
-from fabric.metrics import MetricsCollector
+from fabric.metrics import MetricsCollector, loop_metrics_of
 from fabric.ratelimit import GlobalRateLimiter, connection_gate
 from fabric.router import Router
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
@@ -227,6 +227,7 @@ class WebSocketServer:
             raise InvalidState("a server starts once; make a new one", state=self._phase.value)
         self._phase = Phase.STARTING
         loop = self._loop = asyncio.get_running_loop()
+        self._metrics.loop = loop_metrics_of(loop)
         self._handshakes = PendingHandshakes(
             loop,
             self.config,
@@ -253,7 +254,7 @@ class WebSocketServer:
             self._handshakes.close(unavailable("the server is shutting down"))
             raise InvalidState("the server was shut down while it started", state=self._phase.value)
         if self.config.heartbeat.enabled:
-            self._heartbeat = HeartbeatManager(self.config.heartbeat, loop)
+            self._heartbeat = HeartbeatManager(self.config.heartbeat, loop, on_late=self._metrics.loop.record_lateness)
         self._listener = listener
         stays_with_parent(self)
         if self._dashboard is not None:
@@ -294,6 +295,7 @@ class WebSocketServer:
 
     def stop_accepting(self) -> None:
         """Take no new connections; those that are open stay. Before a `shutdown`, for a load balancer to notice."""
+        self.topics._check_here()
         if self._listener is not None and not self._loop.is_closed():
             self._listener.close()
 
@@ -306,6 +308,7 @@ class WebSocketServer:
             code: the close code for the clients: 1001 (going away), or 1012 (service restart), say.
         """
         check_close(code, "")
+        self.topics._check_here()
         if self._phase is Phase.STOPPING:
             await self._gone.wait()
         if self._phase is not Phase.RUNNING:

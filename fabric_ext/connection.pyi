@@ -110,6 +110,10 @@ class Connection(SessionUser):
         """Is there no transport, or does it hold bytes that the kernel has not taken?"""
 
     @property
+    def _oldest_ns(self) -> int:
+        """`received_ns` of the oldest message in the queue; 0 where there is none, or it is received in parts."""
+
+    @property
     def _outbox_size(self) -> int:
         """Messages accepted and not yet written."""
 
@@ -141,6 +145,9 @@ class Connection(SessionUser):
 
     def _stop_stream(self, number: int) -> None:
         """No more parts are wanted, if they are those of this stream."""
+
+    def _check_here(self) -> None:
+        """Raise unless this is the connection's own thread."""
 
     def _cork(self, change: int) -> None:
         """One more (1), or one less (-1), asks that what is sent is gathered."""

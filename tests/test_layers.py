@@ -21,8 +21,9 @@ LAYERS = {
     """,
     "core": """
         fabric_ext.receive_queue fabric_ext.read_buffer fabric_ext.transport fabric_ext.writer fabric_ext.throttle
-        fabric_ext.session_user fabric_ext.sender fabric_ext.closing fabric_ext.session fabric_ext.connection
-        fabric_ext.broadcast fabric_ext.plain_connection fabric_ext.topics fabric_ext.remote fabric_ext
+        fabric_ext.session_user fabric_ext.sender fabric_ext.closing fabric_ext.session fabric_ext.poller
+        fabric_ext.connection fabric_ext.broadcast fabric_ext.plain_connection fabric_ext.asgi fabric_ext.topics
+        fabric_ext.remote fabric_ext.blocking fabric_ext
     """,
     "vocabulary": """
         fabric._version fabric._namesake fabric.error fabric._http.url fabric.headers fabric.message fabric.subprotocol
@@ -43,9 +44,11 @@ LAYERS = {
         fabric._handshake.client fabric._handshake.server fabric._handshake.acceptor
         fabric._handshake
         fabric._client.heartbeats fabric._client.report fabric._client fabric.client
+        fabric._sync.loop fabric._sync.keeper fabric._sync fabric.sync
         fabric.router fabric.auth
         fabric._server.listening fabric._server.descriptors fabric._server.dashboard fabric._server
         fabric.broker fabric.topics fabric._server.connected_client fabric.server fabric.runner fabric.websockets
+        fabric._asgi.messages fabric._asgi.worker fabric._asgi fabric.asgi
     """,
     "top": """
         fabric._rpc.wire fabric._rpc.methods fabric._rpc fabric.rpc fabric._pool.host fabric._pool fabric.pool fabric

@@ -95,6 +95,9 @@ class ServerConfig(Config):
         fragment_size: bytes above which a message goes out in several frames; None = never.
         cork: False sends each message at once and alone. True gathers those that follow within 50 µs of one before,
             for as long: fewer system calls for many small messages.
+        busy_poll: seconds after the last byte of a connection for which its event loop keeps looking for more instead
+            of sleeping: the lowest latency, for a processor while it lasts. 0 = off, `math.inf` = always. See
+            "Tune latency" in the guide.
         slow_peer: what a broadcast does with a peer whose buffer is full: "drop" the message for this peer,
             "close" the connection, or "wait" for it without delaying others.
         subprotocols: names spoken; "*" accepts what the client prefers.
@@ -147,6 +150,7 @@ class ServerConfig(Config):
     global_rate_limit: Converted[RateLimitConfig | Off, RateLimitConfig] = default(RateLimitConfig())
     fragment_size: int | None = None
     cork: bool = True
+    busy_poll: Seconds = default(0.0)
     slow_peer: Literal["drop", "close", "wait"] = "drop"
     subprotocols: Converted[Iterable[str], SubprotocolList] = default(SubprotocolList())
     require_subprotocol: bool = False
@@ -179,6 +183,7 @@ class ServerConfig(Config):
         self._check_part("global_rate_limit", _NO_RATE_LIMIT)
         self._check_integer("fragment_size", 1, optional=True)
         self._check_flag("cork")
+        self._check_seconds("busy_poll", zero=True, endless=True)
         self._check_choice("slow_peer", ("drop", "close", "wait"))
         self._set("subprotocols", SubprotocolList(self._check_several("subprotocols")))
         self._check_flag("require_subprotocol", "reuse_port")
@@ -320,6 +325,7 @@ class ServerConfig(Config):
     with_global_rate_limit = Builder[RateLimitConfig | Off]()
     with_fragment_size = Builder[int | None]()
     with_cork = Builder[bool]()
+    with_busy_poll = Builder[Duration]()
     with_slow_peer = Builder[Literal["drop", "close", "wait"]]()
     with_require_subprotocol = Builder[bool]()
     with_headers = Builder[HeadersLike]()

@@ -10,6 +10,9 @@ none of the Python objects that they expect:
   `post_handshake_auth`, `sslobject_class` and the methods of a subclass are ignored. Whether there are PSK callbacks
   cannot be asked.
 
+Neither serves a loop whose transports are used by several threads, as those of `fabric.sync` are: aiofastnet refuses
+that. There asyncio's own TLS does.
+
 So the direct engine serves the one context that is made here and that nobody else can change; every context that is
 given to us is served by the standard engine.
 """
@@ -26,7 +29,7 @@ from typing import Any, Self
 
 from fabric.error import Tls
 
-__all__ = ["TLS_BUFFERS", "TlsLoop", "default_context", "tls_context", "tls_failure"]
+__all__ = ["TLS_BUFFERS", "TlsLoop", "default_context", "has_own_tls", "tls_context", "tls_failure", "without_buffers"]
 
 # Bytes of either TLS buffer of a connection: one record, which is 16 KB and a bit, and some more. The default
 # of aiofastnet is 263 KB each.
@@ -34,6 +37,16 @@ TLS_BUFFERS = {"ssl_incoming_bio_size": 20 * 1024, "ssl_outgoing_bio_size": 20 *
 
 # OpenSSL's reasons where the peer speaks something else, such as plain HTTP.
 _NOT_TLS = frozenset({"HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "PACKET_LENGTH_TOO_LONG", "WRONG_VERSION_NUMBER"})
+
+
+def has_own_tls(loop: asyncio.AbstractEventLoop) -> bool:
+    """Is TLS on this loop asyncio's own, rather than aiofastnet's?"""
+    return getattr(loop, "changes_threads", False)
+
+
+def without_buffers(options: dict[str, Any]) -> dict[str, Any]:
+    """Options for aiofastnet as those for asyncio's own TLS, which decides on its buffers itself."""
+    return {name: value for name, value in options.items() if name not in TLS_BUFFERS}
 
 
 @functools.cache

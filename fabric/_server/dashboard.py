@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fabric._connection.base import BaseConnection
-    from fabric.metrics import MetricsCollector
+    from fabric.metrics import LoopMetrics, MetricsCollector
 
 __all__ = ["Dashboard"]
 
@@ -119,6 +119,8 @@ class Dashboard:
         self._viewers: set[BaseConnection] = set()
         self._samples: deque[bytes] = deque(maxlen=HISTORY)
         self._interval = Interval()
+        self._lateness = Interval()
+        self._polled = (0, 0)  # nanoseconds polled and hits, at the last sample
         self._recent: deque[Histogram] = deque(maxlen=RECENT)
         self._process = Process()
         self._since: dict[Any, float] = {}  # when each connection was opened
@@ -184,7 +186,10 @@ class Dashboard:
                 else:
                     self._counted.clear()
                 self._ping_some()
+                due = time.monotonic() + INTERVAL
                 await asyncio.sleep(INTERVAL)
+                if self._server.metrics.loop is not None:
+                    self._server.metrics.loop.record_lateness(time.monotonic() - due)
         finally:
             for task in self._pings.values():
                 task.cancel()
@@ -273,6 +278,7 @@ class Dashboard:
             "recent_count": recent.count,
             **self._process.take(),
             **_pressure(clients),
+            **self._of_loop(metrics.loop, elapsed),
             "slow_peer_drops": totals["slow_peer_drops"],
             "rate_limit_drops": totals["rate_limit_drops"],
             "errors": totals["send_errors"] + totals["receive_errors"],
@@ -283,6 +289,18 @@ class Dashboard:
             "closes": metrics.closes,
             "refusals": metrics.refusals,
             "distribution": _distribution(metrics.latency),
+        }
+
+    def _of_loop(self, loop: LoopMetrics | None, elapsed: float) -> dict[str, Any]:
+        """How late timers are, and how the loop polls, since the last sample, `elapsed` seconds ago."""
+        if loop is None:
+            return {"lateness_us": None, "polled": None, "poll_hits": None}
+        (polled, hits), self._polled = self._polled, (loop.polled_ns, loop.hits)
+        late = self._lateness.take(loop.lateness)
+        return {
+            "lateness_us": [v / 1e3 for v in late.values_at_percentiles(TIMELINE)] if late.count else None,
+            "polled": round(min(max(loop.polled_ns - polled, 0) / elapsed / 1e9, 1.0), 4),
+            "poll_hits": round(max(loop.hits - hits, 0) / elapsed, 1),
         }
 
 
@@ -303,13 +321,18 @@ def _address(address: Any) -> str:
 
 
 def _pressure(clients: Sequence[BaseConnection]) -> dict[str, Any]:
-    """Backpressure both ways: peers that do not read from us, and peers from which we do not read."""
+    """Backpressure both ways: peers that do not read from us, and peers from which we do not read.
+
+    `oldest_us` is how long the oldest message has waited, from the read that completed it, for its task to take it.
+    """
     waiting = [client for client in clients if client._outbox_size]
+    oldest = min((received for client in clients if (received := client._oldest_ns)), default=None)
     return {
         "waiting_connections": len(waiting),
         "waiting_messages": sum(client._outbox_size for client in waiting),
         "fullest_buffer": round(max((client.backpressure.level for client in waiting), default=0.0), 3),
         "paused_connections": sum(client.is_reading_paused for client in clients),
+        "oldest_us": None if oldest is None else max(round((time.monotonic_ns() - oldest) / 1e3, 1), 0.0),
     }
 
 

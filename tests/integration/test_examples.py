@@ -83,6 +83,14 @@ EXPECTED = {
         r"agreed on calc.text; 1 2 3 -> 6",
         r"refused with 400, no subprotocol in common",
     ],
+    "sync_client": [
+        r"received: 'hello'",
+        r"ping:     \d+ µs",
+        r"nothing:  recv timed out after 0.01 s",
+        r"thread:   one\nthread:   two\nthread:   three\nthread:   end\n",
+        r"polled:   'quick'",
+        r"closed with 1000",
+    ],
     "cython_echo/run": [
         r"compiling pinger.pyx against the .pxd files of fabric_ext",
         r"20,000 round trips, each timed and recorded in C",

@@ -77,7 +77,8 @@ async def test_it_shows_what_happens(browser: str, tmp_path: Path) -> None:
         assert await tile(page, "Round trip") != "–"
         assert await page.evaluate("document.querySelectorAll('.bar').length") > 0
         labels = await page.evaluate("[...document.querySelectorAll('svg')].map((s) => s.ariaLabel)")
-        assert len(labels) == 8
+        assert len(labels) == 11
+        await page.until("known.samples.some((s) => s.lateness_us && s.polled === 0)")
         assert all(labels), "a chart says nothing to those who cannot see it"
         assert not page.problems
 

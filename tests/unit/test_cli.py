@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import math
 import random
 import re
 import resource
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fabric._version import VERSION
-from fabric.cli import bench, chart, main
+from fabric.cli import bench, chart, main, serve
 from fabric.cli import doctor as doctor_module
 from fabric.cli.arguments import UsageError, client_config, server_context
 from fabric.cli.connect import Transcript, parse_close
@@ -25,6 +26,7 @@ from fabric.cli.units import (
     format_duration,
     format_rate,
     parse_duration,
+    parse_duration_or_inf,
     parse_rate,
     parse_size,
 )
@@ -70,6 +72,13 @@ def test_sizes_are_read(text: str, size: int) -> None:
 @pytest.mark.parametrize(("text", "rate"), [("500", 500), ("10k", 10_000), ("1.5M/s", 1_500_000)])
 def test_rates_are_read(text: str, rate: float) -> None:
     assert parse_rate(text) == rate
+
+
+def test_a_duration_may_be_endless_where_that_makes_sense() -> None:
+    assert [parse_duration_or_inf(text) for text in ("0", " inf", "5ms", "2")] == [0, math.inf, 0.005, 2]
+    for text in ("-1", "nan", "forever", ""):
+        with pytest.raises(ValueError, match="expected"):
+            parse_duration_or_inf(text)
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1 2", "10 parsecs", "1e3", "0x10", "nan", "inf"])
@@ -397,6 +406,14 @@ def test_bench_offers_no_compression_unless_asked_and_connect_does() -> None:
     ):
         arguments = parse(*line)
         assert client_config("ws://x", arguments).compression.enabled is expected
+
+
+def test_busy_polling_is_off_unless_asked_for() -> None:
+    assert serve._config(parse("serve")).busy_poll == 0
+    assert serve._config(parse("serve", "--busy-poll", "inf")).busy_poll == math.inf
+    for line in (["bench", "ws://x"], ["demo"]):
+        assert parse(*line).busy_poll == 0
+        assert parse(*line, "--busy-poll", "500us").busy_poll == pytest.approx(0.0005)
 
 
 def test_an_insecure_connection_checks_nothing() -> None:

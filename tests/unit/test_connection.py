@@ -486,3 +486,24 @@ async def test_bytes_fill_it_too() -> None:
     transport.feed(encode(BINARY, b"x"))
     assert not transport.reading
     transport.lose()
+
+
+# --- what is looked at from outside ------------------------------------------------------------------------
+
+
+async def test_it_tells_when_the_oldest_message_in_its_queue_was_received() -> None:
+    peer = Peer()
+    transport = connect(peer)
+    assert peer._oldest_ns == 0
+    transport.feed(encode(TEXT, "a"))
+    first = peer._oldest_ns
+    transport.feed(encode(TEXT, "b"))
+    assert peer._oldest_ns == first > 0
+    message = await peer.recv()
+    assert message.received_ns == first
+    assert peer._oldest_ns > first
+    await peer.recv()
+    assert peer._oldest_ns == 0
+    peer._start_stream()
+    transport.feed(encode(TEXT, "part", fin=False))
+    assert peer._oldest_ns == 0

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from fabric import MetricsCollector
 from fabric._http.messages import Request
-from fabric._server.dashboard import BOUNDS, LISTED, RECENT, Dashboard, Interval, Process, _is_same_origin
+from fabric._server.dashboard import BOUNDS, LISTED, RECENT, Dashboard, Interval, Process, _is_same_origin, _pressure
+from fabric.metrics import LoopMetrics
 from fabric_ext.histogram import Histogram
 
 
@@ -106,12 +109,41 @@ def test_bounds_are_whole_decades() -> None:
     assert BOUNDS[-1] == 10**10
 
 
+def test_how_long_the_oldest_message_has_waited_for_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    def client(received_ns: int) -> Any:
+        return SimpleNamespace(_outbox_size=0, is_reading_paused=False, _oldest_ns=received_ns)
+
+    monkeypatch.setattr(time, "monotonic_ns", lambda: 5_000_000)
+    assert _pressure([])["oldest_us"] is None
+    assert _pressure([client(0)])["oldest_us"] is None
+    assert _pressure([client(0), client(4_000_000), client(3_000_000)])["oldest_us"] == 2000
+
+
+def test_a_sample_tells_how_the_loop_did_since_the_one_before() -> None:
+    server = Server()
+    server.metrics = MetricsCollector()
+    mounted = Dashboard(server, "/dashboard")  # type: ignore[arg-type]
+    sample = mounted.sample()
+    assert (sample["lateness_us"], sample["polled"], sample["poll_hits"]) == (None, None, None)
+    loop = server.metrics.loop = LoopMetrics(object())  # type: ignore[arg-type]
+    assert mounted.sample()["polled"] == 0
+    loop.polled_ns, loop.hits = 10**15, 50
+    loop.record_lateness(0.002)
+    sample = mounted.sample()
+    assert sample["polled"] == 1
+    assert sample["poll_hits"] > 0
+    assert sample["lateness_us"] == pytest.approx([2000] * 4, rel=1e-3)
+    sample = mounted.sample()
+    assert (sample["lateness_us"], sample["polled"], sample["poll_hits"]) == (None, 0, 0)
+
+
 class Client:
     """Enough of a connection."""
 
     remote_addr = ("::1", 5000, 0, 0)
     latency = 0.000_25
     is_reading_paused = False
+    _oldest_ns = 0
 
     def __init__(self, queue: int = 0, path: str = "/room?token=secret") -> None:
         self._outbox_size = queue
