@@ -57,6 +57,13 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", show, priority=900)
     app.connect("autodoc-process-signature", use_stub_signature)
     app.connect("autodoc-skip-member", skip)
+    app.connect("html-page-context", level_captions, priority=900)
+
+
+def level_captions(_app: Sphinx, _page: str, _template: str, context: dict[str, Any], _doctree: Any) -> None:
+    """Give the captions of the navigation a level, which a heading needs for those who hear the page."""
+    navigation = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = navigation.replace('role="heading"', 'role="heading" aria-level="2"')
 
 
 # Compiled modules: types and docstrings stand in their .pyi files.

@@ -166,6 +166,8 @@ class WebSocketProtocol(AsgiConnection, asyncio.Protocol):
     Attributes:
         loop: the event loop.
         transport: of the connection.
+        messages_sent, messages_received: data messages so far.
+        bytes_sent, bytes_received: their payloads, before compression and after decompression.
     """
 
     __slots__ = (
