@@ -298,7 +298,7 @@ class Dashboard:
         (polled, hits), self._polled = self._polled, (loop.polled_ns, loop.hits)
         late = self._lateness.take(loop.lateness)
         return {
-            "lateness_us": [v / 1e3 for v in late.values_at_percentiles(TIMELINE)] if late.count else None,
+            "lateness_us": _percentiles(late),
             "polled": round(min(max(loop.polled_ns - polled, 0) / elapsed / 1e9, 1.0), 4),
             "poll_hits": round(max(loop.hits - hits, 0) / elapsed, 1),
         }

@@ -132,7 +132,8 @@ def test_a_sample_tells_how_the_loop_did_since_the_one_before() -> None:
     sample = mounted.sample()
     assert sample["polled"] == 1
     assert sample["poll_hits"] > 0
-    assert sample["lateness_us"] == pytest.approx([2000] * 4, rel=1e-3)
+    assert sample["lateness_us"][:3] == pytest.approx([2000] * 3, rel=1e-3)
+    assert sample["lateness_us"][3] is None  # of so few
     sample = mounted.sample()
     assert (sample["lateness_us"], sample["polled"], sample["poll_hits"]) == (None, 0, 0)
 
