@@ -74,9 +74,9 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         if len(values) > 1:
             quarters = statistics.quantiles(values, n=4, method="inclusive")
             found["quartiles"][name] = [quarters[0], quarters[2]]
-    if "percentiles" in runs[0]:
-        middle = sorted(runs, key=lambda run: run["p50"])[len(runs) // 2]
-        found["percentiles"] = middle["percentiles"]
+    curves = sorted((run for run in runs if "percentiles" in run), key=lambda run: run["p50"])
+    if curves:
+        found["percentiles"] = curves[len(curves) // 2]["percentiles"]
     found["runs"] = [{name: run.get(name) for name in names} for run in runs]
     return found
 
