@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -96,6 +97,7 @@ class WebSocketClient(BaseConnection):
         "_session_refused",
         "_stopping",
         "_task",
+        "_thread",
         "_verdict",
     )
 
@@ -118,6 +120,7 @@ class WebSocketClient(BaseConnection):
         metrics.loop = loop_metrics_of(loop)
         super().__init__(loop, config, masking=True, metrics=metrics, logger=logger, on_message=on_message)
         stays_with_parent(self)
+        self._thread = threading.get_ident()
         self._on_session = on_session
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
@@ -632,12 +635,19 @@ class WebSocketClient(BaseConnection):
 
     # -- what the application asks for
 
+    def _check_here(self) -> None:
+        """Raise unless this is the client's own thread, also in an outage."""
+        if self._thread != threading.get_ident() and not self._is_loop_closed:
+            raise InvalidState("this client belongs to another thread: use asyncio.run_coroutine_threadsafe")
+        super()._check_here()
+
     async def wait_connected(self) -> None:
         """Wait until there is a connection; return at once while there is one.
 
         Raises:
             ConnectionClosed: the client is closed for good; its cause says why.
         """
+        self._check_here()
         while not self.is_connected:
             if self._is_closed:
                 raise self._closed_error()
@@ -660,6 +670,7 @@ class WebSocketClient(BaseConnection):
             ConnectionClosed: the client is closed, or no new connection could be made.
             InvalidState: this client does not reconnect.
         """
+        self._check_here()
         if not self._keeps_on:
             raise InvalidState("this client does not reconnect; make another one", state=self.state.name)
         session = self._session_now
@@ -680,6 +691,7 @@ class WebSocketClient(BaseConnection):
 
     def clear_queue(self) -> tuple[Message, ...]:
         """Take back the messages that were accepted and not yet written, oldest first: they will not be sent."""
+        self._check_here()
         return self._empty_outbox()
 
     # -- closing
@@ -696,6 +708,7 @@ class WebSocketClient(BaseConnection):
             reason: at most 123 bytes of UTF-8.
         """
         check_close(code, reason)
+        self._check_here()
         self._closers += 1
         try:
             self._stop()

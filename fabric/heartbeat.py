@@ -123,6 +123,10 @@ class HeartbeatManager:
         on_rtt: called with a target and the round trip of its ping in seconds.
         on_late: called with the seconds by which the timer was late, each time that it rings; below 0 it was early.
         clock: for round trips, in seconds; finer than the loop's.
+
+    Attributes:
+        pings_sent: so far, to all peers.
+        peers_failed: how many were found dead.
     """
 
     __slots__ = (

@@ -137,6 +137,16 @@ class MetricsCollector(Counters):
     Args:
         significant_figures: digits to which durations are kept, 1 to 5. Each one more costs up to ten times
             the memory.
+
+    Attributes:
+        active_connections: open now.
+        total_connections, reconnections: opened so far; of these, replacements of a lost one.
+        messages_sent, messages_received, bytes_sent, bytes_received: data messages and their payloads.
+        send_errors, receive_errors: messages that could not be sent, messages or frames that could not be received.
+        handshake_timeouts: opening handshakes that were not over in time.
+        rate_limit_drops, slow_peer_drops: messages that were dropped over a rate limit, and for slow peers.
+        compression_bytes_in, compression_bytes_out: what the compressor was given, and what it made of that.
+        decompression_bytes_in, decompression_bytes_out: likewise for the decompressor.
     """
 
     __slots__ = (

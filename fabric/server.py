@@ -295,6 +295,7 @@ class WebSocketServer:
 
     def stop_accepting(self) -> None:
         """Take no new connections; those that are open stay. Before a `shutdown`, for a load balancer to notice."""
+        self.topics._check_here()
         if self._listener is not None and not self._loop.is_closed():
             self._listener.close()
 
@@ -307,6 +308,7 @@ class WebSocketServer:
             code: the close code for the clients: 1001 (going away), or 1012 (service restart), say.
         """
         check_close(code, "")
+        self.topics._check_here()
         if self._phase is Phase.STOPPING:
             await self._gone.wait()
         if self._phase is not Phase.RUNNING:
@@ -578,8 +580,11 @@ class WebSocketServer:
         if client._is_viewer:
             assert self._dashboard is not None
             handler = self._dashboard.feed
-        elif self._on_connect is not None:
-            self._call(self._on_connect, client)
+        else:
+            if self._dashboard is not None:
+                self._dashboard.opened(client)
+            if self._on_connect is not None:
+                self._call(self._on_connect, client)
         if handler is not None:
             running = handler(client)
             if not inspect.isawaitable(running):
@@ -602,6 +607,8 @@ class WebSocketServer:
             if not self._per_ip[client._ip]:
                 del self._per_ip[client._ip]
         client._metrics.record_disconnection(client._close_code)
+        if self._dashboard is not None:
+            self._dashboard.ended(client)
         if self._on_disconnect is not None and not client._is_viewer and not client._is_loop_closed:
             self._call(self._on_disconnect, client)
 

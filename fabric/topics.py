@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import inspect
 import itertools
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from dataclasses import dataclass, replace
@@ -132,8 +134,14 @@ class Listener:
         self._wake()
 
     def __del__(self) -> None:
-        if getattr(self, "_subscriber", None) is not None:
+        subscriber: Subscriber | None = getattr(self, "_subscriber", None)
+        if subscriber is None:
+            return
+        if self._topics._is_here():
             self.close()
+        elif self._topics._loop is not None:  # the collector runs on any thread
+            with contextlib.suppress(RuntimeError):  # closed by now
+                self._topics._loop.call_soon_threadsafe(self._topics._leave, subscriber)
 
     def _put(self, topic: str, message: Message) -> None:
         if len(self._queue) >= self._limit:
@@ -160,6 +168,8 @@ class Topics:
     def __init__(self, config: ServerConfig, metrics: MetricsCollector, broker: Broker) -> None:
         self.broker = broker
         self._on_gap: Callable[[str, float], Any] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # these once the server has started
+        self._thread = 0
         self._is_shared = not isinstance(broker, MemoryBroker)
         self._node = os.urandom(8)
         self._numbers = itertools.count(1)
@@ -241,7 +251,16 @@ class Topics:
 
     # -- called by the server and its connections
 
+    def _is_here(self) -> bool:
+        return self._loop is None or self._thread == threading.get_ident() or self._loop.is_closed()
+
+    def _check_here(self) -> None:
+        """Raise unless this is the server's own thread."""
+        if not self._is_here():
+            raise InvalidState("this server belongs to another thread: use loop.call_soon_threadsafe")
+
     def _listen(self, pattern: str, limit: int) -> Listener:
+        self._check_here()
         listener = Listener(self, pattern, limit)
         self._listeners.add(listener)
         return listener
@@ -273,6 +292,7 @@ class Topics:
         compress: bool | None,
     ) -> Outcome[int]:
         """Send a message to this server's subscribers, and give it to the broker for those of others."""
+        self._check_here()
         left_out: Iterable[Subscriber] = ()
         if exclude is not None:
             clients: Iterable[Any] = (exclude,) if isinstance(exclude, BaseConnection) else exclude
@@ -366,6 +386,7 @@ class Topics:
 
     async def _start(self) -> None:
         """Connect to the broker."""
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self.broker.subscribe(self._index.names())
         await self.broker.start(self)
 

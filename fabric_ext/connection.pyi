@@ -146,6 +146,9 @@ class Connection(SessionUser):
     def _stop_stream(self, number: int) -> None:
         """No more parts are wanted, if they are those of this stream."""
 
+    def _check_here(self) -> None:
+        """Raise unless this is the connection's own thread."""
+
     def _cork(self, change: int) -> None:
         """One more (1), or one less (-1), asks that what is sent is gathered."""
 

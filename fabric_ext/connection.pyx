@@ -17,6 +17,7 @@ from cython cimport final, freelist, unlikely
 from fabric_ext.awaitable cimport (PYGEN_ERROR, PYGEN_RETURN, PySendResult, reraise, sendfunc, set_send, step,
                                    take_reference, throw)
 from fabric_ext.counters cimport Counters
+from fabric_ext.frames cimport CALLBACK_FAILED
 from fabric_ext.message cimport K_BINARY, K_TEXT, Message
 from fabric_ext.protocol cimport CLOSE_BEGUN, CLOSED, ENDED, LOST, OPEN, OPENED, next_state
 from fabric_ext.receive_queue cimport Recv
@@ -42,6 +43,8 @@ cdef enum:
     BATCH = 16                   # messages of one read for which a waiting task is resumed once
     BATCH_BYTES = 16 * 1024
     MESSAGE_WEIGHT = 64          # bytes that a message counts beside its payload
+    LEFT_UNREAD = 16 << 20       # bytes over its limit that the queue takes of a peer that has left, after decompression
+    POLICY_VIOLATION = 1008
 
 # Bytes that are read although the queue is full, so that pings, a close frame and the end that stand behind what nobody
 # takes are noticed.
@@ -207,6 +210,8 @@ cdef class Connection(SessionUser):
             self._ahead = 0                                    # it was not before
         else:
             self._ahead += n + MESSAGE_WEIGHT
+        if self._session._peer_is_done and self._queued_bytes >= self._queue_byte_limit + LEFT_UNREAD:
+            return self._session.fail_with(CALLBACK_FAILED, POLICY_VIOLATION, "too much was left unread", None)
         return self._session.pause(QUEUE_FULL) if self._ahead >= _look_ahead else 0
 
     cdef int taken(self, object item) except -1:
@@ -394,14 +399,19 @@ cdef class Connection(SessionUser):
 
     def flush(self):
         """Give the system now what has been gathered, rather than at the end of the turn."""
-        self.notice_closed_loop()
+        self.check_here()
         if self._session is not None:
             self._session.flush()
             self._session.after_writing()
 
+    def _check_here(self):
+        """Raise unless this is the connection's own thread."""
+        self.check_here()
+
     def _cork(self, int change):
         """One more, or one less, asks that what is sent is gathered."""
         cdef Session session = self._session
+        self.check_here()
         if session is not None:
             if session._corks == 0:
                 self.flush()                               # what was sent before does not wait for it

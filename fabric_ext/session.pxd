@@ -27,7 +27,7 @@ cdef class Session(Sender):
     cdef object _loop
     cdef ReadBuffer _read_buffer
     cdef Block _block            # what the transport is reading into
-    cdef bytes _early            # came behind the opening handshake and is not read yet; None
+    cdef bytes _early            # came behind the opening handshake, or before a pause, and is not read yet; None
     cdef Decoder _decoder
     cdef Throttle _throttle      # None: no inbound rate limit
     cdef Assembler _assembler    # while a message is joined or streamed
@@ -115,6 +115,8 @@ cdef class Session(Sender):
     cdef Py_ssize_t not_taken(self) noexcept
     @final
     cdef int pause(self, int reason) except -1
+    @final
+    cdef int keep_rest(self) except -1
     @final
     cdef int resume(self, int reason) except -1
     @final

@@ -73,6 +73,16 @@ SERVER_PEERS = {
     )
 }
 
+#: WebSocket implementations for uvicorn, each with the same ASGI applications.
+ASGI_PEERS = {
+    peer.name: peer
+    for peer in (
+        _peer("fabric.asgi", python("asgi_server"), "fastapi", "websocket-fabric"),
+        _peer("websockets-sansio", python("asgi_server", "--ws", "websockets-sansio"), "fastapi", "uvicorn"),
+        _peer("wsproto", python("asgi_server", "--ws", "wsproto"), "fastapi", "uvicorn"),
+    )
+}
+
 CLIENT_PEERS = {
     name: (sys.executable, str(CLIENTS / f"{script}.py"), *flags)
     for name, script, flags in (

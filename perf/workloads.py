@@ -26,6 +26,7 @@ from typing import Any
 import process
 import tools
 from peers import (
+    ASGI_PEERS,
     ASYNC_CLIENTS,
     BLOCKING,
     BLOCKING_POLLING,
@@ -99,7 +100,7 @@ def once(
 
 def peer_named(name: str, needs: str = "") -> Peer:
     """The peer, or `Failed` if it is absent or cannot do what the case needs, some words."""
-    peer = SERVER_PEERS[name]
+    peer = (SERVER_PEERS | ASGI_PEERS)[name]
     if not peer.can.issuperset(needs.split()):
         raise Failed(f"{name} has no {needs} here")
     if not shutil.which(peer.command[0]):
@@ -116,6 +117,7 @@ def flags_for(needs: str) -> tuple[str, ...]:
         "broadcast": ("--broadcast",),
         "twice": ("--twice",),
         "twice tls": ("--twice", "--tls", str(tools.CERTIFICATE), str(tools.KEY)),
+        "fastapi": ("--fastapi",),
     }[needs]
 
 
@@ -129,6 +131,7 @@ def load_flags(needs: str) -> tuple[str, ...]:
         "broadcast": (),
         "twice": twice,
         "twice tls": (*twice, "--tls"),
+        "fastapi": (),
     }[needs]
 
 
@@ -328,7 +331,9 @@ def connections(quick: bool) -> Iterator[Case]:
 # ------------------------------------------------------------------ (i) idle connections
 
 
-def idle_memory(name: str, peers: tuple[str, ...], count: int, needs: str = "", touch: bool = False) -> Case:
+def idle_memory(
+    name: str, peers: tuple[str, ...], count: int, needs: str = "", touch: bool = False, workload: str = "i"
+) -> Case:
     """Private memory per idle connection; with `touch` after each has exchanged one message."""
 
     def measure(peer_name: str, effort: Effort) -> Figures:
@@ -352,7 +357,7 @@ def idle_memory(name: str, peers: tuple[str, ...], count: int, needs: str = "", 
                 steps.end()
         return {"bytes_per_connection": grown / count, "megabytes": grown / 1e6}
 
-    return once("i", name, peers, measure, {"connections": count, "needs": needs, "touched": touch})
+    return once(workload, name, peers, measure, {"connections": count, "needs": needs, "touched": touch})
 
 
 def idle_cpu(count: int, seconds: float) -> Case:
@@ -508,6 +513,19 @@ def both_ends(name: str, pairs: dict[str, str], depth: int = 1) -> Case:
     return Case("l", name, tuple(pairs), start, facts=facts)
 
 
+# ------------------------------------------------------------------ (m) ASGI applications
+
+
+def asgi(quick: bool) -> Iterator[Case]:
+    """One echo, under uvicorn with different implementations of WebSockets."""
+    peers = tuple(ASGI_PEERS)
+    yield served("m", "bare, 1 × 32 B, depth 64", peers, "echo", "--depth", 64, "--poll")
+    yield served("m", "FastAPI, 1 × 32 B, depth 64", peers, "echo", "--depth", 64, "--poll", needs="fastapi")
+    if not quick:
+        yield served("m", "bare, same core, 1 × 32 B", peers, "echo", same_core=True)
+        yield idle_memory("bare, 1000 idle", peers, 1000, workload="m")
+
+
 #: Letter -> what it is, and its cases.
 WORKLOADS: dict[str, tuple[str, Callable[[bool], Iterator[Case]]]] = {
     "a": ("ping-pong", ping_pong),
@@ -522,5 +540,6 @@ WORKLOADS: dict[str, tuple[str, Callable[[bool], Iterator[Case]]]] = {
     "j": ("growth", growth),
     "k": ("two sends a request", two_sends),
     "l": ("the lowest latency: busy polling", busy_polling),
+    "m": ("ASGI applications under uvicorn", asgi),
     "n": ("instructions per message", instructions),
 }

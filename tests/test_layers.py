@@ -22,8 +22,8 @@ LAYERS = {
     "core": """
         fabric_ext.receive_queue fabric_ext.read_buffer fabric_ext.transport fabric_ext.writer fabric_ext.throttle
         fabric_ext.session_user fabric_ext.sender fabric_ext.closing fabric_ext.session fabric_ext.poller
-        fabric_ext.connection fabric_ext.broadcast fabric_ext.plain_connection fabric_ext.topics fabric_ext.remote
-        fabric_ext.blocking fabric_ext
+        fabric_ext.connection fabric_ext.broadcast fabric_ext.plain_connection fabric_ext.asgi fabric_ext.topics
+        fabric_ext.remote fabric_ext.blocking fabric_ext
     """,
     "vocabulary": """
         fabric._version fabric._namesake fabric.error fabric._http.url fabric.headers fabric.message fabric.subprotocol
@@ -48,6 +48,7 @@ LAYERS = {
         fabric.router fabric.auth
         fabric._server.listening fabric._server.descriptors fabric._server.dashboard fabric._server
         fabric.broker fabric.topics fabric._server.connected_client fabric.server fabric.runner fabric.websockets
+        fabric._asgi.messages fabric._asgi.worker fabric._asgi fabric.asgi
     """,
     "top": """
         fabric._rpc.wire fabric._rpc.methods fabric._rpc fabric.rpc fabric._pool.host fabric._pool fabric.pool fabric

@@ -68,7 +68,12 @@ NORMAL_CLOSURE = frozenset({1000, 1001, 1005})
 
 
 class BaseConnection(Connection):
-    """One end of a WebSocket connection; see `WebSocketClient` and `ConnectedClient`."""
+    """One end of a WebSocket connection; see `WebSocketClient` and `ConnectedClient`.
+
+    Attributes:
+        messages_sent, messages_received: data messages so far, over all sessions.
+        bytes_sent, bytes_received: their payloads, before compression and after decompression.
+    """
 
     __slots__ = (
         "__dict__",
@@ -338,6 +343,7 @@ class BaseConnection(Connection):
     @contextlib.contextmanager
     def cork(self) -> Iterator[None]:
         """Gather what is sent inside the `with`, up to 64 KB at a time; what was sent before leaves first."""
+        self._check_here()
         session = self._session_now
         self._cork(1)
         try:
@@ -371,6 +377,7 @@ class BaseConnection(Connection):
             raise TypeError(f"cannot send {type(message).__name__}: str, bytes-like, Message or an iterator of them")
 
     async def _send_when_possible(self, message: Message, compress: bool | None) -> None:
+        self._check_here()
         self._check_sending()
         await self._await_turn()
         self._check_sending()
@@ -400,6 +407,7 @@ class BaseConnection(Connection):
         """What `send_nowait` does when the message could not be written at once."""
         data = data_message(message)
         try:
+            self._check_here()
             self._check_sending()
             if not self.backpressure.try_acquire(len(data)):
                 raise self.backpressure.full_error()
@@ -430,6 +438,7 @@ class BaseConnection(Connection):
 
         Whether the message is compressed, its first part decides.
         """
+        self._check_here()
         if self._is_within_parts:
             raise InvalidState("a part of a message cannot be a message of its own", state=self.state.name)
         async with self._turn_for_parts():
@@ -597,6 +606,7 @@ class BaseConnection(Connection):
         payload = uuid.uuid4().bytes[:8] if data is None else data.encode() if isinstance(data, str) else bytes(data)
         if len(payload) > MAX_PING:
             raise ValueError(f"the data of a ping is {len(payload)} bytes, at most {MAX_PING} are allowed")
+        self._check_here()
         while self._is_open and self._is_blocked:
             await self._writable()
         session = self._session_now
@@ -655,6 +665,7 @@ class BaseConnection(Connection):
             reason: at most 123 bytes of UTF-8.
         """
         check_close(code, reason)
+        self._check_here()
         await self._drain()
         self._begin_closing(code, reason)
         await self._until_closed()
@@ -697,6 +708,7 @@ class BaseConnection(Connection):
 
     async def _until_closed(self) -> None:
         """Wait for the end, and for nothing that a subclass has to do about it."""
+        self._check_here()
         if self._is_closed:
             return
         if self._closed_waiter is None:

@@ -88,6 +88,7 @@ class ConnectedClient(BaseConnection):
             ValueError: the name is not that of a topic or pattern.
             ConnectionClosed: the connection has ended.
         """
+        self._check_here()
         self._check_sending()
         if self._subscriber is None:
             self._subscriber = Subscriber(self)
@@ -95,6 +96,7 @@ class ConnectedClient(BaseConnection):
 
     def unsubscribe(self, topic: str) -> None:
         """End a subscription; nothing happens where there is none."""
+        self._check_here()
         if self._subscriber is not None:
             self._server.topics._unsubscribe(self._subscriber, topic)
 

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import ssl
 import tracemalloc
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import trustme
 
-from fabric.config import BackpressureConfig
+from fabric.config import BackpressureConfig, CompressionConfig
 from fabric.error import ConnectionClosed
 from fabric.server import ConnectedClient
 from fabric_ext.session_user import Part
@@ -103,6 +104,35 @@ async def test_memory_while_the_handler_sleeps(stack: Stack, payload: bytes) -> 
             sent = await push(peer, data, 200_000_000)
         assert sent < 100_000_000, "the server has read everything"
         peer.reset()
+
+
+@pytest.mark.parametrize("end", ["stays", "leaves"])
+async def test_memory_while_the_handler_sleeps_and_a_peer_sends_what_inflates(stack: Stack, end: str) -> None:
+    """Of one read no more is inflated than the queue takes; of a peer that has left, no more than 16 MB beyond that."""
+    held = Held()
+    limits = BackpressureConfig(max_buffer_bytes=1_000_000)
+    packing = CompressionConfig()
+    server = await serve(stack, held, compression=packing, max_message_size=8_000_000, backpressure=limits)
+    async with await RawPeer.open(server.port, "Sec-WebSocket-Extensions: permessage-deflate") as peer:
+        client = await held.next()
+        packer = zlib.compressobj(9, zlib.DEFLATED, -12)
+        bomb = (packer.compress(bytes(7_000_000)) + packer.flush(zlib.Z_SYNC_FLUSH)).removesuffix(b"\0\0\xff\xff")
+        assert len(bomb) < 8_000
+        frames = encode(BINARY, bomb, rsv=4) * 10
+        with memory(40_000_000 if end == "leaves" else 24_000_000):
+            peer.send(frames)
+            await peer.writer.drain()
+            await until(lambda: client.is_reading_paused)
+            await turns()
+            assert client.queued == 2
+            if end == "leaves":
+                peer.writer.write_eof()
+                await until(lambda: client.close_code or not client._is_open)
+        peer.reset()
+    if end == "leaves":
+        await client.wait_closed()
+        assert client.close_code == 1008
+    held.release()
 
 
 async def test_the_read_buffer_does_not_follow_the_peer(stack: Stack) -> None:

@@ -1,4 +1,4 @@
-"""The programs of the tutorial: each is started as its page says, spoken with, looked at in a browser, and ended."""
+"""The programs of the tutorial: each is started as its page says, spoken with, and ended."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fabric import ConnectionClosed, ConnectionFailed, HandshakeFailed, WebSocketClient
-from support.chromium import Page, find_chromium
 from support.pages import PORT, ROOT
 from support.ports import reserved_port
 from support.tls import certificate_file, client_context
@@ -126,51 +125,3 @@ async def test_part_3(tmp_path: Path, port: int) -> None:
             while True:
                 await ada.recv()
         assert refused.value.code == 1009
-
-
-# In a browser
-
-
-@pytest.fixture
-def browser(require: Callable[[object, str], None]) -> str:
-    found = find_chromium()
-    require(found, "Chromium is not installed")
-    return str(found)
-
-
-async def say(page: Any, text: str) -> None:
-    await page.evaluate(f"text.value = '{text}'; form.requestSubmit()")
-
-
-@pytest.mark.deadline(90)
-@pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)
-async def test_the_page_of_part_1(browser: str, tmp_path: Path, port: int) -> None:
-    async with running("first.py", port, tmp_path) as place, Page.open(browser, tmp_path / "profile") as page:
-        other = await connect(f"ws://{place}/chat")
-        await page.goto(f"http://{place}/")
-        await page.until("socket.readyState === WebSocket.OPEN")
-        await say(page, "<b>hello</b>")
-        assert await other.recv() == "<b>hello</b>"
-        await page.until("document.querySelectorAll('li').length === 1")
-        assert await page.evaluate("document.querySelector('li').textContent") == "<b>hello</b>"
-        await other.close()
-        assert page.problems == []
-
-
-@pytest.mark.deadline(90)
-@pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)
-async def test_the_page_of_part_2_comes_back(browser: str, tmp_path: Path, port: int) -> None:
-    async with Page.open(browser, tmp_path / "profile") as page:
-        async with running("rooms.py", port, tmp_path) as place:
-            ada = await connect(f"ws://{place}/rooms/tea?name=Ada")
-            await page.goto(f"http://{place}/?room=tea&name=Grace")
-            await page.until("people.textContent === 'Ada, Grace'")
-            await say(page, "good evening")
-            assert (await event(ada, "said"))["text"] == "good evening"
-            await page.until("document.querySelector('li')?.textContent === 'Grace: good evening'")
-        await page.until("document.getElementById('state').textContent !== ''")
-        async with running("rooms.py", port, tmp_path) as place:
-            ada = await connect(f"ws://{place}/rooms/tea?name=Ada")
-            await page.until("people.textContent === 'Ada, Grace'")
-            await page.until("document.getElementById('state').textContent === ''")
-            await ada.close()

@@ -522,6 +522,63 @@ async def test_a_full_queue_stops_the_reading_and_half_a_queue_begins_it_again()
     assert not peer.session.is_reading_paused
 
 
+def compressed(*texts: str) -> bytes:
+    return b"".join(encode(TEXT, deflated(text.encode()), rsv=4) for text in texts)
+
+
+async def test_what_is_compressed_stays_so_while_the_queue_is_full() -> None:
+    """A read may become a thousand times as much. What comes behind what is kept stays behind it."""
+    peer = Peer(None, queue_limit=4)
+    transport = peer.open(codec=DeflateCodec())
+    transport.feed(compressed(*"012345") + encode(PING, "behind") + compressed("6"))
+    assert peer.queued == 4
+    assert not transport.reading
+    transport.reading = True  # one that does not pause at once
+    transport.feed(compressed(*"789"))
+    transport.reading = False
+    assert peer.queued == 4
+    assert answers(transport) == []
+    taken = [(await peer.recv()).as_text() for _ in range(2)]  # type: ignore[union-attr]
+    assert peer.queued == 2
+    await asyncio.sleep(0)
+    assert (peer.queued, transport.reading) == (4, False)
+    while len(taken) < 10:
+        taken.append((await peer.recv()).as_text())  # type: ignore[union-attr]
+        await asyncio.sleep(0)
+    assert taken == list("0123456789")
+    assert answers(transport) == [Wire(PONG, b"behind")]
+    assert transport.reading
+    transport.lose()
+
+
+@pytest.mark.parametrize("how", ["loss", "close"])
+async def test_what_is_kept_compressed_is_delivered_at_the_end(how: str) -> None:
+    peer = Peer(None, queue_limit=2)
+    transport = peer.open(codec=DeflateCodec())
+    transport.feed(compressed(*"01234"))
+    assert peer.queued == 2
+    if how == "close":
+        peer.session.begin_close(1000, "")
+        await asyncio.sleep(0)
+        assert peer.queued == 3  # the one that finds that there is no room
+    transport.lose()
+    assert peer.queued == (5 if how == "loss" else 3)
+
+
+async def test_nothing_is_written_to_a_lost_transport_over_what_was_kept() -> None:
+    """Its descriptor may be another's by then."""
+    peer = Peer(lambda peer, message: peer.send_nowait(message))
+    near, far = socket.socketpair()
+    with near, far:
+        transport = peer.open(kernel=near)
+        peer.session.feed_early(encode(TEXT, "early") + encode(PING, "early") + close_frame(1000))
+        transport.lose()
+        far.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            far.recv(1000)
+        assert transport.output == b""
+
+
 async def test_bytes_fill_the_queue_too() -> None:
     peer = Peer(None, queue_byte_limit=1000)
     transport = peer.open()
@@ -553,13 +610,16 @@ async def test_reading_does_not_begin_inside_the_delivery_of_a_read() -> None:
     assert full_transport.reading
 
 
+@pytest.mark.parametrize("why", ["the queue is full", "it is over its rate"])
 @in_fake_time
-async def test_a_peer_that_has_left_is_read_to_its_end_though_the_queue_is_full() -> None:
+async def test_a_peer_that_has_left_is_read_to_its_end_although(why: str) -> None:
     near, far = socket.socketpair()
     with near, far:
-        peer = Peer(None, queue_limit=1)
+        peer = Peer(None, queue_limit=1 if why == "the queue is full" else 1000)
         transport = peer.open(kernel=near)
         transport.feed(encode(TEXT, "1"))
+        if why == "it is over its rate":
+            peer.session.pause_for_rate()
         assert not transport.reading
         await asyncio.sleep(3.5)
         assert not transport.reading, "it is still there"

@@ -357,6 +357,7 @@ class Connection(PlainConnection):
             ConcurrencyError: a ping with the same data has not been answered yet.
         """
         payload = None if data is None else _control_payload(data)
+        self._check_here()
         if self._phase != State.OPEN:
             await self._raise_closed()
         return self._send_ping(payload)
@@ -382,6 +383,7 @@ class Connection(PlainConnection):
             ConnectionClosed: the connection is closed.
         """
         payload = _control_payload(data)
+        self._check_here()
         session = self._session_now
         if self._phase != State.OPEN or session is None:
             await self._raise_closed()
@@ -451,6 +453,7 @@ class Connection(PlainConnection):
         Raises:
             ProtocolError: the code may not be sent, or the reason has more than 123 bytes.
         """
+        self._check_here()
         session = self._session_now
         if self._phase == State.OPEN and session is not None:
             if self._fragments_waiter is not None:
