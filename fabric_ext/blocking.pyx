@@ -118,9 +118,13 @@ cdef extern from *:
     Py_ssize_t wait_for "fabric_wait"(int fd, int loop_fd, char* p, size_t size, int64_t until, int64_t busy_until,
                                       const volatile int* woken, int* reason) noexcept nogil
 
+cdef extern from "<sched.h>":
+    int sched_yield() noexcept nogil
+
 cdef enum:
     READS = 32                   # past the loop, in a row; then it has a step
     STEPS = 100                  # in a row, for tasks that make each other run
+    YIELD = 16                   # steps in a row after which other threads may have the lock
     AWAY_NS = 1_000_000          # how long after a receiver has left another thread takes its place
 
 cdef int64_t NEVER = INT64_MAX
@@ -332,6 +336,7 @@ cdef class Driver:
         """
         cdef bint receives = receiver is not None
         cdef bint tried = False
+        cdef int steps = 0
         if self.is_closed:
             raise _invalid_state("this connection is closed")
         if self._depth > 1 or self._stepping:
@@ -352,6 +357,12 @@ cdef class Driver:
                 if tried and monotonic_ns() >= until and not (self._due and not self._waiting):
                     return False
                 tried = True
+                steps = steps + 1 if self._due else 0
+                if steps % YIELD == YIELD - 1:     # tasks that make each other run must not keep others from the lock
+                    self._release()
+                    with nogil:
+                        sched_yield()
+                    self._acquire()
                 if self._may_drive(receives, until):
                     self._drive(receiver, until)
                 else:
@@ -587,13 +598,15 @@ cdef class Driver:
         try:
             if self._depth > 1:
                 raise _invalid_state("a connection cannot be closed by what is called inside its own work")
+            if self.is_closed:
+                return
+            for task in asyncio.all_tasks(self.loop):
+                task.cancel()                      # so that a thread that waits for one leaves
             while self._waiting:
                 self._wake()
                 self._follow(False, None, monotonic_ns() + AWAY_NS)
             if self.is_closed:
                 return
-            for task in asyncio.all_tasks(self.loop):
-                task.cancel()
             self._due = True
             for i in range(STEPS):                 # one more than there is a need for: transports close in between
                 self._step()

@@ -26,7 +26,6 @@ ELSEWHERE = {
     "fabric.broker.outgoing": "integration/test_brokers.py",
     "fabric.broker.redis": "integration/test_brokers.py",
     "fabric.client": "integration/test_client_connect.py",
-    "fabric_ext.blocking": "integration/test_sync.py",
     "fabric_ext.fanout": "unit/test_broadcast.py",
     "fabric_ext.session_user": "unit/test_session.py",
 }

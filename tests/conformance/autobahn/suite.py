@@ -1,6 +1,8 @@
 """Drives the Autobahn test suite: installs it, runs it against a server or a client, gathers its verdicts.
 
-    python tests/conformance/autobahn/suite.py [server|client] [PATTERN…]     prints what is not OK
+`sync` is the client without an event loop.
+
+    python tests/conformance/autobahn/suite.py [server|client|sync] [PATTERN…]     prints what is not OK
 
 The suite (`autobahntestsuite` on PyPI) needs Python 2.7, found as python2.7, as pyenv's, or by PYTHON27. It
 is installed once, into `.autobahn/` at the root of the tree.
@@ -34,6 +36,7 @@ Verdict = tuple[str, str]
 
 SERVER = [sys.executable, str(HERE / "echo_server.py")]
 CLIENT = [sys.executable, str(HERE / "echo_client.py")]
+SYNC_CLIENT = [sys.executable, str(HERE / "sync_client.py")]
 
 NOTHING_LEFT_OUT: dict[str, object] = {"exclude-cases": [], "exclude-agent-cases": {}}
 
@@ -185,6 +188,11 @@ def run_client(cases: Sequence[str], command: Sequence[str] = CLIENT) -> dict[st
         return _complete(run)
 
 
+def run_sync(cases: Sequence[str]) -> dict[str, Verdict]:
+    """Test the client without an event loop."""
+    return run_client(cases, SYNC_CLIENT)
+
+
 def _kill_after(first: subprocess.Popen[str], second: subprocess.Popen[bytes]) -> None:
     first.wait()
     second.kill()
@@ -196,11 +204,11 @@ def _complete(run: Wstest) -> dict[str, Verdict]:
     return run.verdicts
 
 
-RUN = {"server": run_server, "client": run_client}
+RUN = {"server": run_server, "client": run_client, "sync": run_sync}
 
 
 def main(arguments: list[str]) -> int:
-    side = arguments.pop(0) if arguments[:1] in (["server"], ["client"]) else "server"
+    side = arguments.pop(0) if arguments and arguments[0] in RUN else "server"
     cases = select(arguments or ["*"], without=() if arguments else ("9.*", "12.*", "13.*"))
     verdicts = RUN[side](cases)
     odd = {case: verdicts.get(case) for case in cases if verdicts.get(case) != ("OK", "OK")}

@@ -1,8 +1,9 @@
-"""The Autobahn suite's verdict on our server and client, case by case, against the committed one.
+"""The Autobahn suite's verdict on our server and clients, case by case, against the committed one.
 
 FABRIC_AUTOBAHN=quick, the default here and in CI, leaves out the performance cases 9.* and most of the compression
 cases; `all`, what `make conformance` runs, takes some 12 minutes. `expected.json` lists the cases, and each verdict
-that may be other than OK.
+that may be other than OK. The client without an event loop answers what came before a fault in the same read only
+behind it, when the connection has failed already: NON-STRICT to the suite.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.autobahn
 
 @pytest.fixture(scope="session")
 def verdicts(require: Callable[[object, str], None]) -> dict[str, dict[str, tuple[str, str]]]:
-    """What the suite says of both sides, each run once, at the same time."""
+    """What the suite says of each side, each run once, at the same time."""
     try:
         suite.packages()
     except suite.Unavailable as reason:
@@ -48,9 +49,11 @@ def verdicts(require: Callable[[object, str], None]) -> dict[str, dict[str, tupl
 
 
 @pytest.mark.parametrize("case", CHOSEN)
-@pytest.mark.parametrize("side", ["server", "client"])
+@pytest.mark.parametrize("side", ["server", "client", "sync"])
 def test_case(verdicts: dict[str, dict[str, tuple[str, str]]], side: str, case: str) -> None:
     behaviour, close = verdicts[side].get(case, ("DID NOT RUN", ""))
     expected = EXPECTED["other than OK"].get(case, ["OK", "OK"])
+    if side == "sync" and case in EXPECTED["answered late by sync"]:
+        expected = ["NON-STRICT", "OK"]
     assert behaviour in {"OK", expected[0]}
     assert close in {"OK", expected[1]}
