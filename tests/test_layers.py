@@ -44,7 +44,8 @@ LAYERS = {
         fabric._handshake
         fabric._client.heartbeats fabric._client.report fabric._client fabric.client
         fabric.router fabric.auth fabric._server.listening fabric._server.dashboard fabric._server
-        fabric.broker fabric.topics fabric._server.connected_client fabric.server fabric.runner fabric.websockets
+        fabric.broker fabric.topics fabric._fleet.wire fabric._fleet.directory fabric._fleet fabric.fleet
+        fabric._server.connected_client fabric.server fabric.runner fabric.websockets
     """,
     "top": """
         fabric._rpc.wire fabric._rpc.methods fabric._rpc fabric.rpc fabric._pool.host fabric._pool fabric.pool fabric
@@ -61,8 +62,11 @@ FORBIDDEN = {
     "vocabulary": {"asyncio", "picows", "socket", "uvloop"},
     "policies": {"picows", "socket", "uvloop"},
 }
-# The type of the property `client.server`.
-UPWARD = {("fabric._server.connected_client", "fabric.server")}
+# The types of the property `client.server`, and of the clients that have names.
+UPWARD = {
+    ("fabric._server.connected_client", "fabric.server"),
+    ("fabric.fleet", "fabric._server.connected_client"),
+}
 # The type of a field.
 EXCEPT = {(f"fabric._config.{module}", "socket") for module in ("client", "server", "options")}
 
