@@ -41,6 +41,7 @@ from fabric.error import (
     Io,
     SubprotocolNegotiationFailed,
 )
+from fabric.fleet import Fleet, Member
 from fabric.headers import HeaderMap
 from fabric.heartbeat import HeartbeatManager
 from fabric.message import Message
@@ -76,6 +77,7 @@ OWN_FIELDS = frozenset(
 )
 
 DEFAULT_SHUTDOWN_TIMEOUT = 10.0  # seconds
+CALL_TIMEOUT = 5.0  # seconds for another server to do something for one of its clients
 LAST_MOMENT = 0.1  # seconds that what was aborted and cancelled has to end
 
 BROKER_MOMENT = 1.0  # seconds that the broker has to close, whatever is left of the deadline
@@ -117,6 +119,10 @@ class WebSocketServer:
             default is none: topics are those of this server.
         on_gap: called with a topic or pattern of this server's subscribers, and a time (as `time.time()`): what other
             servers have published to it since then may be lost, as the broker was away.
+        on_request: called with (client, message) for `request` of this server or another, where the client with that
+            name is this server's: asks the client, and returns the answer. A plain or a coroutine function.
+        on_join, on_leave: called with a topic and a `fabric.fleet.Member`, of any server, that has joined this topic
+            with presence, or left it.
     """
 
     def __init__(
@@ -130,6 +136,9 @@ class WebSocketServer:
         process_request: Callable[[Request], Any] | None = None,
         broker: str | Broker = "memory:",
         on_gap: Callable[[str, float], Any] | None = None,
+        on_request: Callable[[ConnectedClient, Message], Any] | None = None,
+        on_join: Callable[[str, Member], Any] | None = None,
+        on_leave: Callable[[str, Member], Any] | None = None,
     ) -> None:
         if not isinstance(config, (str, ServerConfig)):
             kind = type(config).__name__
@@ -146,6 +155,9 @@ class WebSocketServer:
             ("on_connect", on_connect, ("client",)),
             ("on_disconnect", on_disconnect, ("client",)),
             ("process_request", process_request, ("request",)),
+            ("on_request", on_request, ("client", "message")),
+            ("on_join", on_join, ("topic", "member")),
+            ("on_leave", on_leave, ("topic", "member")),
         ):
             if function is not None:
                 check_callback(name, function, arguments)
@@ -165,6 +177,8 @@ class WebSocketServer:
         self._viewer_metrics = MetricsCollector()
         self.topics = Topics(self.config, self._metrics, make_broker(broker))
         self.topics.on_gap = on_gap
+        self._fleet = Fleet(self.topics, self.config)
+        self._fleet.on_request, self._fleet.on_join, self._fleet.on_leave = on_request, on_join, on_leave
         self._heartbeat: HeartbeatManager | None = None
         self._global_limit = GlobalRateLimiter(self.config.global_rate_limit)
         own, common = self.config.rate_limit, self.config.global_rate_limit
@@ -197,6 +211,9 @@ class WebSocketServer:
         process_request: Callable[[Request], Any] | None = None,
         broker: str | Broker = "memory:",
         on_gap: Callable[[str, float], Any] | None = None,
+        on_request: Callable[[ConnectedClient, Message], Any] | None = None,
+        on_join: Callable[[str, Member], Any] | None = None,
+        on_leave: Callable[[str, Member], Any] | None = None,
         **options: Unpack[ServerOptions],
     ) -> Self:
         """A server for `address`, "host:port"; `options` are fields of `ServerConfig`."""
@@ -211,6 +228,9 @@ class WebSocketServer:
             process_request=process_request,
             broker=broker,
             on_gap=on_gap,
+            on_request=on_request,
+            on_join=on_join,
+            on_leave=on_leave,
         )
 
     # -- life
@@ -239,9 +259,10 @@ class WebSocketServer:
         )
         try:
             await self.topics._start()
+            self._fleet.start()
             listener = await listening.listen(loop, self.config, self._handshakes)
         except BaseException as error:
-            await self.topics._close(BROKER_MOMENT)
+            await self._leave_broker(BROKER_MOMENT)
             if self._phase is Phase.STARTING:
                 self._phase = Phase.NEW
             if isinstance(error, OSError) and not isinstance(error, BrokerUnavailable):
@@ -249,7 +270,7 @@ class WebSocketServer:
                 raise Io(f"cannot listen on {self._place}: {why}", errno=error.errno) from error
             raise
         if self._phase is not Phase.STARTING:
-            await self.topics._close(BROKER_MOMENT)
+            await self._leave_broker(BROKER_MOMENT)
             listener.close()
             self._handshakes.close(unavailable("the server is shutting down"))
             raise InvalidState("the server was shut down while it started", state=self._phase.value)
@@ -324,7 +345,7 @@ class WebSocketServer:
             if self._sampling is not None:
                 self._sampling.cancel()
             for client in self._connections():
-                self._survive(self._say_goodbye, client, code)
+                self._survive(client._say_goodbye, code, "server shutdown")
             await self._all_gone(timeout)
             if self._connections() or self._other_tasks():
                 logger.warning(
@@ -347,12 +368,6 @@ class WebSocketServer:
             function(*args)
         except Exception as error:
             logger.error("shutdown: %s raised", function, exc_info=error)
-
-    def _say_goodbye(self, client: ConnectedClient, code: int) -> None:
-        if client._outbox_size:
-            self._spawn(client.close(code, "server shutdown"), client)
-        else:
-            client._begin_closing(code, "server shutdown")
 
     async def _all_gone(self, timeout: float) -> None:
         """Wait until no connection and no handler is left, for `timeout` seconds at most."""
@@ -379,13 +394,19 @@ class WebSocketServer:
             await asyncio.wait([self._sampling], timeout=LAST_MOMENT)
         for task in self._other_tasks():
             logger.warning("shutdown: %r goes on although it was cancelled", task)
-        await self.topics._close(max(deadline - time.monotonic(), BROKER_MOMENT))
+        await self._leave_broker(max(deadline - time.monotonic(), BROKER_MOMENT))
         assert self._listener is not None
         if self._loop.is_closed():
             return
         closed = asyncio.ensure_future(self._listener.wait_closed())
         await asyncio.wait([closed], timeout=LAST_MOMENT)
         closed.cancel()
+
+    async def _leave_broker(self, timeout: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._fleet.close()
+        await self.topics._close(timeout)
 
     def mount_dashboard(self, path: str = "/dashboard") -> None:
         """Serve a live page about this server at `path`: connections, rates, latencies, backpressure.
@@ -507,6 +528,9 @@ class WebSocketServer:
         subprotocol = None if is_viewer else self._select_subprotocol(head, chosen)
         agreement, extensions = self._answer_offers(*head.get_all(EXTENSIONS))
         answer = switching_protocols(head.key, fields, subprotocol, extensions)
+        name = handshake.request.name
+        if name is not None and self._fleet.is_taken(name):
+            raise Rejection(409, f"the name {name!r} is taken", logged="name taken")
         client = ConnectedClient(self, handshake.request, handshake.ip, is_viewer=is_viewer)
         client._subprotocol = subprotocol
         client._remote_addr = handshake.remote_addr
@@ -576,6 +600,8 @@ class WebSocketServer:
             self._per_ip[client._ip] += 1
         client._metrics.record_connection()
         client._begin_heartbeat(self._heartbeat)
+        if client._request.name is not None:
+            client.name = client._request.name
         handler = self._handler
         if client._is_viewer:
             assert self._dashboard is not None
@@ -597,6 +623,7 @@ class WebSocketServer:
 
     def _disconnected(self, client: ConnectedClient) -> None:
         (self._viewers if client._is_viewer else self._clients).pop(client, None)
+        self._fleet.leave(client)
         if client._subscriber is not None:
             self.topics._leave(client._subscriber)
         self._changed.set()
@@ -691,6 +718,87 @@ class WebSocketServer:
             limit: messages that wait; then the oldest is dropped.
         """
         return self.topics._listen(pattern, limit)
+
+    # -- names, requests, presence
+
+    @property
+    def on_join(self) -> Callable[[str, Member], Any] | None:
+        """What is called when a member of any server has joined a topic; see the argument of the same name."""
+        return self._fleet.on_join
+
+    @on_join.setter
+    def on_join(self, function: Callable[[str, Member], Any] | None) -> None:
+        self._fleet.on_join = function
+        self._fleet.begin()
+
+    @property
+    def on_leave(self) -> Callable[[str, Member], Any] | None:
+        """What is called when a member of any server has left a topic; see the argument of the same name."""
+        return self._fleet.on_leave
+
+    @on_leave.setter
+    def on_leave(self, function: Callable[[str, Member], Any] | None) -> None:
+        self._fleet.on_leave = function
+        self._fleet.begin()
+
+    async def send_to(
+        self, name: str, message: str | bytes | bytearray | memoryview | Message, *, timeout: float = CALL_TIMEOUT
+    ) -> int:
+        """Send a message to the client that has a name, on whichever server it is; see `fabric.fleet`.
+
+        Returns once its server has sent the message or keeps it for the client: to how many, as several may have the
+        name where `ServerConfig.duplicate_names` is "both".
+
+        Args:
+            timeout: seconds to wait for the other server.
+
+        Raises:
+            NobodyThere: no client has this name; raised at once.
+            RequestFailed: the client takes no more, or its server has gone meanwhile.
+            BrokerUnavailable: the other server cannot be reached, or the message is larger than the broker takes.
+            Timeout: the other server does not answer; the message may have been sent.
+        """
+        return await self._fleet.send_to(name, message, timeout)
+
+    async def request(
+        self, name: str, message: str | bytes | bytearray | memoryview | Message, *, timeout: float = CALL_TIMEOUT
+    ) -> Message:
+        """Ask the client that has a name, on whichever server it is, and return its answer; see `fabric.fleet`.
+
+        Its server asks it by `on_request`. Where several have the name, the newest is asked.
+
+        Args:
+            timeout: seconds to wait for the answer.
+
+        Raises:
+            NobodyThere: no client has this name; raised at once.
+            RequestFailed: `on_request` has raised, or there is none, or its server has gone meanwhile.
+            BrokerUnavailable: the other server cannot be reached, or the message is larger than the broker takes.
+            Timeout: no answer in time.
+        """
+        return await self._fleet.request(name, message, timeout)
+
+    async def presence(self, topic: str) -> list[Member]:
+        """The clients with names, on all servers, that have subscribed to exactly this topic; the newest name last.
+
+        Raises:
+            InvalidState: the topic has no presence, see `Topics.configure`.
+        """
+        return await self._fleet.presence(topic)
+
+    async def disconnect(self, name: str, code: int = 1008, reason: str = "", *, timeout: float = CALL_TIMEOUT) -> int:
+        """Close the connections of all clients that have a name, on all servers; return how many those were.
+
+        Their names go at once. Raises as `send_to`, but for nobody, which is 0.
+        """
+        return await self._fleet.disconnect(name, code, reason, timeout)
+
+    async def unsubscribe(self, name: str, topic: str, *, timeout: float = CALL_TIMEOUT) -> int:
+        """End the subscription of all clients that have a name, on all servers; return how many had it.
+
+        Raises as `send_to`, but for nobody, which is 0.
+        """
+        return await self._fleet.unsubscribe(name, topic, timeout)
 
     # -- broadcast
 

@@ -74,6 +74,7 @@ class Settings:
     """What holds for a topic."""
 
     on_full: OnFull = "drop"
+    presence: bool = False
 
 
 class Listener:
@@ -170,6 +171,8 @@ class Topics:
         self._on_gap: Callable[[str, float], Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # these once the server has started
         self._thread = 0
+        self._hear: Callable[[str, bytes], Any] | None = None  # what servers tell each other, see fabric.fleet
+        self._on_return: Callable[[], Any] | None = None  # the broker is back
         self._is_shared = not isinstance(broker, MemoryBroker)
         self._node = os.urandom(8)
         self._numbers = itertools.count(1)
@@ -217,7 +220,7 @@ class Topics:
         """The connections (`ConnectedClient`) of this server that get what is published to `topic`."""
         return [target for target in self._index.subscribers(topic) if not isinstance(target, weakref.ref)]
 
-    def configure(self, pattern: str, *, on_full: OnFull | None = None) -> None:
+    def configure(self, pattern: str, *, on_full: OnFull | None = None, presence: bool | None = None) -> None:
         """Set what holds for the topics that fit `pattern`; what is set later counts first.
 
         Args:
@@ -225,11 +228,15 @@ class Topics:
                 it, or "close" the connection with 1008. "latest" keeps only the newest message of each topic for a
                 client whose socket is full, and sends it as soon as it can. By default as `ServerConfig.slow_peer`
                 says, where "wait" means "drop": publishing waits for nobody.
+            presence: do all servers know which clients with names have subscribed to such a topic? It counts for what
+                is subscribed to from now on; see `fabric.fleet`.
         """
         check_topic(pattern, pattern=True)
         if on_full is not None and on_full not in get_args(OnFull):
             raise ValueError(f"on_full is {on_full!r}, allowed are: {', '.join(map(repr, get_args(OnFull)))}")
-        given = {"on_full": on_full}
+        if presence is not None and not isinstance(presence, bool):
+            raise TypeError(f"presence is {presence!r}, allowed are True and False")
+        given = {"on_full": on_full, "presence": presence}
         self._configured.append((pattern, {name: value for name, value in given.items() if value is not None}))
         self._settings.clear()
 
@@ -370,10 +377,15 @@ class Topics:
     def deliver(self, batch: list[tuple[str, bytes]]) -> None:
         """Messages of other servers have arrived; see `fabric.broker.Node`."""
         for topic, data, shared, rest in self._incoming.deliver(batch):
-            self._publish_to_rest(topic, data, shared, None, rest)
+            if shared is not None:
+                self._publish_to_rest(topic, data, shared, None, rest)
+            elif self._hear is not None:
+                self._hear(topic, data)
 
     def gap(self, since: float) -> None:
         """The broker was away since then; see `fabric.broker.Node`."""
+        if self._on_return is not None:
+            self._on_return()
         if self._on_gap is None:
             return
         for topic in self._index.names():

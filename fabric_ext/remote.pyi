@@ -1,14 +1,13 @@
 from typing import Any, final
 
 from fabric_ext.broadcast import Shared
-from fabric_ext.message import Message
 from fabric_ext.topics import Index
 
 def wrap(kind: int, node: bytes, number: int, payload: bytes) -> bytes:
     """The envelope of a message, and its payload.
 
     Raises:
-        ValueError: `kind` is not 1 or 2, or `node` has not 8 bytes.
+        ValueError: `kind` is not 1, 2 or 3, or `node` has not 8 bytes.
     """
 
 @final
@@ -20,10 +19,10 @@ class Incoming:
     def messages(self) -> int: ...
     @property
     def malformed(self) -> int: ...
-    def deliver(self, batch: list[tuple[str, bytes]]) -> list[tuple[str, Message, Shared, list[Any]]]:
+    def deliver(self, batch: list[tuple[str, bytes]]) -> list[tuple[str, Any, Shared | None, list[Any]]]:
         """Send (topic, envelope) one after the other; return what is left to do as (topic, message, shared, targets).
 
-        See `Index.publish` for the targets.
+        See `Index.publish` for the targets. What servers tell each other is (topic, envelope, None, []).
         """
 
 @final

@@ -1,8 +1,8 @@
 """Messages between servers: their envelope, their way to the subscribers, and a reader of what NATS sends.
 
-An envelope is 13 bytes before the payload: the kind of message (1 text, 2 binary, as the opcodes of RFC 6455), 8 bytes
-that name the node it comes from, and a number that this node counts up. So a node knows its own messages, and a
-message that a broker sends twice in a row, once for each of two subscriptions that fit.
+An envelope is 13 bytes before the payload: the kind of message (1 text, 2 binary, as the opcodes of RFC 6455; 3 is what
+the servers tell each other), 8 bytes that name the node it comes from, and a number that this node counts up. So a node
+knows its own messages, and a message that a broker sends twice in a row, once for each of two subscriptions that fit.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -19,6 +19,7 @@ cdef extern from "Python.h":
     str PyUnicode_DecodeUTF8(const char* p, Py_ssize_t n, const char* errors)
 
 cdef enum:
+    K_FLEET = 3                  # see fabric.fleet
     NODE = 8                     # bytes of a node's name
     HEAD = 13
     MOST_NODES = 4096            # whose numbers are remembered
@@ -31,12 +32,12 @@ def wrap(int kind, bytes node not None, uint32_t number, bytes payload not None)
     """The envelope of a message, and its payload.
 
     Raises:
-        ValueError: `kind` is not 1 or 2, or `node` has not 8 bytes.
+        ValueError: `kind` is not 1, 2 or 3, or `node` has not 8 bytes.
     """
     cdef bytes result
     cdef char* p
-    if kind not in (K_TEXT, K_BINARY) or PyBytes_GET_SIZE(node) != NODE:
-        raise ValueError("an envelope takes a kind of 1 or 2, and a node of 8 bytes")
+    if kind not in (K_TEXT, K_BINARY, K_FLEET) or PyBytes_GET_SIZE(node) != NODE:
+        raise ValueError("an envelope takes a kind of 1, 2 or 3, and a node of 8 bytes")
     result = PyBytes_FromStringAndSize(NULL, HEAD + PyBytes_GET_SIZE(payload))
     p = PyBytes_AS_STRING(result)
     p[0] = kind
@@ -59,7 +60,7 @@ cdef class Incoming:
     def deliver(self, list batch not None):
         """Send (topic, envelope) one after the other; return what is left to do as (topic, message, shared, targets).
 
-        See `Index.publish` for the targets.
+        See `Index.publish` for the targets. What servers tell each other is (topic, envelope, None, []).
         """
         cdef list left = [], rest
         cdef uint32_t number
@@ -72,7 +73,7 @@ cdef class Incoming:
             raise RuntimeError("Incoming() was not called")
         for topic, data in batch:
             p = PyBytes_AS_STRING(data) if data is not None else NULL
-            if topic is None or p == NULL or PyBytes_GET_SIZE(data) < HEAD or (p[0] != K_TEXT and p[0] != K_BINARY):
+            if topic is None or p == NULL or PyBytes_GET_SIZE(data) < HEAD or p[0] < K_TEXT or p[0] > K_FLEET:
                 self.malformed += 1
                 continue
             node = PyBytes_FromStringAndSize(p + 1, NODE)
@@ -84,6 +85,9 @@ cdef class Incoming:
             if len(self._latest) >= MOST_NODES:
                 self._latest.clear()
             self._latest[node] = number
+            if p[0] == K_FLEET:
+                left.append((topic, data, None, []))
+                continue
             try:
                 if p[0] == K_TEXT:
                     message = new_message(K_TEXT, PyUnicode_DecodeUTF8(p + HEAD, PyBytes_GET_SIZE(data) - HEAD, NULL))

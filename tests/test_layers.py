@@ -47,7 +47,8 @@ LAYERS = {
         fabric._sync.loop fabric._sync.keeper fabric._sync fabric.sync
         fabric.router fabric.auth
         fabric._server.listening fabric._server.descriptors fabric._server.dashboard fabric._server
-        fabric.broker fabric.topics fabric._server.connected_client fabric.server fabric.runner fabric.websockets
+        fabric.broker fabric.topics fabric._fleet.wire fabric._fleet.directory fabric._fleet fabric.fleet
+        fabric._server.connected_client fabric.server fabric.runner fabric.websockets
         fabric._asgi.messages fabric._asgi.worker fabric._asgi fabric.asgi
     """,
     "top": """
@@ -70,8 +71,11 @@ FORBIDDEN = {
     "vocabulary": {"asyncio", "picows", "socket", "uvloop"},
     "policies": {"picows", "socket", "uvloop"},
 }
-# The type of the property `client.server`.
-UPWARD = {("fabric._server.connected_client", "fabric.server")}
+# The types of the property `client.server`, and of the clients that have names.
+UPWARD = {
+    ("fabric._server.connected_client", "fabric.server"),
+    ("fabric.fleet", "fabric._server.connected_client"),
+}
 # The type of a field.
 EXCEPT = {(f"fabric._config.{module}", "socket") for module in ("client", "server", "options")}
 

@@ -100,6 +100,8 @@ class ServerConfig(Config):
             "Tune latency" in the guide.
         slow_peer: what a broadcast does with a peer whose buffer is full: "drop" the message for this peer,
             "close" the connection, or "wait" for it without delaying others.
+        duplicate_names: what becomes of a name that is given to a second client: the "newest" keeps it and the other
+            is closed with 1008, the second is refused ("reject"), or "both" have it.
         subprotocols: names spoken; "*" accepts what the client prefers.
         require_subprotocol: answer 400 when there is none in common.
         required_headers: names a request must have; without them 401 (`Authorization`) or 400.
@@ -152,6 +154,7 @@ class ServerConfig(Config):
     cork: bool = True
     busy_poll: Seconds = default(0.0)
     slow_peer: Literal["drop", "close", "wait"] = "drop"
+    duplicate_names: Literal["newest", "reject", "both"] = "newest"
     subprotocols: Converted[Iterable[str], SubprotocolList] = default(SubprotocolList())
     require_subprotocol: bool = False
     required_headers: Converted[Iterable[str], tuple[str, ...]] = default(())
@@ -185,6 +188,7 @@ class ServerConfig(Config):
         self._check_flag("cork")
         self._check_seconds("busy_poll", zero=True, endless=True)
         self._check_choice("slow_peer", ("drop", "close", "wait"))
+        self._check_choice("duplicate_names", ("newest", "reject", "both"))
         self._set("subprotocols", SubprotocolList(self._check_several("subprotocols")))
         self._check_flag("require_subprotocol", "reuse_port")
         names = self._check_several("required_headers")
@@ -327,6 +331,7 @@ class ServerConfig(Config):
     with_cork = Builder[bool]()
     with_busy_poll = Builder[Duration]()
     with_slow_peer = Builder[Literal["drop", "close", "wait"]]()
+    with_duplicate_names = Builder[Literal["newest", "reject", "both"]]()
     with_require_subprotocol = Builder[bool]()
     with_headers = Builder[HeadersLike]()
     with_ssl = Builder[tls.SSLContext | None]()

@@ -19,6 +19,7 @@ from fabric.headers import HeaderMap, valid_headers
 
 __all__ = ["Request", "Response"]
 
+NAME = "fabric.name"  # where `state` has it: most requests have none, and no room for it
 _AUTHORITY = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^/?]*")  # of a target in absolute form, RFC 9112 §3.2.2
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
@@ -54,6 +55,15 @@ class Request:
         if self._state is None:
             self._state = {}
         return self._state
+
+    @property
+    def name(self) -> str | None:
+        """The name that the client gets (`ConnectedClient.name`); `process_request` sets it, and None is none."""
+        return None if self._state is None else self._state.get(NAME)
+
+    @name.setter
+    def name(self, name: str | None) -> None:
+        self.state[NAME] = name
 
     @property
     def _line(self) -> list[bytes]:

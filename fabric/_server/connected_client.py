@@ -74,6 +74,20 @@ class ConnectedClient(BaseConnection):
         return self._server
 
     @property
+    def name(self) -> str | None:
+        """Its name, by which all servers can reach it; None is none. See `fabric.fleet`.
+
+        Setting it raises `NameTaken` if another client has it and `ServerConfig.duplicate_names` is "reject",
+        ValueError if it is no name, and `ConnectionClosed` when the connection has ended.
+        """
+        return self._server._fleet.name_of(self)
+
+    @name.setter
+    def name(self, name: str | None) -> None:
+        self._check_sending()
+        self._server._fleet.set_name(self, name)
+
+    @property
     def topics(self) -> frozenset[str]:
         """The topics and patterns that this client has subscribed to."""
         return frozenset(() if self._subscriber is None else self._subscriber.topics)
@@ -92,13 +106,16 @@ class ConnectedClient(BaseConnection):
         self._check_sending()
         if self._subscriber is None:
             self._subscriber = Subscriber(self)
-        return self._server.topics._subscribe(self._subscriber, topic)
+        outcome = self._server.topics._subscribe(self._subscriber, topic)
+        self._server._fleet.subscribed(self, topic)
+        return outcome
 
     def unsubscribe(self, topic: str) -> None:
         """End a subscription; nothing happens where there is none."""
         self._check_here()
         if self._subscriber is not None:
             self._server.topics._unsubscribe(self._subscriber, topic)
+            self._server._fleet.unsubscribed(self, topic)
 
     def _opened(self) -> None:
         self._local_addr = self.local_addr
@@ -113,8 +130,11 @@ class ConnectedClient(BaseConnection):
         if error is not None and (self._is_open or not is_end(error)):
             logger.error("the handler of connection %s raised", self.id, exc_info=error)
             code, reason = 1011, "internal error"
-        if not self._is_open:
-            return
+        if self._is_open:
+            self._say_goodbye(code, reason)
+
+    def _say_goodbye(self, code: int, reason: str) -> None:
+        """Close the connection, after what waits to be sent."""
         if self._outbox_size:
             self._server._spawn(self.close(code, reason), self)
         else:

@@ -29,7 +29,7 @@ def test_an_envelope_is_thirteen_bytes() -> None:
     assert len(envelope) == 13 + 7
     assert envelope[:9] == b"\x01" + OTHER
     assert envelope.endswith(b"payload")
-    for kind, node in ((0, OTHER), (8, OTHER), (1, b"short"), (1, b"too long a node")):
+    for kind, node in ((0, OTHER), (4, OTHER), (8, OTHER), (1, b"short"), (1, b"too long a node")):
         with pytest.raises(ValueError, match="envelope"):
             wrap(kind, node, 1, b"")
 
@@ -47,6 +47,19 @@ def test_it_is_delivered_once_and_not_to_the_node_it_comes_from(index: Index) ->
     assert heard(incoming, wrap(1, OTHER, 3, b"z"), topic="nobody") == []
     assert incoming.messages == 4
     assert incoming.malformed == 0
+
+
+def test_what_servers_tell_each_other_is_handed_over(index: Index) -> None:
+    """Once, as it came, in its place among the messages, and to nobody else."""
+    incoming = Incoming(index, OWN, 0)
+    subscriber = Subscriber("listener")
+    index.subscribe(subscriber, ">")
+    told = wrap(3, OTHER, 1, b"told")
+    left = incoming.deliver([("$fleet", told), ("$fleet", told), ("a", wrap(1, OTHER, 2, b"x")), ("$fleet.1", b"")])
+    assert left[0] == ("$fleet", told, None, [])
+    assert [topic for topic, _, _, _ in left] == ["$fleet", "a"]
+    assert incoming.deliver([("$fleet", wrap(3, OWN, 3, b"mine"))]) == []
+    assert (incoming.messages, incoming.malformed) == (1, 1)
 
 
 def test_what_is_malformed_is_counted(index: Index) -> None:

@@ -1,0 +1,1 @@
+"""Names and presence across servers: what servers tell each other, and the directory that each of them keeps."""

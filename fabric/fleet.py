@@ -1,0 +1,702 @@
+"""Names, requests and presence: reach a client by its name, on whichever server it is.
+
+    async def handler(client):
+        client.name = "agent-7"
+        ...
+
+    await server.send_to("agent-7", "hello")
+    reply = await server.request("agent-7", "how full are you?", timeout=1)
+
+Each server tells the others, over the broker, which of its clients have names and which topics with presence they are
+in. So each knows where to find a name, and whether there is anybody. It says every two seconds that it is there; one
+that has been silent for six seconds is forgotten, with all its entries. Nothing is sent before the first name is given
+or asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fabric._connection.base import check_close, data_message
+from fabric._fleet.directory import MOST_MEMBERS, Directory, Entry, Member, Node
+from fabric._fleet.wire import (
+    Ask,
+    Beat,
+    Bye,
+    Changes,
+    Disconnect,
+    Entered,
+    Exited,
+    Left,
+    Malformed,
+    Named,
+    Reply,
+    Request,
+    Send,
+    Spoken,
+    State,
+    Status,
+    Unsubscribe,
+    check_name,
+    decode,
+    encode,
+)
+from fabric.broker import BrokerUnavailable
+from fabric.error import BufferFull, ConnectionClosed, Error, InvalidState, Timeout
+from fabric.message import Message, MessageType
+from fabric_ext.remote import wrap
+from fabric_ext.topics import check_topic
+
+if TYPE_CHECKING:
+    from fabric._config.server import ServerConfig
+    from fabric._server.connected_client import ConnectedClient
+    from fabric.topics import Topics
+
+__all__ = ["Fleet", "Member", "NameTaken", "NobodyThere", "RequestFailed"]
+
+BEAT = 2.0  # seconds
+SILENCE = 6.0  # seconds after which a server is forgotten
+SETTLING = 0.5  # seconds in which the others answer one that comes, or comes back
+LATE = 0.5  # seconds; a timer that is later says that this server stood still
+ASKED = 1.0  # seconds until a server that has not told its state is asked again
+FULL = 10_000  # calls to other servers that wait for an answer
+MOST_RUNNING = 1000  # requests of other servers that are being answered
+AT_ONCE = 1000  # changes in one message
+PART = 64 << 10  # bytes of names and topics in one part of a state
+
+EVERYBODY = "$fleet"
+KIND = 3  # of envelopes, see fabric_ext.remote
+HEAD = 13  # bytes of an envelope
+REPLACED = "another connection has this name"
+
+logger = logging.getLogger("fabric.fleet")
+
+
+class NobodyThere(Error, LookupError):
+    """No client of any server has this name.
+
+    Args:
+        name: the one that was asked for.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"nobody has the name {name!r}")
+        self.name = name
+
+
+class NameTaken(Error, ValueError):
+    """Another client has this name, and `ServerConfig.duplicate_names` is "reject".
+
+    Args:
+        name: the one that was to be given.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the name {name!r} is taken")
+        self.name = name
+
+
+class RequestFailed(Error):
+    """The client is there, but what was asked of it was not done, or not to the end."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class _Call:
+    """A call to another server that waits for its reply."""
+
+    __slots__ = ("node", "reply")
+
+    def __init__(self, node: bytes, reply: asyncio.Future[Reply]) -> None:
+        self.node = node
+        self.reply = reply
+
+
+class Fleet:
+    """What a server knows of names, its own clients' and those of other servers. Used through the server.
+
+    Args:
+        topics: those of the server, whose broker it uses.
+        config: of the server.
+    """
+
+    def __init__(self, topics: Topics, config: ServerConfig) -> None:
+        self.on_request: Callable[[Any, Message], Any] | None = None
+        self.on_join: Callable[[str, Member], Any] | None = None
+        self.on_leave: Callable[[str, Member], Any] | None = None
+        self.malformed = 0  # messages of other servers that were none
+        self._topics = topics
+        topics._hear, topics._on_return = self.hear, self.broker_is_back
+        self._duplicates = config.duplicate_names
+        self._own = topics._node
+        self._directory = Directory(self._own, self._changed)
+        self._clients: dict[bytes, ConnectedClient] = {}  # those of this server that have names, by id
+        self._local: dict[ConnectedClient, Entry] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None  # from start to close
+        self._has_begun = False
+        self._version = 0
+        self._changes: list[Named | Left | Entered | Exited] = []
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, _Call] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = self._next_beat = 0.0
+        self._settled = 0.0  # on the loop's clock
+        self._news = asyncio.Event()
+
+    # -- life
+
+    def start(self) -> None:
+        """The server has connected to its broker."""
+        self._loop = asyncio.get_running_loop()
+        if self.on_join is not None or self.on_leave is not None:
+            self.begin()
+
+    def begin(self) -> None:
+        """Names matter from now on: tell the others that this server is there, and ask who they have."""
+        if self._has_begun or self._loop is None:
+            return
+        self._has_begun = True
+        if not self._topics._is_shared:
+            return
+        self._topics.broker.subscribe((EVERYBODY, _inbox(self._own)))
+        self._greet()
+        self._next_beat = self._loop.time() + BEAT
+        self._set_timer()
+
+    async def close(self) -> None:
+        """The server has shut down; its broker is still there."""
+        loop, self._loop = self._loop, None
+        if self._timer is not None:
+            self._timer.cancel()
+        if loop is None or loop.is_closed():
+            return
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)
+        for call in self._calls.values():
+            if not call.reply.done():
+                call.reply.set_exception(RequestFailed("the server is shutting down"))
+        if self._has_begun and self._topics._is_shared:
+            self._say(EVERYBODY, Bye())
+
+    def _greet(self) -> None:
+        """Say that this server is there, and give the others a moment to say who they have."""
+        assert self._loop is not None
+        self._tell_changes()
+        self._say(EVERYBODY, Beat(self._version, hello=True))
+        self._settled = self._loop.time() + SETTLING
+
+    def broker_is_back(self) -> None:
+        """What others have said meanwhile may be lost."""
+        if self._has_begun and self._loop is not None:
+            self._greet()
+
+    def _set_timer(self) -> None:
+        assert self._loop is not None
+        self._due = min(self._next_beat, self._directory.first_heard() + SILENCE)
+        self._timer = self._loop.call_at(self._due, self._tick)
+
+    def _tick(self) -> None:
+        assert self._loop is not None
+        now = self._loop.time()
+        if now - self._due > LATE:
+            self._directory.excuse(now - self._due)
+        if now >= self._next_beat:
+            self._next_beat = now + BEAT
+            self._tell_changes()
+            self._say(EVERYBODY, Beat(self._version, hello=False))
+        for node in self._directory.silent(now - SILENCE):
+            logger.warning("server %s has been silent for %g seconds: its members are gone", node.hex(), SILENCE)
+            self._forget(node)
+        self._set_timer()
+
+    def _forget(self, node: bytes) -> None:
+        self._directory.forget(node)
+        for call in self._calls.values():
+            if call.node == node and not call.reply.done():
+                call.reply.set_exception(RequestFailed("the server of the client has gone; it may have been done"))
+
+    # -- names of this server's clients
+
+    def name_of(self, client: ConnectedClient) -> str | None:
+        """The name of a client of this server."""
+        entry = self._local.get(client)
+        return None if entry is None else entry.member.name
+
+    def is_known(self, name: str) -> bool:
+        """Does this server know of a client with this name?"""
+        return bool(self._directory.holders(name))
+
+    def is_taken(self, name: str) -> bool:
+        """Would a client be refused this name?"""
+        check_name(name)
+        self.begin()
+        return self._duplicates == "reject" and bool(self._directory.holders(name))
+
+    def set_name(self, client: ConnectedClient, name: str | None) -> None:
+        """Give a client of this server a name, another one, or none.
+
+        Raises:
+            NameTaken: another client has it, and duplicates are rejected.
+            TypeError, ValueError: it is no name.
+        """
+        if name is not None:
+            check_name(name)
+        if name == self.name_of(client):
+            return
+        if name is None:
+            self.leave(client)
+            return
+        self.begin()
+        holders = self._directory.holders(name)
+        if holders and self._duplicates == "reject":
+            raise NameTaken(name)
+        self.leave(client)
+        now = time.time()
+        if holders:  # it is the newest, whatever the clocks of the servers say
+            now = max(now, holders[-1].since + 1e-6)
+        key = client.id.bytes
+        named = Named(key, name, now, sorted(topic for topic in client.topics if self._has_presence(topic)))
+        entry = self._directory.put(self._own, named)
+        assert entry is not None
+        self._local[client] = entry
+        self._clients[key] = client
+        self._announce(named)
+        self._resolve(name)
+
+    def leave(self, client: ConnectedClient) -> None:
+        """A client has ended, or is to have no name any more."""
+        if self._local.pop(client, None) is not None:
+            key = client.id.bytes
+            del self._clients[key]
+            self._directory.drop(self._own, key)
+            self._announce(Left(key))
+
+    def subscribed(self, client: ConnectedClient, topic: str) -> None:
+        """A client has a subscription; if it has a name, and the topic presence, it is a member."""
+        entry = self._local.get(client)
+        if entry is not None and topic not in entry.topics and self._has_presence(topic):
+            key = client.id.bytes
+            self._directory.enter(self._own, key, topic)
+            self._announce(Entered(key, topic))
+
+    def unsubscribed(self, client: ConnectedClient, topic: str) -> None:
+        """A client has ended a subscription."""
+        entry = self._local.get(client)
+        if entry is not None and topic in entry.topics:
+            key = client.id.bytes
+            self._directory.exit(self._own, key, topic)
+            self._announce(Exited(key, topic))
+
+    def _has_presence(self, topic: str) -> bool:
+        return self._topics.settings(topic).presence and "*" not in topic and ">" not in topic
+
+    def _resolve(self, name: str) -> None:
+        """Where several have a name and only one may: close those of this server that may not."""
+        holders = self._directory.holders(name)
+        if self._duplicates == "both" or len(holders) < 2:
+            return
+        kept = holders[-1] if self._duplicates == "newest" else holders[0]
+        for member in holders:
+            client = self._clients.get(member.id.bytes)
+            if member is not kept and client is not None:
+                self.leave(client)
+                client._say_goodbye(1008, REPLACED)
+
+    def _announce(self, change: Named | Left | Entered | Exited) -> None:
+        """Tell the other servers at the end of the turn."""
+        if not self._topics._is_shared or self._loop is None:
+            return
+        if not self._changes:
+            self._loop.call_soon(self._tell_changes)
+        self._changes.append(change)
+
+    def _tell_changes(self) -> None:
+        if self._loop is None:
+            return
+        changes, self._changes = self._changes, []
+        for start in range(0, len(changes), AT_ONCE):
+            self._version += 1
+            self._say(EVERYBODY, Changes(self._version, changes[start : start + AT_ONCE]))
+
+    def _tell_state(self, node: bytes) -> None:
+        """Tell another server who is here."""
+        self._tell_changes()
+        parts: list[list[Named]] = [[]]
+        size = 0
+        for named in self._directory.own_members():
+            weight = 32 + len(named.name) + sum(map(len, named.topics))
+            if size + weight > PART and parts[-1]:
+                parts.append([])
+                size = 0
+            parts[-1].append(named)
+            size += weight
+        for number, members in enumerate(parts):
+            self._say(_inbox(node), State(self._version, number, number == len(parts) - 1, members))
+
+    def _changed(self, has_joined: bool, topic: str, member: Member) -> None:  # of Directory
+        function = self.on_join if has_joined else self.on_leave
+        if function is not None and self._loop is not None:
+            self._loop.call_soon(_survive, function, topic, member)
+
+    # -- by name
+
+    async def send_to(self, name: str, message: Any, timeout: float) -> int:
+        """See `WebSocketServer.send_to`."""
+        data = data_message(message)
+        holders = await self._find(name)
+        if self._duplicates != "both":
+            del holders[:-1]
+        return await self._each(
+            name,
+            holders,
+            timeout,
+            lambda ids: self._send_here(name, ids, data),
+            lambda number, ids: Send(number, ids, data.msg_type, data.as_bytes()),
+        )
+
+    async def request(self, name: str, message: Any, timeout: float) -> Message:
+        """See `WebSocketServer.request`."""
+        data = data_message(message)
+        member = (await self._find(name))[-1]
+        if member.id.bytes in self._clients:
+            try:
+                async with asyncio.timeout(timeout):
+                    return await self._answer(self._clients[member.id.bytes], data)
+            except TimeoutError:
+                raise Timeout(f"the answer of {name!r}", timeout) from None
+        reply = await self._call(
+            name,
+            bytes.fromhex(member.node),
+            timeout,
+            lambda number: Request(number, member.id.bytes, data.msg_type, data.as_bytes(), timeout),
+        )
+        try:
+            return _message(reply.kind, reply.payload)
+        except UnicodeDecodeError:
+            raise RequestFailed("the answer is no UTF-8") from None
+
+    async def presence(self, topic: str) -> list[Member]:
+        """See `WebSocketServer.presence`."""
+        check_topic(topic)
+        if not self._topics.settings(topic).presence:
+            raise InvalidState(f"{topic!r} has no presence: say topics.configure({topic!r}, presence=True) before")
+        await self._settle()
+        return self._directory.members(topic)
+
+    async def disconnect(self, name: str, code: int, reason: str, timeout: float) -> int:
+        """See `WebSocketServer.disconnect`."""
+        check_close(code, reason)
+        return await self._everywhere(
+            name,
+            timeout,
+            lambda ids: self._disconnect_here(ids, code, reason),
+            lambda number, ids: Disconnect(number, ids, code, reason),
+        )
+
+    async def unsubscribe(self, name: str, topic: str, timeout: float) -> int:
+        """See `WebSocketServer.unsubscribe`."""
+        check_topic(topic, pattern=True)
+        return await self._everywhere(
+            name,
+            timeout,
+            lambda ids: self._unsubscribe_here(ids, topic),
+            lambda number, ids: Unsubscribe(number, ids, topic),
+        )
+
+    async def _everywhere(
+        self,
+        name: str,
+        timeout: float,
+        here: Callable[[Sequence[bytes]], int],
+        there: Callable[[int, list[bytes]], Spoken],
+    ) -> int:
+        try:
+            return await self._each(name, await self._find(name), timeout, here, there)
+        except NobodyThere:
+            return 0
+
+    async def _settle(self) -> None:
+        """Wait until the other servers have had time to say who they have."""
+        self.begin()
+        if self._loop is not None and (left := self._settled - self._loop.time()) > 0:
+            await asyncio.sleep(left)
+
+    async def _find(self, name: str) -> list[Member]:
+        """Those that have a name, at least one; wait only where this server has just come or come back."""
+        check_name(name)
+        self.begin()
+        while not (holders := self._directory.holders(name)):
+            if self._loop is None or self._loop.time() >= self._settled:
+                raise NobodyThere(name)
+            self._news.clear()
+            try:
+                async with asyncio.timeout_at(self._settled):
+                    await self._news.wait()
+            except TimeoutError:
+                continue
+        return holders
+
+    async def _each(
+        self,
+        name: str,
+        members: Iterable[Member],
+        timeout: float,
+        here: Callable[[Sequence[bytes]], int],
+        there: Callable[[int, list[bytes]], Spoken],
+    ) -> int:
+        """Do something for members on their servers; return for how many it was done, raise if for none."""
+        ids: dict[bytes, list[bytes]] = {}
+        for member in members:
+            ids.setdefault(bytes.fromhex(member.node), []).append(member.id.bytes)
+        count = 0
+        errors: list[Error] = []
+        own = ids.pop(self._own, [])
+        if own:
+            try:
+                count += here(own)
+            except (NobodyThere, RequestFailed) as error:
+                errors.append(error)
+        calls = [self._call(name, node, timeout, _with(there, keys)) for node, keys in ids.items()]
+        for result in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(result, Reply):
+                count += result.count
+            elif isinstance(result, Error):
+                errors.append(result)
+            else:
+                raise result
+        if errors and not count:
+            raise errors[0]
+        return count
+
+    async def _call(self, name: str, node: bytes, timeout: float, said: Callable[[int], Spoken]) -> Reply:
+        """Have another server do something for one of its clients; wait for its reply."""
+        if not self._topics.broker.is_healthy:
+            raise BrokerUnavailable(f"the server of {name!r} cannot be reached, as the broker is away")
+        if len(self._calls) >= FULL:
+            raise BufferFull(len(self._calls), FULL, "requests to other servers")
+        number = next(self._numbers)
+        call = _Call(node, asyncio.get_running_loop().create_future())
+        self._calls[number] = call
+        try:
+            self._say(_inbox(node), said(number), must=True)
+            async with asyncio.timeout(timeout):
+                reply = await call.reply
+        except TimeoutError:
+            raise Timeout(f"the answer of {name!r}", timeout) from None
+        finally:
+            del self._calls[number]
+        if reply.status == Status.NOBODY:
+            raise NobodyThere(name)
+        if reply.status == Status.FAILED:
+            raise RequestFailed(reply.payload.decode(errors="replace"))
+        return reply
+
+    # -- what is done for this server's clients
+
+    def _send_here(self, name: str, ids: Iterable[bytes], message: Message) -> int:
+        count = 0
+        is_full = False
+        for key in ids:
+            client = self._clients.get(key)
+            if client is None:
+                continue
+            try:
+                client.send_nowait(message)
+            except BufferFull:
+                is_full = True
+            except (ConnectionClosed, InvalidState):
+                pass
+            else:
+                count += 1
+        if not count:
+            raise RequestFailed("too much waits for the client already") if is_full else NobodyThere(name)
+        return count
+
+    async def _answer(self, client: ConnectedClient, message: Message) -> Message:
+        """What the application's `on_request` says."""
+        if self.on_request is None:
+            raise RequestFailed("the server of the client has no on_request")
+        try:
+            answer = self.on_request(client, message)
+            if inspect.isawaitable(answer):
+                answer = await answer
+            return data_message(answer)
+        except Exception as error:
+            if not isinstance(error, ConnectionClosed):
+                logger.error("on_request raised for connection %s", client.id, exc_info=error)
+            raise RequestFailed(f"on_request raised {type(error).__name__}") from error
+
+    def _disconnect_here(self, ids: Iterable[bytes], code: int, reason: str) -> int:
+        count = 0
+        for key in ids:
+            client = self._clients.get(key)
+            if client is not None:
+                self.leave(client)
+                client._say_goodbye(code, reason)
+                count += 1
+        return count
+
+    def _unsubscribe_here(self, ids: Iterable[bytes], topic: str) -> int:
+        count = 0
+        for key in ids:
+            client = self._clients.get(key)
+            if client is not None and topic in client.topics:
+                client.unsubscribe(topic)
+                count += 1
+        return count
+
+    # -- between servers
+
+    def _say(self, topic: str, said: Spoken, *, must: bool = False) -> None:
+        """Tell other servers. What is lost is noticed by the number of the next thing that they hear."""
+        number = next(self._topics._numbers) & 0xFFFFFFFF
+        try:
+            self._topics.broker.publish(topic, wrap(KIND, self._own, number, encode(said)))
+        except BrokerUnavailable:
+            if must:
+                raise
+
+    def hear(self, topic: str, envelope: bytes) -> None:
+        """Another server has said something to all, or to this one."""
+        if self._loop is None or not self._has_begun or topic not in (EVERYBODY, _inbox(self._own)):
+            return
+        node = envelope[1:9]
+        try:
+            said = decode(envelope[HEAD:])
+        except Malformed as error:
+            self.malformed += 1
+            logger.debug("server %s said something malformed: %s", node.hex(), error)
+            return
+        if isinstance(said, Bye):
+            if node in self._directory.nodes:
+                self._forget(node)
+            return
+        known = self._directory.meet(node, self._loop.time())
+        if known is None:
+            return
+        if isinstance(said, Beat):
+            if said.hello:
+                self._tell_state(node)
+            if said.version != known.version:
+                self._ask(node, known, said.version)
+        elif isinstance(said, Changes):
+            if said.version == known.version + 1 and known.version >= 0:
+                self._heard_names(self._directory.change(node, said))
+            elif said.version > known.version:
+                self._ask(node, known, said.version)
+        elif isinstance(said, State):
+            self._hear_state(node, known, said)
+        elif isinstance(said, Ask):
+            self._tell_state(node)
+        elif isinstance(said, Reply):
+            call = self._calls.get(said.number)
+            if call is not None and call.node == node and not call.reply.done():
+                call.reply.set_result(said)
+        else:
+            self._hear_call(node, said)
+
+    def _ask(self, node: bytes, known: Node, version: int) -> None:
+        """What is known of a server is not what it has; ask it, once for all that arrives until it answers."""
+        assert self._loop is not None
+        now = self._loop.time()
+        if version == 0:
+            known.version = 0  # it has had no members
+        elif now - known.asked >= ASKED:
+            known.asked = now
+            self._say(_inbox(node), Ask())
+
+    def _hear_state(self, node: bytes, known: Node, said: State) -> None:
+        parts, known.parts = known.parts, None
+        if said.part == 0:
+            parts = said.version, 0, []
+        if parts is None or parts[:2] != (said.version, said.part):
+            return  # a part is lost; it is asked again after the next beat
+        members = parts[2]
+        members += said.members
+        if not said.is_last and len(members) < MOST_MEMBERS:
+            known.parts = said.version, said.part + 1, members
+        else:
+            known.asked = -math.inf
+            self._heard_names(self._directory.replace(node, said.version, members))
+
+    def _heard_names(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._resolve(name)
+        self._news.set()
+
+    def _hear_call(self, node: bytes, said: Send | Request | Disconnect | Unsubscribe) -> None:
+        assert self._loop is not None
+        try:
+            if isinstance(said, Request):
+                message = _message(said.kind, said.payload)
+                client = self._clients.get(said.id)
+                if client is None:
+                    self._reply(node, said.number, Status.NOBODY)
+                elif len(self._running) >= MOST_RUNNING:
+                    self._reply(node, said.number, Status.FAILED, payload=b"the server of the client is busy")
+                else:
+                    task = self._loop.create_task(self._answer_to(node, said, client, message))
+                    self._running.add(task)
+                    task.add_done_callback(self._running.discard)
+                return
+            if isinstance(said, Send):
+                count = self._send_here("", said.ids, _message(said.kind, said.payload))
+            elif isinstance(said, Disconnect):
+                check_close(said.code, said.reason)
+                count = self._disconnect_here(said.ids, said.code, said.reason)
+            else:
+                count = self._unsubscribe_here(said.ids, said.topic)
+        except NobodyThere:
+            self._reply(node, said.number, Status.NOBODY)
+        except RequestFailed as error:
+            self._reply(node, said.number, Status.FAILED, payload=str(error).encode())
+        except ValueError:  # no UTF-8, or no code of a close
+            self.malformed += 1
+        else:
+            self._reply(node, said.number, Status.DONE, count)
+
+    async def _answer_to(self, node: bytes, said: Request, client: ConnectedClient, message: Message) -> None:
+        try:
+            async with asyncio.timeout(said.seconds):
+                answer = await self._answer(client, message)
+            self._reply(node, said.number, Status.DONE, 1, answer.msg_type, answer.as_bytes())
+        except TimeoutError:
+            pass  # the other server has given up as well
+        except (RequestFailed, BrokerUnavailable) as error:  # the answer is too large for the broker, say
+            self._reply(node, said.number, Status.FAILED, payload=str(error).encode())
+
+    def _reply(
+        self, node: bytes, number: int, status: int, count: int = 0, kind: int = 2, payload: bytes = b""
+    ) -> None:
+        self._say(_inbox(node), Reply(number, status, count, kind, payload), must=status == Status.DONE)
+
+
+def _with(said: Callable[[int, list[bytes]], Spoken], ids: list[bytes]) -> Callable[[int], Spoken]:
+    return lambda number: said(number, ids)
+
+
+def _inbox(node: bytes) -> str:
+    """What a server alone hears."""
+    return f"{EVERYBODY}.{node.hex()}"
+
+
+def _message(kind: int, payload: bytes) -> Message:
+    return Message.text(payload.decode()) if kind == MessageType.TEXT else Message.binary(payload)
+
+
+def _survive(function: Callable[[str, Member], Any], topic: str, member: Member) -> None:
+    try:
+        function(topic, member)
+    except Exception as error:
+        logger.error("%s raised", function, exc_info=error)
