@@ -71,7 +71,7 @@ def test_what_takes_too_long_is_cancelled(driver: Driver) -> None:
             raise
 
     ended: list[bool] = []
-    with pytest.raises(Timeout, match="the thing timed out after 0.001 s"):
+    with pytest.raises(Timeout, match=r"the thing timed out after 0\.001 s"):
         driver.run(wait(), 0.001, "the thing")
     assert ended
 
