@@ -124,6 +124,9 @@ class _Client(WebSocketClient):
 
     __slots__ = ()
 
+    def _check_here(self) -> None:
+        """It belongs to whichever thread holds the driver's lock, and no other calls."""
+
     async def _settled(self, timeout: float | None = None) -> None:
         if self._is_loop_closed:
             return

@@ -224,7 +224,7 @@ def run(program: str) -> str:
     text = textwrap.dedent(SERVER) + textwrap.dedent(program)
     path = os.pathsep.join(sys.path)
     done = subprocess.run(
-        [sys.executable, "-c", text],
+        [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", text],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
