@@ -76,6 +76,7 @@ class ServerOptions(TypedDict, total=False):
     fragment_size: int | None
     cork: bool
     slow_peer: Literal["drop", "close", "wait"]
+    max_topics: int
     duplicate_names: Literal["newest", "reject", "both"]
     subprotocols: Iterable[str]
     require_subprotocol: bool
