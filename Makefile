@@ -30,8 +30,8 @@ NODE := tests/interop/node/node_modules/.made
 COMPILED := setup.py $(wildcard fabric_ext/*.pyx fabric_ext/*.pxd fabric_ext/*.h fabric_ext/_*.c)
 PACKAGED := pyproject.toml MANIFEST.in README.md $(COMPILED) $(wildcard fabric/*.py fabric/*/*.py fabric_ext/*.py fabric_ext/*.pyi)
 
-.PHONY: demo test debug lint types bench bench-quick docs wheel conformance seeds soak fuzz programs env build clean \
-	distclean
+.PHONY: demo test debug lint types bench bench-quick docs wheel wheels sdist check-dist conformance seeds soak fuzz \
+	programs env build clean distclean
 
 demo: $(BUILT)
 	$(BIN)/python -m fabric demo
@@ -62,6 +62,18 @@ docs: $(BUILT)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 wheel: dist/.made
+
+# For each interpreter in pyproject.toml: needs Docker on Linux. `CIBW_ARCHS` and others narrow it.
+wheels: $(ENV)
+	$(BIN)/python -m pip install -q cibuildwheel
+	$(BIN)/python -m cibuildwheel --output-dir wheelhouse
+
+sdist: $(ENV)
+	$(BIN)/python -m build --sdist --outdir wheelhouse
+
+# What package indexes ask for: metadata, and a description that they can show.
+check-dist: $(ENV)
+	$(BIN)/python -m twine check --strict wheelhouse/*
 
 conformance: $(BUILT)
 	FABRIC_AUTOBAHN=$(FABRIC_AUTOBAHN) $(BIN)/python -m pytest $(LONG) -q -m autobahn tests/conformance/autobahn $(ARGS)

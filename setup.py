@@ -1,10 +1,14 @@
-"""Builds the compiled modules of `fabric_ext`; everything else is in pyproject.toml.
+"""Builds the compiled modules of `fabric_ext`, and the README as package indexes show it.
+
+All else is in pyproject.toml.
 
 FABRIC_DEBUG=1 keeps assertions and Cython's run-time checks, and builds under build/debug (see `make debug`).
 FABRIC_ONLY=mask,message builds only those modules.
 """
 
 import os
+import re
+import tomllib
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -57,6 +61,23 @@ def extensions() -> list[Extension]:
     return found
 
 
+def description() -> str:
+    """The README with absolute links: package indexes show it without the files beside it, and without `<picture>`."""
+    urls = tomllib.loads(Path("pyproject.toml").read_text())["project"]["urls"]
+    files = urls["Source"].rstrip("/") + "/blob/main/"
+
+    def absolute(match: re.Match[str]) -> str:
+        before, link = match.groups()
+        if re.match(r"[a-z]+:|#", link):
+            return match[0]
+        raw = "?raw=true" if link.endswith((".svg", ".png")) else ""
+        return f"{before}{files}{link}{raw}"
+
+    text = re.sub(r"</?picture>|<source [^>]*>", "", Path("README.md").read_text())
+    text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.S)
+    return re.sub(r"""(\]\(|(?:src|href)=")([^)"\s]+)""", absolute, text)
+
+
 class Build(build_ext):
     """Runs Cython when compiling, not for metadata or an sdist, and only on what has changed."""
 
@@ -76,6 +97,8 @@ class Build(build_ext):
 # The guard matters: cythonize's workers import this file again where processes are spawned.
 if __name__ == "__main__":
     setup(
+        long_description=description(),
+        long_description_content_type="text/markdown",
         ext_modules=extensions(),
         cmdclass={"build_ext": Build},
         options={"build": {"build_base": BUILD}, "build_ext": {"parallel": JOBS}},

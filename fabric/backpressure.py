@@ -12,7 +12,7 @@ import logging
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from fabric.config import BackpressureConfig
+from fabric._config.policies import BackpressureConfig
 from fabric.error import BackpressureTimeout, BufferFull, InvalidState
 from fabric_ext.watermarks import BEGAN, FULL, Watermarks
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -17,15 +18,15 @@ from typing import TYPE_CHECKING, Any, Never, Self, TypeVar, Unpack
 
 from fabric._client.heartbeats import heartbeat_of
 from fabric._client.report import is_cancelled, log, told
+from fabric._config.client import ClientConfig
 from fabric._connection.base import BaseConnection, check_close, is_normal, loss_of
 from fabric._connection.callbacks import check_callback
 from fabric._connection.fork import stays_with_parent
 from fabric._connection.open_context import OpenContext
 from fabric._handshake.client import HandshakeResult, open_connection
 from fabric._http.messages import Request, Response, response_of
-from fabric.config import ClientConfig
 from fabric.error import ConnectionClosed, Error, InvalidState, ReconnectTimeout
-from fabric.metrics import MetricsCollector
+from fabric.metrics import MetricsCollector, loop_metrics_of
 from fabric.ratelimit import connection_gate
 from fabric.reconnect import ReconnectState, retry_after, should_retry
 from fabric_ext.protocol import State
@@ -96,6 +97,7 @@ class WebSocketClient(BaseConnection):
         "_session_refused",
         "_stopping",
         "_task",
+        "_thread",
         "_verdict",
     )
 
@@ -115,8 +117,10 @@ class WebSocketClient(BaseConnection):
             raise TypeError("a client is made by `await WebSocketClient.connect(...)`, or in `async with`")
         loop = asyncio.get_running_loop()
         metrics = MetricsCollector() if _stands_for is None else _stands_for.metrics
+        metrics.loop = loop_metrics_of(loop)
         super().__init__(loop, config, masking=True, metrics=metrics, logger=logger, on_message=on_message)
         stays_with_parent(self)
+        self._thread = threading.get_ident()
         self._on_session = on_session
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
@@ -631,12 +635,19 @@ class WebSocketClient(BaseConnection):
 
     # -- what the application asks for
 
+    def _check_here(self) -> None:
+        """Raise unless this is the client's own thread, also in an outage."""
+        if self._thread != threading.get_ident() and not self._is_loop_closed:
+            raise InvalidState("this client belongs to another thread: use asyncio.run_coroutine_threadsafe")
+        super()._check_here()
+
     async def wait_connected(self) -> None:
         """Wait until there is a connection; return at once while there is one.
 
         Raises:
             ConnectionClosed: the client is closed for good; its cause says why.
         """
+        self._check_here()
         while not self.is_connected:
             if self._is_closed:
                 raise self._closed_error()
@@ -659,6 +670,7 @@ class WebSocketClient(BaseConnection):
             ConnectionClosed: the client is closed, or no new connection could be made.
             InvalidState: this client does not reconnect.
         """
+        self._check_here()
         if not self._keeps_on:
             raise InvalidState("this client does not reconnect; make another one", state=self.state.name)
         session = self._session_now
@@ -679,6 +691,7 @@ class WebSocketClient(BaseConnection):
 
     def clear_queue(self) -> tuple[Message, ...]:
         """Take back the messages that were accepted and not yet written, oldest first: they will not be sent."""
+        self._check_here()
         return self._empty_outbox()
 
     # -- closing
@@ -695,6 +708,7 @@ class WebSocketClient(BaseConnection):
             reason: at most 123 bytes of UTF-8.
         """
         check_close(code, reason)
+        self._check_here()
         self._closers += 1
         try:
             self._stop()

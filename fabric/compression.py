@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fabric.config import CompressionConfig
+from fabric._config.compression import CompressionConfig
 from fabric.error import CompressionError, HandshakeFailed, InvalidHeader, MessageTooLarge
 from fabric.headers import parse_items
 from fabric_ext.deflate import Codec, CorruptData, DeflateCodec, OutputLimit, ZstdCodec

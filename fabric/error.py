@@ -366,15 +366,16 @@ class BufferFull(Error):
 
 
 class BackpressureTimeout(Error, TimeoutError):
-    """The buffer did not drain in time.
+    """The buffer did not drain in time, or another message in parts was not at its end in time.
 
     Args:
         timeout: the time waited, in seconds.
         level: how full the buffer still is, 0 to 1.
+        what: what still stands in the way, where it is not the buffer.
     """
 
-    def __init__(self, timeout: float, level: float) -> None:
-        super().__init__(f"buffer is still {level:.0%} full after {timeout:g} s")
+    def __init__(self, timeout: float, level: float, *, what: str | None = None) -> None:
+        super().__init__(f"{what or f'buffer is still {level:.0%} full'} after {timeout:g} s")
         self.timeout = timeout
         self.level = level
 

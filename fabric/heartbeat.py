@@ -31,7 +31,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
-from fabric.config import HeartbeatConfig
+from fabric._config.policies import HeartbeatConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +121,12 @@ class HeartbeatManager:
         config: interval and timeouts. With `enabled` false no peer is ever watched.
         loop: the scheduler; None = the running loop, when the first peer is added.
         on_rtt: called with a target and the round trip of its ping in seconds.
+        on_late: called with the seconds by which the timer was late, each time that it rings; below 0 it was early.
         clock: for round trips, in seconds; finer than the loop's.
+
+    Attributes:
+        pings_sent: so far, to all peers.
+        peers_failed: how many were found dead.
     """
 
     __slots__ = (
@@ -131,9 +136,11 @@ class HeartbeatManager:
         "_clock",
         "_config",
         "_deadlines",
+        "_due",
         "_gap",
         "_grace",
         "_loop",
+        "_on_late",
         "_on_rtt",
         "_patience",
         "_quantum",
@@ -154,11 +161,13 @@ class HeartbeatManager:
         loop: Scheduler | None = None,
         *,
         on_rtt: Callable[[HeartbeatTarget, float], object] | None = None,
+        on_late: Callable[[float], object] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._config = config or HeartbeatConfig()
         self._loop = loop
         self._on_rtt = on_rtt
+        self._on_late = on_late
         self._clock = clock
         self._always = self._config.mode == "always"
         interval, timeout = self._config.ping_interval, self._config.ping_timeout
@@ -179,6 +188,7 @@ class HeartbeatManager:
         self._suspects: deque[_Deadline] = deque()
         self._timer: Timer | None = None
         self._armed = 0.0  # when it rings
+        self._due = 0.0  # the same by the finer clock
         self._wake = 0.0  # when the next sweep should be; 0 = never
         self.pings_sent = 0
         self.peers_failed = 0
@@ -393,11 +403,15 @@ class HeartbeatManager:
                 return
             self._timer.cancel()
         self._wake = self._armed = when
+        if self._on_late is not None:
+            self._due = self._clock() + when - self._loop.time()
         self._timer = self._loop.call_at(when, self._ring)
 
     def _ring(self) -> None:
         assert self._loop is not None
         self._timer = None
+        if self._on_late is not None:
+            self._on_late(self._clock() - self._due)
         when = self.sweep(self._loop.time())
         if when is not None:
             self._arm(when)

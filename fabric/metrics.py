@@ -8,19 +8,28 @@ A server or pool need not count twice: it can sum its connections with `merged` 
 from __future__ import annotations
 
 import time
+import weakref
 from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from fabric_ext.counters import Counters, coarse_monotonic_now
+from fabric_ext.counters import Counters, LoopCounters, coarse_monotonic_now
 from fabric_ext.histogram import Histogram
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterable
     from typing import Self
 
-__all__ = ["LatencyPercentiles", "MetricsCollector", "ServerMetrics", "TopicMetrics"]
+__all__ = [
+    "LatencyPercentiles",
+    "LoopMetrics",
+    "MetricsCollector",
+    "ServerMetrics",
+    "TopicMetrics",
+    "loop_metrics_of",
+]
 
 _NS_PER_US = 1000
 _NS_PER_S = 1e9
@@ -73,6 +82,70 @@ class TopicMetrics:
     broker_healthy: bool
 
 
+class LoopMetrics(LoopCounters):
+    """How an event loop does: how it polls (`busy_poll`), and how late its timers are. One for each loop.
+
+    Attributes:
+        passes: how often the poller has looked at the connections that were hot.
+        hits: how often it has read bytes from one.
+        polled_ns: nanoseconds for which it kept the loop from sleeping.
+    """
+
+    __slots__ = ("_lateness", "_loop", "_since_ns")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._lateness: Histogram | None = None
+        self._since_ns = time.monotonic_ns()
+
+    @property
+    def polled_share(self) -> float:
+        """The part of all time for which the loop was kept from sleeping, 0 to 1: so much of a processor."""
+        return self.polled_ns / max(time.monotonic_ns() - self._since_ns, self.polled_ns, 1)
+
+    @property
+    def lateness(self) -> Histogram:
+        """How late timers have fired, in ns: those of heartbeats, and that of a dashboard."""
+        if self._lateness is None:
+            self._lateness = Histogram()
+        return self._lateness
+
+    def record_lateness(self, seconds: float) -> None:
+        """Add how late a timer has fired, in seconds; one that fired early was not late."""
+        self.lateness.record_scaled(max(seconds, 0.0), _NS_PER_S)
+
+    def lateness_percentiles(self) -> LatencyPercentiles:
+        """The distribution of `lateness`, in microseconds."""
+        return LatencyPercentiles.of(self._lateness)
+
+    def snapshot(self) -> dict[str, Any]:
+        """All numbers as of now, in a dict that JSON takes."""
+        return {
+            "passes": self.passes,
+            "hits": self.hits,
+            "polled_share": self.polled_share,
+            "lateness_us": asdict(self.lateness_percentiles()),
+        }
+
+    def reset(self) -> None:
+        """Start over."""
+        self.passes = self.hits = self.polled_ns = 0
+        self._since_ns = time.monotonic_ns()
+        if self._lateness is not None:
+            self._lateness.reset()
+
+
+_of_loops: weakref.WeakValueDictionary[int, LoopMetrics] = weakref.WeakValueDictionary()
+
+
+def loop_metrics_of(loop: asyncio.AbstractEventLoop) -> LoopMetrics:
+    """The metrics of `loop`, as long as something uses them."""
+    found = _of_loops.get(id(loop))  # they keep their loop: no id is reused
+    if found is None:
+        found = _of_loops[id(loop)] = LoopMetrics(loop)
+    return found
+
+
 class MetricsCollector(Counters):
     """Counters and latency histograms of one connection, server or pool.
 
@@ -81,12 +154,35 @@ class MetricsCollector(Counters):
     histograms.
     A histogram takes no memory before its first value, then 2 to 100 KB, more the wider its values spread.
 
+    Attributes:
+        loop: how the event loop does, on which this client or server runs; shared by all that run on it. None while
+            there is none.
+
     Args:
         significant_figures: digits to which durations are kept, 1 to 5. Each one more costs up to ten times
             the memory.
+
+    Attributes:
+        active_connections: open now.
+        total_connections, reconnections: opened so far; of these, replacements of a lost one.
+        messages_sent, messages_received, bytes_sent, bytes_received: data messages and their payloads.
+        send_errors, receive_errors: messages that could not be sent, messages or frames that could not be received.
+        handshake_timeouts: opening handshakes that were not over in time.
+        rate_limit_drops, slow_peer_drops: messages that were dropped over a rate limit, and for slow peers.
+        compression_bytes_in, compression_bytes_out: what the compressor was given, and what it made of that.
+        decompression_bytes_in, decompression_bytes_out: likewise for the decompressor.
     """
 
-    __slots__ = ("_closes", "_figures", "_handshake", "_heartbeat_rtt", "_latency", "_refusals", "handshake_timeouts")
+    __slots__ = (
+        "_closes",
+        "_figures",
+        "_handshake",
+        "_heartbeat_rtt",
+        "_latency",
+        "_refusals",
+        "handshake_timeouts",
+        "loop",
+    )
 
     def __init__(self, significant_figures: int = 3) -> None:
         if not 1 <= significant_figures <= 5:
@@ -98,6 +194,7 @@ class MetricsCollector(Counters):
         self._closes: dict[int, int] | None = None
         self._refusals: dict[int, int] | None = None
         self.handshake_timeouts = 0
+        self.loop: LoopMetrics | None = None
         self.last_activity_ns = coarse_monotonic_now()
 
     # ------------------------------------------------------------------ recording
@@ -208,16 +305,18 @@ class MetricsCollector(Counters):
             "latency_us": asdict(self.latency_percentiles()),
             "heartbeat_rtt_us": asdict(self.heartbeat_percentiles()),
             "handshake_us": asdict(self.handshake_percentiles()),
+            "loop": None if self.loop is None else self.loop.snapshot(),
         }
 
     # ------------------------------------------------------------------ summing and starting over
 
     def add(self, other: Counters) -> None:
-        """Add the counters of `other` to these, and its histograms if it has any."""
+        """Add the counters of `other` to these, and its histograms if it has any; of two loops the first is kept."""
         super().add(other)
         if not isinstance(other, MetricsCollector):
             return
         self.handshake_timeouts += other.handshake_timeouts
+        self.loop = self.loop or other.loop
         self._refusals = _sum(self._refusals, other._refusals)
         self._closes = _sum(self._closes, other._closes)
         if other._latency is not None:
@@ -238,7 +337,7 @@ class MetricsCollector(Counters):
         return total
 
     def reset(self) -> None:
-        """Start over: counters to zero, histograms empty. `active_connections` stays, they are still open."""
+        """Start over: counters to zero, histograms empty. `active_connections` and `loop` stay: they are still open."""
         super().reset()
         self._closes = self._refusals = None
         self.handshake_timeouts = 0

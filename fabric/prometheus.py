@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-from fabric.metrics import MetricsCollector, ServerMetrics, TopicMetrics
+from fabric.metrics import LoopMetrics, MetricsCollector, ServerMetrics, TopicMetrics
 from fabric_ext.histogram import Histogram
 
 try:
@@ -78,6 +78,15 @@ _HISTOGRAMS = {
 }
 
 
+# Counter of LoopMetrics: exported name without prefix and `_total`, help, what one of the exported unit is.
+_OF_LOOP = {
+    "passes": ("busy_poll_passes", "Looks of the event loop's poller at its hot connections.", 1),
+    "hits": ("busy_poll_hits", "Reads of the poller that found bytes.", 1),
+    "polled_ns": ("busy_poll_seconds", "Time for which the poller kept the event loop from sleeping.", 1e9),
+}
+_LATENESS = ("loop_lateness_seconds", "How late timers of the event loop have fired.")
+
+
 class PrometheusCollector(Collector):
     """Exports metrics: `prometheus_client.REGISTRY.register(PrometheusCollector(server.metrics))`.
 
@@ -140,6 +149,21 @@ class PrometheusCollector(Collector):
                 histogram: Histogram = getattr(metrics, attribute)
                 family.add_metric(labels, self._buckets(histogram), histogram.sum / 1e9)
             yield family
+        yield from self._of_loops({labels: metrics.loop for labels, metrics in current.items() if metrics.loop})
+
+    def _of_loops(self, loops: Mapping[tuple[str, ...], LoopMetrics]) -> Iterator[Metric]:
+        if not loops:
+            return
+        for attribute, (name, text, unit) in _OF_LOOP.items():
+            counter = CounterMetricFamily(f"{self._namespace}_{name}", text, labels=self._label_names)
+            for labels, loop in loops.items():
+                counter.add_metric(labels, getattr(loop, attribute) / unit)
+            yield counter
+        name, text = _LATENESS
+        family = HistogramMetricFamily(f"{self._namespace}_{name}", text, labels=self._label_names)
+        for labels, loop in loops.items():
+            family.add_metric(labels, self._buckets(loop.lateness), loop.lateness.sum / 1e9)
+        yield family
 
     def _topics(self, current: Mapping[tuple[str, ...], MetricsCollector]) -> Iterator[Metric]:
         """The metrics of topics, where there is a server among the sources."""

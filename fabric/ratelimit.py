@@ -13,7 +13,7 @@ import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from fabric.config import RateLimitConfig
+from fabric._config.policies import RateLimitConfig
 from fabric.error import RateLimitExceeded
 from fabric_ext.bucket import Limiter, RateGate, RateLimitStatus, TokenBucket
 
@@ -59,6 +59,9 @@ class RateLimiter(Limiter):
         config: rates and bursts; None = no limits.
         clock: monotonic nanoseconds; None = time.monotonic_ns.
         call_later: starts the timer of the waiters, as `loop.call_later`; None = the running loop's.
+
+    Attributes:
+        messages, bytes, operations: the token bucket of each kind; None without a limit.
     """
 
     __slots__ = ("_call_later", "_gate", "_lines")

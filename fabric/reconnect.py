@@ -13,9 +13,8 @@ import math
 import random
 import ssl
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 
-from fabric.config import ReconnectConfig
+from fabric._config.policies import ReconnectConfig
 from fabric.error import (
     AuthenticationFailed,
     CompressionError,
@@ -210,6 +209,8 @@ def parse_retry_after(value: str, now: datetime | None = None) -> float | None:
     text = value.strip()
     if text.isascii() and text.isdigit():
         return min(float(text), MAX_RETRY_AFTER)
+    from email.utils import parsedate_to_datetime  # few servers send a date, and it takes a while to import
+
     try:
         date = parsedate_to_datetime(text)
     except Exception:  # noqa: BLE001  (a peer's text meets a lenient parser: ValueError, OverflowError, …)

@@ -26,6 +26,7 @@ from fabric._rpc.wire import Incoming, RpcError
 from fabric.client import WebSocketClient
 from fabric.error import BackpressureTimeout, BufferFull, ConnectionClosed, InvalidState, Timeout
 from fabric.message import Message
+from fabric_ext.protocol import State
 from fabric_ext.receive_queue import fresh
 
 __all__ = ["Rpc", "RpcError"]
@@ -33,6 +34,10 @@ __all__ = ["Rpc", "RpcError"]
 logger = logging.getLogger("fabric.rpc")
 
 T = TypeVar("T")
+
+_ids = itertools.count(1)  # of all: a late answer to a call of an Rpc that was left must not be taken for another's
+
+MOST_IN_BATCH = 1000  # requests: a few bytes each ask for an answer of a hundred
 
 # What msgspec raises for text of the other end: a deep nest of brackets is the sender's doing too.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -83,7 +88,6 @@ class Rpc:
         self._max_running = max_running
         self._window = window
         self._room = asyncio.Semaphore(max_calls)
-        self._ids = itertools.count(1)
         self._calls: dict[Any, asyncio.Future[bytes]] = {}
         self._streams: dict[Any, _Items] = {}
         self._running: dict[Any, _Running] = {}  # by the other end's id; notifications by themselves
@@ -129,7 +133,9 @@ class Rpc:
                 self._take(message)
         finally:
             self.connection._on_loss = None
-            self._end = ConnectionClosed(self.connection.close_code or 1006, self.connection.close_reason or "")
+            self._end = self._end_error()
+            for id in (*self._calls, *self._streams):  # noqa: A001
+                self._say(wire.request(wire.CANCEL, (id,), {}))
             self._lost(self._end)
             tasks = [*self._sending, *(running.task for running in self._running.values())]
             for task in tasks:
@@ -137,8 +143,15 @@ class Rpc:
             if tasks:
                 await asyncio.wait(tasks)
 
-    def _lost(self, error: ConnectionClosed) -> None:
-        """The transport is gone: no answer will come to what was asked over it."""
+    def _end_error(self) -> Exception:
+        """What calls raise from now on."""
+        state = self.connection.state
+        if state is State.CLOSED:
+            return ConnectionClosed(self.connection.close_code or 1006, self.connection.close_reason or "")
+        return InvalidState("this Rpc has ended, and its connection has not: make a new one", state=state.name)
+
+    def _lost(self, error: Exception) -> None:
+        """The transport is gone, or this has ended: no answer will come to what was asked."""
         for call in self._calls.values():
             if not call.done():
                 call.set_exception(fresh(error))
@@ -198,6 +211,7 @@ class Rpc:
             JsonError: the result is not of this type.
             Timeout: `timeout` has passed.
             ConnectionClosed: the connection was lost before the answer came.
+            InvalidState: this has not begun, or was left before the answer came.
         """
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         try:
@@ -223,7 +237,7 @@ class Rpc:
     async def _ask(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         async with self._room:
             self._check_open()
-            id = next(self._ids)  # noqa: A001
+            id = next(_ids)  # noqa: A001
             text = wire.request(method, args, kwargs, id)
             answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
             self._calls[id] = answer
@@ -258,12 +272,12 @@ class Rpc:
         The other end goes on as items are taken, `window` of them ahead at most. Leaving the loop ends the method.
 
         Raises:
-            RpcError, JsonError, ConnectionClosed: as `call`.
+            RpcError, JsonError, ConnectionClosed, InvalidState: as `call`.
         """
         self._check_open()
         if args and kwargs:
             raise TypeError(f"{method}: JSON-RPC takes positional or named arguments, not both")
-        id = next(self._ids)  # noqa: A001
+        id = next(_ids)  # noqa: A001
         text = wire.request(wire.STREAM, (method, args or kwargs, self._window), {}, id)
         items = self._streams[id] = _Items(self._window)
         try:
@@ -314,8 +328,9 @@ class Rpc:
             return
         if batch is None:
             self._take_one(message.data)
-        elif not batch:
-            self._say(wire.error_answer(None, RpcError("the batch is empty", code=wire.INVALID_REQUEST)))
+        elif not 1 <= len(batch) <= MOST_IN_BATCH:
+            what = f"a batch has 1 to {MOST_IN_BATCH} requests, not {len(batch)}"
+            self._say(wire.error_answer(None, RpcError(what, code=wire.INVALID_REQUEST)))
         else:
             answers = _Batch(len(batch), self._say)
             for item in batch:
@@ -423,7 +438,7 @@ class Rpc:
             answer = self._encoded(method, key, result) if say is not None else ""
         except asyncio.CancelledError:
             answer = wire.error_answer(key, RpcError("cancelled", code=wire.CANCELLED)) if say is not None else ""
-        except Exception as error:  # noqa: BLE001  (logged)
+        except (Exception, GeneratorExit) as error:  # noqa: BLE001  (logged)
             failure = self._failure(method, error)
             answer = wire.error_answer(key, failure) if say is not None else ""
         finally:
@@ -445,13 +460,13 @@ class Rpc:
         """What `function` returns. Raises RpcError for whatever it raises."""
         try:
             return function()
-        except Exception as error:  # noqa: BLE001  (logged)
+        except (Exception, asyncio.CancelledError, GeneratorExit) as error:  # noqa: BLE001  (logged)
             raise self._failure(method, error) from None
 
     def _encoded(self, method: Method, id: Any, result: Any) -> str:  # noqa: A002
         return self._guarded(method, lambda: wire.answer(id, result))
 
-    def _failure(self, method: Method, error: Exception) -> RpcError:
+    def _failure(self, method: Method, error: BaseException) -> RpcError:
         """What the other end is told of an exception: nothing but that there was one, unless it is an RpcError."""
         if isinstance(error, RpcError):
             return error

@@ -12,9 +12,7 @@ import functools
 import inspect
 import logging
 import re
-import resource
 import socket
-import sys
 import time
 import uuid
 from collections import Counter
@@ -29,7 +27,7 @@ from fabric._handshake.server import PendingHandshakes, ServerHandshake, too_man
 from fabric._http.messages import Request, as_response, encode_headers
 from fabric._server import listening
 from fabric._server.connected_client import ConnectedClient
-from fabric._server.dashboard import Dashboard
+from fabric._server.descriptors import DescriptorWatch
 from fabric.broker import Broker, BrokerUnavailable, make_broker
 from fabric.compression import HEADER as EXTENSIONS
 from fabric.compression import Agreement, answer_offers
@@ -47,7 +45,7 @@ from fabric.fleet import Fleet, Member
 from fabric.headers import HeaderMap
 from fabric.heartbeat import HeartbeatManager
 from fabric.message import Message
-from fabric.metrics import MetricsCollector, ServerMetrics
+from fabric.metrics import MetricsCollector, ServerMetrics, loop_metrics_of
 from fabric.ratelimit import GlobalRateLimiter, connection_gate
 from fabric.router import Router
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
@@ -57,6 +55,7 @@ from fabric_ext.http_head import RequestHead
 
 if TYPE_CHECKING:
     from fabric._config.options import ServerOptions
+    from fabric._server.dashboard import Dashboard
 
 __all__ = ["ConnectedClient", "WebSocketServer"]
 
@@ -81,7 +80,7 @@ DEFAULT_SHUTDOWN_TIMEOUT = 10.0  # seconds
 CALL_TIMEOUT = 5.0  # seconds for another server to do something for one of its clients
 LAST_MOMENT = 0.1  # seconds that what was aborted and cancelled has to end
 
-SPARE_DESCRIPTORS = 8  # file descriptors; with so few left, clients are about to be turned away
+BROKER_MOMENT = 1.0  # seconds that the broker has to close, whatever is left of the deadline
 KNOWN_OFFERS = 64  # different Sec-WebSocket-Extensions whose answer is kept
 
 
@@ -194,8 +193,7 @@ class WebSocketServer:
         self._listener: listening.Listener | None = None
         self._phase = Phase.NEW
         self._changed = asyncio.Event()  # a connection or a task has ended
-        self._is_short = False  # of file descriptors, and has said so
-        self._plenty = 0  # a file descriptor below this number means that there are many more
+        self._descriptor_watch = DescriptorWatch(logger, self._count, self._turns_away)
         self._gone = asyncio.Event()  # shut down
         self._handshakes: PendingHandshakes | None = None
         self._response_fields = encode_headers(self.config.headers.items())  # of each 101
@@ -250,6 +248,7 @@ class WebSocketServer:
             raise InvalidState("a server starts once; make a new one", state=self._phase.value)
         self._phase = Phase.STARTING
         loop = self._loop = asyncio.get_running_loop()
+        self._metrics.loop = loop_metrics_of(loop)
         self._handshakes = PendingHandshakes(
             loop,
             self.config,
@@ -257,14 +256,14 @@ class WebSocketServer:
             self._metrics,
             self._process_request if self._router is None and self._dashboard is None else self._judge,
             self._upgrade,
-            self._check_descriptor,
+            self._descriptor_watch.note,
         )
         try:
             await self.topics._start()
             self._fleet.start()
             listener = await listening.listen(loop, self.config, self._handshakes)
         except BaseException as error:
-            await self._leave_broker()
+            await self._leave_broker(BROKER_MOMENT)
             if self._phase is Phase.STARTING:
                 self._phase = Phase.NEW
             if isinstance(error, OSError) and not isinstance(error, BrokerUnavailable):
@@ -272,12 +271,12 @@ class WebSocketServer:
                 raise Io(f"cannot listen on {self._place}: {why}", errno=error.errno) from error
             raise
         if self._phase is not Phase.STARTING:
-            await self._leave_broker()
+            await self._leave_broker(BROKER_MOMENT)
             listener.close()
             self._handshakes.close(unavailable("the server is shutting down"))
             raise InvalidState("the server was shut down while it started", state=self._phase.value)
         if self.config.heartbeat.enabled:
-            self._heartbeat = HeartbeatManager(self.config.heartbeat, loop)
+            self._heartbeat = HeartbeatManager(self.config.heartbeat, loop, on_late=self._metrics.loop.record_lateness)
         self._listener = listener
         stays_with_parent(self)
         if self._dashboard is not None:
@@ -318,6 +317,7 @@ class WebSocketServer:
 
     def stop_accepting(self) -> None:
         """Take no new connections; those that are open stay. Before a `shutdown`, for a load balancer to notice."""
+        self.topics._check_here()
         if self._listener is not None and not self._loop.is_closed():
             self._listener.close()
 
@@ -330,6 +330,7 @@ class WebSocketServer:
             code: the close code for the clients: 1001 (going away), or 1012 (service restart), say.
         """
         check_close(code, "")
+        self.topics._check_here()
         if self._phase is Phase.STOPPING:
             await self._gone.wait()
         if self._phase is not Phase.RUNNING:
@@ -337,6 +338,7 @@ class WebSocketServer:
             self._gone.set()
             return
         self._phase = Phase.STOPPING
+        deadline = time.monotonic() + timeout
         try:
             self.stop_accepting()
             assert self._handshakes is not None
@@ -354,9 +356,11 @@ class WebSocketServer:
                     timeout,
                 )
         finally:
-            await self._abort_rest()
-            self._phase = Phase.STOPPED
-            self._gone.set()
+            try:
+                await self._abort_rest(deadline)
+            finally:  # whoever waits for the end is told, although this was cancelled
+                self._phase = Phase.STOPPED
+                self._gone.set()
         logger.info("stopped")
 
     def _survive(self, function: Callable[..., Any], *args: Any) -> None:
@@ -378,7 +382,8 @@ class WebSocketServer:
         """All but the one that is in shutdown(), which may be a handler's."""
         return {task for task in self._tasks if task is not asyncio.current_task()}
 
-    async def _abort_rest(self) -> None:
+    async def _abort_rest(self, deadline: float) -> None:
+        self._descriptor_watch.stop()
         for client in self._connections():
             self._survive(client._abort)
         for task in self._other_tasks():
@@ -390,7 +395,7 @@ class WebSocketServer:
             await asyncio.wait([self._sampling], timeout=LAST_MOMENT)
         for task in self._other_tasks():
             logger.warning("shutdown: %r goes on although it was cancelled", task)
-        await self._leave_broker()
+        await self._leave_broker(max(deadline - time.monotonic(), BROKER_MOMENT))
         assert self._listener is not None
         if self._loop.is_closed():
             return
@@ -398,9 +403,9 @@ class WebSocketServer:
         await asyncio.wait([closed], timeout=LAST_MOMENT)
         closed.cancel()
 
-    async def _leave_broker(self) -> None:
+    async def _leave_broker(self, timeout: float) -> None:
         await self._fleet.close()
-        await self.topics._close()
+        await self.topics._close(timeout)
 
     def mount_dashboard(self, path: str = "/dashboard") -> None:
         """Serve a live page about this server at `path`: connections, rates, latencies, backpressure.
@@ -416,6 +421,8 @@ class WebSocketServer:
         """
         if self._phase is not Phase.NEW or self._dashboard is not None:
             raise InvalidState("a dashboard is mounted once, before the server starts", state=self._phase.value)
+        from fabric._server.dashboard import Dashboard  # few servers have one
+
         self._dashboard = Dashboard(self, path)
 
     # -- what it is
@@ -497,22 +504,13 @@ class WebSocketServer:
             return self._dashboard.respond(request) or answer
         return answer if self._router is None else self._router.respond(request) or answer
 
-    def _check_descriptor(self, descriptor: int) -> None:
-        """Say when file descriptors run out: uvloop would turn clients away in silence. A new one is the lowest."""
-        if descriptor < self._plenty and not self._is_short:
-            return
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._plenty = sys.maxsize if limit == resource.RLIM_INFINITY else limit - 4 * SPARE_DESCRIPTORS
-        if descriptor < self._plenty:
-            self._is_short = False
-        elif descriptor >= limit - SPARE_DESCRIPTORS and not self._is_short:
-            self._is_short = True
-            pending = 0 if self._handshakes is None else len(self._handshakes)
-            logger.error(
-                "file descriptors run short: %d connections, and hardly one of %d left; then clients are turned away",
-                len(self._clients) + pending,
-                limit,
-            )
+    def _count(self) -> int:
+        """Connections, those in their opening handshake too."""
+        return len(self._clients) + len(self._viewers) + (0 if self._handshakes is None else len(self._handshakes))
+
+    def _turns_away(self) -> bool:
+        """Does the event loop turn clients away in silence where there is no file descriptor for them?"""
+        return self._listener is not None and self._listener.turns_away
 
     def _upgrade(self, handshake: ServerHandshake, head: RequestHead, rest: bytes, more: HeaderMap | None) -> None:
         """Make a connection of a valid opening handshake, or raise Rejection; `more` goes into the answer."""
@@ -607,8 +605,11 @@ class WebSocketServer:
         if client._is_viewer:
             assert self._dashboard is not None
             handler = self._dashboard.feed
-        elif self._on_connect is not None:
-            self._call(self._on_connect, client)
+        else:
+            if self._dashboard is not None:
+                self._dashboard.opened(client)
+            if self._on_connect is not None:
+                self._call(self._on_connect, client)
         if handler is not None:
             running = handler(client)
             if not inspect.isawaitable(running):
@@ -632,6 +633,8 @@ class WebSocketServer:
             if not self._per_ip[client._ip]:
                 del self._per_ip[client._ip]
         client._metrics.record_disconnection(client._close_code)
+        if self._dashboard is not None:
+            self._dashboard.ended(client)
         if self._on_disconnect is not None and not client._is_viewer and not client._is_loop_closed:
             self._call(self._on_disconnect, client)
 

@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
+import inspect
 import itertools
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, get_args
 
 from fabric._connection.base import BaseConnection
+from fabric._connection.callbacks import check_callback
 from fabric.broker import Broker, BrokerUnavailable, MemoryBroker
 from fabric.error import BufferFull, ConnectionClosed, Error, InvalidState
 from fabric.metrics import MetricsCollector, TopicMetrics
@@ -143,8 +147,14 @@ class Listener:
         self._wake()
 
     def __del__(self) -> None:
-        if getattr(self, "_subscriber", None) is not None:
+        subscriber: Subscriber | None = getattr(self, "_subscriber", None)
+        if subscriber is None:
+            return
+        if self._topics._is_here():
             self.close()
+        elif self._topics._loop is not None:  # the collector runs on any thread
+            with contextlib.suppress(RuntimeError):  # closed by now
+                self._topics._loop.call_soon_threadsafe(self._topics._leave, subscriber)
 
     def _put(self, topic: str, message: Message) -> None:
         if len(self._queue) >= self._limit:
@@ -166,13 +176,13 @@ class Topics:
             and so its connection was closed), "replaced" (a newer one took its place), "listener" (the server's own
             listener was too slow), "broker" (the broker took no more, so other servers did not get it).
         broker: see `fabric.broker`.
-        on_gap: a function that is called with a topic or pattern of this server, and a time (as `time.time()`): what
-            was published on other servers since then may be lost, as the broker was away.
     """
 
     def __init__(self, config: ServerConfig, metrics: MetricsCollector, broker: Broker) -> None:
         self.broker = broker
-        self.on_gap: Callable[[str, float], Any] | None = None
+        self._on_gap: Callable[[str, float], Any] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # these once the server has started
+        self._thread = 0
         self._hear: Callable[[str, bytes], Any] | None = None  # what servers tell each other, see fabric.fleet
         self._on_return: Callable[[], Any] | None = None  # the broker is back
         self._is_shared = not isinstance(broker, MemoryBroker)
@@ -187,6 +197,21 @@ class Topics:
         self._default = Settings("close" if config.slow_peer == "close" else "drop")
         self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
         self.drops: collections.Counter[str] = collections.Counter(full=0, closed=0, replaced=0, listener=0, broker=0)
+
+    @property
+    def on_gap(self) -> Callable[[str, float], Any] | None:
+        """A plain function that is called with a topic or pattern of this server, and a time (as `time.time()`): what
+        was published on other servers since then may be lost, as the broker was away.
+        """
+        return self._on_gap
+
+    @on_gap.setter
+    def on_gap(self, function: Callable[[str, float], Any] | None) -> None:
+        if function is not None:
+            check_callback("on_gap", function, ("topic", "since"))
+            if inspect.iscoroutinefunction(function):
+                raise TypeError("on_gap must be a plain function; it can make a task")
+        self._on_gap = function
 
     def __len__(self) -> int:
         """The topics and patterns that have subscribers on this server."""
@@ -249,7 +274,16 @@ class Topics:
 
     # -- called by the server and its connections
 
+    def _is_here(self) -> bool:
+        return self._loop is None or self._thread == threading.get_ident() or self._loop.is_closed()
+
+    def _check_here(self) -> None:
+        """Raise unless this is the server's own thread."""
+        if not self._is_here():
+            raise InvalidState("this server belongs to another thread: use loop.call_soon_threadsafe")
+
     def _listen(self, pattern: str, limit: int) -> Listener:
+        self._check_here()
         listener = Listener(self, pattern, limit)
         self._listeners.add(listener)
         return listener
@@ -268,7 +302,10 @@ class Topics:
         subscriber.waiting = None
         gone = self._index.leave(subscriber)
         if gone:
-            self.broker.unsubscribe(gone)
+            try:
+                self.broker.unsubscribe(gone)
+            except Exception as error:  # of an adapter: the end of a connection goes on
+                logger.error("the broker %r could not unsubscribe", self.broker, exc_info=error)
 
     def _publish(
         self,
@@ -278,6 +315,7 @@ class Topics:
         compress: bool | None,
     ) -> Outcome[int]:
         """Send a message to this server's subscribers, and give it to the broker for those of others."""
+        self._check_here()
         left_out: Iterable[Subscriber] = ()
         if exclude is not None:
             clients: Iterable[Any] = (exclude,) if isinstance(exclude, BaseConnection) else exclude
@@ -364,26 +402,41 @@ class Topics:
         """The broker was away since then; see `fabric.broker.Node`."""
         if self._on_return is not None:
             self._on_return()
-        if self.on_gap is None:
+        if self._on_gap is None:
             return
         for topic in self._index.names():
             try:
-                self.on_gap(topic, since - ON_ITS_WAY)
-            except Exception as error:
+                self._on_gap(topic, since - ON_ITS_WAY)
+            except (Exception, asyncio.CancelledError, GeneratorExit) as error:  # none may end the broker's life
                 logger.error("on_gap raised", exc_info=error)
 
     # -- life, as the server's
 
     async def _start(self) -> None:
         """Connect to the broker."""
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self.broker.subscribe(self._index.names())
         await self.broker.start(self)
 
-    async def _close(self) -> None:
-        """The server has shut down, or could not start."""
-        await self.broker.close()
+    async def _close(self, timeout: float) -> None:
+        """The server has shut down, or could not start; any broker has `timeout` seconds to close."""
         for listener in list(self._listeners):
             listener.close()
+        closing = asyncio.ensure_future(_closed(self.broker))
+        try:
+            await asyncio.wait([closing], timeout=timeout)
+        finally:
+            if not closing.done():
+                logger.warning("the broker %r was left: it did not close within %g seconds", self.broker, timeout)
+                closing.cancel()
+
+
+async def _closed(broker: Broker) -> None:
+    """Close a broker; what that raises is logged."""
+    try:
+        await broker.close()
+    except Exception as error:
+        logger.error("closing the broker %r raised", broker, exc_info=error)
 
 
 class _Failure:

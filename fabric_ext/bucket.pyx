@@ -20,7 +20,6 @@ from fabric_ext.clock cimport monotonic_ns
 
 import math
 import time
-from fractions import Fraction
 
 NEVER = WAIT_NEVER
 
@@ -36,6 +35,8 @@ cdef int128 LONG_AGO = -(<int128> 1 << 126)
 
 cdef object exact_rate(rate):
     """`rate` as a fraction of tokens per second: a float is the decimal it prints as, so 0.1 is 1/10."""
+    from fractions import Fraction             # here: its import takes longer than all of this package's leaves
+
     if isinstance(rate, bool) or not isinstance(rate, (int, float, Fraction)):
         raise TypeError(f"rate_per_second must be an int, float or Fraction, not {type(rate).__name__}")
     if not 0 < rate <= MAX_RATE:    # NaN ends here too
@@ -68,6 +69,8 @@ cdef class TokenBucket:
 
     @property
     def rate(self):
+        from fractions import Fraction
+
         return Fraction(self.ticks_per_ns, self.ticks_per_token) * 10**9
 
     cdef int128 missing(self, int64_t n, int64_t now) noexcept:

@@ -24,6 +24,7 @@ cdef class Connection(SessionUser):
     cdef Py_ssize_t _queue_limit       # before reading stops
     cdef Py_ssize_t _queue_byte_limit
     cdef Py_ssize_t _queued_bytes
+    cdef Py_ssize_t _ahead             # bytes read since the queue has been full
     cdef Py_ssize_t _batch_limit       # messages for which a waiting task is resumed once
     cdef Py_ssize_t _batch_byte_limit
     cdef bint _dropping          # closing, and the queue is full: messages are thrown away
@@ -37,6 +38,8 @@ cdef class Connection(SessionUser):
     cdef bint write_object(self, object message, object compress) except -1
     @final
     cdef inline int enqueue(self, object item, Py_ssize_t n) except -1
+    @final
+    cdef int on_full(self, Py_ssize_t n) except -1
     @final
     cdef inline int check_here(self) except -1
     @final

@@ -15,6 +15,9 @@ _Sendable: TypeAlias = str | bytes | bytearray | memoryview | Message
 def bind_errors(*, wrong_place: Callable[[str], Exception]) -> None:
     """Set what is raised for a call from a thread that is not the connection's: a class, called with a text."""
 
+def look_ahead(size: int) -> int:
+    """For tests: read `size` bytes on where a queue is full; return how many it was before."""
+
 @disjoint_base
 class Connection(SessionUser):
     """One connection over all its sessions; the base of `WebSocketClient` and `ConnectedClient`.
@@ -22,7 +25,7 @@ class Connection(SessionUser):
     Args:
         loop: the event loop that it belongs to.
         counters: what its sessions count in, shared with the other connections of the owner.
-        queue_limit: messages received and not yet taken, before the socket is not read.
+        queue_limit: messages received and not yet taken: with more, the socket is read for 64 KB still, then no more.
         queue_byte_limit: their bytes in memory.
         on_message: called with (connection, message) where a message arrives; then nothing is queued.
     """
@@ -107,6 +110,10 @@ class Connection(SessionUser):
         """Is there no transport, or does it hold bytes that the kernel has not taken?"""
 
     @property
+    def _oldest_ns(self) -> int:
+        """`received_ns` of the oldest message in the queue; 0 where there is none, or it is received in parts."""
+
+    @property
     def _outbox_size(self) -> int:
         """Messages accepted and not yet written."""
 
@@ -138,6 +145,9 @@ class Connection(SessionUser):
 
     def _stop_stream(self, number: int) -> None:
         """No more parts are wanted, if they are those of this stream."""
+
+    def _check_here(self) -> None:
+        """Raise unless this is the connection's own thread."""
 
     def _cork(self, change: int) -> None:
         """One more (1), or one less (-1), asks that what is sent is gathered."""

@@ -17,6 +17,7 @@ from cython cimport final, freelist, unlikely
 from fabric_ext.awaitable cimport (PYGEN_ERROR, PYGEN_RETURN, PySendResult, reraise, sendfunc, set_send, step,
                                    take_reference, throw)
 from fabric_ext.counters cimport Counters
+from fabric_ext.frames cimport CALLBACK_FAILED
 from fabric_ext.message cimport K_BINARY, K_TEXT, Message
 from fabric_ext.protocol cimport CLOSE_BEGUN, CLOSED, ENDED, LOST, OPEN, OPENED, next_state
 from fabric_ext.receive_queue cimport Recv
@@ -41,6 +42,13 @@ cdef extern from "Python.h":
 cdef enum:
     BATCH = 16                   # messages of one read for which a waiting task is resumed once
     BATCH_BYTES = 16 * 1024
+    MESSAGE_WEIGHT = 64          # bytes that a message counts beside its payload
+    LEFT_UNREAD = 16 << 20       # bytes over its limit that the queue takes of a peer that has left, after decompression
+    POLICY_VIOLATION = 1008
+
+# Bytes that are read although the queue is full, so that pings, a close frame and the end that stand behind what nobody
+# takes are noticed.
+cdef Py_ssize_t _look_ahead = 64 * 1024
 
 cdef object _wrong_place = RuntimeError
 
@@ -49,6 +57,13 @@ def bind_errors(*, wrong_place):
     """Set what is raised for a call from a thread that is not the connection's: a class, called with a text."""
     global _wrong_place
     _wrong_place = wrong_place
+
+
+def look_ahead(Py_ssize_t size):
+    """For tests: read `size` bytes on where a queue is full; return how many it was before."""
+    global _look_ahead
+    before, _look_ahead = _look_ahead, size
+    return before
 
 
 cdef inline Py_ssize_t weight(object item):
@@ -183,11 +198,21 @@ cdef class Connection(SessionUser):
                 or self._queued_bytes >= self._batch_byte_limit):
             self.hand_over()
         if self._items.size >= self._queue_limit or self._queued_bytes >= self._queue_byte_limit:
-            if self._state == OPEN:
-                session.pause(QUEUE_FULL)
-            else:
-                self._dropping = True                          # reading goes on, up to the peer's close frame
+            return self.on_full(n)
         return 0
+
+    cdef int on_full(self, Py_ssize_t n) except -1:
+        """The queue is at its limit, or beyond it, with the item of `n` bytes that has just come."""
+        if self._state != OPEN:
+            self._dropping = True                              # reading goes on, up to the peer's close frame
+            return 0
+        if self._items.size <= self._queue_limit and self._queued_bytes - n < self._queue_byte_limit:
+            self._ahead = 0                                    # it was not before
+        else:
+            self._ahead += n + MESSAGE_WEIGHT
+        if self._session._peer_is_done and self._queued_bytes >= self._queue_byte_limit + LEFT_UNREAD:
+            return self._session.fail_with(CALLBACK_FAILED, POLICY_VIOLATION, "too much was left unread", None)
+        return self._session.pause(QUEUE_FULL) if self._ahead >= _look_ahead else 0
 
     cdef int taken(self, object item) except -1:
         cdef Session session = self._session
@@ -374,14 +399,19 @@ cdef class Connection(SessionUser):
 
     def flush(self):
         """Give the system now what has been gathered, rather than at the end of the turn."""
-        self.notice_closed_loop()
+        self.check_here()
         if self._session is not None:
             self._session.flush()
             self._session.after_writing()
 
+    def _check_here(self):
+        """Raise unless this is the connection's own thread."""
+        self.check_here()
+
     def _cork(self, int change):
         """One more, or one less, asks that what is sent is gathered."""
         cdef Session session = self._session
+        self.check_here()
         if session is not None:
             if session._corks == 0:
                 self.flush()                               # what was sent before does not wait for it
@@ -526,6 +556,15 @@ cdef class Connection(SessionUser):
     @property
     def _outbox_size(self):
         return self._outbox.size
+
+    @property
+    def _oldest_ns(self):
+        """When the oldest message in the queue was received; 0 where there is none, or it is received in parts."""
+        cdef object item
+        if self._items.size == 0:
+            return 0
+        item = <object>self._items.first()
+        return (<Message>item).received_ns if type(item) is Message else 0
 
     # ------------------------------------------------------------------ hooks, overridden in Python
 

@@ -22,3 +22,10 @@ cdef class Counters:
     cdef public long long compression_bytes_out
     cdef public long long decompression_bytes_in
     cdef public long long decompression_bytes_out
+
+
+cdef class LoopCounters:
+    cdef object __weakref__
+    cdef public long long passes         # of the poller
+    cdef public long long hits           # reads of it that found bytes
+    cdef public long long polled_ns      # for which it kept the loop from sleeping

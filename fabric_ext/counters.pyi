@@ -1,6 +1,6 @@
 """Plain C integers that a connection increments while it works."""
 
-from typing import Final
+from typing import Final, NoReturn
 
 from typing_extensions import disjoint_base
 
@@ -64,6 +64,19 @@ class Counters:
 
     def as_dict(self) -> dict[str, int]:
         """The counts as a new dict, in the order of `FIELDS`."""
+
+@disjoint_base
+class LoopCounters:
+    """How an event loop has polled so far (`busy_poll`). Every attribute may be read and written."""
+
+    passes: int
+    """How often the poller has looked at the connections that were hot."""
+    hits: int
+    """How often it has read bytes from one."""
+    polled_ns: int
+    """Nanoseconds for which it kept the loop from sleeping."""
+
+    def __reduce__(self) -> NoReturn: ...
 
 def coarse_monotonic_now() -> int:
     """`time.monotonic_ns()`, at most a few milliseconds behind: about 5 ns from C."""

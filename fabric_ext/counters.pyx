@@ -113,6 +113,13 @@ cdef class Counters:
         return f"{type(self).__name__}({counted})"
 
 
+cdef class LoopCounters:
+    """How an event loop has polled so far. Every attribute may be read and written."""
+
+    def __reduce__(self):
+        raise TypeError(f"cannot copy or pickle {type(self).__name__!r} object")
+
+
 def coarse_monotonic_now():
     """`coarse_monotonic_ns()` for Python: `time.monotonic_ns()`, at most a few milliseconds behind."""
     return coarse_monotonic_ns()

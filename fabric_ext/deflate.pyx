@@ -20,8 +20,6 @@ from libc.string cimport memcpy
 
 import functools
 
-import zstandard
-
 try:
     from zlib_ng import zlib_ng as zlib
 except ImportError:
@@ -48,7 +46,6 @@ cdef Py_ssize_t MAX_SIZE = (<Py_ssize_t>1 << (8 * sizeof(Py_ssize_t) - 2))
 cdef object new_inflate = zlib.decompressobj
 cdef object ZlibError = zlib.error
 cdef bytes TAIL = b"\x00\x00\xff\xff"       # RFC 7692 §7.2.1: left out by the sender; §7.2.2: put back
-cdef int FLUSH_BLOCK = zstandard.COMPRESSOBJ_FLUSH_BLOCK
 cdef bytes END_OF_FRAME = b"\x01\x00\x00"   # RFC 8878 §3.1.1.2: a last block, raw, of no bytes
 
 # Where short messages are compressed to, before their size is known. Holds nothing between calls.
@@ -399,6 +396,16 @@ cdef class DeflateCodec(Codec):
 
 # permessage-zstd
 
+cdef object zstandard = None    # imported with the first codec: few connections have one
+
+
+cdef int import_zstandard() except -1:
+    global zstandard
+    if zstandard is None:
+        import zstandard as module
+        zstandard = module
+    return 0
+
 
 @functools.lru_cache(maxsize=SHARED)
 def _loaded_dictionary(bytes content):
@@ -418,6 +425,7 @@ cdef class ZstdCodec(Codec):
         self.peer_takeover = peer_takeover
         self.level = check("level", DEFAULT_LEVEL if level is None else level, 1, 22)
         self.dictionary = dictionary
+        import_zstandard()
         self.loaded = None if dictionary is None else _loaded_dictionary(dictionary)
         self.threshold = threshold
 
@@ -441,7 +449,7 @@ cdef class ZstdCodec(Codec):
         if begins:
             stream = self.new_compressor().compressobj()
         self.stream = None      # until this call succeeds: the peer will not see a part of what it makes
-        payload = stream.compress(p[:n]) + stream.flush(FLUSH_BLOCK)
+        payload = stream.compress(p[:n]) + stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
         if begins:
             # An empty message does not even begin a frame.
             payload, self.open_frame = self.closing(payload), bool(payload)

@@ -1,6 +1,6 @@
 """Layout of Message and Frame, and the two functions a frame writer needs in line."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef enum Kind:  # opcodes, RFC 6455 §5.2
     K_CONTINUATION = 0
@@ -19,6 +19,7 @@ cdef enum:
 cdef class Message:
     cdef int kind                # one of Kind, never K_CONTINUATION
     cdef readonly object data    # exactly str for K_TEXT, exactly bytes for all others; a close keeps its raw body
+    cdef readonly int64_t received_ns      # of the monotonic clock, when the read returned that completed it; 0: not received
 
 
 cdef class Frame:

@@ -127,6 +127,13 @@ class Message:
         """The same as `as_bytes()`."""
 
     @property
+    def received_ns(self) -> int:
+        """`time.monotonic_ns()` when the read returned that completed this message; 0 if it was not received.
+
+        The difference to now is how long it has waited in this process.
+        """
+
+    @property
     def msg_type(self) -> MessageType:
         """Which MessageType this is."""
 

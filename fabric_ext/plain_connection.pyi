@@ -116,6 +116,9 @@ class PlainConnection(SessionUser):
     def _close_stream(self) -> None:
         """The stream was given up before its first frame was taken: put its frames together again."""
 
+    def _check_here(self) -> None:
+        """Raise unless this is the connection's own thread."""
+
     def _write(self, message: str | _BytesLike, text: bool | None) -> None:
         """Write a str or bytes-like object as one message."""
 

@@ -280,6 +280,10 @@ cdef class PlainConnection(SessionUser):
             return self._drain()
         return None
 
+    def _check_here(self):
+        """Raise unless this is the connection's own thread."""
+        self.check_here()
+
     def _write(self, message, text):
         """Write a str or bytes-like object as one message."""
         self.check_here()

@@ -27,7 +27,7 @@ cdef class Session(Sender):
     cdef object _loop
     cdef ReadBuffer _read_buffer
     cdef Block _block            # what the transport is reading into
-    cdef bytes _early            # came behind the opening handshake and is not read yet; None
+    cdef bytes _early            # came behind the opening handshake, or before a pause, and is not read yet; None
     cdef Decoder _decoder
     cdef Throttle _throttle      # None: no inbound rate limit
     cdef Assembler _assembler    # while a message is joined or streamed
@@ -116,10 +116,11 @@ cdef class Session(Sender):
     @final
     cdef int pause(self, int reason) except -1
     @final
+    cdef int keep_rest(self) except -1
+    @final
     cdef int resume(self, int reason) except -1
     @final
     cdef int stop_reading(self) except -1
-    @final
     cdef int start_reading(self) except -1
     cdef int read_to_the_end(self) except -1
     @final

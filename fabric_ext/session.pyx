@@ -11,13 +11,13 @@ import asyncio
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cython cimport final, likely, unlikely
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy
 
 from fabric_ext.assembler cimport Assembler
 from fabric_ext.awaitable cimport reraise, take_reference
 from fabric_ext.closing cimport CloseHandshake, peer_is_done, unsent_of
-from fabric_ext.clock cimport coarse_monotonic_ns
+from fabric_ext.clock cimport monotonic_ns
 from fabric_ext.deflate cimport Codec
 from fabric_ext.frames cimport (BAD_COMPRESSION, BAD_UTF8, CALLBACK_FAILED, D_CONTROL, D_DATA, D_MESSAGE, D_MORE,
                                 RATE_EXCEEDED, READ_FAILED, TOO_LARGE, TOO_MANY_FRAGMENTS, Decoder)
@@ -119,10 +119,11 @@ cdef class Session(Sender):
         self._loop.call_soon(self._loop.call_soon, self._read_early)
 
     def _read_early(self):
+        """Read what was kept, as far as nothing speaks against reading."""
         cdef bytes data
         cdef Py_ssize_t n
         cdef Block block
-        while self._early is not None:
+        while self._early is not None and self._read_pauses == 0:
             data = self._early
             block = self._read_buffer.block()
             n = min(block.size, PyBytes_GET_SIZE(data))
@@ -151,6 +152,9 @@ cdef class Session(Sender):
                 self._read_early()
             finally:
                 block.taken = False
+            if self._early is not None:            # reading was paused over it
+                self._early += PyBytes_FromStringAndSize(block.data, n)
+                return
         self.read(block, n)
 
     def eof_received(self):
@@ -188,13 +192,17 @@ cdef class Session(Sender):
     def connection_lost(self, error):
         cdef SessionUser user = self._user
         cdef list held = [], unsent
+        if user is None:
+            return
         if self._early is not None:
+            self._peer_is_done = self._transport.holds = True      # its descriptor may be another's already
+            self._read_pauses = 0
+            user.on_blocked()
             try:
                 self._read_early()
             finally:
+                self._early = None                 # what a rate limit holds up still was to be inflated
                 self.connection_lost(error)
-            return
-        if user is None:
             return
         self.lost_error = error
         for timer in (self._timer, self._end_check):
@@ -227,18 +235,20 @@ cdef class Session(Sender):
     cdef int read(self, Block block, Py_ssize_t n) except -1:
         """Deliver the frames of the `n` bytes that were read into `block`."""
         cdef SessionUser user = self._user         # held: a handler that lets the loop run may see the transport go
+        cdef int64_t around = self._loop_writer.read_ns
         if self._discarding or user is None:
             return 0
         block.taken = True
         self._loop_writer.reading += 1
         user.begin_delivery()
-        self._counters.last_activity_ns = coarse_monotonic_ns()
+        self._loop_writer.read_ns = self._counters.last_activity_ns = monotonic_ns()
         try:
             if unlikely((<Unchecked>deliver)(self, block, n) < 0):
                 self.on_raised()
         finally:
             block.taken = False
             self.gathering = False
+            self._loop_writer.read_ns = around
             self._loop_writer.end_read()
         return self._read_buffer.note(block, n)
 
@@ -378,6 +388,7 @@ cdef class Session(Sender):
         """Pass a message of `n` payload bytes on to the application, if the rate limit lets it."""
         cdef Message message = new_message(kind, data)
         cdef int admission
+        message.received_ns = self._loop_writer.read_ns
         self._user.messages_received += 1
         self._user.bytes_received += n
         self._counters.messages_received += 1
@@ -431,19 +442,29 @@ cdef class Session(Sender):
     # ------------------------------------------------------------------ when the socket is not read
 
     cdef int pause(self, int reason) except -1:
-        if reason == QUEUE_FULL and self._peer_is_done:
+        if self._peer_is_done and (reason == QUEUE_FULL or self._codec is None):
             return 0
         if self._read_pauses == 0 and self.closing is None and not self._transport.closed:
             self.stop_reading()
-        if reason == QUEUE_FULL and self._end_check is None:
+        if self._end_check is None:
             self._end_check = self._loop.call_later(DONE_CHECK, self._look_for_end)
         self._read_pauses |= reason
+        if self._codec is not None and self._decoder.left and self.closing is None:
+            self.keep_rest()
+        return 0
+
+    cdef int keep_rest(self) except -1:
+        """Keep what is left of this read as it is until reading goes on: it may be a thousand times as much inflated."""
+        cdef Decoder decoder = self._decoder
+        cdef bytes rest = PyBytes_FromStringAndSize(<const char*>decoder.at, decoder.left)
+        self._early = rest if self._early is None else rest + self._early
+        decoder.left = 0
         return 0
 
     cdef int resume(self, int reason) except -1:
         """Read again, if nothing else speaks against it. Where that raises, it is as if it had not been called."""
         if self._read_pauses == reason and not self._transport.closed:
-            if self._loop_writer.reading:
+            if self._loop_writer.reading or self._early is not None:
                 # A transport may deliver at once what it holds; not into the read that is being delivered.
                 self._loop.call_soon(self._read_again)
             else:
@@ -478,21 +499,33 @@ cdef class Session(Sender):
         """Nothing speaks against reading any more."""
         if self._read_pauses:
             self._read_pauses = 0
-            self._read_again()
+            if self._early is not None:
+                self._loop.call_soon(self._read_again)
+            else:
+                self._read_again()
         return 0
 
     def _read_again(self):
         if self._read_pauses == 0 and not self._transport.closed:
+            self._read_early()
+        if self._read_pauses == 0 and not self._transport.closed:
             self.start_reading()
 
     def _look_for_end(self):
-        """A peer that is not read from may have left: then what it sent is no more than a socket buffer, and is read."""
+        """A peer that is not read from may have left: then what it sent is no more than a socket buffer, and is read.
+
+        Inflated it may be much more. So a rate limit goes on to hold it up, and so does a user that counts frames; one
+        that counts bytes bounds it itself.
+        """
         self._end_check = None
-        if not self._read_pauses & QUEUE_FULL or self._transport.closed:
+        if not self._read_pauses or self._transport.closed:
             return
-        if peer_is_done(self._transport._socket):
+        if peer_is_done(self._transport._socket) and not (self._codec is not None and self._frames_apart):
             self._peer_is_done = True
-            self.resume(QUEUE_FULL)
+            if self._codec is None:
+                self.read_to_the_end()
+            else:
+                self.resume(QUEUE_FULL)
         else:
             self._end_check = self._loop.call_later(DONE_CHECK, self._look_for_end)
 

@@ -72,7 +72,9 @@ cdef class Transport(WSTransport):
             self._tr_write = self
             # picows asks before each write how much the loop's transport holds. We never write while it holds something.
             self._tr_get_write_buffer_size = _nothing
-        io.set_write_buffer_limits(high=0)         # resume_writing() is then: it holds nothing any more
+        # resume_writing() is then: it holds nothing any more. The event loops' own TLS pauses at the limit, others above it:
+        # at 0 it would pause while it holds nothing, and nothing would end that.
+        io.set_write_buffer_limits(high=1 if self.is_secure and not self._is_aiofn_transport else 0, low=0)
         self.holds = io.get_write_buffer_size() != 0
 
     cdef int write(self, char* p, Py_ssize_t n) except -1:

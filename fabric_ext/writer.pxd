@@ -32,6 +32,7 @@ cdef class LoopWriter:
     cdef object is_closed        # the loop's method
     cdef Writer _first           # the latest writer that holds gathered bytes; each leads to the one before
     cdef int reading             # how many reads are being delivered, one inside the other
+    cdef int64_t read_ns         # when the one that is being delivered returned; 0 outside of reads
     cdef bint fresh              # the clock was read for the frame that is being delivered
     cdef bint _turn_scheduled
     cdef int64_t since           # ns; when the oldest gathered bytes were

@@ -179,7 +179,9 @@ cdef class Writer:
         if self._out_size >= BLOCK or self._uncorked:
             return self.flush_with(message)
         if not self._is_gathered:
-            now = monotonic_ns()
+            now = self._loop_writer.read_ns    # it is later by now, but if that is late enough, so is now
+            if now - self._last_sent < self._loop_writer.patience_ns:
+                now = monotonic_ns()
             if now - self._last_sent >= self._loop_writer.patience_ns:
                 self._last_sent = now
                 return self.flush_with(message)

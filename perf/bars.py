@@ -12,7 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peers import FLOOR, SMALLEST, UWS
+from peers import (
+    BLOCKING,
+    BLOCKING_POLLING,
+    BLOCKING_WEBSOCKETS,
+    FLOOR,
+    POLLING,
+    RAW_POLLING,
+    SMALLEST,
+    UWS,
+)
 
 
 def ratio(ours: dict[str, Any], theirs: dict[str, Any], name: str) -> float | None:
@@ -196,6 +205,18 @@ BARS = (
     cpu("i", "TLS, 1000", "fabric", "websockets", 1.00, "bytes_per_connection"),
     absolute("i", "plain, 9000", "fabric", "megabytes", 90, "MB"),
     absolute("i", "CPU of 9000 idle, default heartbeats", "fabric", "cpu_share", 2, "% of a core", 100),
+    cpu("l", "server, polled by C, 1 × 32 B", POLLING, "fabric", 0.45, "p50"),
+    cpu("l", "asyncio at both ends, 1 × 32 B", POLLING, "fabric", 0.20, "p50"),
+    cpu("l", "asyncio at both ends, 1 × 32 B", POLLING, "websockets", 0.20, "p50"),
+    cpu("l", "server, 32 × 32 B, 10,000 messages/s", POLLING, "fabric", 1.00, "p99"),
+    cpu("l", "blocking client, asyncio server, 1 × 32 B", BLOCKING_POLLING, BLOCKING_WEBSOCKETS, 0.12, "p50"),
+    cpu("l", "blocking client, asyncio server, 1 × 32 B", BLOCKING_POLLING, RAW_POLLING, 2.0, "p50"),
+    cpu("l", "blocking clients, the same server, 1 × 32 B", BLOCKING, BLOCKING_WEBSOCKETS, 0.6, "p50"),
+    cpu("l", "blocking clients, the same server, 1 × 32 B", BLOCKING, BLOCKING_WEBSOCKETS, 0.6),
+    cpu("l", "blocking clients, the same server, depth 64", BLOCKING, BLOCKING_WEBSOCKETS, 0.1),
+    cpu("m", "bare, 1 × 32 B, depth 64", "fabric.asgi", "websockets-sansio", 0.30),
+    cpu("m", "FastAPI, 1 × 32 B, depth 64", "fabric.asgi", "websockets-sansio", 0.55),
+    cpu("m", "bare, 1000 idle", "fabric.asgi", "websockets-sansio", 0.60, "bytes_per_connection"),
     absolute("n", "pipelined 1 × 32 B, depth 64", "fabric callbacks", "instructions", 1500, ""),
     absolute("n", "pipelined 1 × 32 B, depth 64", "fabric", "instructions", 2200, ""),
     absolute("n", "ping-pong 1 × 32 B", "fabric callbacks", "instructions", 4500, ""),

@@ -39,6 +39,19 @@ UWS = "uWebSockets"
 #: `fabric` set to save bytes rather than time.
 SMALLEST = "fabric smallest"
 
+#: `fabric` that polls: for so many seconds after the last byte it does not sleep. While another peer has its turn it is
+#: cold, and takes nobody's core.
+POLLING = "fabric polling"
+POLL = ("--busy-poll", "0.01")
+
+#: A client and a server in C that look at one socket again and again: the floor of polling.
+RAW_POLLING = "raw C polling"
+
+#: Clients whose calls block.
+BLOCKING = "fabric.sync"
+BLOCKING_POLLING = "fabric.sync polling"
+BLOCKING_WEBSOCKETS = "websockets.sync"
+
 SERVER_PEERS = {
     peer.name: peer
     for peer in (
@@ -46,6 +59,7 @@ SERVER_PEERS = {
         _peer("fabric callbacks", python("fabric_server", "--callbacks"), "tls deflate twice", "websocket-fabric"),
         _peer("fabric.websockets", python("fabric_websockets_server"), "broadcast tls deflate", "websocket-fabric"),
         _peer(SMALLEST, python("fabric_server", "--smallest"), "deflate", "websocket-fabric"),
+        _peer(POLLING, python("fabric_server", *POLL), "tls", "websocket-fabric"),
         _peer("picows core", python("picows_server"), "broadcast tls twice", "picows"),
         _peer("picows.websockets", python("picows_websockets_server"), "broadcast tls deflate twice", "picows"),
         _peer("websockets", python("websockets_server"), "broadcast tls deflate twice", "websockets"),
@@ -55,15 +69,33 @@ SERVER_PEERS = {
         _peer("ws (Node.js)", ("node", str(SERVERS / "ws.js")), "broadcast tls deflate twice"),
         _peer("Boost.Beast", (str(tools.SERVER_NATIVE),), "broadcast deflate"),
         _peer(FLOOR, (str(tools.SERVER_RAW),), "broadcast"),
+        _peer(RAW_POLLING, (str(tools.POLL_RAW),), ""),
+    )
+}
+
+#: WebSocket implementations for uvicorn, each with the same ASGI applications.
+ASGI_PEERS = {
+    peer.name: peer
+    for peer in (
+        _peer("fabric.asgi", python("asgi_server"), "fastapi", "websocket-fabric"),
+        _peer("websockets-sansio", python("asgi_server", "--ws", "websockets-sansio"), "fastapi", "uvicorn"),
+        _peer("wsproto", python("asgi_server", "--ws", "wsproto"), "fastapi", "uvicorn"),
     )
 }
 
 CLIENT_PEERS = {
-    name: (sys.executable, str(CLIENTS / f"{script}.py"))
-    for name, script in (
-        ("fabric", "fabric_client"),
-        ("picows.websockets", "picows_websockets_client"),
-        ("websockets", "websockets_client"),
-        ("aiohttp", "aiohttp_client"),
+    name: (sys.executable, str(CLIENTS / f"{script}.py"), *flags)
+    for name, script, flags in (
+        ("fabric", "fabric_client", ()),
+        (POLLING, "fabric_client", POLL),
+        ("picows.websockets", "picows_websockets_client", ()),
+        ("websockets", "websockets_client", ()),
+        ("aiohttp", "aiohttp_client", ()),
+        (BLOCKING, "fabric_sync_client", ()),
+        (BLOCKING_POLLING, "fabric_sync_client", POLL),
+        (BLOCKING_WEBSOCKETS, "websockets_sync_client", ()),
     )
-}
+} | {RAW_POLLING: (str(tools.POLL_RAW),)}
+
+#: Those on an event loop, which do not poll.
+ASYNC_CLIENTS = ("fabric", "picows.websockets", "websockets", "aiohttp")

@@ -284,6 +284,20 @@ def draw_lines(results: Results) -> Iterable[tuple[str, str]]:
         title = "Round trip of 32 B between two cores, one message in flight"
         yield "latency", lines(title, note, dict(list(curves.items())[:7]), percentile_axis(), up, dots=False)
 
+    for picture, case, what in (
+        ("busy-polling", "asyncio at both ends, 1 × 32 B", "sleeping and polling"),
+        ("blocking", "blocking client, asyncio server, 1 × 32 B", "clients whose calls block"),
+    ):
+        polled: dict[str, Points] = {
+            name: [(share, value / 1e3) for share, value in peer["percentiles"]]
+            for name, peer in results.peers("l", case).items()
+            if "percentiles" in peer
+        }
+        if polled:
+            up = logarithmic("µs", [y for points in polled.values() for _, y in points])
+            title = f"Round trip of 32 B between two cores: {what}"
+            yield picture, lines(title, note, polled, percentile_axis(), up, dots=False)
+
     rates = open_loop_series(results)
     if rates:
         across = logarithmic("messages per second, sent at a fixed rate (10 to 90 % of each one's capacity)",

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peers import POLLING
 from pictures import HERE, Results, number
 
 ROOT = HERE.parent
@@ -45,6 +46,7 @@ class Row:
     figure: str
     scale: float = 1
     unit: str = ""
+    ours: str = "fabric"  # the peer that stands in the column of `fabric`
 
 
 ROWS = (
@@ -53,6 +55,23 @@ ROWS = (
     Row("Round trip of 32 B on one core, p50", "a", "same core, 1 × 32 B", "p50", 1e-3, " µs"),
     Row("Round trip of 32 B between two cores, p50", "a", "two cores, 1 × 32 B", "p50", 1e-3, " µs"),
     Row("the same, p95", "a", "two cores, 1 × 32 B", "p95", 1e-3, " µs"),
+    Row(
+        "Round trip between two cores, asyncio at both ends, p50",
+        "l",
+        "asyncio at both ends, 1 × 32 B",
+        "p50",
+        1e-3,
+        " µs",
+    ),
+    Row(
+        "the same with `busy_poll`, for a processor at each end",
+        "l",
+        "asyncio at both ends, 1 × 32 B",
+        "p50",
+        1e-3,
+        " µs",
+        ours=POLLING,
+    ),
     Row("Client CPU per message, 64 in flight", "d", "pipelined, depth 64, 32 B", "cpu_ns", 1e-3, " µs"),
     Row("Deliveries per second, broadcast to 1,000", "e", "1000 × 128 B", "per_second"),
     Row("Server CPU per message over TLS", "f", "pipelined 1 × 32 B, depth 64", "cpu_ns", 1e-3, " µs"),
@@ -69,6 +88,8 @@ SHOWN = {
     "pipelined-rate": "Messages per second on one connection",
     "ping-pong": "Round trips with both ends on one core",
     "latency": "Round trips between two cores, by percentile",
+    "busy-polling": "Round trips between two cores, sleeping and polling",
+    "blocking": "Round trips of clients whose calls block",
     "open-loop": "Latency under load, counted from when each message was due",
     "ping-pong-64": "Server CPU time per message, 64 connections in ping-pong",
     "client-cpu": "Client CPU time per message",
@@ -111,6 +132,10 @@ def table(results: Results) -> Iterator[str]:
 
 
 def cell(found: dict[str, Any], peer: str, row: Row) -> str:
+    if row.ours != "fabric":
+        if peer != "fabric":
+            return "—"
+        peer = row.ours
     value = found.get(peer, {}).get("median", {}).get(row.figure)
     return "—" if value is None else f"{number(value * row.scale)}{row.unit}"
 

@@ -20,6 +20,7 @@ BUILD = HERE / "build"
 
 LOAD = BUILD / "load"
 SERVER_RAW = BUILD / "server_raw"
+POLL_RAW = BUILD / "poll_raw"
 SERVER_NATIVE = BUILD / "server_native"
 SERVER_UWS = BUILD / "server_uws"
 CERTIFICATE = BUILD / "certificate.pem"
@@ -74,6 +75,8 @@ def build_native() -> None:
     """Compiles the two native servers: the raw one always, Boost.Beast where its headers are."""
     if stale(SERVER_RAW, HERE / "server_raw.c"):
         run(["cc", "-O2", "-std=gnu11", "-o", str(SERVER_RAW), str(HERE / "server_raw.c")])
+    if stale(POLL_RAW, HERE / "poll_raw.c"):
+        run(["cc", "-O2", "-std=gnu11", "-o", str(POLL_RAW), str(HERE / "poll_raw.c")])
     if stale(SERVER_NATIVE, HERE / "server_native.cpp"):
         run(
             [

@@ -1,4 +1,4 @@
-"""The workloads (a) to (k): which cases each has, and how one case is measured once for one peer.
+"""The workloads (a) to (l): which cases each has, and how one case is measured once for one peer.
 
 A measurement is a flat dict of figures. `Case.start` starts a fresh server for one peer and yields what measures it
 once; the suite has several in turn before they end. Figures that mean the same have the same name everywhere:
@@ -25,12 +25,26 @@ from typing import Any
 
 import process
 import tools
-from peers import CLIENT_PEERS, FLOOR, SERVER_PEERS, SMALLEST, UWS, Peer
+from peers import (
+    ASGI_PEERS,
+    ASYNC_CLIENTS,
+    BLOCKING,
+    BLOCKING_POLLING,
+    BLOCKING_WEBSOCKETS,
+    CLIENT_PEERS,
+    FLOOR,
+    POLLING,
+    RAW_POLLING,
+    SERVER_PEERS,
+    SMALLEST,
+    UWS,
+    Peer,
+)
 from process import Failed, Server, Steps
 
 Figures = dict[str, Any]
 
-ALL = tuple(name for name in SERVER_PEERS if name not in (FLOOR, SMALLEST))
+ALL = tuple(name for name in SERVER_PEERS if name not in (FLOOR, SMALLEST, POLLING, RAW_POLLING))
 PYTHON = tuple(name for name in ALL if name not in ("socketify", UWS, "ws (Node.js)", "Boost.Beast"))
 FABRIC = ("fabric", "fabric callbacks")
 DROP_IN = "fabric.websockets"
@@ -86,7 +100,7 @@ def once(
 
 def peer_named(name: str, needs: str = "") -> Peer:
     """The peer, or `Failed` if it is absent or cannot do what the case needs, some words."""
-    peer = SERVER_PEERS[name]
+    peer = (SERVER_PEERS | ASGI_PEERS)[name]
     if not peer.can.issuperset(needs.split()):
         raise Failed(f"{name} has no {needs} here")
     if not shutil.which(peer.command[0]):
@@ -103,6 +117,7 @@ def flags_for(needs: str) -> tuple[str, ...]:
         "broadcast": ("--broadcast",),
         "twice": ("--twice",),
         "twice tls": ("--twice", "--tls", str(tools.CERTIFICATE), str(tools.KEY)),
+        "fastapi": ("--fastapi",),
     }[needs]
 
 
@@ -116,6 +131,7 @@ def load_flags(needs: str) -> tuple[str, ...]:
         "broadcast": (),
         "twice": twice,
         "twice tls": (*twice, "--tls"),
+        "fastapi": (),
     }[needs]
 
 
@@ -225,6 +241,25 @@ def open_loop(quick: bool) -> Iterator[Case]:
 # ------------------------------------------------------------------ (d) the client side
 
 
+def measured_client(peer_name: str, server: Server, effort: Effort, options: tuple[str, ...], *, core: int) -> Figures:
+    """One run of a client, and what it measured."""
+    timing = ("--seconds", str(effort.seconds), "--port", str(server.port))
+    with process.pinned(core):
+        done = subprocess.run(
+            [*CLIENT_PEERS[peer_name], *options, *timing],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=process.environment(),
+            check=False,
+        )
+    if done.returncode:
+        raise Failed((done.stderr.strip().splitlines() or ["no output"])[-1])
+    result = json.loads(done.stdout)
+    found: Figures = {"per_second": result["per_second"], "cpu_ns": result["client_cpu_ns"]} | result.get("latency", {})
+    return found | ({"percentiles": result["percentiles"]} if "percentiles" in result else {})
+
+
 def client_side(quick: bool) -> Iterator[Case]:
     def case(name: str, depth: int, *, needs: str = "", messages: Path | None = None, same_core: bool = False) -> Case:
         # TLS and compression are beyond server_raw.c; then our cheapest server stands in, the same for all.
@@ -235,21 +270,7 @@ def client_side(quick: bool) -> Iterator[Case]:
         @contextlib.contextmanager
         def start(peer_name: str) -> Iterator[Turn]:
             def turn(effort: Effort) -> Figures:
-                timing = ("--seconds", str(effort.seconds), "--port", str(server.port))
-                with process.pinned(1 if same_core else 0):
-                    done = subprocess.run(
-                        [*CLIENT_PEERS[peer_name], *options, *timing],
-                        capture_output=True,
-                        text=True,
-                        timeout=60,
-                        env=process.environment(),
-                        check=False,
-                    )
-                if done.returncode:
-                    raise Failed((done.stderr.strip().splitlines() or ["no output"])[-1])
-                result = json.loads(done.stdout)
-                latency = result.get("latency", {})
-                return {"per_second": result["per_second"], "cpu_ns": result["client_cpu_ns"]} | latency
+                return measured_client(peer_name, server, effort, options, core=1 if same_core else 0)
 
             with Server(command, flags_for(needs), core=1) as server:
                 yield turn
@@ -260,7 +281,7 @@ def client_side(quick: bool) -> Iterator[Case]:
             "depth": depth,
             "needs": needs,
         }
-        return Case("d", name, tuple(CLIENT_PEERS), start, facts=facts)
+        return Case("d", name, ASYNC_CLIENTS, start, facts=facts)
 
     yield case("pipelined, depth 64, 32 B", 64)
     yield case("same core, ping-pong, 32 B", 1, same_core=True)
@@ -310,7 +331,9 @@ def connections(quick: bool) -> Iterator[Case]:
 # ------------------------------------------------------------------ (i) idle connections
 
 
-def idle_memory(name: str, peers: tuple[str, ...], count: int, needs: str = "", touch: bool = False) -> Case:
+def idle_memory(
+    name: str, peers: tuple[str, ...], count: int, needs: str = "", touch: bool = False, workload: str = "i"
+) -> Case:
     """Private memory per idle connection; with `touch` after each has exchanged one message."""
 
     def measure(peer_name: str, effort: Effort) -> Figures:
@@ -334,7 +357,7 @@ def idle_memory(name: str, peers: tuple[str, ...], count: int, needs: str = "", 
                 steps.end()
         return {"bytes_per_connection": grown / count, "megabytes": grown / 1e6}
 
-    return once("i", name, peers, measure, {"connections": count, "needs": needs, "touched": touch})
+    return once(workload, name, peers, measure, {"connections": count, "needs": needs, "touched": touch})
 
 
 def idle_cpu(count: int, seconds: float) -> Case:
@@ -452,6 +475,57 @@ def two_sends(quick: bool) -> Iterator[Case]:
         yield served("k", "TLS, same core, 1 × 32 B", peers, "echo", needs="twice tls", same_core=True)
 
 
+# ------------------------------------------------------------------ (l) the lowest latency: busy polling
+
+
+def busy_polling(quick: bool) -> Iterator[Case]:
+    """What it brings that a process looks for its next message instead of sleeping, each on a core of its own.
+
+    Its CPU time says nothing: it uses all that there is.
+    """
+    yield served("l", "server, polled by C, 1 × 32 B", ("fabric", POLLING), "echo", "--poll")
+    yield both_ends("asyncio at both ends, 1 × 32 B", {name: name for name in ("fabric", POLLING, "websockets")})
+    yield served(
+        "l", "server, 32 × 32 B, 10,000 messages/s", ("fabric", POLLING), "open", "--connections", 32, "--rate", 10_000
+    )
+
+    blocking = {
+        BLOCKING: "fabric",
+        BLOCKING_POLLING: POLLING,
+        BLOCKING_WEBSOCKETS: "websockets",
+        RAW_POLLING: RAW_POLLING,
+    }
+    yield both_ends("blocking client, asyncio server, 1 × 32 B", blocking)
+    same = dict.fromkeys((BLOCKING, BLOCKING_WEBSOCKETS), "fabric callbacks")
+    yield both_ends("blocking clients, the same server, 1 × 32 B", same)
+    yield both_ends("blocking clients, the same server, depth 64", same, depth=64)
+
+
+def both_ends(name: str, pairs: dict[str, str], depth: int = 1) -> Case:
+    """A client and a server on two cores, `depth` messages in flight; `pairs` are CLIENT_PEERS with their servers."""
+
+    @contextlib.contextmanager
+    def start(peer_name: str) -> Iterator[Turn]:
+        with Server(peer_named(pairs[peer_name]).command) as server:
+            yield lambda effort: measured_client(peer_name, server, effort, ("--depth", str(depth)), core=1)
+
+    facts = {"measured": "the client's round trips", "cores": 2, "servers": pairs}
+    return Case("l", name, tuple(pairs), start, facts=facts)
+
+
+# ------------------------------------------------------------------ (m) ASGI applications
+
+
+def asgi(quick: bool) -> Iterator[Case]:
+    """One echo, under uvicorn with different implementations of WebSockets."""
+    peers = tuple(ASGI_PEERS)
+    yield served("m", "bare, 1 × 32 B, depth 64", peers, "echo", "--depth", 64, "--poll")
+    yield served("m", "FastAPI, 1 × 32 B, depth 64", peers, "echo", "--depth", 64, "--poll", needs="fastapi")
+    if not quick:
+        yield served("m", "bare, same core, 1 × 32 B", peers, "echo", same_core=True)
+        yield idle_memory("bare, 1000 idle", peers, 1000, workload="m")
+
+
 #: Letter -> what it is, and its cases.
 WORKLOADS: dict[str, tuple[str, Callable[[bool], Iterator[Case]]]] = {
     "a": ("ping-pong", ping_pong),
@@ -465,5 +539,7 @@ WORKLOADS: dict[str, tuple[str, Callable[[bool], Iterator[Case]]]] = {
     "i": ("idle connections", idle),
     "j": ("growth", growth),
     "k": ("two sends a request", two_sends),
+    "l": ("the lowest latency: busy polling", busy_polling),
+    "m": ("ASGI applications under uvicorn", asgi),
     "n": ("instructions per message", instructions),
 }

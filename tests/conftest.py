@@ -36,6 +36,7 @@ import pytest
 import uvloop
 
 import fabric
+from fabric_ext import connection
 
 DEADLINE = 30.0
 """Seconds for one async test; the marker `deadline` changes it."""
@@ -76,6 +77,14 @@ def stack(request: pytest.FixtureRequest) -> contextlib.AsyncExitStack:
 def loop_reports(request: pytest.FixtureRequest) -> list[str]:
     """What reached the loop's exception handler; a test that expects a report asserts on it and clears it."""
     return request.node.stash.setdefault(reports_key, [])
+
+
+@pytest.fixture
+def no_look_ahead() -> Iterator[None]:
+    """The socket is not read any more as soon as the receive queue is full."""
+    before = connection.look_ahead(0)
+    yield
+    connection.look_ahead(before)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import pytest
 
 import fabric
 from fabric.cli.main import build_parser
-from support.pages import PAGES, PORT, ROOT, Snippet, Stage, anchors, blocks, links, name, snippets
+from support.pages import PAGES, PORT, ROOT, Block, Snippet, Stage, anchors, blocks, links, name, snippets
 from test_layers import LAYERS
 
 SNIPPETS = snippets()
@@ -40,11 +40,21 @@ async def test_script_runs(snippet: Snippet, stack: contextlib.AsyncExitStack, t
     try:
         await stage.run(snippet.after, f"<after {snippet}>")
         process.send_signal(signal.SIGTERM)
-        assert await process.wait() == 0
+        # uvicorn, when it has shut down, ends by the signal that told it to.
+        assert await process.wait() in (0, -signal.SIGTERM)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+FILES = [block for page in PAGES for block in blocks(page) if block.file is not None]
+
+
+@pytest.mark.parametrize("block", FILES, ids=str)
+def test_a_file_is_shown_as_it_is(block: Block) -> None:
+    assert block.file is not None
+    assert block.body == block.file.read_text()
 
 
 # Commands.
@@ -84,7 +94,8 @@ def objection(command: list[str]) -> str:
             except SystemExit as leaving:
                 return "not accepted" if leaving.code else ""
         case ["python", script, *_] if script.endswith(".py"):
-            return "" if (ROOT / script).exists() else f"there is no {script}"
+            found = (ROOT / script).exists() or any((ROOT / "examples").rglob(script))
+            return "" if found else f"there is no {script}"
     return ""
 
 

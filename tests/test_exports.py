@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,7 +38,7 @@ CONTRACT = set(
 
 MODULES = """
     client server message config reconnect backpressure heartbeat metrics pool compression fragmentation
-    subprotocol headers ratelimit error runner router auth rpc
+    subprotocol headers ratelimit error runner router auth rpc testing sync
 """.split()
 
 EVERY_MODULE = [
@@ -79,6 +81,60 @@ def test_each_module_imports_in_a_fresh_interpreter(module: str) -> None:
 
 
 def test_importing_needs_no_optional_package() -> None:
-    blocked = ("prometheus_client", "prompt_toolkit", "websockets", "aiohttp", "Cython", "setuptools")
-    program = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import fabric"
+    blocked = ("prometheus_client", "prompt_toolkit", "websockets", "aiohttp", "Cython", "setuptools", "uvicorn")
+    program = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); from fabric import *"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+# Imported when it is asked for.
+
+
+def test_each_name_is_known_to_type_checkers_as_it_is_at_run_time() -> None:
+    tree = ast.parse(Path(fabric.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    typed = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom) and node.module != "typing"
+        for alias in node.names
+    }
+    assert typed == fabric._HOMES
+    assert {*typed, "VERSION", "__version__"} == set(fabric.__all__)
+
+
+def test_what_there_is_can_be_listed_and_what_there_is_not_cannot_be_had() -> None:
+    listed = dir(fabric)
+    assert {*fabric.__all__, *MODULES, "websockets", "broker"} <= set(listed)
+    assert not [name for name in listed if name.startswith("_") and not hasattr(fabric, name)]
+    for name in ("no_such_name", "_private", "__wrapped__"):
+        assert not hasattr(fabric, name)
+        with pytest.raises(AttributeError, match=f"module 'fabric' has no attribute '{name}'"):
+            getattr(fabric, name)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_can_be_had_as_an_attribute(name: str) -> None:
+    program = f"import fabric; assert fabric.{name}.__name__ == 'fabric.{name}'"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def imported_by(code: str) -> set[str]:
+    """The modules that there are after `code`."""
+    command = [sys.executable, "-c", f"{code}; import sys; print(*sys.modules)"]
+    return set(subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("imported", "absent"),
+    [
+        ("import fabric", "asyncio typing fabric_ext picows"),
+        (
+            "from fabric import WebSocketClient",
+            "fabric.server fabric.pool fabric.topics urllib.request zstandard email",
+        ),
+        ("from fabric import WebSocketServer", "fabric.client fabric.pool zstandard fabric._server.dashboard"),
+        ("from fabric import ClientConfig, Message", "fabric.client fabric.server"),
+    ],
+)
+def test_only_what_is_needed_is_imported(imported: str, absent: str) -> None:
+    assert (imported_by(imported) - imported_by("pass")) & set(absent.split()) == set()

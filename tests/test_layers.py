@@ -21,11 +21,12 @@ LAYERS = {
     """,
     "core": """
         fabric_ext.receive_queue fabric_ext.read_buffer fabric_ext.transport fabric_ext.writer fabric_ext.throttle
-        fabric_ext.session_user fabric_ext.sender fabric_ext.closing fabric_ext.session fabric_ext.connection
-        fabric_ext.broadcast fabric_ext.plain_connection fabric_ext.topics fabric_ext.remote fabric_ext
+        fabric_ext.session_user fabric_ext.sender fabric_ext.closing fabric_ext.session fabric_ext.poller
+        fabric_ext.connection fabric_ext.broadcast fabric_ext.plain_connection fabric_ext.asgi fabric_ext.topics
+        fabric_ext.remote fabric_ext.blocking fabric_ext
     """,
     "vocabulary": """
-        fabric._version fabric.error fabric._http.url fabric.headers fabric.message fabric.subprotocol
+        fabric._version fabric._namesake fabric.error fabric._http.url fabric.headers fabric.message fabric.subprotocol
         fabric._http.messages fabric._http fabric._handshake.proxy_header fabric._handshake.rules
         fabric._config.validation fabric._config.defaults fabric._config.addresses fabric._config.headers
     """,
@@ -43,18 +44,26 @@ LAYERS = {
         fabric._handshake.client fabric._handshake.server fabric._handshake.acceptor
         fabric._handshake
         fabric._client.heartbeats fabric._client.report fabric._client fabric.client
-        fabric.router fabric.auth fabric._server.listening fabric._server.dashboard fabric._server
+        fabric._sync.loop fabric._sync.keeper fabric._sync fabric.sync
+        fabric.router fabric.auth
+        fabric._server.listening fabric._server.descriptors fabric._server.dashboard fabric._server
         fabric.broker fabric.topics fabric._fleet.wire fabric._fleet.directory fabric._fleet fabric.fleet
         fabric._server.connected_client fabric.server fabric.runner fabric.websockets
+        fabric._asgi.messages fabric._asgi.worker fabric._asgi fabric.asgi
     """,
     "top": """
         fabric._rpc.wire fabric._rpc.methods fabric._rpc fabric.rpc fabric._pool.host fabric._pool fabric.pool fabric
-        fabric.cli fabric.__main__
+        fabric.testing fabric.cli fabric.__main__
     """,
 }
 ORDER = [module for row in LAYERS.values() for module in row.split()]
 LAYER = {module: layer for layer, row in LAYERS.items() for module in row.split()}
-PACKAGES = ("fabric.cli", "fabric.broker", "fabric.websockets")  # each stands as a whole where its name stands
+PACKAGES = (
+    "fabric.cli",
+    "fabric.broker",
+    "fabric.testing",
+    "fabric.websockets",
+)  # each stands as a whole where its name stands
 
 # What a layer must not know of at run time.
 FORBIDDEN = {

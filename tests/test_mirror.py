@@ -11,6 +11,7 @@ ROOT = TESTS.parent
 
 #: Module -> where it is tested, when no file of `tests` has its name.
 ELSEWHERE = {
+    "fabric._asgi.worker": "integration/test_asgi_run.py",
     "fabric._client.report": "integration/test_client_life.py",
     "fabric._config.defaults": "unit/test_config.py",
     "fabric._connection.callbacks": "unit/test_misuse.py",
@@ -25,12 +26,15 @@ ELSEWHERE = {
     "fabric.broker.outgoing": "integration/test_brokers.py",
     "fabric.broker.redis": "integration/test_brokers.py",
     "fabric.client": "integration/test_client_connect.py",
+    "fabric_ext.blocking": "integration/test_sync.py",
     "fabric_ext.fanout": "unit/test_broadcast.py",
     "fabric_ext.session_user": "unit/test_session.py",
 }
 #: Folder of modules -> where those are tested that have no file of their own.
 TOGETHER = {
+    "fabric._sync.": "integration/test_sync.py",
     "fabric.cli.": "unit/test_cli.py",
+    "fabric.testing.": "integration/test_testing.py",
     "fabric.websockets.asyncio.": "integration/test_websockets_client.py",
     "fabric.websockets.legacy.": "unit/test_websockets.py",
     "fabric.websockets.sync.": "unit/test_websockets.py",

@@ -75,3 +75,32 @@ def test_the_command_exists() -> None:
     module, _, function = PROJECT["project"]["scripts"]["fabric"].partition(":")
     program = f"import sys, {module} as m; sys.exit(not callable(m.{function}))"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def shown_description() -> str:
+    """The README as package indexes get it."""
+    pytest.importorskip("Cython")
+    pytest.importorskip("setuptools")
+    program = "import runpy; print(runpy.run_path('setup.py', run_name='setup')['description']())"
+    run = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    return run.stdout
+
+
+def test_the_description_has_absolute_links() -> None:
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", shown_description(), flags=re.S)
+    links = [match[1] or match[2] for match in re.finditer(r'\]\(([^)\s]+)\)|(?:src|href|srcset)="([^"]+)"', text)]
+    assert len(links) > 10
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    files = PROJECT["project"]["urls"]["Source"] + "/blob/main/"
+    inside = [link.removeprefix(files).partition("#")[0].partition("?")[0] for link in links if link.startswith(files)]
+    assert [path for path in inside if not (ROOT / path).exists()] == []
+
+
+def test_the_description_can_be_shown() -> None:
+    markdown = pytest.importorskip("readme_renderer.markdown")
+    html = markdown.render(shown_description())
+    assert html is not None
+    assert "<picture" not in shown_description()
+    assert "&lt;img" not in html

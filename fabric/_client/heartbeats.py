@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from weakref import WeakValueDictionary
 
-from fabric.config import HeartbeatConfig
+from fabric._config.policies import HeartbeatConfig
 from fabric.heartbeat import HeartbeatManager
+from fabric.metrics import loop_metrics_of
 
 __all__ = ["heartbeat_of"]
 
@@ -20,5 +21,6 @@ def heartbeat_of(loop: asyncio.AbstractEventLoop, config: HeartbeatConfig) -> He
     key = id(loop), config
     manager = _heartbeats.get(key)
     if manager is None:
-        manager = _heartbeats[key] = HeartbeatManager(config, loop)
+        late = loop_metrics_of(loop).record_lateness
+        manager = _heartbeats[key] = HeartbeatManager(config, loop, on_late=late)
     return manager

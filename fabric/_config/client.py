@@ -75,11 +75,14 @@ class ClientConfig(HeaderBuilders, Config):
         connection_timeout: seconds for DNS, TCP, proxy, TLS, redirects and the HTTP upgrade together.
         close_timeout: seconds in which the peer has to answer a close, or at least take some bytes; then they start
             again.
-        buffer_size: messages received and not yet read, at most; then the socket is not read.
+        buffer_size: messages received and not yet read; after 64 KB more the socket is not read.
         reconnect, heartbeat, backpressure, compression, rate_limit: see these; None or False switches one off.
         fragment_size: bytes above which a message goes out in several frames; None = never.
         cork: False sends each message at once and alone. True gathers those that follow within 50 µs of one before,
             for as long: fewer system calls for many small messages.
+        busy_poll: seconds after the last byte of a connection for which its event loop keeps looking for more instead
+            of sleeping: the lowest latency, for a processor while it lasts. 0 = off, `math.inf` = always. See
+            "Tune latency" in the guide.
         subprotocols: names to offer, the preferred one first.
         headers: more headers of the request. Those of the handshake itself cannot be set. A function that returns them,
             plain or a coroutine function, is asked at each attempt: for a token that expires, say.
@@ -130,6 +133,7 @@ class ClientConfig(HeaderBuilders, Config):
     rate_limit: Converted[RateLimitConfig | Off, RateLimitConfig] = default(RateLimitConfig())
     fragment_size: int | None = None
     cork: bool = True
+    busy_poll: Seconds = default(0.0)
     subprotocols: Converted[Iterable[str], SubprotocolList] = default(SubprotocolList())
     headers: Converted[HeadersSource, HeaderMap | Callable[[], Any]] = default_factory(HeaderMap)
     ssl: ContextSource = None
@@ -158,6 +162,7 @@ class ClientConfig(HeaderBuilders, Config):
         self._check_part("rate_limit", _NO_RATE_LIMIT)
         self._check_integer("fragment_size", 1, optional=True)
         self._check_flag("cork")
+        self._check_seconds("busy_poll", zero=True, endless=True)
         self._set("subprotocols", SubprotocolList(self._check_several("subprotocols")))
         headers: Any = self.headers
         if not _is_function(headers):
@@ -284,6 +289,7 @@ class ClientConfig(HeaderBuilders, Config):
     with_rate_limit = with_rate_limit_config = Builder[RateLimitConfig | Off]("rate_limit")
     with_fragment_size = Builder[int | None]()
     with_cork = Builder[bool]()
+    with_busy_poll = Builder[Duration]()
     with_headers = Builder[HeadersSource]()
     with_ssl = Builder[ContextSource]()
     with_host = Builder[str | None]()

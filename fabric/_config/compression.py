@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import zstandard
-
 from fabric._config.validation import Builder, Config, explains_unknown_options
 
 __all__ = ["CompressionConfig"]
@@ -74,6 +72,8 @@ def _can_load(dictionary: bytes) -> bool:
     """Whether zstd takes a dictionary; only a trained one, which starts with a number, can be wrong (RFC 8878 §5)."""
     if not dictionary.startswith(b"\x37\xa4\x30\xec"):
         return True
+    import zstandard  # where it is used: few do
+
     try:
         content = zstandard.ZstdCompressionDict(dictionary)
         zstandard.ZstdDecompressor(dict_data=content)

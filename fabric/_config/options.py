@@ -39,6 +39,7 @@ class ClientOptions(TypedDict, total=False):
     rate_limit: RateLimitConfig | Off
     fragment_size: int | None
     cork: bool
+    busy_poll: Duration
     subprotocols: Iterable[str]
     headers: HeadersSource
     ssl: ContextSource
@@ -75,6 +76,7 @@ class ServerOptions(TypedDict, total=False):
     global_rate_limit: RateLimitConfig | Off
     fragment_size: int | None
     cork: bool
+    busy_poll: Duration
     slow_peer: Literal["drop", "close", "wait"]
     max_topics: int
     duplicate_names: Literal["newest", "reject", "both"]

@@ -134,7 +134,8 @@ class BackpressureConfig(Config):
             been received and not yet read.
         backpressure_threshold: part of either limit above which `send` waits.
         recovery_threshold: part below which it goes on; not above `backpressure_threshold`.
-        timeout: seconds `send` waits before BackpressureTimeout; None = as long as it takes.
+        timeout: seconds `send` waits, for room or for the end of another message in parts, before BackpressureTimeout;
+            None = as long as it takes.
     """
 
     enabled: bool = True

@@ -80,7 +80,7 @@ class ServerConfig(Config):
         max_connections_per_ip: likewise, from one address, with 429; 0 = no limit.
         max_message_size: bytes of one message received, reassembled and decompressed; more closes with 1009.
         max_fragments: frames of one message received; more closes with 1008.
-        buffer_size: messages received and not yet read, per connection; then its socket is not read.
+        buffer_size: messages received and not yet read, per connection; after 64 KB more its socket is not read.
         ping_interval: seconds of silence before a ping, or between two; None = no heartbeat.
         ping_mode: "idle" pings only a client that says nothing, "always" each, as in `HeartbeatConfig`.
         ping_timeout: seconds the peer has to send anything after it.
@@ -95,6 +95,9 @@ class ServerConfig(Config):
         fragment_size: bytes above which a message goes out in several frames; None = never.
         cork: False sends each message at once and alone. True gathers those that follow within 50 µs of one before,
             for as long: fewer system calls for many small messages.
+        busy_poll: seconds after the last byte of a connection for which its event loop keeps looking for more instead
+            of sleeping: the lowest latency, for a processor while it lasts. 0 = off, `math.inf` = always. See
+            "Tune latency" in the guide.
         slow_peer: what a broadcast does with a peer whose buffer is full: "drop" the message for this peer,
             "close" the connection, or "wait" for it without delaying others.
         max_topics: topics and patterns that one client may have subscribed to at once; one more raises `TooManyTopics`.
@@ -150,6 +153,7 @@ class ServerConfig(Config):
     global_rate_limit: Converted[RateLimitConfig | Off, RateLimitConfig] = default(RateLimitConfig())
     fragment_size: int | None = None
     cork: bool = True
+    busy_poll: Seconds = default(0.0)
     slow_peer: Literal["drop", "close", "wait"] = "drop"
     max_topics: int = 1000
     duplicate_names: Literal["newest", "reject", "both"] = "newest"
@@ -184,6 +188,7 @@ class ServerConfig(Config):
         self._check_part("global_rate_limit", _NO_RATE_LIMIT)
         self._check_integer("fragment_size", 1, optional=True)
         self._check_flag("cork")
+        self._check_seconds("busy_poll", zero=True, endless=True)
         self._check_choice("slow_peer", ("drop", "close", "wait"))
         self._check_integer("max_topics", 1)
         self._check_choice("duplicate_names", ("newest", "reject", "both"))
@@ -327,6 +332,7 @@ class ServerConfig(Config):
     with_global_rate_limit = Builder[RateLimitConfig | Off]()
     with_fragment_size = Builder[int | None]()
     with_cork = Builder[bool]()
+    with_busy_poll = Builder[Duration]()
     with_slow_peer = Builder[Literal["drop", "close", "wait"]]()
     with_max_topics = Builder[int]()
     with_duplicate_names = Builder[Literal["newest", "reject", "both"]]()

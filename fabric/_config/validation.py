@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import math
 import ssl
 import sys
 from collections.abc import Iterable, Mapping
@@ -177,18 +178,22 @@ class Config:
             self._reject(name, allowed)
         self._set(name, float(value))
 
-    def _check_seconds(self, *names: str, zero: bool = False, optional: bool = False) -> None:
-        """A duration of at most LONGEST, in seconds or as timedelta, above 0, or also 0 if `zero`. Stored as float."""
+    def _check_seconds(self, *names: str, zero: bool = False, optional: bool = False, endless: bool = False) -> None:
+        """A duration of at most LONGEST, in seconds or as timedelta, above 0, or also 0 if `zero`. Stored as float.
+
+        `endless`: or `math.inf`.
+        """
         for name in names:
             value = getattr(self, name)
             if optional and value is None:
                 continue
             allowed = "a duration " + ("from 0 s" if zero else "above 0 s") + " to 10**9 s"
             allowed += ", as a number of seconds or a timedelta" + (", or None" if optional else "")
+            allowed += ", or math.inf" if endless else ""
             seconds = value.total_seconds() if isinstance(value, timedelta) else value
             if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
                 self._reject(name, allowed, TypeError)
-            if not 0 <= seconds <= LONGEST or (seconds == 0 and not zero):
+            if not (0 <= seconds <= LONGEST or (endless and seconds == math.inf)) or (seconds == 0 and not zero):
                 self._reject(name, allowed)
             self._set(name, float(seconds))
 

@@ -20,6 +20,7 @@ from fabric._connection.events import FrameLog, log_event
 from fabric._connection.liveness import LivenessProbe
 from fabric.backpressure import BackpressureController
 from fabric.error import (
+    BackpressureTimeout,
     CompressionError,
     ConnectionClosed,
     Error,
@@ -29,9 +30,11 @@ from fabric.error import (
     Utf8Error,
 )
 from fabric.message import Message, MessageType
+from fabric.metrics import loop_metrics_of
 from fabric_ext import connection, receive_queue
 from fabric_ext.connection import Connection
 from fabric_ext.frames import Fault
+from fabric_ext.poller import PolledSessionProtocol
 from fabric_ext.session import SessionProtocol
 from fabric_ext.session_user import Part
 from fabric_ext.throttle import Throttle
@@ -65,7 +68,12 @@ NORMAL_CLOSURE = frozenset({1000, 1001, 1005})
 
 
 class BaseConnection(Connection):
-    """One end of a WebSocket connection; see `WebSocketClient` and `ConnectedClient`."""
+    """One end of a WebSocket connection; see `WebSocketClient` and `ConnectedClient`.
+
+    Attributes:
+        messages_sent, messages_received: data messages so far, over all sessions.
+        bytes_sent, bytes_received: their payloads, before compression and after decompression.
+    """
 
     __slots__ = (
         "__dict__",
@@ -142,10 +150,11 @@ class BaseConnection(Connection):
     ) -> None:
         """Go on over `transport`, whose opening handshake is done; `rest` is what has been read behind it."""
         config = self._config
-        session = SessionProtocol(
+        loop = asyncio.get_running_loop()
+        session = (PolledSessionProtocol if config.busy_poll else SessionProtocol)(
             self,
             transport,
-            asyncio.get_running_loop(),
+            loop,
             masking=self._masking,
             max_message_size=config.max_message_size,
             max_fragments=config.max_fragments,
@@ -156,6 +165,8 @@ class BaseConnection(Connection):
             throttle=None if gate is None else Throttle(gate, *on_exceed),
             frame_log=FrameLog.of(self._logger, self),
         )
+        if isinstance(session, PolledSessionProtocol):
+            session.poll(loop, loop_metrics_of(loop), config.busy_poll)
         self._close_code = None
         self._begin_session(session)
         self._begin_life(session)
@@ -316,6 +327,7 @@ class BaseConnection(Connection):
         Raises:
             TypeError: an item is neither text nor binary, or they are mixed; the connection is closed with 1011 if
                 some have been sent.
+            BackpressureTimeout: another message in parts was not at its end within `BackpressureConfig.timeout`.
             ConnectionClosed: the connection ended before the last one was sent.
             InvalidState: it is called by the iterable of another message in parts, or by a task made there, while that
                 message is being sent.
@@ -331,6 +343,7 @@ class BaseConnection(Connection):
     @contextlib.contextmanager
     def cork(self) -> Iterator[None]:
         """Gather what is sent inside the `with`, up to 64 KB at a time; what was sent before leaves first."""
+        self._check_here()
         session = self._session_now
         self._cork(1)
         try:
@@ -364,6 +377,7 @@ class BaseConnection(Connection):
             raise TypeError(f"cannot send {type(message).__name__}: str, bytes-like, Message or an iterator of them")
 
     async def _send_when_possible(self, message: Message, compress: bool | None) -> None:
+        self._check_here()
         self._check_sending()
         await self._await_turn()
         self._check_sending()
@@ -393,6 +407,7 @@ class BaseConnection(Connection):
         """What `send_nowait` does when the message could not be written at once."""
         data = data_message(message)
         try:
+            self._check_here()
             self._check_sending()
             if not self.backpressure.try_acquire(len(data)):
                 raise self.backpressure.full_error()
@@ -423,11 +438,10 @@ class BaseConnection(Connection):
 
         Whether the message is compressed, its first part decides.
         """
-        if self._parts_lock is None:
-            self._parts_lock = asyncio.Lock()
+        self._check_here()
         if self._is_within_parts:
             raise InvalidState("a part of a message cannot be a message of its own", state=self.state.name)
-        async with self._parts_lock:
+        async with self._turn_for_parts():
             self._parts_now = object()
             outer = _parts_around.get()
             _parts_around.set((*outer, self._parts_now))
@@ -458,6 +472,27 @@ class BaseConnection(Connection):
                 _parts_around.set(outer)
                 if session is not None and session is self._session_now:
                     self._end_parts()
+
+    @contextlib.asynccontextmanager
+    async def _turn_for_parts(self) -> AsyncIterator[None]:
+        """Inside it, no other message in parts is being sent. The wait for it is one for room, and bounded likewise.
+
+        It may be without an end: what is waited for may be an iterable that itself waits for this sender.
+        """
+        if self._parts_lock is None:
+            self._parts_lock = asyncio.Lock()
+        timeout = self._backpressure_config.timeout
+        try:
+            async with asyncio.timeout(timeout):
+                await self._parts_lock.acquire()
+        except TimeoutError:
+            assert timeout is not None
+            what = "another message in parts is not at its end"
+            raise BackpressureTimeout(timeout, self.backpressure.level, what=what) from None
+        try:
+            yield
+        finally:
+            self._parts_lock.release()
 
     @property
     def _is_within_parts(self) -> bool:
@@ -571,6 +606,7 @@ class BaseConnection(Connection):
         payload = uuid.uuid4().bytes[:8] if data is None else data.encode() if isinstance(data, str) else bytes(data)
         if len(payload) > MAX_PING:
             raise ValueError(f"the data of a ping is {len(payload)} bytes, at most {MAX_PING} are allowed")
+        self._check_here()
         while self._is_open and self._is_blocked:
             await self._writable()
         session = self._session_now
@@ -629,6 +665,7 @@ class BaseConnection(Connection):
             reason: at most 123 bytes of UTF-8.
         """
         check_close(code, reason)
+        self._check_here()
         await self._drain()
         self._begin_closing(code, reason)
         await self._until_closed()
@@ -671,6 +708,7 @@ class BaseConnection(Connection):
 
     async def _until_closed(self) -> None:
         """Wait for the end, and for nothing that a subclass has to do about it."""
+        self._check_here()
         if self._is_closed:
             return
         if self._closed_waiter is None:

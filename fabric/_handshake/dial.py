@@ -20,7 +20,6 @@ import itertools
 import os
 import socket
 import ssl
-import urllib.request
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,15 @@ import aiofastnet
 
 from fabric._handshake.response_reader import ResponseReader
 from fabric._handshake.socks import open_tunnel
-from fabric._handshake.tls import TLS_BUFFERS, TlsLoop, default_context, tls_context, tls_failure
+from fabric._handshake.tls import (
+    TLS_BUFFERS,
+    TlsLoop,
+    default_context,
+    has_own_tls,
+    tls_context,
+    tls_failure,
+    without_buffers,
+)
 from fabric._http.url import PROXY_SCHEMES, WEBSOCKET_SCHEMES, Url
 from fabric.error import ConnectionFailed, HandshakeFailed, Io, NotSupported
 
@@ -244,7 +251,12 @@ async def _attach(
         # The event loops set it only where the socket was made with the protocol number of TCP, and not with 0.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connect: Any
-    if tls:
+    if has_own_tls(loop):
+        if tls:
+            progress.phase = f"TLS handshake with {who}{tls['server_hostname']}"
+        connect = loop.create_unix_connection if is_unix else loop.create_connection
+        await connect(lambda: protocol, sock=sock, **without_buffers(tls))
+    elif tls:
         progress.phase = f"TLS handshake with {who}{tls['server_hostname']}"
         connect = aiofastnet.create_unix_connection if is_unix else aiofastnet.create_connection
         await connect(TlsLoop(loop), lambda: protocol, sock=sock, **tls)
@@ -275,6 +287,8 @@ def proxy_for(address: Url, proxy: str | bool | None) -> Url | None:
         return None
     if proxy is not True:
         return Url.parse(proxy, PROXY_SCHEMES)
+    import urllib.request  # of which nobody else needs anything, and which takes its time
+
     if urllib.request.proxy_bypass(f"{address.host}:{address.port}"):
         return None
     known = urllib.request.getproxies()
@@ -349,8 +363,12 @@ async def _connect_tunnel(
             progress.phase = f"TLS handshake with {tls['server_hostname']} through the proxy {proxy.authority}"
             options = dict(tls)
             context = options.pop("ssl")
-            loop: Any = TlsLoop(asyncio.get_running_loop())
-            transport = await aiofastnet.start_tls(loop, transport, protocol, context, **options)
+            loop: Any = asyncio.get_running_loop()
+            if has_own_tls(loop):
+                transport = await loop.start_tls(transport, protocol, context, **without_buffers(options))
+            else:
+                tls_loop: Any = TlsLoop(loop)
+                transport = await aiofastnet.start_tls(tls_loop, transport, protocol, context, **options)
         else:
             transport.set_protocol(protocol)
         if transport.is_closing():

@@ -10,6 +10,9 @@ none of the Python objects that they expect:
   `post_handshake_auth`, `sslobject_class` and the methods of a subclass are ignored. Whether there are PSK callbacks
   cannot be asked.
 
+Neither serves a loop whose transports are used by several threads, as those of `fabric.sync` are: aiofastnet refuses
+that. There asyncio's own TLS does.
+
 So the direct engine serves the one context that is made here and that nobody else can change; every context that is
 given to us is served by the standard engine.
 """
@@ -20,12 +23,13 @@ import _ssl
 import asyncio
 import functools
 import ssl
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from fabric.error import Tls
 
-__all__ = ["TLS_BUFFERS", "TlsLoop", "default_context", "tls_context", "tls_failure"]
+__all__ = ["TLS_BUFFERS", "TlsLoop", "default_context", "has_own_tls", "tls_context", "tls_failure", "without_buffers"]
 
 # Bytes of either TLS buffer of a connection: one record, which is 16 KB and a bit, and some more. The default
 # of aiofastnet is 263 KB each.
@@ -33,6 +37,16 @@ TLS_BUFFERS = {"ssl_incoming_bio_size": 20 * 1024, "ssl_outgoing_bio_size": 20 *
 
 # OpenSSL's reasons where the peer speaks something else, such as plain HTTP.
 _NOT_TLS = frozenset({"HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "PACKET_LENGTH_TOO_LONG", "WRONG_VERSION_NUMBER"})
+
+
+def has_own_tls(loop: asyncio.AbstractEventLoop) -> bool:
+    """Is TLS on this loop asyncio's own, rather than aiofastnet's?"""
+    return getattr(loop, "changes_threads", False)
+
+
+def without_buffers(options: dict[str, Any]) -> dict[str, Any]:
+    """Options for aiofastnet as those for asyncio's own TLS, which decides on its buffers itself."""
+    return {name: value for name, value in options.items() if name not in TLS_BUFFERS}
 
 
 @functools.cache
@@ -89,13 +103,34 @@ class _StandardEngine:
         return type(self._context)
 
 
+class _Reader(weakref.ref[Any]):
+    """A method that a loop holds as long as it calls it; when it lets go of it, `loop` hears of that."""
+
+    __slots__ = ("args", "fd", "loop", "name", "owner")
+
+    def __new__(cls, method: Any, *_: object) -> Self:
+        return super().__new__(cls, method, _let_go)
+
+    def __init__(self, method: Any, loop: TlsLoop, fd: int, args: tuple[Any, ...]) -> None:
+        self.loop = loop
+        self.fd = fd
+        self.owner, self.name = method.__self__, method.__name__
+        self.args = args
+
+
+def _let_go(reader: _Reader) -> None:
+    reader.loop._let_go(reader)
+
+
 class TlsLoop:
     """Stands for `loop` in what aiofastnet 1.2 does not do well, with it or instead of it."""
 
-    __slots__ = ("_loop",)
+    __slots__ = ("_loop", "_readers")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        # By descriptor, on a loop that may forget them: whose method is called when there is something to read.
+        self._readers: dict[int, _Reader] | None = None if isinstance(loop, asyncio.SelectorEventLoop) else {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
@@ -104,6 +139,32 @@ class TlsLoop:
     def __class__(self) -> Any:
         """aiofastnet asks which kind of loop it is: it does something else with those of Windows."""
         return type(self._loop)
+
+    def add_reader(self, fd: int, callback: Callable[..., object], *args: Any) -> None:
+        """Have `callback`, a method, called when there is something to read, and until it has read all.
+
+        When a connection is reset, uvloop calls it once more and lets go of it (libuv reports no error but "bad file
+        descriptor"). A transport that then reads what came before the reset would never learn of the reset itself. So
+        when the loop lets go of it without having been asked to, it is added again.
+        """
+        self._loop.add_reader(fd, callback, *args)
+        if self._readers is not None:
+            self._readers[fd] = _Reader(callback, self, fd, args)
+
+    def remove_reader(self, fd: int) -> bool:
+        """Have it not called any more."""
+        if self._readers is not None:
+            self._readers.pop(fd, None)
+        return self._loop.remove_reader(fd)
+
+    def _let_go(self, reader: _Reader) -> None:
+        if self._readers is not None and self._readers.get(reader.fd) is reader and not self._loop.is_closed():
+            self._loop.call_soon(self._add_again, reader)  # not in the midst of what it is doing
+
+    def _add_again(self, reader: _Reader) -> None:
+        if self._readers is not None and self._readers.get(reader.fd) is reader:
+            self._loop.remove_reader(reader.fd)
+            self.add_reader(reader.fd, getattr(reader.owner, reader.name), *reader.args)
 
     def call_soon(self, callback: Callable[..., object], *args: Any, **options: Any) -> asyncio.Handle:
         """Schedule `callback`; when a transport is to go on reading, what it has decrypted is delivered.

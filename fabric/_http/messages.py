@@ -71,6 +71,7 @@ class Request:
 
     @property
     def method(self) -> str:
+        """`GET`, say."""
         return self._line[0].decode("ascii")
 
     @property

@@ -103,6 +103,7 @@ class ConnectedClient(BaseConnection):
             TooManyTopics: it has subscribed to `ServerConfig.max_topics` others.
             ConnectionClosed: the connection has ended.
         """
+        self._check_here()
         self._check_sending()
         if self._subscriber is None:
             self._subscriber = Subscriber(self)
@@ -115,6 +116,7 @@ class ConnectedClient(BaseConnection):
 
     def unsubscribe(self, topic: str) -> None:
         """End a subscription; nothing happens where there is none."""
+        self._check_here()
         if self._subscriber is not None:
             self._server.topics._unsubscribe(self._subscriber, topic)
             self._server._fleet.unsubscribed(self, topic)

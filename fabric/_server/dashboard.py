@@ -12,8 +12,12 @@ import base64
 import contextlib
 import functools
 import hashlib
+import itertools
+import os
 import random
 import re
+import resource
+import sys
 import time
 import uuid
 from collections import deque
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fabric._connection.base import BaseConnection
-    from fabric.metrics import MetricsCollector
+    from fabric.metrics import LoopMetrics, MetricsCollector
 
 __all__ = ["Dashboard"]
 
@@ -41,6 +45,10 @@ PINGED = 32  # connections pinged for each sample
 PING_TIMEOUT = 5.0  # seconds
 
 TIMELINE = (50.0, 95.0, 99.0, 99.9)
+RARE = 99.9  # a percentile that is told only of
+ENOUGH = 1000  # so many values
+RECENT = 60  # samples whose latencies together are told as recent
+LISTED = 50  # connections in the list of a sample
 CURVE = (0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99, 100.0)
 # Nanoseconds from 1 µs to 10 s, twelve in each decade.
 BOUNDS = tuple(round(1000 * 10 ** (step / 12)) for step in range(7 * 12 + 1))
@@ -62,6 +70,30 @@ class Interval:
                 added.record_n(slot.highest, more)
         self._before = now
         return added
+
+
+class Process:
+    """What this process takes of the machine: CPU time since it was last asked, and memory."""
+
+    def __init__(self) -> None:
+        self._before = time.monotonic(), time.process_time()
+
+    def take(self) -> dict[str, Any]:
+        """Percent of one core since the last call, and bytes of memory; of the latter the most so far off Linux."""
+        now = time.monotonic(), time.process_time()
+        elapsed, used = now[0] - self._before[0], now[1] - self._before[1]
+        self._before = now
+        return {"cpu_percent": round(100 * used / max(elapsed, 1e-3), 1), "memory": _resident()}
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has now; on other systems than Linux the most that it has had."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class Shown(Protocol):
@@ -87,6 +119,12 @@ class Dashboard:
         self._viewers: set[BaseConnection] = set()
         self._samples: deque[bytes] = deque(maxlen=HISTORY)
         self._interval = Interval()
+        self._lateness = Interval()
+        self._polled = (0, 0)  # nanoseconds polled and hits, at the last sample
+        self._recent: deque[Histogram] = deque(maxlen=RECENT)
+        self._process = Process()
+        self._since: dict[Any, float] = {}  # when each connection was opened
+        self._counted: dict[Any, tuple[int, int]] = {}  # of those in the list: messages in and out, at the last sample
         self._last: tuple[float, dict[str, int]] | None = None
         self._pings: dict[BaseConnection, asyncio.Task[None]] = {}
 
@@ -139,12 +177,19 @@ class Dashboard:
             while True:
                 sample = msgspec.json.encode(self.sample())
                 self._samples.append(_without_distribution(sample))
-                text = sample.decode()
-                for viewer in list(self._viewers):
-                    with contextlib.suppress(Error):  # a page that does not keep up misses a sample
-                        viewer.send_nowait(text)
+                if self._viewers:
+                    listed = msgspec.json.encode(self.listed())
+                    text = b'{"listed":%b,%b' % (listed, sample[1:])
+                    for viewer in list(self._viewers):
+                        with contextlib.suppress(Error):  # a page that does not keep up misses a sample
+                            viewer.send_nowait(text.decode())
+                else:
+                    self._counted.clear()
                 self._ping_some()
+                due = time.monotonic() + INTERVAL
                 await asyncio.sleep(INTERVAL)
+                if self._server.metrics.loop is not None:
+                    self._server.metrics.loop.record_lateness(time.monotonic() - due)
         finally:
             for task in self._pings.values():
                 task.cancel()
@@ -162,7 +207,43 @@ class Dashboard:
     def _pinged(self, client: BaseConnection, _: asyncio.Task[None]) -> None:
         del self._pings[client]
 
+    # -- connections, told by the server
+
+    def opened(self, client: BaseConnection) -> None:
+        """A connection of the application has been opened."""
+        self._since[client] = time.time()
+
+    def ended(self, client: BaseConnection) -> None:
+        """It has ended."""
+        self._since.pop(client, None)
+        self._counted.pop(client, None)
+
     # -- what is told
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Some connections, those with the longest queues first, then the oldest; rates since the last call."""
+        clients: Sequence[Any] = self._server.clients()
+        waiting = sorted((each for each in clients if each._outbox_size), key=lambda each: -each._outbox_size)
+        others = (each for each in clients if not each._outbox_size)
+        chosen = list(itertools.islice(itertools.chain(waiting, others), LISTED))
+        counted, self._counted = self._counted, {}
+        found = []
+        for client in chosen:
+            now = self._counted[client] = client.messages_received, client.messages_sent
+            before = counted.get(client, now)
+            found.append(
+                {
+                    "address": _address(client.remote_addr),
+                    "path": client.request.raw_path[:100],
+                    "since": self._since.get(client, self._started),
+                    "in": now[0] - before[0],
+                    "out": now[1] - before[1],
+                    "queue": client._outbox_size,
+                    "paused": client.is_reading_paused,
+                    "latency_us": None if client.latency is None else client.latency * 1e6,
+                }
+            )
+        return found
 
     def sample(self) -> dict[str, Any]:
         """All that the page shows, as of now; rates since the last call."""
@@ -178,6 +259,10 @@ class Dashboard:
             return float(round(max(totals[name] - before[name], 0) / elapsed, 1))
 
         latest = self._interval.take(metrics.latency)
+        self._recent.append(latest)
+        recent = Histogram(significant_figures=latest.significant_figures)
+        for each in self._recent:
+            recent.add(each)
         return {
             "time": time.time(),
             "connections": len(clients),
@@ -188,24 +273,66 @@ class Dashboard:
             "messages_out": per_second("messages_sent"),
             "bytes_in": per_second("bytes_received"),
             "bytes_out": per_second("bytes_sent"),
-            "latency_us": [v / 1e3 for v in latest.values_at_percentiles(TIMELINE)] if latest.count else None,
+            "latency_us": _percentiles(latest),
+            "recent_us": _percentiles(recent),
+            "recent_count": recent.count,
+            **self._process.take(),
             **_pressure(clients),
+            **self._of_loop(metrics.loop, elapsed),
             "slow_peer_drops": totals["slow_peer_drops"],
             "rate_limit_drops": totals["rate_limit_drops"],
             "errors": totals["send_errors"] + totals["receive_errors"],
             "reconnections": totals["reconnections"],
+            "send_errors": totals["send_errors"],
+            "receive_errors": totals["receive_errors"],
+            "handshake_timeouts": metrics.handshake_timeouts,
+            "closes": metrics.closes,
+            "refusals": metrics.refusals,
             "distribution": _distribution(metrics.latency),
         }
 
+    def _of_loop(self, loop: LoopMetrics | None, elapsed: float) -> dict[str, Any]:
+        """How late timers are, and how the loop polls, since the last sample, `elapsed` seconds ago."""
+        if loop is None:
+            return {"lateness_us": None, "polled": None, "poll_hits": None}
+        (polled, hits), self._polled = self._polled, (loop.polled_ns, loop.hits)
+        late = self._lateness.take(loop.lateness)
+        return {
+            "lateness_us": [v / 1e3 for v in late.values_at_percentiles(TIMELINE)] if late.count else None,
+            "polled": round(min(max(loop.polled_ns - polled, 0) / elapsed / 1e9, 1.0), 4),
+            "poll_hits": round(max(loop.hits - hits, 0) / elapsed, 1),
+        }
+
+
+def _percentiles(histogram: Histogram) -> list[float | None] | None:
+    """Microseconds at the percentiles of TIMELINE; what is rarer than can be told of so few is None."""
+    if not histogram.count:
+        return None
+    values = zip(TIMELINE, histogram.values_at_percentiles(TIMELINE), strict=True)
+    return [None if percentile >= RARE and histogram.count < ENOUGH else value / 1e3 for percentile, value in values]
+
+
+def _address(address: Any) -> str:
+    """An address as text: host and port, or what a UNIX-domain socket has."""
+    if isinstance(address, tuple):
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return str(address or "-")
+
 
 def _pressure(clients: Sequence[BaseConnection]) -> dict[str, Any]:
-    """Backpressure both ways: peers that do not read from us, and peers from which we do not read."""
+    """Backpressure both ways: peers that do not read from us, and peers from which we do not read.
+
+    `oldest_us` is how long the oldest message has waited, from the read that completed it, for its task to take it.
+    """
     waiting = [client for client in clients if client._outbox_size]
+    oldest = min((received for client in clients if (received := client._oldest_ns)), default=None)
     return {
         "waiting_connections": len(waiting),
         "waiting_messages": sum(client._outbox_size for client in waiting),
         "fullest_buffer": round(max((client.backpressure.level for client in waiting), default=0.0), 3),
         "paused_connections": sum(client.is_reading_paused for client in clients),
+        "oldest_us": None if oldest is None else max(round((time.monotonic_ns() - oldest) / 1e3, 1), 0.0),
     }
 
 
@@ -217,7 +344,11 @@ def _distribution(histogram: Histogram) -> dict[str, Any]:
     return {
         "count": histogram.count,
         "bins": {index: count for index, count in enumerate(steps) if count},
-        "curve": [[percentile, value / 1e3] for percentile, value in zip(CURVE, values, strict=False)],
+        "curve": [
+            [percentile, value / 1e3]
+            for percentile, value in zip(CURVE, values, strict=False)
+            if percentile == 100 or histogram.count >= round(100 / (100 - percentile))
+        ],
     }
 
 

@@ -57,6 +57,14 @@ class Listener:
         duplicates = [sock for each in self._accepting if isinstance(each, Acceptor) for sock in each.accepting]
         return [sock.fileno() for sock in (*self.sockets, *duplicates)]
 
+    @property
+    def turns_away(self) -> bool:
+        """Is it the event loop that accepts, and turns clients away in silence where there is no descriptor for them?
+
+        So does uvloop (libuv). An Acceptor lets them wait, and says so.
+        """
+        return not all(isinstance(each, Acceptor) for each in self._accepting)
+
     def close(self) -> None:
         """Accept no more."""
         if self._inode is not None:

@@ -362,14 +362,16 @@ class EmbeddedNatsBroker(NatsBroker):
         if process is None:
             return
         os.environ.pop(EMBEDDED, None)
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), READY)
-        except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+                process.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), READY)
+        finally:  # also where this is cancelled
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+        await process.wait()
 
 
 def port_in(folder: Path) -> int | None:

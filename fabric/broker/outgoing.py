@@ -32,6 +32,7 @@ class Outgoing:
     def open(self, write: Callable[[bytes], object], unwritten: Callable[[], int]) -> None:
         """There is a connection, written to by `write`, which holds `unwritten()` bytes: what waits leaves now."""
         self._write, self._unwritten = write, unwritten
+        self._is_scheduled = False  # the loop on which it was may be closed
         self.flush()
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from fabric.cli.units import parse_duration, parse_rate, parse_size
+from fabric.cli.units import parse_duration, parse_duration_or_inf, parse_rate, parse_size
 from fabric.config import ClientConfig
 from fabric.error import Error
 from fabric.headers import HeaderMap
@@ -19,6 +19,7 @@ from fabric.headers import HeaderMap
 __all__ = [
     "Formatter",
     "UsageError",
+    "add_busy_poll_option",
     "add_connection_options",
     "add_loop_option",
     "client_config",
@@ -72,6 +73,7 @@ def _parse_header(text: str) -> tuple[str, str]:
 
 count = _type(_parse_count, "count")
 duration = _type(parse_duration, "duration")
+_duration_or_inf = _type(parse_duration_or_inf, "duration")
 rate = _type(parse_rate, "rate")
 size = _type(parse_size, "size")
 _header = _type(_parse_header, "header")
@@ -84,6 +86,17 @@ def add_loop_option(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "uvloop", "asyncio"),
         default="auto",
         help="event loop; auto = uvloop where it is installed (default: %(default)s)",
+    )
+
+
+def add_busy_poll_option(parser: Any) -> None:
+    """Add `--busy-poll`, the `busy_poll` of a config."""
+    parser.add_argument(
+        "--busy-poll",
+        type=_duration_or_inf,
+        default=0.0,
+        metavar="SECONDS",
+        help="look for the next message for so long instead of sleeping, at the cost of a processor; inf = always",
     )
 
 

@@ -23,6 +23,7 @@ from fabric.cli import chart
 from fabric.cli.arguments import (
     Formatter,
     UsageError,
+    add_busy_poll_option,
     add_connection_options,
     add_loop_option,
     client_config,
@@ -85,6 +86,7 @@ def configure(commands: Any) -> None:
         "--warmup", type=duration, default=0.5, metavar="SECONDS", help="before, not counted (default: 0.5)"
     )
     load.add_argument("--rounds", type=count, metavar="N", help=f"turns of each of two URLs (default: {ROUNDS})")
+    add_busy_poll_option(load)
     report = parser.add_argument_group("report")
     report.add_argument("--json", action="store_true", help="the result as one JSON object")
     report.add_argument(
@@ -127,7 +129,7 @@ class Spread:
 async def run(arguments: argparse.Namespace, screen: Screen) -> int:
     """Measure and report; 0."""
     plan = _plan(arguments)
-    limits = {"max_message_size": max(plan.size, 1 << 20), "heartbeat": None}
+    limits = {"max_message_size": max(plan.size, 1 << 20), "heartbeat": None, "busy_poll": arguments.busy_poll}
     urls = [arguments.url, *([arguments.other] if arguments.other else [])]
     configs = [client_config(url, arguments, auto_reconnect=False, **limits) for url in urls]
     files = _hgrm_files(arguments.hgrm, len(urls))
@@ -248,6 +250,8 @@ def _report(
         rows = [("latency", total.latency)]
         if total.service is not None:
             rows = [("latency since due", total.latency), ("latency since sent", total.service)]
+        if total.waited is not None:
+            rows.append(("from read to task", total.waited))
         for line in chart.table(rows):
             screen.say(line)
         if len(names) == 1:
@@ -296,6 +300,7 @@ def _as_json(
                 "messages_per_second": total.rate,
                 "unanswered": total.unanswered,
                 "latency_us": asdict(LatencyPercentiles.of(total.latency)),
+                "read_to_task_us": total.waited and asdict(LatencyPercentiles.of(total.waited)),
                 "latency_since_sent_us": total.service and asdict(LatencyPercentiles.of(total.service)),
                 "histogram_ns": total.latency.encode_base64(),
             }

@@ -17,7 +17,7 @@ from typing import Any
 
 from fabric._version import VERSION
 from fabric.cli import chart
-from fabric.cli.arguments import Formatter, add_loop_option, count, duration
+from fabric.cli.arguments import Formatter, add_busy_poll_option, add_loop_option, count, duration
 from fabric.cli.bench import live
 from fabric.cli.load import Load, Measurement, Meter, Plan
 from fabric.cli.screen import Screen
@@ -65,6 +65,7 @@ def configure(commands: Any) -> None:
         help="of each measured run (default: 5)",
     )
     parser.add_argument("-c", "--clients", type=count, default=100, metavar="N", help="in the broadcast (default: 100)")
+    add_busy_poll_option(parser)
     add_loop_option(parser)
     parser.set_defaults(run=run)
 
@@ -81,7 +82,7 @@ async def run(arguments: argparse.Namespace, screen: Screen) -> int:
     title = screen.style(f"fabric {VERSION}", "bold")
     screen.say(f"{title} · {python} · {loop} · {sys.platform} {platform.machine()}")
     screen.say()
-    async with WebSocketServer.bind("127.0.0.1:0", _echo) as server:
+    async with WebSocketServer.bind("127.0.0.1:0", _echo, busy_poll=arguments.busy_poll) as server:
         url = f"ws://127.0.0.1:{server.port}/"
         _step(screen, "server", f"listening on {url}")
         async with WebSocketClient.connect(url, auto_reconnect=False) as client:
@@ -89,7 +90,9 @@ async def run(arguments: argparse.Namespace, screen: Screen) -> int:
             await _show_binary(screen, client)
             await _show_json(screen, client)
         await _show_broadcast(screen, server, url, arguments.clients)
-        config = ClientConfig(url, auto_reconnect=False, heartbeat=None, compression=None)
+        config = ClientConfig(
+            url, auto_reconnect=False, heartbeat=None, compression=None, busy_poll=arguments.busy_poll
+        )
         alone = await _measure(screen, config, Plan(depth=1, size=SIZE), "latency", arguments.duration)
         piped = await _measure(screen, config, Plan(depth=DEPTH, size=SIZE), "throughput", arguments.duration)
     _report(screen, alone, piped)

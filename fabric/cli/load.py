@@ -30,7 +30,7 @@ DRAIN = 10.0  # seconds for the answers to what is in flight at the end
 SPIN = 0.002  # seconds before a message is due from which timers, good to a millisecond, no longer serve
 BURST = 64  # messages sent late one after the other before answers get their turn
 
-now = time.perf_counter_ns
+now = time.monotonic_ns  # as `Message.received_ns`
 
 
 class NotAnEcho(Error):
@@ -73,11 +73,13 @@ class Meter:
     Attributes:
         latency: nanoseconds from when a message was due, all of this measurement but the current interval.
         interval: likewise, since the last `turn`.
+        waited: nanoseconds for which an answer that had been read waited for its task, a part of `latency`.
         service: open loop only: nanoseconds from when a message was really sent.
     """
 
     latency: Histogram = field(default_factory=Histogram)
     interval: Histogram = field(default_factory=Histogram)
+    waited: Histogram = field(default_factory=Histogram)
     service: Histogram | None = None
 
     def turn(self) -> Histogram:
@@ -97,6 +99,7 @@ class Measurement:
     unanswered: int
     latency: Histogram
     service: Histogram | None = None
+    waited: Histogram | None = None
 
     @property
     def rate(self) -> float:
@@ -106,9 +109,11 @@ class Measurement:
     @classmethod
     def total(cls, parts: list[Measurement]) -> Measurement:
         """All parts together."""
-        latency, service = Histogram(), None
+        latency, waited, service = Histogram(), Histogram(), None
         for part in parts:
             latency.add(part.latency)
+            if part.waited is not None:
+                waited.add(part.waited)
             if part.service is not None:
                 service = service or Histogram()
                 service.add(part.service)
@@ -118,6 +123,7 @@ class Measurement:
             sum(part.unanswered for part in parts),
             latency,
             service,
+            waited,
         )
 
 
@@ -210,7 +216,7 @@ class Load:
         elapsed = (now() - begun) * 1e-9
         meter.turn()
         answered = meter.latency.count - unanswered
-        return Measurement(answered, elapsed, unanswered, meter.latency, meter.service)
+        return Measurement(answered, elapsed, unanswered, meter.latency, meter.service, meter.waited)
 
     # -- closed loop
 
@@ -223,7 +229,8 @@ class Load:
         return 0
 
     async def _keep_in_flight(self, client: WebSocketClient, end: int, meter: Meter) -> None:
-        message, size, record = self._message, len(self._message), meter.interval.record
+        message, size = self._message, len(self._message)
+        record, record_wait = meter.interval.record, meter.waited.record
         sent: deque[int] = deque()
         for _ in range(self.plan.depth):
             sent.append(now())
@@ -231,6 +238,7 @@ class Load:
         async for answer in client:
             at = now()
             record(at - sent.popleft())
+            record_wait(at - answer.received_ns)
             if len(answer) != size:
                 raise NotAnEcho(f"{self.config.address} answered {size} bytes with {len(answer)}")
             if at < end:
@@ -289,9 +297,10 @@ class Load:
 
     async def _take_answers(self, client: WebSocketClient, flight: deque[tuple[int, int]], meter: Meter) -> None:
         assert meter.service is not None
-        from_due, from_sent = meter.interval.record, meter.service.record
-        async for _ in client:
+        from_due, from_sent, record_wait = meter.interval.record, meter.service.record, meter.waited.record
+        async for answer in client:
             at = now()
+            record_wait(at - answer.received_ns)
             if flight:
                 due, sent = flight.popleft()
                 from_due(at - due)

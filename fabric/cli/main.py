@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from fabric._version import VERSION
-from fabric.cli import bench, connect, demo, run, serve
+from fabric.cli import asgi, bench, connect, demo, doctor, run, serve
 from fabric.cli.arguments import Formatter, UsageError
 from fabric.cli.screen import Screen, printable
 from fabric.error import Error, HandshakeFailed
@@ -23,7 +23,8 @@ __all__ = ["main"]
 
 SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
 
-COMMANDS = (demo, connect, serve, bench, run)
+COMMANDS = (demo, connect, serve, bench, run, asgi, doctor)
+PROGRAMS = {"run": run.run, "asgi": asgi.run}  # each sees to its event loop and its exit code itself
 
 DESCRIPTION = "WebSockets from the command line."
 EPILOG = """\
@@ -68,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv`, by default that of the process; return its exit code."""
     arguments = build_parser().parse_args(argv)
     screen = Screen(quiet=getattr(arguments, "quiet", False))
-    if arguments.command == "run":  # a program of its own, which sees to its event loop and its exit code
+    if arguments.command in PROGRAMS:
         try:
-            return run.run(arguments)
+            return PROGRAMS[arguments.command](arguments)
         except UsageError as error:
             return _misused(arguments, error, screen)
     try:

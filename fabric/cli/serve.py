@@ -17,7 +17,16 @@ from typing import Any
 
 from fabric._http.messages import Request, Response
 from fabric._version import VERSION
-from fabric.cli.arguments import Formatter, UsageError, add_loop_option, count, duration, server_context, size
+from fabric.cli.arguments import (
+    Formatter,
+    UsageError,
+    add_busy_poll_option,
+    add_loop_option,
+    count,
+    duration,
+    server_context,
+    size,
+)
 from fabric.cli.screen import Screen
 from fabric.cli.units import format_bytes, format_count, format_rate
 from fabric.config import DEFAULT_MAX_MESSAGE_SIZE, ServerConfig
@@ -87,6 +96,7 @@ def configure(commands: Any) -> None:
         default=[],
         help="spoken; may be repeated",
     )
+    add_busy_poll_option(limits)
     limits.add_argument("--tls-cert", metavar="FILE", help="certificate chain (PEM); serves wss://")
     limits.add_argument("--tls-key", metavar="FILE", help="its private key, if not in the same file")
     report = parser.add_argument_group("report")
@@ -152,6 +162,7 @@ def _config(arguments: argparse.Namespace) -> ServerConfig:
             max_connections=arguments.max_connections,
             max_message_size=arguments.max_size,
             subprotocols=arguments.subprotocols,
+            busy_poll=arguments.busy_poll,
             ssl=server_context(arguments.tls_cert, arguments.tls_key),
         )
     except (TypeError, ValueError, Error) as error:

@@ -13,6 +13,7 @@ __all__ = [
     "format_duration",
     "format_rate",
     "parse_duration",
+    "parse_duration_or_inf",
     "parse_rate",
     "parse_size",
 ]
@@ -49,6 +50,14 @@ def parse_duration(text: str) -> float:
     if seconds <= 0:
         raise ValueError(f"{text!r}: expected more than 0")
     return seconds
+
+
+def parse_duration_or_inf(text: str) -> float:
+    """Seconds as in `parse_duration`, or "0", or "inf" for no end."""
+    word = text.strip().lower()
+    if word in ("0", "inf"):
+        return float(word)
+    return parse_duration(text)
 
 
 def parse_size(text: str) -> int:

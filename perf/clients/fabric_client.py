@@ -8,7 +8,7 @@ options = gauge.arguments()
 
 
 async def main() -> None:
-    async with WebSocketClient.connect(options.url, ssl=options.context) as client:
+    async with WebSocketClient.connect(options.url, ssl=options.context, busy_poll=options.busy_poll) as client:
         await gauge.measure(options, client.send, client.recv, lambda message: message.as_bytes())
 
 

@@ -17,8 +17,11 @@ from typing import Any
 
 import uvloop
 
+CURVE = (0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99)
+
 Send = Callable[[bytes], Awaitable[Any]]
 Receive = Callable[[], Awaitable[Any]]
+Unwrap = Callable[[Any], bytes]
 
 
 def arguments() -> argparse.Namespace:
@@ -32,6 +35,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tls", metavar="CERTIFICATE", help="connect to a wss server that has this certificate")
     parser.add_argument(
         "--deflate", action="store_true", help="ask for permessage-deflate where that is not the default"
+    )
+    parser.add_argument(
+        "--busy-poll", type=float, default=0.0, metavar="SECONDS", help="look for messages for so long before sleeping"
     )
     found = parser.parse_args()
     found.context = ssl.create_default_context(cafile=found.tls) if found.tls else None
@@ -64,13 +70,38 @@ async def ping_pong(send: Send, receive: Receive, payloads: Iterator[bytes], cou
     return last
 
 
-async def measure(options: argparse.Namespace, send: Send, receive: Receive, unwrap: Callable[[Any], bytes]) -> None:
+def pipelined_blocking(
+    send: Callable[[bytes], Any], receive: Callable[[], Any], payloads: Iterator[bytes], depth: int, count: int
+) -> Any:
+    """As `pipelined`, for calls that block."""
+    for payload in itertools.islice(payloads, depth):
+        send(payload)
+    for payload in itertools.islice(payloads, count - depth):
+        receive()
+        send(payload)
+    last = None
+    for _ in range(depth):
+        last = receive()
+    return last
+
+
+def ping_pong_blocking(
+    send: Callable[[bytes], Any], receive: Callable[[], Any], payloads: Iterator[bytes], count: int, times: list[int]
+) -> Any:
+    """As `ping_pong`, for calls that block."""
+    clock = time.perf_counter_ns
+    last = None
+    for payload in itertools.islice(payloads, count):
+        start = clock()
+        send(payload)
+        last = receive()
+        times.append(clock() - start)
+    return last
+
+
+async def measure(options: argparse.Namespace, send: Send, receive: Receive, unwrap: Unwrap) -> None:
     """Runs the workload through `send` and `receive` and prints one JSON object."""
-    ring = (
-        options.messages.read_bytes().splitlines()
-        if options.messages
-        else [bytes(i % 251 for i in range(options.size))]
-    )
+    ring = ring_of(options)
     times: list[int] = []
 
     async def run(count: int) -> float:
@@ -80,8 +111,7 @@ async def measure(options: argparse.Namespace, send: Send, receive: Receive, unw
             last = await ping_pong(send, receive, payloads, count, times)
         else:
             last = await pipelined(send, receive, payloads, options.depth, count)
-        if unwrap(last) != ring[(count - 1) % len(ring)]:
-            raise SystemExit("the echo differs from what was sent")
+        check(ring, count, unwrap(last))
         return time.perf_counter() - start
 
     trial = max(1000, 8 * options.depth)
@@ -90,8 +120,55 @@ async def measure(options: argparse.Namespace, send: Send, receive: Receive, unw
     times.clear()
     cpu = time.process_time_ns()
     seconds = await run(count)
-    cpu = time.process_time_ns() - cpu
+    report(count, seconds, time.process_time_ns() - cpu, times)
+
+
+def measure_blocking(
+    options: argparse.Namespace, send: Callable[[bytes], Any], receive: Callable[[], Any], unwrap: Unwrap
+) -> None:
+    """As `measure`, for a client whose calls block."""
+    ring = ring_of(options)
+    times: list[int] = []
+
+    def run(count: int) -> float:
+        payloads = itertools.cycle(ring)
+        start = time.perf_counter()
+        if options.depth == 1:
+            last = ping_pong_blocking(send, receive, payloads, count, times)
+        else:
+            last = pipelined_blocking(send, receive, payloads, options.depth, count)
+        check(ring, count, unwrap(last))
+        return time.perf_counter() - start
+
+    trial = max(1000, 8 * options.depth)
+    run(trial)
+    count = max(trial, int(options.seconds * trial / run(trial)))
+    times.clear()
+    cpu = time.process_time_ns()
+    seconds = run(count)
+    report(count, seconds, time.process_time_ns() - cpu, times)
+
+
+def ring_of(options: argparse.Namespace) -> list[bytes]:
+    """The payloads that are sent, over and over."""
+    if options.messages:
+        lines: list[bytes] = options.messages.read_bytes().splitlines()
+        return lines
+    return [bytes(i % 251 for i in range(options.size))]
+
+
+def check(ring: list[bytes], count: int, last: bytes) -> None:
+    if last != ring[(count - 1) % len(ring)]:
+        raise SystemExit("the echo differs from what was sent")
+
+
+def report(count: int, seconds: float, cpu: int, times: list[int]) -> None:
+    """Prints what was measured; `times` are round trips, if any were."""
     times.sort()
+
+    def at(percentile: float) -> int:
+        return times[min(len(times) - 1, int(len(times) * percentile / 100))]
+
     result: dict[str, Any] = {
         "messages": count,
         "seconds": seconds,
@@ -99,10 +176,8 @@ async def measure(options: argparse.Namespace, send: Send, receive: Receive, unw
         "client_cpu_ns": cpu / count,
     }
     if times:
-        result["latency"] = {
-            f"p{name}": times[min(len(times) - 1, int(len(times) * q))]
-            for name, q in (("50", 0.5), ("95", 0.95), ("99", 0.99), ("999", 0.999))
-        }
+        result["latency"] = {name: at(p) for name, p in (("p50", 50), ("p95", 95), ("p99", 99), ("p999", 99.9))}
+        result["percentiles"] = [[p, at(p)] for p in CURVE]
     print(json.dumps(result))
 
 

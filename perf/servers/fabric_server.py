@@ -43,6 +43,7 @@ smallest = CompressionConfig(level=6, server_max_window_bits=15, client_max_wind
 config = ServerConfig(
     "127.0.0.1:0",
     ssl=rig.tls_context(arguments),
+    busy_poll=arguments.busy_poll,
     compression=smallest if arguments.smallest else CompressionConfig(),
 )
 if arguments.callbacks:

@@ -20,6 +20,9 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--broadcast", action="store_true", help="send every message to everybody instead of echoing it"
     )
+    parser.add_argument(
+        "--busy-poll", type=float, default=0.0, metavar="SECONDS", help="look for messages for so long before sleeping"
+    )
     parser.add_argument("--callbacks", action="store_true", help="plain callbacks instead of an async handler")
     parser.add_argument(
         "--deflate", action="store_true", help="switch permessage-deflate on where it is off by default"

@@ -139,6 +139,7 @@ async def test_what_is_cut_off_is_told(
 # -- the peer's end is noticed
 
 
+@pytest.mark.usefixtures("no_look_ahead")
 @pytest.mark.parametrize("how", ["fin", "close frame", "reset"])
 async def test_a_client_that_leaves_while_nobody_reads_is_noticed(stack: contextlib.AsyncExitStack, how: str) -> None:
     taken: list[str] = []
@@ -172,6 +173,7 @@ async def test_a_client_that_leaves_while_nobody_reads_is_noticed(stack: context
         assert taken == [str(number) for number in range(len(taken))]
 
 
+@pytest.mark.usefixtures("no_look_ahead")
 async def test_a_server_that_leaves_while_nobody_reads_is_noticed(stack: contextlib.AsyncExitStack) -> None:
     async def handle(client: Any) -> None:
         for number in range(1000):

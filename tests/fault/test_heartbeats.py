@@ -191,6 +191,7 @@ async def test_a_peer_that_hangs_is_found_after_its_time(busy: float) -> None:
             assert client.heartbeat.pings_sent == (1 + round(busy / BEAT.ping_timeout) if told else 1)
 
 
+@pytest.mark.usefixtures("no_look_ahead")
 async def test_a_paused_reader_is_not_taken_for_dead(stack: contextlib.AsyncExitStack) -> None:
     """The client's queue is full: it neither hears pongs nor answers pings, for many times the timeout."""
     held = Held()

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import inspect
 import logging
 import signal
 import socket
@@ -20,7 +21,7 @@ import pytest
 
 from fabric.client import WebSocketClient
 from fabric.config import BackpressureConfig, ClientConfig, PoolConfig, ReconnectConfig
-from fabric.error import BufferFull, ConnectionClosed, Error, InvalidState, ReconnectTimeout
+from fabric.error import BackpressureTimeout, BufferFull, ConnectionClosed, Error, InvalidState, ReconnectTimeout
 from fabric.pool import ConnectionPool
 from fabric.server import WebSocketServer
 from support.frames import CLOSE, TEXT, encode
@@ -229,6 +230,114 @@ async def test_sending_from_another_thread(
             held.release()
 
 
+async def collected(iterator: AsyncIterator[Any]) -> list[Any]:
+    return [each async for each in iterator]
+
+
+def corked(end: Any) -> None:
+    with end.cork():
+        pass
+
+
+async def gaps() -> AsyncIterator[str]:
+    for part in "abc":
+        await asyncio.sleep(0)
+        yield part
+
+
+BY_ITSELF: dict[str, Callable[[Any, Any], Any]] = {
+    "send": lambda end, _: end.send("x"),
+    "send_nowait": lambda end, _: end.send_nowait("x"),
+    "send_text": lambda end, _: end.send_text("x"),
+    "send_json": lambda end, _: end.send_json(1),
+    "send_parts": lambda end, _: end.send_parts(["a", "b"]),
+    "parts that come one by one": lambda end, _: end.send(gaps()),
+    "send_many": lambda end, _: end.send_many(["a", "b"]),
+    "cork": lambda end, _: corked(end),
+    "flush": lambda end, _: end.flush(),
+    "ping": lambda end, _: end.ping(),
+    "close": lambda end, _: end.close(),
+    "wait_closed": lambda end, _: end.wait_closed(),
+    "broadcast": lambda _, server: server.broadcast("x"),
+    "publish": lambda _, server: server.publish("topic", "x"),
+    "topic": lambda _, server: server.topic("topic"),
+    "stop_accepting": lambda _, server: server.stop_accepting(),
+    "shutdown": lambda _, server: server.shutdown(),
+}
+BY_A_CLIENT: dict[str, Callable[[Any, Any], Any]] = {
+    "reconnect": lambda end, _: end.reconnect(),
+    "wait_connected": lambda end, _: end.wait_connected(),
+    "clear_queue": lambda end, _: end.clear_queue(),
+}
+BY_A_SERVER: dict[str, Callable[[Any, Any], Any]] = {
+    "subscribe": lambda end, _: end.subscribe("topic"),
+    "unsubscribe": lambda end, _: end.unsubscribe("topic"),
+}
+ACTS = [
+    *((side, act) for side in ("client", "server") for act in BY_ITSELF.items()),
+    *(("client", act) for act in BY_A_CLIENT.items()),
+    *(("server", act) for act in BY_A_SERVER.items()),
+]
+
+
+@pytest.mark.parametrize(("side", "act"), ACTS, ids=[f"{side} {name}" for side, (name, _) in ACTS])
+@pytest.mark.parametrize("looping", [False, True], ids=["without a loop", "in a loop of its own"])
+async def test_what_acts_at_once_is_refused_in_another_thread(
+    stack: contextlib.AsyncExitStack, side: str, act: tuple[str, Callable[[Any, Any], Any]], *, looping: bool
+) -> None:
+    async with connected(stack) as (client, server_end):
+        end, other = (client, server_end) if side == "client" else (server_end, client)
+
+        async def do() -> Any:
+            result = act[1](end, server_end.server)
+            return await result if inspect.isawaitable(result) else result
+
+        def elsewhere() -> None:
+            with pytest.raises((InvalidState, ConnectionClosed), match="another") as refused:
+                if looping:
+                    asyncio.run(do())
+                    return
+                running = do()
+                try:
+                    running.send(None)
+                finally:
+                    running.close()
+            assert isinstance(refused.value, InvalidState)
+
+        async with asyncio.timeout(20):
+            await asyncio.to_thread(elsewhere)
+        await end.send("here")
+        assert (await other.recv()).as_text() == "here"
+        assert server_end.server.is_running
+
+
+async def test_in_an_outage_too_nothing_acts_in_another_thread(stack: contextlib.AsyncExitStack) -> None:
+    server = await serve(stack, echo)
+    again = ReconnectConfig(initial_delay=1000, max_delay=1000)
+    url = f"ws://127.0.0.1:{server.port}/"
+    async with WebSocketClient.connect(url, compression=None, heartbeat=None, reconnect=again) as client:
+        server.clients()[0]._abort()
+        await until(lambda: not client.is_connected)
+
+        def elsewhere() -> None:
+            for act in (client.send_nowait, lambda text: asyncio.run(awaiting(client.send(text)))):
+                with pytest.raises(InvalidState, match="another thread"):
+                    act("x")
+
+        async def awaiting(sending: Any) -> None:
+            await sending
+
+        await asyncio.to_thread(elsewhere)
+        assert client.clear_queue() == ()
+
+
+async def test_a_listener_may_be_collected_by_another_thread(stack: contextlib.AsyncExitStack) -> None:
+    server = await serve(stack, Held())
+    kept = [server.topic("topic")]
+    await asyncio.to_thread(kept.clear)
+    await until(lambda: not len(server.topics))
+
+
 # -- a fault of the peer behind a good message
 
 
@@ -376,6 +485,39 @@ async def test_parts_that_send_more_than_can_wait_are_told(stack: contextlib.Asy
             assert [(await receiver.recv()).as_text() for _ in range(11)] == ["abc", *accepted]
 
 
+@SIDES
+@pytest.mark.parametrize("what", ["parts", "more than has room"])
+async def test_parts_that_wait_for_a_task_made_before_end_after_the_timeout(
+    stack: contextlib.AsyncExitStack, side: str, what: str
+) -> None:
+    """That the iterable waits for that task cannot be known; that it does so in vain ends with an error."""
+    limits = BackpressureConfig(max_buffer_size=10, timeout=0.05)
+    async with connected(stack, backpressure=limits) as (client, server_end):
+        sender, receiver = (client, server_end) if side == "client" else (server_end, client)
+        asked = asyncio.Event()
+
+        async def work() -> None:
+            await asked.wait()
+            if what == "parts":
+                await sender.send_parts(["inner"])
+            else:
+                for number in range(11):
+                    await sender.send(str(number))
+
+        worker = asyncio.create_task(work())
+
+        async def parts() -> AsyncIterator[str]:
+            yield "a"
+            yield "b"
+            asked.set()
+            with pytest.raises(BackpressureTimeout, match="parts" if what == "parts" else "full"):
+                await worker
+            yield "c"
+
+        await sender.send_parts(parts())
+        assert (await receiver.recv()).as_text() == "abc"
+
+
 async def test_a_task_made_in_parts_may_send_parts_later(stack: contextlib.AsyncExitStack) -> None:
     async with connected(stack) as (client, server_end):
         made: list[asyncio.Task[None]] = []
@@ -414,6 +556,7 @@ def at_the_limit(room: int, function: Callable[[], Any]) -> Any:
         sys.setrecursionlimit(before)
 
 
+@pytest.mark.usefixtures("no_look_ahead")
 @SIDES
 async def test_no_message_is_lost_where_resuming_raises(stack: contextlib.AsyncExitStack, side: str) -> None:
     async with connected(stack, buffer_size=10) as (client, server_end):
@@ -452,6 +595,7 @@ async def send_numbers(end: Any, count: int) -> None:
         await end.send(str(number))
 
 
+@pytest.mark.usefixtures("no_look_ahead")
 @SIDES
 @SECURE
 async def test_what_was_read_before_a_pause_is_delivered_after_it(

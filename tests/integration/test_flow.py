@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import ssl
 import tracemalloc
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import trustme
 
-from fabric.config import BackpressureConfig
+from fabric.config import BackpressureConfig, CompressionConfig
 from fabric.error import ConnectionClosed
 from fabric.server import ConnectedClient
 from fabric_ext.session_user import Part
@@ -50,6 +51,7 @@ async def push(peer: RawPeer, data: bytes, total: int, patience: float = 0.2) ->
 # --- the receive queue -------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("no_look_ahead")
 @pytest.mark.parametrize("size", [0, 100, 20_000])
 async def test_a_full_queue_stops_reading_and_loses_nothing(stack: Stack, size: int) -> None:
     held = Held()
@@ -104,6 +106,35 @@ async def test_memory_while_the_handler_sleeps(stack: Stack, payload: bytes) -> 
         peer.reset()
 
 
+@pytest.mark.parametrize("end", ["stays", "leaves"])
+async def test_memory_while_the_handler_sleeps_and_a_peer_sends_what_inflates(stack: Stack, end: str) -> None:
+    """Of one read no more is inflated than the queue takes; of a peer that has left, no more than 16 MB beyond that."""
+    held = Held()
+    limits = BackpressureConfig(max_buffer_bytes=1_000_000)
+    packing = CompressionConfig()
+    server = await serve(stack, held, compression=packing, max_message_size=8_000_000, backpressure=limits)
+    async with await RawPeer.open(server.port, "Sec-WebSocket-Extensions: permessage-deflate") as peer:
+        client = await held.next()
+        packer = zlib.compressobj(9, zlib.DEFLATED, -12)
+        bomb = (packer.compress(bytes(7_000_000)) + packer.flush(zlib.Z_SYNC_FLUSH)).removesuffix(b"\0\0\xff\xff")
+        assert len(bomb) < 8_000
+        frames = encode(BINARY, bomb, rsv=4) * 10
+        with memory(40_000_000 if end == "leaves" else 24_000_000):
+            peer.send(frames)
+            await peer.writer.drain()
+            await until(lambda: client.is_reading_paused)
+            await turns()
+            assert client.queued == 2
+            if end == "leaves":
+                peer.writer.write_eof()
+                await until(lambda: client.close_code or not client._is_open)
+        peer.reset()
+    if end == "leaves":
+        await client.wait_closed()
+        assert client.close_code == 1008
+    held.release()
+
+
 async def test_the_read_buffer_does_not_follow_the_peer(stack: Stack) -> None:
     """picows doubles its buffer whenever a read fills it."""
 
@@ -117,6 +148,7 @@ async def test_the_read_buffer_does_not_follow_the_peer(stack: Stack) -> None:
             await push(peer, encode(BINARY, b"x" * 1000) * 60, 50_000_000, patience=10)
 
 
+@pytest.mark.usefixtures("no_look_ahead")
 async def test_pausing_and_resuming_again_and_again(stack: Stack) -> None:
     held = Held()
     server = await serve(stack, held, buffer_size=2)
@@ -131,6 +163,7 @@ async def test_pausing_and_resuming_again_and_again(stack: Stack) -> None:
             assert message.as_text() == str(number)
 
 
+@pytest.mark.usefixtures("no_look_ahead")
 async def test_a_peer_that_leaves_while_reading_is_paused(stack: Stack) -> None:
     """Its end is noticed once what came before has been taken."""
     held = Held()
@@ -150,6 +183,7 @@ async def test_a_peer_that_leaves_while_reading_is_paused(stack: Stack) -> None:
         assert (client.close_code, client.close_reason) == (1000, "done")
 
 
+@pytest.mark.usefixtures("no_look_ahead")
 async def test_closing_while_reading_is_paused(stack: Stack) -> None:
     """The answer stands behind what was not read: reading goes on for it."""
     held = Held()

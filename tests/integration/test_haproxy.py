@@ -1,4 +1,4 @@
-"""The HAProxy configuration of the user guide, run as it stands there, with other ports."""
+"""The HAProxy configuration of the examples, run as it stands there, with other ports."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ from typing import Any
 import pytest
 
 from fabric import ClientConfig, ConnectedClient, HandshakeFailed, ServerConfig, WebSocketClient, WebSocketServer
-from support.pages import ROOT, blocks
+from support.pages import ROOT
 from support.serving import until
 from support.tls import client_context, server_context
 
 Stack = contextlib.AsyncExitStack
 
-PAGE = ROOT / "docs/guide/haproxy.md"
+FILE = ROOT / "examples/deploy/haproxy.cfg"
 
 
 def configuration() -> str:
-    """What the page says."""
-    (block,) = (block for block in blocks(PAGE) if block.language == "haproxy")
-    return block.body
+    """What the file says, which the page about it shows."""
+    return FILE.read_text()
 
 
 def free_port() -> int:
@@ -38,11 +37,11 @@ def free_port() -> int:
 
 
 class HaProxy:
-    """HAProxy with the page's configuration, to be run once the servers behind it are there: it looks after them.
+    """HAProxy with that configuration, to be run once the servers behind it are there: it looks after them.
 
     Args:
         folder: for its file.
-        header: the option that the page says, or the one for version 1.
+        header: the option in the file, or the one for version 1.
 
     Attributes:
         port: where to connect to.
@@ -59,7 +58,7 @@ class HaProxy:
             ("127.0.0.1:8081", f"127.0.0.1:{self.upstream[1]}", 1),
             ("send-proxy-v2", header, 2),
         ):
-            assert text.count(written) == times, f"the page does not say {written!r}"
+            assert text.count(written) == times, f"the file does not say {written!r}"
             text = text.replace(written, ours)
         self._config = folder / "haproxy.cfg"
         self._text = text

@@ -31,6 +31,8 @@ from fabric.metrics import MetricsCollector
 from fabric_ext.protocol import State
 from support.pipe import PipeTransport, join
 
+pytestmark = pytest.mark.usefixtures("no_look_ahead")
+
 EPISODES = int(os.environ.get("FABRIC_EPISODES") or 50_000)
 ROUNDS = 2  # event loops that share them
 ABREAST = 10  # episodes at once

@@ -1,4 +1,4 @@
-"""The nginx configuration of the user guide, run as it stands there, with other ports and paths."""
+"""The nginx configuration of the examples, run as it stands there, with other ports and paths."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from fabric import ConnectedClient, HandshakeFailed, ServerConfig, WebSocketClient, WebSocketServer
-from support.pages import ROOT, blocks
+from support.pages import ROOT
 from support.ports import reserved_port
 
-PAGE = ROOT / "docs/guide/nginx.md"
+FILE = ROOT / "examples/deploy/nginx.conf"
 
 SURROUNDINGS = """
 daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
@@ -33,13 +33,12 @@ http {{
 
 
 def configuration() -> str:
-    """What the page says."""
-    (block,) = (block for block in blocks(PAGE) if block.language == "nginx")
-    return block.body
+    """What the file says, which the page about it shows."""
+    return FILE.read_text()
 
 
 class Nginx:
-    """A running nginx with the page's configuration in front of two ports.
+    """A running nginx with that configuration in front of two ports.
 
     Attributes:
         url: where to connect to.
@@ -67,7 +66,7 @@ class Nginx:
             "127.0.0.1:8080": f"127.0.0.1:{self.upstream[0]}",
             "127.0.0.1:8081": f"127.0.0.1:{self.upstream[1]}",
         }.items():
-            assert text.count(written) == 1, f"the page does not say {written!r}"
+            assert text.count(written) == 1, f"the file does not say {written!r}"
             text = text.replace(written, ours)
         self._config = folder / "nginx.conf"
         self._config.write_text(SURROUNDINGS.format(folder=folder, server=text))

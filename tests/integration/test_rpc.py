@@ -326,6 +326,80 @@ async def test_the_connection_outlives_it(stack: Stack) -> None:
             assert await peer.call("price", "B", type=Quote) == Quote("B", 1.5)
 
 
+async def test_after_it_was_left_a_call_says_so(stack: Stack) -> None:
+    desk = Desk()
+    server = await serve(stack, lambda client: Rpc(client, desk).serve())
+    async with WebSocketClient.connect(url_of(server)) as client:
+        async with Rpc(client) as peer:
+            waiting = [asyncio.create_task(peer.call("wait", "x", idempotent=again)) for again in (False, True)]
+            stream = peer.stream("quotes", 1000, type=Quote)
+            await anext(stream)
+            await until(lambda: desk.begun == 2)
+        for later in (*waiting, peer.call("price", "X"), peer.notify("note", "x"), anext(peer.stream("quotes", 1))):
+            with pytest.raises(InvalidState, match="this Rpc has ended, and its connection has not"):
+                await later
+        with pytest.raises(InvalidState, match="this Rpc has ended"):
+            async for _ in stream:
+                pass
+        with pytest.raises(InvalidState, match="serves once"):
+            await peer.serve()
+        await until(lambda: desk.cancelled == ["x", "x"] and desk.ended == 1)
+        await client.close()
+        with pytest.raises(InvalidState, match="this Rpc has ended"):
+            await peer.call("price", "X")
+
+
+async def test_a_late_answer_is_not_taken_for_that_to_a_call_of_another_rpc(stack: Stack) -> None:
+    desk = Desk()
+    server = await serve(stack, lambda client: Rpc(client, desk).serve())
+    async with WebSocketClient.connect(url_of(server)) as client:
+        async with Rpc(client) as first:
+            left = asyncio.create_task(first.call("wait", "x"))
+            await until(lambda: desk.begun == 1)
+        async with Rpc(client) as second:
+            assert await second.call("price", "X", type=Quote) == Quote("X", 1.5)
+        with pytest.raises(InvalidState):
+            await left
+
+
+@pytest.mark.parametrize("kind", ["plain", "coroutine", "stream"])
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit, StopIteration, RecursionError])
+async def test_a_method_may_raise_whatever_there_is(
+    stack: Stack, caplog: pytest.LogCaptureFixture, kind: str, error: type[BaseException]
+) -> None:
+    def plain() -> None:
+        raise error
+
+    async def coroutine() -> None:
+        raise error
+
+    async def stream() -> AsyncIterator[int]:
+        yield 1
+        raise error
+
+    peer, _, _ = await connected(stack, {"plain": plain, "coroutine": coroutine, "stream": stream, "after": lambda: 1})
+    with pytest.raises(RpcError) as caught:
+        if kind == "stream":
+            async for _ in peer.stream("stream"):
+                pass
+        else:
+            await peer.call(kind)
+    cancelled = error is asyncio.CancelledError and kind != "plain"
+    assert caught.value.code == (-32001 if cancelled else -32603)
+    assert bool(caplog.records) != cancelled
+    assert await peer.call("after") == 1
+
+
+async def test_a_batch_is_bounded(stack: Stack) -> None:
+    server = await serve(stack, lambda client: Rpc(client, Desk()).serve())
+    async with WebSocketClient.connect(url_of(server)) as client:
+        await client.send("[" + ",".join(["1"] * 1001) + "]")
+        answer = (await client.recv()).json()  # type: ignore[union-attr]
+        assert (answer["id"], answer["error"]["code"]) == (None, -32600)
+        await client.send("[" + ",".join(["1"] * 1000) + "]")
+        assert len((await client.recv()).json()) == 1000  # type: ignore[union-attr]
+
+
 async def test_methods_are_cancelled_at_the_end(stack: Stack) -> None:
     desk = Desk()
     peer, client, _ = await connected(stack, desk)

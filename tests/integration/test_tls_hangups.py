@@ -13,14 +13,17 @@ from pathlib import Path
 import pytest
 import trustme
 
+from fabric._handshake.rules import accept_key
 from fabric.client import WebSocketClient
 from fabric.config import ReconnectConfig, ServerConfig
-from fabric.error import ConnectionFailed
+from fabric.error import ConnectionClosed, ConnectionFailed
 from fabric.server import WebSocketServer
 from integration.proxies import HttpProxy
-from integration.raw import RawServer, Visit
+from integration.raw import SWITCHING, UPGRADE, RawServer, Visit
+from support.frames import TEXT, encode
 from support.ports import reserved_port
-from support.serving import echo, serve, until
+from support.raw_peer import request
+from support.serving import Recorder, echo, serve, turns, until
 
 Stack = contextlib.AsyncExitStack
 
@@ -159,6 +162,77 @@ async def test_a_shutdown_does_not_wait_for_clients_that_begin_no_tls(stack: Sta
         await server.shutdown()
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
+
+
+def reset_now(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+async def test_a_reset_that_comes_with_the_first_bytes_is_noticed(stack: Stack, server_tls: ssl.SSLContext) -> None:
+    """uvloop calls a reader once and then forgets it; the bytes before the reset are all that it reads then."""
+    server = await serve(stack, echo, ssl=server_tls, handshake_timeout=1000)
+    for said in (b"", HELLO, HELLO * 1000, b"GET / HTTP/1.1\r\n"):
+        with socket.create_connection(("127.0.0.1", server.port)) as sock:
+            await until(lambda: len(server._handshakes) == 1)
+            await turns()
+            sock.sendall(said)
+            reset_now(sock)
+        await until(lambda: not server._handshakes)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_a_reset_that_comes_with_a_message_is_noticed_by_a_server(
+    stack: Stack, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, *, paused: bool
+) -> None:
+    recorder = Recorder()
+    server = await serve(stack, recorder, ssl=server_tls)
+
+    def connect() -> ssl.SSLSocket:
+        sock = client_tls.wrap_socket(socket.create_connection(("127.0.0.1", server.port)), server_hostname="127.0.0.1")
+        sock.sendall(request())
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += sock.recv(1)
+        return sock
+
+    with await asyncio.to_thread(connect) as sock:
+        session = (await recorder.connected())._session_now
+        if paused:
+            session._pause_for_rate()
+        sock.sendall(encode(TEXT, "last words"))
+        reset_now(sock)
+        if paused:
+            await turns()
+            session._resume_for_rate()
+    await until(lambda: not server.connection_count)
+    assert recorder.messages == ["last words"]
+
+
+async def test_a_reset_that_comes_with_a_message_is_noticed_by_a_client(
+    stack: Stack, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def accept() -> ssl.SSLSocket:
+            sock = server_tls.wrap_socket(listening.accept()[0], server_side=True)
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += sock.recv(1)
+            key = head.partition(b"Sec-WebSocket-Key: ")[2].partition(b"\r\n")[0]
+            fields = (*UPGRADE, f"Sec-WebSocket-Accept: {accept_key(key.decode())}")
+            sock.sendall("\r\n".join([SWITCHING, *fields, "", ""]).encode())
+            return sock
+
+        accepting = asyncio.create_task(asyncio.to_thread(accept))
+        url = f"wss://127.0.0.1:{listening.getsockname()[1]}/"
+        client = await WebSocketClient.connect(url, ssl=client_tls, auto_reconnect=False, heartbeat=None)
+        with await accepting as sock:
+            sock.sendall(encode(TEXT, "last words", mask=False))
+            reset_now(sock)
+        assert (await client.recv()).as_text() == "last words"  # type: ignore[union-attr]
+        with pytest.raises(ConnectionClosed):
+            await client.recv()
 
 
 async def test_a_client_that_begins_no_tls_has_as_long_as_any_other(stack: Stack, server_tls: ssl.SSLContext) -> None:

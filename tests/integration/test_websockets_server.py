@@ -305,6 +305,58 @@ async def test_hooks_that_fail(name: str, returns: bool, hook: Any, stack: Stack
     assert logged(caplog, logging.ERROR) == [f"{name} failed"]
 
 
+class Rude(logging.Handler):
+    """A logging handler that raises."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise LookupError("of the logging handler")
+
+
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, GeneratorExit])
+@pytest.mark.parametrize("place", ["process_request", "process_response", "select_subprotocol", "handler"])
+async def test_whatever_is_raised_ends_the_connection(place: str, kind: type[BaseException], stack: Stack) -> None:
+    def hit(*_: Any) -> None:
+        raise kind("of the application")
+
+    async def handler(connection: ServerConnection) -> None:
+        hit()
+
+    options: dict[str, Any] = {} if place == "handler" else {place: hit}
+    server = await start(stack, handler if place == "handler" else echo, subprotocols=["a"], **options)
+    async with await RawPeer.connect(port(server)) as peer:
+        peer.send(request("Sec-WebSocket-Protocol: a"))
+        async with asyncio.timeout(20):
+            await peer.reader.read()
+    await until(lambda: not server.handler_tasks and not server.all_connections)
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["open", "in its handshake"])
+async def test_a_logging_handler_that_raises_keeps_no_connection(
+    early: bool, stack: Stack, loop_reports: list[str]
+) -> None:
+    logger = logging.getLogger("rude")
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG)
+    server = await start(stack, echo, logger=logger, open_timeout=1000)
+    async with await RawPeer.connect(port(server)) as peer:
+        if not early:
+            peer.send(request())
+            await peer.read_answer()
+        rude = Rude()
+        logger.addHandler(rude)
+        try:
+            if early:
+                peer.send(request())
+            else:
+                peer.send_close(1000)
+            async with asyncio.timeout(20):
+                await peer.reader.read()
+            await until(lambda: not server.handler_tasks and not server.all_connections)
+        finally:
+            logger.removeHandler(rude)
+            loop_reports.clear()
+
+
 async def test_select_subprotocol_has_the_connection(stack: Stack) -> None:
     def select(connection: ServerConnection, offered: Any) -> Any:
         connection.asked = list(offered)  # type: ignore[attr-defined]

@@ -77,7 +77,8 @@ async def test_it_shows_what_happens(browser: str, tmp_path: Path) -> None:
         assert await tile(page, "Round trip") != "–"
         assert await page.evaluate("document.querySelectorAll('.bar').length") > 0
         labels = await page.evaluate("[...document.querySelectorAll('svg')].map((s) => s.ariaLabel)")
-        assert len(labels) == 8
+        assert len(labels) == 11
+        await page.until("known.samples.some((s) => s.lateness_us && s.polled === 0)")
         assert all(labels), "a chart says nothing to those who cannot see it"
         assert not page.problems
 
@@ -88,7 +89,8 @@ async def test_it_comes_back_after_the_server_restarts(browser: str, tmp_path: P
             await page.goto(f"http://127.0.0.1:{port}/dashboard")
             await page.until("document.body.dataset.samples > 3")
         await page.until("document.body.dataset.state === 'reconnecting'")
-        await page.until("document.getElementById('state').textContent === 'reconnecting'")
+        await page.until("document.getElementById('state').textContent.startsWith('no data since ')")
+        assert float(await page.evaluate("getComputedStyle(document.querySelector('.tile dd')).opacity")) < 1
         before = int(await page.evaluate("document.body.dataset.samples"))
 
         async with serving(port):
@@ -124,7 +126,34 @@ async def test_pause_holds_the_picture_and_not_the_feed(browser: str, tmp_path: 
         await page.until("document.body.dataset.samples > 2")
         await page.evaluate("document.getElementById('pause').click()")
         held = await page.evaluate("shown.length")
+        assert await page.evaluate("document.getElementById('pause').textContent") == "Resume"
+        assert str(await page.evaluate("document.getElementById('state').textContent")).startswith("paused at ")
         await page.until(f"document.body.dataset.samples > {held + 3}")
         assert await page.evaluate("shown.length") == held
         await page.evaluate("document.getElementById('pause').click()")
         await page.until(f"shown.length > {held}")
+
+
+async def test_connections_and_how_they_ended(browser: str, tmp_path: Path) -> None:
+    async with serving() as port, Page.open(browser, tmp_path) as page:
+        async with WebSocketClient.connect(f"ws://127.0.0.1:{port}/rooms/tea?token=secret") as client:
+            await page.goto(f"http://127.0.0.1:{port}/dashboard")
+            rows = "[...document.querySelectorAll('#{} tbody tr')].map((r) => r.innerText)"
+            await page.until(rows.format("clients") + ".some((r) => r.includes('/rooms/tea'))")
+            assert "secret" not in str(await page.evaluate("document.documentElement.outerHTML"))
+            await client.close(4000)
+        await page.until(rows.format("ends") + ".some((r) => r.includes('closed with 4000'))")
+        assert not page.problems
+
+
+@pytest.mark.parametrize(("width", "columns"), [(390, 2), (768, 4), (1280, 8), (2560, 8)])
+async def test_widths(browser: str, tmp_path: Path, width: int, columns: int) -> None:
+    """Nothing overflows, and no tile stands alone in its row."""
+    async with serving() as port, Page.open(browser, tmp_path, width=width) as page:
+        await page.goto(f"http://127.0.0.1:{port}/dashboard")
+        await page.until("document.body.dataset.samples > 2")
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        tops = "new Set([...document.querySelectorAll('.tile')].map((t) => t.offsetTop)).size"
+        tiles = int(await page.evaluate("document.querySelectorAll('.tile').length"))
+        assert tiles / int(await page.evaluate(tops)) == columns
+        assert int(await page.evaluate("document.querySelector('main').offsetWidth")) > width - 60

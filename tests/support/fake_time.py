@@ -1,4 +1,4 @@
-"""An event loop that never waits: when nothing is left to run, its clock goes on to the next timer.
+"""Tests in a `FakeTimeLoop`, which never waits, and deadlines that pass when a test says so.
 
 @in_fake_time
 async def test_x():
@@ -10,36 +10,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
-import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
-
-class _Selector(selectors.DefaultSelector):  # type: ignore[valid-type, misc]
-    """Moves the loop's clock where it would have waited."""
-
-    loop: FakeTimeLoop
-
-    def select(self, timeout: float | None = None) -> Any:
-        found = super().select(0)
-        if not found:
-            if timeout is None:
-                raise RuntimeError("everything waits, and nothing will ever happen")
-            self.loop.now += max(0.0, timeout)
-        return found
-
-
-class FakeTimeLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self.now = 1000.0
-        selector = _Selector()
-        selector.loop = self
-        super().__init__(selector)
-
-    def time(self) -> float:
-        return self.now
+from fabric.testing import FakeTimeLoop
 
 
 def in_fake_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

@@ -96,7 +96,7 @@ class FakeTransport:
         return self.held
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        assert high == 0, "resume_writing() must mean that nothing is left"
+        assert low == 0, "resume_writing() must mean that nothing is left"
 
     def write(self, data: Any) -> None:
         if self.write_error is not None:

@@ -9,6 +9,8 @@ what is needed around it:
     <!-- continues -->      the snippet goes on where the one before it on the page ended
     <!-- script -->         the snippet is a program in a process of its own, which gets SIGTERM after `after`
 
+A block with `<!-- file: PATH -->` in front of it shows a file, which has tests of its own, and is not run.
+
 CODE may span lines. It finds `await echo()`, which starts an echo server on port 8080; `await serve(handler,
 **options)` for any other; `await connect(**options)`, a client that waits for the server; and `printed`, the
 lines printed so far.
@@ -40,6 +42,7 @@ PORT = "8080"
 
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w{}-]*)[^\n]*\n(?P<body>.*?)^(?P=indent)```[ \t]*$", re.M | re.S)
 _COMMENT = re.compile(r"<!--\s*(?P<kind>before|after|continues|script)\b:?(?P<code>.*?)-->", re.S)
+_FILE = re.compile(r"<!--\s*file:\s*(?P<path>\S+)\s*-->\s*\Z")
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|(?:src|href|srcset)=\"([^\"]+)\"")
 _CODE = re.compile(r"^( *)```.*?^\1```|`[^`\n]*`", re.M | re.S)
 _RUN = re.compile(r"\b(?:asyncio|uvloop)\.run\((.*)\)[ \t]*$", re.M)
@@ -64,6 +67,12 @@ class Block:
 
     def __str__(self) -> str:
         return f"{name(self.page)}:{self.line}"
+
+    @property
+    def file(self) -> Path | None:
+        """The file that it shows, if it shows one."""
+        match = _FILE.search(self.before)
+        return None if match is None else ROOT / match["path"]
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -135,7 +144,7 @@ def snippets() -> list[Snippet]:
     for page in PAGES:
         first: Snippet | None = None
         for block in blocks(page):
-            if block.language != "python":
+            if block.language != "python" or block.file is not None:
                 continue
             snippet = Snippet.of(block)
             if snippet.kind == "continues":

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import io
+import math
 import random
 import re
+import resource
 from pathlib import Path
 
 import pytest
 
-from fabric.cli import bench, chart, main
+from fabric._version import VERSION
+from fabric.cli import bench, chart, main, serve
+from fabric.cli import doctor as doctor_module
 from fabric.cli.arguments import UsageError, client_config, server_context
 from fabric.cli.connect import Transcript, parse_close
 from fabric.cli.load import Measurement, Plan
@@ -21,6 +26,7 @@ from fabric.cli.units import (
     format_duration,
     format_rate,
     parse_duration,
+    parse_duration_or_inf,
     parse_rate,
     parse_size,
 )
@@ -66,6 +72,13 @@ def test_sizes_are_read(text: str, size: int) -> None:
 @pytest.mark.parametrize(("text", "rate"), [("500", 500), ("10k", 10_000), ("1.5M/s", 1_500_000)])
 def test_rates_are_read(text: str, rate: float) -> None:
     assert parse_rate(text) == rate
+
+
+def test_a_duration_may_be_endless_where_that_makes_sense() -> None:
+    assert [parse_duration_or_inf(text) for text in ("0", " inf", "5ms", "2")] == [0, math.inf, 0.005, 2]
+    for text in ("-1", "nan", "forever", ""):
+        with pytest.raises(ValueError, match="expected"):
+            parse_duration_or_inf(text)
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1 2", "10 parsecs", "1e3", "0x10", "nan", "inf"])
@@ -395,6 +408,14 @@ def test_bench_offers_no_compression_unless_asked_and_connect_does() -> None:
         assert client_config("ws://x", arguments).compression.enabled is expected
 
 
+def test_busy_polling_is_off_unless_asked_for() -> None:
+    assert serve._config(parse("serve")).busy_poll == 0
+    assert serve._config(parse("serve", "--busy-poll", "inf")).busy_poll == math.inf
+    for line in (["bench", "ws://x"], ["demo"]):
+        assert parse(*line).busy_poll == 0
+        assert parse(*line, "--busy-poll", "500us").busy_poll == pytest.approx(0.0005)
+
+
 def test_an_insecure_connection_checks_nothing() -> None:
     config = client_config("wss://x", parse("connect", "wss://x", "--insecure"))
     assert config.ssl is not None
@@ -487,3 +508,45 @@ def test_a_transcript_escapes_what_is_received() -> None:
     assert lines[1].startswith("> binary, 40 B: 00 01 02")
     assert lines[1].endswith("1f ...")
     assert lines[2].startswith("< pong after 123")
+
+
+# doctor
+
+
+def doctor(monkeypatch: pytest.MonkeyPatch, *, installed: dict[str, str] | None = None) -> tuple[int, str]:
+    """The exit code of `fabric doctor` and what it says, where these packages are installed."""
+    if installed is not None:
+        monkeypatch.setattr(doctor_module, "_version", installed.get)
+    out = io.StringIO()
+    code = asyncio.run(doctor_module.run(argparse.Namespace(), Screen(out, io.StringIO())))
+    return code, out.getvalue()
+
+
+def test_the_doctor_says_what_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, said = doctor(monkeypatch)
+    facts = dict(re.split(r"  +", line, maxsplit=1) for line in said.splitlines() if "  " in line)
+    assert code == 0
+    assert facts["fabric"].startswith(VERSION)
+    assert facts["picows"].startswith("2.3.")
+    assert re.match(r"\d+\.\d+", facts["uvloop"])
+    assert facts["OpenSSL"].startswith("OpenSSL")
+    assert re.fullmatch(r"[\d.]+ of Python, zlib-ng [\d.]+", facts["zlib"])
+    assert re.fullmatch(r"\d+\.\d+\.\d+", facts["zstd"])
+    assert re.search(r"masks with (baseline|avx2)$", facts["processor"])
+    assert said.splitlines()[-1] == "no problem found"
+
+
+def test_the_doctor_finds_the_other_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, said = doctor(monkeypatch, installed={"fabric": "3.2.2"})
+    assert code == 1
+    assert "problem: two packages have been installed" in said
+    assert "no problem" not in said
+
+
+def test_the_doctor_remarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))
+    code, said = doctor(monkeypatch, installed={})
+    assert code == 0
+    assert "remark: uvloop is not installed" in said
+    assert "remark: each connection takes a file descriptor, and 1,024 are allowed" in said
+    assert "at most 1,024 open, any number if asked for" in said

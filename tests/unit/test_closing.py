@@ -91,6 +91,7 @@ async def test_pings_are_answered_while_we_wait_for_their_close() -> None:
     assert answers(transport) == [Wire(PONG, b"still there?")]
 
 
+@pytest.mark.usefixtures("no_look_ahead")
 async def test_a_close_lets_what_was_not_read_come() -> None:
     """The answer stands behind it."""
     peer = Peer(None, queue_limit=2)
@@ -156,6 +157,7 @@ class Interrupted(FakeTransport):
         super().resume_reading()
 
 
+@pytest.mark.usefixtures("no_look_ahead")
 async def test_nothing_is_written_while_the_transport_is_at_work() -> None:
     """It may just be changing what the event loop watches for, as a write that the kernel does not take would."""
     peer = Peer(None, queue_limit=1)

@@ -66,6 +66,7 @@ CONTRACT: dict[type[Config], dict[str, object]] = {
         "proxy": None,
         "max_redirects": 5,
         "buffer_size": 1000,
+        "busy_poll": 0.0,
     },
     ServerConfig: {
         "max_connections": 10_000,
@@ -75,6 +76,7 @@ CONTRACT: dict[type[Config], dict[str, object]] = {
         "ping_timeout": 10.0,
         "handshake_timeout": 5.0,
         "close_timeout": 5.0,
+        "busy_poll": 0.0,
         "slow_peer": "drop",
         "max_header_size": 16 * 1024,
         "max_connections_per_ip": 0,
@@ -146,6 +148,7 @@ REFUSED: list[tuple[type[Config], str, list[object], list[object]]] = [
     (ClientConfig, "max_fragments", [0], [None]),
     (ClientConfig, "connection_timeout", [0], [None]),
     (ClientConfig, "fragment_size", [0], [1.5]),
+    (ClientConfig, "busy_poll", [-1, -math.inf, math.nan, 1e10, timedelta(-1)], ["1", None, True]),
     (ClientConfig, "reconnect", [], [True, HeartbeatConfig(), 5]),
     (ClientConfig, "heartbeat", [], [30, True, ReconnectConfig()]),
     (ClientConfig, "compression", [], ["deflate", True]),
@@ -184,6 +187,7 @@ REFUSED: list[tuple[type[Config], str, list[object], list[object]]] = [
     (ServerConfig, "max_connections_per_ip", [-1], [None]),
     (ServerConfig, "ping_interval", [0], ["1"]),
     (ServerConfig, "slow_peer", ["kick"], [None]),
+    (ServerConfig, "busy_poll", [-1, math.nan], ["inf", None]),
     (
         ServerConfig,
         "origins",
@@ -323,6 +327,15 @@ def test_every_duration_takes_a_timedelta(config: Config) -> None:
         assert type(getattr(changed, name)) is float
 
 
+@pytest.mark.parametrize("config", [ClientConfig(URL), ServerConfig()], ids=["client", "server"])
+def test_busy_polling_may_be_off_last_a_while_or_be_endless(config: Any) -> None:
+    assert config.with_busy_poll(0).busy_poll == 0
+    assert config.with_busy_poll(timedelta(milliseconds=2)).busy_poll == 0.002
+    assert config.with_busy_poll(math.inf).busy_poll == math.inf
+    with pytest.raises(ValueError, match=r"\.busy_poll = -1: expected a duration from 0 s to .* or math\.inf$"):
+        config.with_busy_poll(-1)
+
+
 def test_the_repr_shows_what_was_changed() -> None:
     assert repr(ServerConfig()) == "ServerConfig()"
     config = ClientConfig(URL, reconnect=ReconnectConfig(max_attempts=3), subprotocols=["a"])
@@ -379,7 +392,8 @@ def test_every_duration_has_an_upper_bound(pair: tuple[Config, str]) -> None:
     config, name = pair
     if name != "initial_delay":  # not above max_delay
         assert getattr(getattr(config, f"with_{name}")(10**9), name) == 1e9
-    for value in (1e9 + 1, math.inf, -math.inf, math.nan, 10**400, timedelta.max, -1, timedelta.min):
+    endless = [] if name == "busy_poll" else [math.inf]
+    for value in (1e9 + 1, *endless, -math.inf, math.nan, 10**400, timedelta.max, -1, timedelta.min):
         with pytest.raises(ValueError, match=rf"{of(pair)} = .*: expected a duration"):
             getattr(config, f"with_{name}")(value)
     for wrong in (True, "1", Decimal(1), 1j):

@@ -441,3 +441,69 @@ async def test_a_task_is_resumed_once_for_some_messages_of_a_read() -> None:
     assert found == [1, 0, 0]
     transport.lose()
     await task
+
+
+# --- a full queue ------------------------------------------------------------------------------------------
+
+
+async def fill(peer: Peer, transport: FakeTransport) -> None:
+    transport.feed(encode(TEXT, "x") * 100)
+    assert transport.reading
+
+
+async def test_it_is_read_on_for_64_kb_where_the_queue_is_full() -> None:
+    peer = Peer()
+    transport = FakeTransport().connect(peer)
+    await fill(peer, transport)
+    transport.feed(encode(TEXT, "x") * 1008)  # 65 bytes each with what is added: 16 short of it
+    assert transport.reading
+    transport.feed(encode(TEXT, "x"))
+    assert not transport.reading
+    transport.lose()
+
+
+async def test_what_is_read_on_begins_anew_when_the_queue_was_not_full() -> None:
+    peer = Peer()
+    transport = FakeTransport().connect(peer)
+    for _ in range(3):
+        await fill(peer, transport)
+        transport.feed(encode(BINARY, bytes(60_000)))
+        assert transport.reading
+        for _ in range(101):
+            await peer.recv()
+    await fill(peer, transport)
+    transport.feed(encode(BINARY, bytes(70_000)))
+    assert not transport.reading
+    transport.lose()
+
+
+async def test_bytes_fill_it_too() -> None:
+    peer = Peer()
+    transport = FakeTransport().connect(peer, max_message_size=1 << 22)
+    transport.feed(encode(BINARY, bytes(1 << 20)))  # the queue's limit
+    transport.feed(encode(BINARY, bytes(65_535 - 64)))
+    assert transport.reading
+    transport.feed(encode(BINARY, b"x"))
+    assert not transport.reading
+    transport.lose()
+
+
+# --- what is looked at from outside ------------------------------------------------------------------------
+
+
+async def test_it_tells_when_the_oldest_message_in_its_queue_was_received() -> None:
+    peer = Peer()
+    transport = connect(peer)
+    assert peer._oldest_ns == 0
+    transport.feed(encode(TEXT, "a"))
+    first = peer._oldest_ns
+    transport.feed(encode(TEXT, "b"))
+    assert peer._oldest_ns == first > 0
+    message = await peer.recv()
+    assert message.received_ns == first
+    assert peer._oldest_ns > first
+    await peer.recv()
+    assert peer._oldest_ns == 0
+    peer._start_stream()
+    transport.feed(encode(TEXT, "part", fin=False))
+    assert peer._oldest_ns == 0

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from fabric import MetricsCollector
 from fabric._http.messages import Request
-from fabric._server.dashboard import BOUNDS, Dashboard, Interval, _is_same_origin
+from fabric._server.dashboard import BOUNDS, LISTED, RECENT, Dashboard, Interval, Process, _is_same_origin, _pressure
+from fabric.metrics import LoopMetrics
 from fabric_ext.histogram import Histogram
 
 
@@ -103,3 +107,118 @@ def test_bounds_are_whole_decades() -> None:
     assert BOUNDS[0] == 1000
     assert BOUNDS[12] == 10_000
     assert BOUNDS[-1] == 10**10
+
+
+def test_how_long_the_oldest_message_has_waited_for_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    def client(received_ns: int) -> Any:
+        return SimpleNamespace(_outbox_size=0, is_reading_paused=False, _oldest_ns=received_ns)
+
+    monkeypatch.setattr(time, "monotonic_ns", lambda: 5_000_000)
+    assert _pressure([])["oldest_us"] is None
+    assert _pressure([client(0)])["oldest_us"] is None
+    assert _pressure([client(0), client(4_000_000), client(3_000_000)])["oldest_us"] == 2000
+
+
+def test_a_sample_tells_how_the_loop_did_since_the_one_before() -> None:
+    server = Server()
+    server.metrics = MetricsCollector()
+    mounted = Dashboard(server, "/dashboard")  # type: ignore[arg-type]
+    sample = mounted.sample()
+    assert (sample["lateness_us"], sample["polled"], sample["poll_hits"]) == (None, None, None)
+    loop = server.metrics.loop = LoopMetrics(object())  # type: ignore[arg-type]
+    assert mounted.sample()["polled"] == 0
+    loop.polled_ns, loop.hits = 10**15, 50
+    loop.record_lateness(0.002)
+    sample = mounted.sample()
+    assert sample["polled"] == 1
+    assert sample["poll_hits"] > 0
+    assert sample["lateness_us"] == pytest.approx([2000] * 4, rel=1e-3)
+    sample = mounted.sample()
+    assert (sample["lateness_us"], sample["polled"], sample["poll_hits"]) == (None, 0, 0)
+
+
+class Client:
+    """Enough of a connection."""
+
+    remote_addr = ("::1", 5000, 0, 0)
+    latency = 0.000_25
+    is_reading_paused = False
+    _oldest_ns = 0
+
+    def __init__(self, queue: int = 0, path: str = "/room?token=secret") -> None:
+        self._outbox_size = queue
+        self.request = request(path)
+        self.messages_received = self.messages_sent = 0
+        self.backpressure = SimpleNamespace(level=0.5)
+
+
+def mounted_on(*clients: Client) -> tuple[Dashboard, MetricsCollector]:
+    server = SimpleNamespace(metrics=MetricsCollector(), clients=lambda: list(clients))
+    return Dashboard(server, "/dashboard"), server.metrics  # type: ignore[arg-type]
+
+
+def test_a_rare_percentile_is_not_told_of_few_values() -> None:
+    mounted, metrics = mounted_on()
+    assert mounted.sample()["latency_us"] is None
+    for _ in range(999):
+        metrics.record_latency(0.001)
+    sample = mounted.sample()
+    assert sample["latency_us"][3] is None
+    assert sample["latency_us"][0] == pytest.approx(1000, rel=0.01)
+    assert 99.9 not in dict(sample["distribution"]["curve"])
+    metrics.record_latency(0.001)
+    sample = mounted.sample()
+    assert sample["latency_us"][3] is None  # of the last second there is one
+    assert sample["recent_us"][3] == pytest.approx(1000, rel=0.01)
+    assert sample["recent_count"] == 1000
+    assert 99.9 in dict(sample["distribution"]["curve"])
+
+
+def test_recent_is_the_last_minute() -> None:
+    mounted, metrics = mounted_on()
+    metrics.record_latency(0.001)
+    for _ in range(RECENT):
+        sample = mounted.sample()
+    assert sample["recent_count"] == 1
+    sample = mounted.sample()
+    assert (sample["recent_count"], sample["recent_us"]) == (0, None)
+    assert sample["distribution"]["count"] == 1
+
+
+def test_the_list_of_connections() -> None:
+    """The longest queues first, then the oldest; no more than fit; rates from one to the next; nothing of a query."""
+    clients = [Client() for _ in range(LISTED)] + [Client(queue=3), Client(queue=7)]
+    mounted, _ = mounted_on(*clients)
+    mounted.opened(clients[-1])  # type: ignore[arg-type]
+    first = mounted.listed()
+    assert [each["queue"] for each in first[:3]] == [7, 3, 0]
+    assert len(first) == LISTED
+    assert first[0]["address"] == "[::1]:5000"
+    assert first[0]["path"] == "/room"
+    assert (first[0]["in"], first[0]["out"], first[0]["latency_us"]) == (0, 0, 250)
+    assert first[0]["since"] >= mounted._started
+    clients[-1].messages_received += 5
+    clients[-1].messages_sent += 2
+    again = mounted.listed()
+    assert (again[0]["in"], again[0]["out"]) == (5, 2)
+    mounted.ended(clients[-1])  # type: ignore[arg-type]
+    assert clients[-1] not in mounted._since
+
+
+def test_a_sample_tells_of_ends_and_errors() -> None:
+    mounted, metrics = mounted_on()
+    metrics.record_disconnection(1006)
+    metrics.record_refusal(403)
+    metrics.record_send_error()
+    sample = mounted.sample()
+    assert sample["closes"] == {1006: 1}
+    assert sample["refusals"] == {403: 1}
+    assert (sample["send_errors"], sample["receive_errors"], sample["errors"]) == (1, 0, 1)
+
+
+def test_what_the_process_takes() -> None:
+    process = Process()
+    sum(range(300_000))
+    taken = process.take()
+    assert taken["cpu_percent"] > 0
+    assert taken["memory"] > 5_000_000

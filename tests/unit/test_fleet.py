@@ -82,7 +82,7 @@ class Server:
 
     async def close(self) -> None:
         await self.fleet.close()
-        await self.topics._close()
+        await self.topics._close(1.0)
 
     def vanish(self) -> None:
         """As a process that is killed: nothing more is said or heard."""

@@ -134,6 +134,19 @@ def manager(loop: FakeLoop) -> HeartbeatManager:
     return HeartbeatManager(CONFIG, loop, clock=loop.time)
 
 
+def test_how_late_its_timer_is_told(loop: FakeLoop) -> None:
+    late: list[float] = []
+    manager = HeartbeatManager(CONFIG, loop, on_late=late.append, clock=lambda: loop.now + 5)
+    Peer(loop).watch(manager)
+    loop.advance(INTERVAL)
+    assert late == pytest.approx([0] * len(late))
+    count = len(late)
+    assert count >= 8
+    loop.stand_still(INTERVAL / 8)
+    loop.advance(0)
+    assert INTERVAL / 16 <= late[count] <= INTERVAL / 8
+
+
 # Life and death.
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import math
 import sys
@@ -11,7 +12,14 @@ from datetime import timedelta
 
 import pytest
 
-from fabric.metrics import LatencyPercentiles, MetricsCollector, ServerMetrics, TopicMetrics
+from fabric.metrics import (
+    LatencyPercentiles,
+    LoopMetrics,
+    MetricsCollector,
+    ServerMetrics,
+    TopicMetrics,
+    loop_metrics_of,
+)
 from fabric_ext.counters import FIELDS, Counters
 from fabric_ext.histogram import Histogram
 
@@ -178,7 +186,8 @@ def test_peers_cannot_make_it_grow_with_codes_of_their_own() -> None:
 def test_snapshot_has_everything_and_is_json() -> None:
     snapshot = busy().snapshot()
     of_handshakes = {"handshake_timeouts", "refusals", "closes"}
-    assert set(snapshot) == {*FIELDS, *of_handshakes, "latency_us", "heartbeat_rtt_us", "handshake_us"}
+    assert set(snapshot) == {*FIELDS, *of_handshakes, "latency_us", "heartbeat_rtt_us", "handshake_us", "loop"}
+    assert snapshot["loop"] is None
     assert snapshot["messages_sent"] == 1
     assert snapshot["latency_us"]["count"] == 2
     assert set(snapshot["handshake_us"]) == {"p50", "p95", "p99", "p999", "min", "max", "mean", "count"}
@@ -255,3 +264,76 @@ def test_histograms_may_be_recorded_directly_in_nanoseconds() -> None:
     assert isinstance(metrics.latency, Histogram)
     metrics.latency.record(1_000_000)
     assert metrics.latency_percentiles().p50 == pytest.approx(1000, rel=1e-3)
+
+
+# ---------------------------------------------------------------------- the event loop
+
+
+class Loop:
+    """Enough of one: it is not asked for anything."""
+
+
+def loop_metrics() -> LoopMetrics:
+    return LoopMetrics(Loop())  # type: ignore[arg-type]
+
+
+def test_a_loop_has_one_set_of_metrics_as_long_as_they_are_used() -> None:
+    one, other = Loop(), Loop()
+    first = loop_metrics_of(one)  # type: ignore[arg-type]
+    assert loop_metrics_of(one) is first  # type: ignore[arg-type]
+    assert loop_metrics_of(other) is not first  # type: ignore[arg-type]
+    first.passes = 5
+    del first
+    gc.collect()
+    assert loop_metrics_of(one).passes == 0  # type: ignore[arg-type]
+
+
+def test_lateness_is_in_microseconds_and_never_negative() -> None:
+    loop = loop_metrics()
+    assert loop.lateness_percentiles() == EMPTY
+    for seconds in (0.001, 0.001, 0.002, -0.5):
+        loop.record_lateness(seconds)
+    late = loop.lateness_percentiles()
+    assert late.count == 4
+    assert late.min == 0
+    assert late.p50 == pytest.approx(1000, rel=1e-3)
+    assert late.max == pytest.approx(2000, rel=1e-3)
+
+
+def test_the_share_of_time_polled(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 10**12
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now)
+    loop = loop_metrics()
+    assert loop.polled_share == 0
+    now += 1000
+    assert loop.polled_share == 0
+    loop.polled_ns = 250
+    assert loop.polled_share == 0.25
+    loop.reset()
+    now += 100
+    assert (loop.polled_ns, loop.polled_share) == (0, 0)
+    loop.polled_ns = 300  # begun before
+    assert loop.polled_share == 1
+
+
+def test_a_snapshot_of_a_loop_is_json_and_in_that_of_its_clients() -> None:
+    metrics = busy()
+    metrics.loop = loop_metrics()
+    metrics.loop.passes, metrics.loop.hits = 7, 3
+    metrics.loop.record_lateness(0.001)
+    snapshot = json.loads(json.dumps(metrics.snapshot()))["loop"]
+    assert set(snapshot) == {"passes", "hits", "polled_share", "lateness_us"}
+    assert (snapshot["passes"], snapshot["hits"], snapshot["lateness_us"]["count"]) == (7, 3, 1)
+
+
+def test_a_sum_keeps_the_loop_and_starting_over_leaves_it() -> None:
+    part = MetricsCollector()
+    part.loop = loop_metrics()
+    part.loop.passes = 7
+    total = MetricsCollector.merged([MetricsCollector(), part])
+    assert total.loop is part.loop
+    total.reset()
+    assert part.loop.passes == 7
+    part.loop.record_lateness(1)
+    part.loop.reset()
+    assert (part.loop.passes, part.loop.lateness.count) == (0, 0)

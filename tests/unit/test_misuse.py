@@ -54,6 +54,8 @@ def makes_without_saying(client):  # type: ignore[no-untyped-def]
         ({"on_connect": of_two}, r"on_connect is called with \(client\)"),
         ({"on_disconnect": of_two}, r"on_disconnect is called with \(client\)"),
         ({"process_request": of_two}, r"process_request is called with \(request\)"),
+        ({"on_gap": plain}, r"on_gap is called with \(topic, since\)"),
+        ({"on_gap": of_two}, "on_gap must be a plain function"),
         ({"handler": 5}, "handler must be callable, not int"),
         ({"handler": Bound}, r"handler is a class"),
     ],

@@ -12,7 +12,7 @@ prometheus_client = pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
 from fabric import prometheus  # noqa: E402
-from fabric.metrics import MetricsCollector, ServerMetrics, TopicMetrics  # noqa: E402
+from fabric.metrics import LoopMetrics, MetricsCollector, ServerMetrics, TopicMetrics  # noqa: E402
 from fabric_ext.counters import FIELDS  # noqa: E402
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -150,3 +150,19 @@ def test_a_missing_extra_is_named() -> None:
     assert last == (
         "ModuleNotFoundError: fabric.prometheus needs prometheus_client: pip install 'websocket-fabric[prometheus]'"
     )
+
+
+def test_the_event_loop_is_exported_where_it_is_known() -> None:
+    metrics = MetricsCollector()
+    assert b"busy_poll" not in prometheus.render(metrics)
+    loop = metrics.loop = LoopMetrics(object())  # type: ignore[arg-type]
+    loop.passes, loop.hits, loop.polled_ns = 7, 3, 1_500_000_000
+    loop.record_lateness(0.003)
+    samples = scrape(prometheus.render({"api": metrics, "other": MetricsCollector()}))
+    assert value(samples, "fabric_busy_poll_passes_total", endpoint="api") == 7
+    assert value(samples, "fabric_busy_poll_hits_total", endpoint="api") == 3
+    assert value(samples, "fabric_busy_poll_seconds_total", endpoint="api") == 1.5
+    assert value(samples, "fabric_loop_lateness_seconds_count", endpoint="api") == 1
+    assert value(samples, "fabric_loop_lateness_seconds_bucket", endpoint="api", le="0.0025") == 0
+    assert value(samples, "fabric_loop_lateness_seconds_bucket", endpoint="api", le="0.005") == 1
+    assert ("fabric_busy_poll_passes_total", (("endpoint", "other"),)) not in samples

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from fabric_ext.bucket import RateGate, TokenBucket
 from fabric_ext.deflate import DeflateCodec
 from fabric_ext.frames import Fault
+from fabric_ext.message import Message
 from fabric_ext.protocol import State
 from fabric_ext.session_user import Part
 from fabric_ext.throttle import Throttle
@@ -29,6 +31,8 @@ from support.frames import (
     encode,
 )
 from support.session_peer import LIMIT, Data, Peer, answers, closes_with, deflated
+
+pytestmark = pytest.mark.usefixtures("no_look_ahead")
 
 # --- receiving ---------------------------------------------------------------------------------------------
 
@@ -56,6 +60,62 @@ async def test_messages_arrive_whole_whatever_the_reads() -> None:
         assert (peer.messages_received, peer.bytes_received) == (5, 507)
         assert (peer.counters.messages_received, peer.counters.bytes_received) == (5, 507)
         assert not peer.session.has_partial_message
+
+
+class Stamped(Peer):
+    """Notes when what it gets was received."""
+
+    def __init__(self, on_message: Any = None) -> None:
+        self.stamps: list[int] = []
+        self.inside: Any = on_message
+        super().__init__(Stamped.stamp)
+
+    def stamp(self, message: Any) -> None:
+        self.stamps.append(message.received_ns)
+        if self.inside is not None:
+            inside, self.inside = self.inside, None
+            inside()
+
+
+async def test_a_message_tells_when_the_read_returned_that_completed_it() -> None:
+    peer = Stamped()
+    transport = peer.open()
+    times = [time.monotonic_ns()]
+    for data in (
+        encode(TEXT, "a") + encode(TEXT, "b") + encode(TEXT, "c", fin=False),
+        encode(PING),
+        encode(CONTINUATION, "c") + encode(BINARY, b"d" * 500)[:100],
+        encode(BINARY, b"d" * 500, key=bytes(4))[100:],
+    ):
+        transport.feed(data)
+        times.append(time.monotonic_ns())
+    a, b, c, d = peer.stamps
+    assert a == b
+    assert times[0] <= a <= times[1]
+    assert times[2] <= c <= times[3] <= d <= times[4]
+
+
+async def test_a_read_inside_a_read_has_a_time_of_its_own() -> None:
+    times: list[int] = []
+
+    def read_inside() -> None:
+        times.append(time.monotonic_ns())
+        other_transport.feed(encode(TEXT, "inside"))
+
+    peer, other = Stamped(read_inside), Stamped()
+    transport, other_transport = peer.open(), other.open()
+    transport.feed(encode(TEXT, "a") + encode(TEXT, "b"))
+    assert peer.stamps[0] == peer.stamps[1] <= times[0] <= other.stamps[0]
+
+
+async def test_what_was_not_received_was_received_at_no_time() -> None:
+    peer = Stamped()
+    transport = peer.open()
+    transport.feed(encode(TEXT, "a"))
+    received = Message("a")
+    assert received.received_ns == 0 != peer.stamps[0]
+    with pytest.raises(AttributeError):
+        received.received_ns = 5  # type: ignore[misc]
 
 
 async def test_a_frame_larger_than_any_read() -> None:
@@ -462,6 +522,63 @@ async def test_a_full_queue_stops_the_reading_and_half_a_queue_begins_it_again()
     assert not peer.session.is_reading_paused
 
 
+def compressed(*texts: str) -> bytes:
+    return b"".join(encode(TEXT, deflated(text.encode()), rsv=4) for text in texts)
+
+
+async def test_what_is_compressed_stays_so_while_the_queue_is_full() -> None:
+    """A read may become a thousand times as much. What comes behind what is kept stays behind it."""
+    peer = Peer(None, queue_limit=4)
+    transport = peer.open(codec=DeflateCodec())
+    transport.feed(compressed(*"012345") + encode(PING, "behind") + compressed("6"))
+    assert peer.queued == 4
+    assert not transport.reading
+    transport.reading = True  # one that does not pause at once
+    transport.feed(compressed(*"789"))
+    transport.reading = False
+    assert peer.queued == 4
+    assert answers(transport) == []
+    taken = [(await peer.recv()).as_text() for _ in range(2)]  # type: ignore[union-attr]
+    assert peer.queued == 2
+    await asyncio.sleep(0)
+    assert (peer.queued, transport.reading) == (4, False)
+    while len(taken) < 10:
+        taken.append((await peer.recv()).as_text())  # type: ignore[union-attr]
+        await asyncio.sleep(0)
+    assert taken == list("0123456789")
+    assert answers(transport) == [Wire(PONG, b"behind")]
+    assert transport.reading
+    transport.lose()
+
+
+@pytest.mark.parametrize("how", ["loss", "close"])
+async def test_what_is_kept_compressed_is_delivered_at_the_end(how: str) -> None:
+    peer = Peer(None, queue_limit=2)
+    transport = peer.open(codec=DeflateCodec())
+    transport.feed(compressed(*"01234"))
+    assert peer.queued == 2
+    if how == "close":
+        peer.session.begin_close(1000, "")
+        await asyncio.sleep(0)
+        assert peer.queued == 3  # the one that finds that there is no room
+    transport.lose()
+    assert peer.queued == (5 if how == "loss" else 3)
+
+
+async def test_nothing_is_written_to_a_lost_transport_over_what_was_kept() -> None:
+    """Its descriptor may be another's by then."""
+    peer = Peer(lambda peer, message: peer.send_nowait(message))
+    near, far = socket.socketpair()
+    with near, far:
+        transport = peer.open(kernel=near)
+        peer.session.feed_early(encode(TEXT, "early") + encode(PING, "early") + close_frame(1000))
+        transport.lose()
+        far.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            far.recv(1000)
+        assert transport.output == b""
+
+
 async def test_bytes_fill_the_queue_too() -> None:
     peer = Peer(None, queue_byte_limit=1000)
     transport = peer.open()
@@ -493,13 +610,16 @@ async def test_reading_does_not_begin_inside_the_delivery_of_a_read() -> None:
     assert full_transport.reading
 
 
+@pytest.mark.parametrize("why", ["the queue is full", "it is over its rate"])
 @in_fake_time
-async def test_a_peer_that_has_left_is_read_to_its_end_though_the_queue_is_full() -> None:
+async def test_a_peer_that_has_left_is_read_to_its_end_although(why: str) -> None:
     near, far = socket.socketpair()
     with near, far:
-        peer = Peer(None, queue_limit=1)
+        peer = Peer(None, queue_limit=1 if why == "the queue is full" else 1000)
         transport = peer.open(kernel=near)
         transport.feed(encode(TEXT, "1"))
+        if why == "it is over its rate":
+            peer.session.pause_for_rate()
         assert not transport.reading
         await asyncio.sleep(3.5)
         assert not transport.reading, "it is still there"

@@ -8,6 +8,7 @@ handshake's transport, messages in several frames, pings, keepalive, closing, an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -356,6 +357,7 @@ class Connection(PlainConnection):
             ConcurrencyError: a ping with the same data has not been answered yet.
         """
         payload = None if data is None else _control_payload(data)
+        self._check_here()
         if self._phase != State.OPEN:
             await self._raise_closed()
         return self._send_ping(payload)
@@ -381,6 +383,7 @@ class Connection(PlainConnection):
             ConnectionClosed: the connection is closed.
         """
         payload = _control_payload(data)
+        self._check_here()
         session = self._session_now
         if self._phase != State.OPEN or session is None:
             await self._raise_closed()
@@ -450,6 +453,7 @@ class Connection(PlainConnection):
         Raises:
             ProtocolError: the code may not be sent, or the reason has more than 123 bytes.
         """
+        self._check_here()
         session = self._session_now
         if self._phase == State.OPEN and session is not None:
             if self._fragments_waiter is not None:
@@ -549,7 +553,8 @@ class Connection(PlainConnection):
                 timer.cancel()
         self._keepalive = self._close_timer = None
         if not self._negotiation.is_client:
-            self.logger.info("connection closed")
+            with contextlib.suppress(Exception):  # of a logging handler: those who wait are told
+                self.logger.info("connection closed")
         for answer, _ in (self._pings or {}).values():
             if not answer.done():
                 answer.set_exception(fresh(self._closed))

@@ -163,6 +163,11 @@ class ServerConnection(Connection):
         super().connection_made(transport)
         self.server._accepted(self)
 
+    def _lost_before_open(self, error: Exception | None) -> None:
+        super()._lost_before_open(error)
+        if not self._judged.done():  # reading the request raised
+            self._judged.set_result(None)
+
     def _on_request(self) -> None:
         request = self.request = self._reader.request()
         self._negotiation.log_head("<", f"{request.method} {request.path} {request.protocol}", request.headers)
@@ -421,17 +426,19 @@ def serve(
                 await connection.handshake(process_request, process_response, server_header)
         except TimeoutError:
             pass
-        except Exception:
+        except (Exception, GeneratorExit):
             connection.logger.error("opening handshake failed", exc_info=True)
+        finally:  # whatever was raised, by whatever was called
+            if connection._phase != State.OPEN:
+                connection.transport.abort()
         if connection._phase != State.OPEN:
-            connection.transport.abort()
             return
         server.all_connections.add(connection)
         connection.start_keepalive()
         try:
             async with connection:
                 await handler(connection)
-        except Exception:
+        except (Exception, GeneratorExit):
             connection.logger.error("connection handler failed", exc_info=True)
         finally:
             server.all_connections.discard(connection)

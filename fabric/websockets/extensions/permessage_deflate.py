@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from fabric.config import CompressionConfig
+from fabric._config.compression import CompressionConfig
 from fabric.websockets.exceptions import (
     DuplicateParameter,
     InvalidParameterName,

@@ -1,0 +1,140 @@
+import asyncio
+from collections.abc import Callable, Coroutine
+from datetime import timedelta
+from typing import Any, NoReturn, Self, TypeVar
+
+from typing_extensions import disjoint_base
+
+from fabric_ext.connection import Connection
+from fabric_ext.message import Message
+
+_T = TypeVar("_T")
+
+TICK: float
+
+def bind_errors(*, invalid_state: Callable[[str], Exception], timed_out: Callable[[str, Any], Exception]) -> None:
+    """Set what is raised for a call that is not allowed now, made with a text, and for one that took too long."""
+
+def forget(task: asyncio.Future[Any]) -> None:
+    """Take the error of a task that nobody waits for any more."""
+
+def finished(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """The result of a coroutine that waits for nothing, as those of a closed connection."""
+
+@disjoint_base
+class Driver:
+    """Steps `loop` from the threads that use its connections."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+    @property
+    def is_closed(self) -> bool: ...
+    @property
+    def calling(self) -> int: ...
+    @property
+    def descriptor(self) -> int:
+        """Readable when a descriptor of the loop is ready."""
+    @property
+    def is_forked(self) -> bool:
+        """Does it belong to the parent of this process?"""
+    @property
+    def is_inside(self) -> bool:
+        """Does this thread run inside the work of a connection, where it must not wait?"""
+    def __reduce__(self) -> NoReturn: ...
+    def _begin(self, loop: asyncio.AbstractEventLoop, wake_keeper: Callable[[], object], descriptor: int) -> None:
+        """Have `loop` stepped, whose selector is `descriptor`; `wake_keeper()` when nobody else is there to do it."""
+    def _interrupt(self, number: int, frame: object) -> None:
+        """Ctrl-C while the loop works, which could lose what it is about: it is raised behind that."""
+    def _is_due(self) -> None:
+        """Something is to be done in the next step."""
+    def _is_due_at(self, when: float) -> None:
+        """Something is to be done at `when`, in seconds of the loop's clock."""
+    def run(
+        self,
+        coroutine: Coroutine[Any, Any, _T],
+        timeout: float | timedelta | None = None,
+        what: str = "the call",
+        tasks: set[asyncio.Task[Any]] | None = None,
+    ) -> _T:
+        """Run `coroutine` in the loop, and wait for its result.
+
+        Args:
+            timeout: seconds; then it is cancelled and `Timeout` raised. None: for ever.
+            what: names the call in that error.
+            tasks: a set that has the task in it while it runs; its members may be cancelled.
+        """
+    async def call_outside(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Have `function` called by a thread that waits, without the lock; return what it returns."""
+    def soon(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Call `function` with the lock held; it does not wait."""
+    def _add(self, connection: Connection) -> None:
+        """One more connection of the loop."""
+    def _remove(self, connection: Connection) -> None: ...
+    def _close(self) -> None:
+        """Cancel what still runs, and close the loop, once no thread waits for descriptors."""
+    def _attention(self) -> tuple[bool, float | None]:
+        """What the keeper has to do: (wait for the descriptor, seconds until it has to look again)."""
+    def _keep(self) -> bool:
+        """Do what is due, unless a thread waits that does. Return whether something is to be called outside."""
+    def _serve(self) -> None:
+        """Call what is due outside."""
+    def _is_late(self) -> bool:
+        """Is there something to do now that no descriptor tells of?"""
+    def _abandon(self) -> None:
+        """Drop the connections and close the loop, unless a thread waits: nobody will use them any more."""
+    def _fork(self) -> None:
+        """This is a child: nothing of it can be used here."""
+
+@disjoint_base
+class Blocking:
+    """The part of a blocking connection that sends and receives, over an asyncio one."""
+
+    _closing: bool
+    @property
+    def _driver(self) -> Driver: ...
+    @property
+    def _connection(self) -> Any: ...
+    def __reduce__(self) -> NoReturn: ...
+    def _bind(self, driver: Driver, connection: Connection, busy_poll: float) -> None: ...
+    def recv(self, timeout: float | timedelta | None = None) -> Message | None:
+        """Receive the next message; None after a normal close.
+
+        Args:
+            timeout: seconds to wait, a float or timedelta; 0 takes only what is there; None waits for ever.
+
+        Raises:
+            Timeout: nothing came within `timeout`; nothing is lost.
+            ConnectionClosed: the connection ended otherwise than normally, and is not replaced.
+            ReconnectTimeout: it was lost and could not be replaced.
+            InvalidState: another thread is in `recv`.
+        """
+    def recv_many(self, limit: int = 1000, timeout: float | timedelta | None = None) -> list[Message]:
+        """Receive the next message, and those that are there already: 1 to `limit`; [] after a normal close.
+
+        Raises what `recv` raises.
+        """
+    @property
+    def _is_awaited(self) -> bool:
+        """Does a thread wait for a message?"""
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> Message: ...
+    def _receive_by(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        """Run `coroutine`, which receives, in the loop."""
+    def _end_waits(self) -> None:
+        """The connection is being closed here: a thread in recv() need not wait any more."""
+    def send(self, message: Any, *, compress: bool | None = None) -> None:
+        """Send a message; any thread may.
+
+        A str goes out as text, bytes-like objects as binary; an iterator as one message, each item as a part of it.
+        When it returns, the message has been given to the system, or is kept until the peer takes it: then it waits
+        while too much is kept (see `BackpressureConfig`).
+
+        `compress`: True or False for this message alone; None as configured.
+
+        Raises TypeError for anything else, ConnectionClosed after the end, BackpressureTimeout when room took too long,
+        BufferFull when an outage has used it up.
+        """
+    def send_nowait(self, message: Any, *, compress: bool | None = None) -> None:
+        """Send a message without waiting: `BufferFull` when too much is kept; `InvalidState` when not connected."""
+    def _send_later(self, message: Any, compress: bool | None) -> None:
+        """What send() does when the message could not be written at once."""
