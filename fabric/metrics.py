@@ -19,10 +19,17 @@ from fabric_ext.histogram import Histogram
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Self
 
-__all__ = ["LatencyPercentiles", "LoopMetrics", "MetricsCollector", "loop_metrics_of"]
+__all__ = [
+    "LatencyPercentiles",
+    "LoopMetrics",
+    "MetricsCollector",
+    "ServerMetrics",
+    "TopicMetrics",
+    "loop_metrics_of",
+]
 
 _NS_PER_US = 1000
 _NS_PER_S = 1e9
@@ -56,6 +63,23 @@ class LatencyPercentiles:
         p50, p95, p99, p999 = (ns / _NS_PER_US for ns in histogram.values_at_percentiles((50.0, 95.0, 99.0, 99.9)))
         least, most, mean = (ns / _NS_PER_US for ns in (histogram.min, histogram.max, histogram.mean))
         return cls(p50, p95, p99, p999, least, most, mean, histogram.count)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicMetrics:
+    """The topics of a server, at one moment.
+
+    Attributes:
+        topics: topics and patterns that have subscribers on this server.
+        subscriptions: of its clients and listeners.
+        drops: messages that did not reach a subscriber, by reason; see `fabric.topics.Topics`.
+        broker_healthy: as `WebSocketServer.broker_healthy`.
+    """
+
+    topics: int
+    subscriptions: int
+    drops: dict[str, int]
+    broker_healthy: bool
 
 
 class LoopMetrics(LoopCounters):
@@ -320,6 +344,26 @@ class MetricsCollector(Counters):
         for histogram in (self._latency, self._heartbeat_rtt, self._handshake):
             if histogram is not None:
                 histogram.reset()  # in place: compiled code may hold it
+
+
+class ServerMetrics(MetricsCollector):
+    """What `WebSocketServer.metrics` is: a collector that knows of the server's topics, too."""
+
+    __slots__ = ("source",)
+
+    def __init__(self, significant_figures: int = 3) -> None:
+        super().__init__(significant_figures)
+        self.source: Callable[[], TopicMetrics] | None = None
+
+    @property
+    def topics(self) -> TopicMetrics | None:
+        """The topics as of now; None of a sum of several servers."""
+        return None if self.source is None else self.source()
+
+    def snapshot(self) -> dict[str, Any]:
+        """As that of `MetricsCollector`, and the fields of `topics`."""
+        topics = self.topics
+        return super().snapshot() | ({} if topics is None else {"topics": asdict(topics)})
 
 
 def _sum(one: dict[int, int] | None, other: dict[int, int] | None) -> dict[int, int] | None:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-from fabric.metrics import LoopMetrics, MetricsCollector
+from fabric.metrics import LoopMetrics, MetricsCollector, ServerMetrics, TopicMetrics
 from fabric_ext.histogram import Histogram
 
 try:
@@ -61,6 +61,13 @@ _COUNTERS = {
 _BY_NUMBER = {
     "refusals": ("handshakes_refused", "status", "Opening handshakes answered 400 or more, by HTTP status."),
     "closes": ("connections_closed", "code", "Connections that have ended, by close code; 0: other codes."),
+}
+
+# Attribute of TopicMetrics: exported name without prefix, help.
+_TOPICS = {
+    "topics": ("topics", "Topics and patterns that have subscribers on this server."),
+    "subscriptions": ("subscriptions", "Subscriptions of this server's clients and listeners."),
+    "broker_healthy": ("broker_healthy", "1 while the broker is connected and answers, or there is none; 0 otherwise."),
 }
 
 # Histogram of MetricsCollector: exported name without prefix, help.
@@ -135,6 +142,7 @@ class PrometheusCollector(Collector):
                 for number, count in sorted(getattr(metrics, attribute).items()):
                     counter.add_metric([*labels, str(number)], count)
             yield counter
+        yield from self._topics(current)
         for attribute, (name, text) in _HISTOGRAMS.items():
             family = HistogramMetricFamily(f"{self._namespace}_{name}", text, labels=self._label_names)
             for labels, metrics in current.items():
@@ -156,6 +164,30 @@ class PrometheusCollector(Collector):
         for labels, loop in loops.items():
             family.add_metric(labels, self._buckets(loop.lateness), loop.lateness.sum / 1e9)
         yield family
+
+    def _topics(self, current: Mapping[tuple[str, ...], MetricsCollector]) -> Iterator[Metric]:
+        """The metrics of topics, where there is a server among the sources."""
+        found: list[tuple[tuple[str, ...], TopicMetrics]] = [
+            (labels, topics)
+            for labels, metrics in current.items()
+            if isinstance(metrics, ServerMetrics) and (topics := metrics.topics) is not None
+        ]
+        if not found:
+            return
+        for attribute, (name, text) in _TOPICS.items():
+            gauge = GaugeMetricFamily(f"{self._namespace}_{name}", text, labels=self._label_names)
+            for labels, topics in found:
+                gauge.add_metric(labels, getattr(topics, attribute))
+            yield gauge
+        drops = CounterMetricFamily(
+            f"{self._namespace}_topic_drops",
+            "Messages published that did not reach a subscriber, by reason.",
+            labels=[*self._label_names, "reason"],
+        )
+        for labels, topics in found:
+            for reason, count in sorted(topics.drops.items()):
+                drops.add_metric([*labels, reason], count)
+        yield drops
 
     def _buckets(self, histogram: Histogram) -> list[tuple[str, float]]:
         """Cumulative counts by upper bound."""

@@ -45,7 +45,7 @@ from fabric.fleet import Fleet, Member
 from fabric.headers import HeaderMap
 from fabric.heartbeat import HeartbeatManager
 from fabric.message import Message
-from fabric.metrics import MetricsCollector, loop_metrics_of
+from fabric.metrics import MetricsCollector, ServerMetrics, loop_metrics_of
 from fabric.ratelimit import GlobalRateLimiter, connection_gate
 from fabric.router import Router
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
@@ -170,13 +170,14 @@ class WebSocketServer:
         self._on_disconnect = on_disconnect
         self._process_request = process_request
         self._router = handler if isinstance(handler, Router) else None
-        self._metrics = MetricsCollector()
+        self._metrics = ServerMetrics()
         self._dashboard: Dashboard | None = None
         self._sampling: asyncio.Task[None] | None = None  # of the dashboard
         self._viewers: dict[ConnectedClient, None] = {}  # its pages, which are none of the application's connections
         self._viewer_metrics = MetricsCollector()
         self.topics = Topics(self.config, self._metrics, make_broker(broker))
         self.topics.on_gap = on_gap
+        self._metrics.source = self.topics.measure
         self._fleet = Fleet(self.topics, self.config)
         self._fleet.on_request, self._fleet.on_join, self._fleet.on_leave = on_request, on_join, on_leave
         self._heartbeat: HeartbeatManager | None = None
@@ -470,8 +471,8 @@ class WebSocketServer:
         return self._by_id.get(id)
 
     @property
-    def metrics(self) -> MetricsCollector:
-        """Counters and latencies of all connections together."""
+    def metrics(self) -> ServerMetrics:
+        """Counters and latencies of all connections together, and the topics."""
         return self._metrics
 
     @property

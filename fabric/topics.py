@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, get_args
 from fabric._connection.base import BaseConnection
 from fabric._connection.callbacks import check_callback
 from fabric.broker import Broker, BrokerUnavailable, MemoryBroker
-from fabric.error import BufferFull, ConnectionClosed, InvalidState
+from fabric.error import BufferFull, ConnectionClosed, Error, InvalidState
+from fabric.metrics import MetricsCollector, TopicMetrics
 from fabric_ext.broadcast import Shared
 from fabric_ext.remote import Incoming, wrap
 from fabric_ext.topics import Index, Subscriber, check_topic
@@ -35,9 +36,8 @@ from fabric_ext.topics import Index, Subscriber, check_topic
 if TYPE_CHECKING:
     from fabric.config import ServerConfig
     from fabric.message import Message
-    from fabric.metrics import MetricsCollector
 
-__all__ = ["Listener", "OnFull", "Outcome", "Topics"]
+__all__ = ["Listener", "OnFull", "Outcome", "TooManyTopics", "Topics"]
 
 OnFull = Literal["drop", "close", "latest"]
 
@@ -48,6 +48,18 @@ KNOWN_SETTINGS = 1024  # topics whose settings are remembered
 logger = logging.getLogger("fabric.topics")
 
 T = TypeVar("T")
+
+
+class TooManyTopics(Error):
+    """A client has subscribed to as many topics and patterns as it may.
+
+    Args:
+        limit: `ServerConfig.max_topics`.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"a client may have subscribed to {limit} topics at most (max_topics)")
+        self.limit = limit
 
 
 class Outcome(Generic[T]):
@@ -255,6 +267,10 @@ class Topics:
 
     def __repr__(self) -> str:
         return f"<Topics: {len(self)} topics, {self._index.subscriptions} subscriptions>"
+
+    def measure(self) -> TopicMetrics:
+        """How many there are now, what was dropped, and how the broker stands."""
+        return TopicMetrics(len(self), self._index.subscriptions, dict(self.drops), self.broker.is_healthy)
 
     # -- called by the server and its connections
 

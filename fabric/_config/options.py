@@ -78,6 +78,7 @@ class ServerOptions(TypedDict, total=False):
     cork: bool
     busy_poll: Duration
     slow_peer: Literal["drop", "close", "wait"]
+    max_topics: int
     duplicate_names: Literal["newest", "reject", "both"]
     subprotocols: Iterable[str]
     require_subprotocol: bool

@@ -100,6 +100,7 @@ class ServerConfig(Config):
             "Tune latency" in the guide.
         slow_peer: what a broadcast does with a peer whose buffer is full: "drop" the message for this peer,
             "close" the connection, or "wait" for it without delaying others.
+        max_topics: topics and patterns that one client may have subscribed to at once; one more raises `TooManyTopics`.
         duplicate_names: what becomes of a name that is given to a second client: the "newest" keeps it and the other
             is closed with 1008, the second is refused ("reject"), or "both" have it.
         subprotocols: names spoken; "*" accepts what the client prefers.
@@ -154,6 +155,7 @@ class ServerConfig(Config):
     cork: bool = True
     busy_poll: Seconds = default(0.0)
     slow_peer: Literal["drop", "close", "wait"] = "drop"
+    max_topics: int = 1000
     duplicate_names: Literal["newest", "reject", "both"] = "newest"
     subprotocols: Converted[Iterable[str], SubprotocolList] = default(SubprotocolList())
     require_subprotocol: bool = False
@@ -188,6 +190,7 @@ class ServerConfig(Config):
         self._check_flag("cork")
         self._check_seconds("busy_poll", zero=True, endless=True)
         self._check_choice("slow_peer", ("drop", "close", "wait"))
+        self._check_integer("max_topics", 1)
         self._check_choice("duplicate_names", ("newest", "reject", "both"))
         self._set("subprotocols", SubprotocolList(self._check_several("subprotocols")))
         self._check_flag("require_subprotocol", "reuse_port")
@@ -331,6 +334,7 @@ class ServerConfig(Config):
     with_cork = Builder[bool]()
     with_busy_poll = Builder[Duration]()
     with_slow_peer = Builder[Literal["drop", "close", "wait"]]()
+    with_max_topics = Builder[int]()
     with_duplicate_names = Builder[Literal["newest", "reject", "both"]]()
     with_require_subprotocol = Builder[bool]()
     with_headers = Builder[HeadersLike]()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fabric._connection.base import BaseConnection, is_end
 from fabric._http.messages import Request
-from fabric.topics import Outcome
+from fabric.topics import Outcome, TooManyTopics
 from fabric_ext.receive_queue import inherits_in_c
 from fabric_ext.topics import Subscriber
 
@@ -100,12 +100,16 @@ class ConnectedClient(BaseConnection):
 
         Raises:
             ValueError: the name is not that of a topic or pattern.
+            TooManyTopics: it has subscribed to `ServerConfig.max_topics` others.
             ConnectionClosed: the connection has ended.
         """
         self._check_here()
         self._check_sending()
         if self._subscriber is None:
             self._subscriber = Subscriber(self)
+        limit = self._server.config.max_topics
+        if len(self._subscriber) >= limit and topic not in self._subscriber.topics:
+            raise TooManyTopics(limit)
         outcome = self._server.topics._subscribe(self._subscriber, topic)
         self._server._fleet.subscribed(self, topic)
         return outcome

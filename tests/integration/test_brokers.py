@@ -343,7 +343,7 @@ async def test_redis_sends_more_than_was_asked_for(stack: Stack, redis: type[Red
 @pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)
 async def test_many_topics_are_subscribed_again(stack: Stack, broker: RealBroker) -> None:
     held = Held()
-    near, far = await two(stack, broker, held)
+    near, far = await two(stack, broker, held, max_topics=20_001)
     client, peer = await join(stack, near, held)
     for number in range(20_000):
         client.subscribe(f"topic.{number}")

@@ -15,6 +15,7 @@ from fabric.config import BackpressureConfig
 from fabric.error import ConnectionClosed, InvalidState
 from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
+from fabric.topics import TooManyTopics
 from support.raw_peer import RawPeer
 from support.serving import Held, serve, turns, until
 
@@ -83,6 +84,39 @@ async def test_unsubscribing_and_leaving(stack: Stack) -> None:
     with pytest.raises(ConnectionClosed):
         one.subscribe("a")
     assert await server.publish("b", "2") == 0
+
+
+async def test_a_client_that_wants_too_many_topics(stack: Stack) -> None:
+    held = Held()
+    server = await serve(stack, held, max_topics=3)
+    client, _ = await join(stack, server, held, "a", "b.*", "c")
+    for topic in ("d", "d.>", "e"):
+        with pytest.raises(TooManyTopics, match="3 topics at most") as caught:
+            client.subscribe(topic)
+    assert caught.value.limit == 3
+    assert client.topics == {"a", "b.*", "c"}
+    assert sorted(server.topics.names()) == ["a", "b.*", "c"]
+    client.subscribe("b.*")  # it has
+    client.unsubscribe("c")
+    client.subscribe("d")
+    assert client.topics == {"a", "b.*", "d"}
+    await join(stack, server, held, "a", "b", "c")  # the limit is each client's
+
+
+async def test_metrics(stack: Stack) -> None:
+    held = Held()
+    server = await serve(stack, held)
+    await join(stack, server, held, "a", "b.*")
+    await join(stack, server, held, "a")
+    listener = server.topic("a", limit=1)
+    server.publish("a", "1")
+    server.publish("a", "2")
+    told = server.metrics.topics
+    assert told is not None
+    assert (told.topics, told.subscriptions, told.broker_healthy) == (2, 4, True)
+    assert told.drops == {"full": 0, "closed": 0, "replaced": 0, "listener": 1, "broker": 0}
+    assert server.metrics.snapshot()["topics"]["subscriptions"] == 4
+    listener.close()
 
 
 async def test_order_with_what_is_sent_and_broadcast(stack: Stack) -> None:

@@ -12,7 +12,14 @@ from datetime import timedelta
 
 import pytest
 
-from fabric.metrics import LatencyPercentiles, LoopMetrics, MetricsCollector, loop_metrics_of
+from fabric.metrics import (
+    LatencyPercentiles,
+    LoopMetrics,
+    MetricsCollector,
+    ServerMetrics,
+    TopicMetrics,
+    loop_metrics_of,
+)
 from fabric_ext.counters import FIELDS, Counters
 from fabric_ext.histogram import Histogram
 
@@ -185,6 +192,23 @@ def test_snapshot_has_everything_and_is_json() -> None:
     assert snapshot["latency_us"]["count"] == 2
     assert set(snapshot["handshake_us"]) == {"p50", "p95", "p99", "p999", "min", "max", "mean", "count"}
     assert json.loads(json.dumps(snapshot)) == snapshot
+
+
+def test_a_server_tells_of_its_topics() -> None:
+    metrics = ServerMetrics()
+    assert metrics.topics is None
+    assert "topics" not in metrics.snapshot()
+    metrics.source = lambda: TopicMetrics(1, 2, {"full": 3}, broker_healthy=True)
+    assert metrics.snapshot()["topics"] == {
+        "topics": 1,
+        "subscriptions": 2,
+        "drops": {"full": 3},
+        "broker_healthy": True,
+    }
+    assert json.loads(json.dumps(metrics.snapshot())) == metrics.snapshot()
+    total = ServerMetrics.merged([metrics, busy()])
+    assert total.topics is None
+    assert total.messages_sent == 1
 
 
 def test_snapshot_does_not_change_later() -> None:

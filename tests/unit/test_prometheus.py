@@ -12,7 +12,7 @@ prometheus_client = pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
 from fabric import prometheus  # noqa: E402
-from fabric.metrics import LoopMetrics, MetricsCollector  # noqa: E402
+from fabric.metrics import LoopMetrics, MetricsCollector, ServerMetrics, TopicMetrics  # noqa: E402
 from fabric_ext.counters import FIELDS  # noqa: E402
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -54,6 +54,19 @@ def test_refusals_timeouts_and_close_codes_are_exported() -> None:
     assert value(samples, "fabric_handshakes_refused_total", endpoint="api", status="403") == 1
     assert value(samples, "fabric_connections_closed_total", endpoint="api", code="1006") == 1
     assert value(samples, "fabric_handshake_timeouts_total", endpoint="api") == 1
+
+
+def test_topics_of_servers_are_exported() -> None:
+    server, other, client = ServerMetrics(), ServerMetrics(), MetricsCollector()
+    server.source = lambda: TopicMetrics(3, 7, {"full": 2, "broker": 0}, broker_healthy=False)
+    samples = scrape(prometheus.render({"server": server, "other": other, "client": client}))
+    assert value(samples, "fabric_topics", endpoint="server") == 3
+    assert value(samples, "fabric_subscriptions", endpoint="server") == 7
+    assert value(samples, "fabric_broker_healthy", endpoint="server") == 0
+    assert value(samples, "fabric_topic_drops_total", endpoint="server", reason="full") == 2
+    assert value(samples, "fabric_topic_drops_total", endpoint="server", reason="broker") == 0
+    assert {dict(labels)["endpoint"] for name, labels in samples if name.startswith("fabric_topic")} == {"server"}
+    assert b"topic" not in prometheus.render(client)
 
 
 def test_types_and_help_are_declared() -> None:
