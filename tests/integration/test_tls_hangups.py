@@ -199,12 +199,12 @@ async def test_a_reset_that_comes_with_a_message_is_noticed_by_a_server(
     with await asyncio.to_thread(connect) as sock:
         session = (await recorder.connected())._session_now
         if paused:
-            session._pause_for_rate()
+            session.pause_for_rate()
         sock.sendall(encode(TEXT, "last words"))
         reset_now(sock)
         if paused:
             await turns()
-            session._resume_for_rate()
+            session.resume_for_rate()
     await until(lambda: not server.connection_count)
     assert recorder.messages == ["last words"]
 
