@@ -161,7 +161,11 @@ class Fleet:
             self.begin()
 
     def begin(self) -> None:
-        """Names matter from now on: tell the others that this server is there, and ask who they have."""
+        """Names matter from now on: tell the others that this server is there, and ask who they have.
+
+        Raises InvalidState in another thread than the server's.
+        """
+        self._topics._check_here()
         if self._has_begun or self._loop is None:
             return
         self._has_begun = True
@@ -248,8 +252,10 @@ class Fleet:
 
         Raises:
             NameTaken: another client has it, and duplicates are rejected.
+            InvalidState: this is another thread than the server's.
             TypeError, ValueError: it is no name.
         """
+        self._topics._check_here()
         if name is not None:
             check_name(name)
         if name == self.name_of(client):

@@ -263,6 +263,9 @@ BY_ITSELF: dict[str, Callable[[Any, Any], Any]] = {
     "topic": lambda _, server: server.topic("topic"),
     "stop_accepting": lambda _, server: server.stop_accepting(),
     "shutdown": lambda _, server: server.shutdown(),
+    "send_to": lambda _, server: server.send_to("name", "x"),
+    "request": lambda _, server: server.request("name", "x", timeout=1),
+    "disconnect": lambda _, server: server.disconnect("name"),
 }
 BY_A_CLIENT: dict[str, Callable[[Any, Any], Any]] = {
     "reconnect": lambda end, _: end.reconnect(),
@@ -272,6 +275,7 @@ BY_A_CLIENT: dict[str, Callable[[Any, Any], Any]] = {
 BY_A_SERVER: dict[str, Callable[[Any, Any], Any]] = {
     "subscribe": lambda end, _: end.subscribe("topic"),
     "unsubscribe": lambda end, _: end.unsubscribe("topic"),
+    "name": lambda end, _: setattr(end, "name", "x"),
 }
 ACTS = [
     *((side, act) for side in ("client", "server") for act in BY_ITSELF.items()),
