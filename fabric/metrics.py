@@ -347,7 +347,11 @@ class MetricsCollector(Counters):
 
 
 class ServerMetrics(MetricsCollector):
-    """What `WebSocketServer.metrics` is: a collector that knows of the server's topics, too."""
+    """What `WebSocketServer.metrics` is: a collector that knows of the server's topics, too.
+
+    Attributes:
+        source: tells how the topics are now; set by the server.
+    """
 
     __slots__ = ("source",)
 

@@ -167,7 +167,9 @@ def test_a_seed_repeats_a_run(rig: pytest.Pytester, monkeypatch: pytest.MonkeyPa
     assert len(both) == 2 * len(alone) == 2 * (1 + 4 + 1 + 2)
     for name, draws in alone.items():
         begin = f"{name.removesuffix(']')}-" if "[" in name else f"{name}["
-        assert both[f"{begin}FABRIC_SEED=43]"] == draws != both[f"{begin}FABRIC_SEED=42]"]
+        # One of many generates less by hypothesis: what it does is the beginning of what it does alone.
+        assert draws.startswith(both[f"{begin}FABRIC_SEED=43]"])
+        assert not draws.startswith(both[f"{begin}FABRIC_SEED=42]"])
 
 
 def test_the_seed_of_a_failure_is_printed(rig: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ __all__ = ["PendingHandshakes", "ServerHandshake"]
 
 LINGER = 1.0  # seconds that a client has to hang up once it was answered
 MAX_LINGERING = 256  # connections that are given that time at once; others are closed without
+EARLY = 0.005  # seconds by which a loop may call a timer too early; uvloop counts in whole milliseconds
 SWEEPS = 50  # at most, in one handshake_timeout: a deadline may be missed by this part of it
 
 Upgrade = Callable[["ServerHandshake", RequestHead, bytes, "HeaderMap | None"], None]
@@ -169,7 +170,7 @@ class PendingHandshakes:
         """The TLS handshake of a connection has failed, or has taken too long."""
         if handshake not in self._pending:
             return  # closed here, which is known
-        if not self.left(handshake):
+        if self.left(handshake) <= EARLY:
             handshake.time_out()
         else:
             self.tell("the TLS handshake of %s failed: %s", handshake.remote_addr, error)

@@ -271,6 +271,7 @@ async def test_after_the_broker_was_killed_all_is_known_again(stack: Stack, brok
     await until(lambda: not near.broker_healthy and not far.broker_healthy)
     await join(stack, near, held, "b", "room.7")
     await broker.start()
+    await until(lambda: near.broker_healthy and far.broker_healthy)
     await eventually(far, "a", "b")
     assert await far.send_to("b", "x", timeout=30) == 1
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import ssl
+import time
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,19 @@ async def test_a_header_that_does_not_come_is_waited_for_as_a_handshake_is(stack
             await peer.reader.read()
         await until(lambda: server.metrics.handshake_timeouts == 1)
     await until(lambda: not len(server._handshakes))  # type: ignore[arg-type]
+
+
+async def test_a_timer_that_is_early_is_the_deadline_all_the_same(stack: Stack) -> None:
+    """A loop may call it a millisecond before the clock by which handshakes are measured says so."""
+    server = await serve(stack, Held(), handshake_timeout=60, ssl=server_context())
+    pending = server._handshakes
+    assert pending is not None
+    handshake = pending.accept()
+    pending.add(handshake, 0, ("192.0.2.7", 1))
+    handshake.began = time.perf_counter() - 60 + 0.002
+    pending.tls_failed(handshake, TimeoutError())
+    pending.remove(handshake)
+    assert server.metrics.handshake_timeouts == 1
 
 
 @secure
