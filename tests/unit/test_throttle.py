@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -138,11 +139,14 @@ async def test_the_limit_that_refuses_says_what_happens() -> None:
 
 async def test_connections_that_share_a_limit_take_turns() -> None:
     """The tokens of what waits are reserved."""
+    began = time.monotonic()
     shared = messages(OFTEN, 1)
     peers = [open_with(RateGate(shared=shared), "slow") for _ in range(3)]
     for _, transport in peers:
         transport.feed(texts(3))
-    assert [peer.got for peer, _ in peers] == [names(1), [], []]
+    # Milliseconds bring further tokens, where the machine stands still for some.
+    assert 1 <= sum(len(peer.got) for peer, _ in peers) <= 1 + OFTEN * (time.monotonic() - began)
+    assert peers[0][0].got[:1] == names(1)
     await until(lambda: all(peer.got == names(3) for peer, _ in peers))
     for _, transport in peers:
         transport.lose()
