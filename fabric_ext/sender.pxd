@@ -34,7 +34,7 @@ cdef class Sender(Writer):
     @final
     cdef int append_frames(self, uint8_t first, const char* p, Py_ssize_t n, bint fin) except -1
     @final
-    cdef int check_life(self) except -1
+    cdef int check_made(self) except -1
     @final
     cdef int write_control(self, int opcode, bytes payload) except -1
 

@@ -84,20 +84,20 @@ cdef class Sender(Writer):
         self.appended(None)
         return self.after_writing()
 
-    cdef int check_life(self) except -1:
-        """Raise unless the session has begun and has not ended."""
-        if self._user is None:
-            raise RuntimeError("the session has ended, or has not begun")
+    cdef int check_made(self) except -1:
+        """Raise unless this is a whole session: one that was made by hand has no transport."""
+        if self._transport is None:
+            raise TypeError(f"a {type(self).__name__} without a transport cannot send")
         return 0
 
     def write_ping(self, bytes payload not None):
         """Send a ping, before whatever waits in the outbox."""
-        self.check_life()
+        self.check_made()
         self.write_control(K_PING, payload)
 
     def write_pong(self, bytes payload not None):
         """Send a pong that nobody asked for (RFC 6455 §5.5.3)."""
-        self.check_life()
+        self.check_made()
         self.write_control(K_PONG, payload)
 
     def write_part(self, int opcode, bytes payload not None, bint fin, compress):
@@ -110,7 +110,9 @@ cdef class Sender(Writer):
         cdef bytes packed
         cdef bytes plain
         cdef object message = None
-        self.check_life()
+        self.check_made()
+        if self._user is None:
+            raise RuntimeError("the session has ended")
         if self._due:
             self.take_due()
         if opcode:
