@@ -86,4 +86,4 @@ cdef class Blocking:
     @final
     cdef int _begin_receiving(self) except -1
     @final
-    cdef object _next(self, object timeout, bint iterating)
+    cdef object _next(self, object timeout, bint iterating, list more=*, Py_ssize_t limit=*)

@@ -765,9 +765,10 @@ cdef class Blocking:
         self._receiver = PyThread_get_thread_ident()
         return 0
 
-    cdef object _next(self, object timeout, bint iterating):
+    cdef object _next(self, object timeout, bint iterating, list more=None, Py_ssize_t limit=0):
+        """The next message; `more` gets up to `limit` that are there behind it."""
         cdef Connection connection
-        cdef int64_t until
+        cdef object message
         self._begin_receiving()
         try:
             connection = self._connection
@@ -777,7 +778,10 @@ cdef class Blocking:
                 raise _timed_out("recv", timeout)
             if connection._items.size:
                 connection.taken(<object>connection._items.first())
-                return take_reference(connection._items.take())
+                message = take_reference(connection._items.take())
+                while len(more or ()) < limit and connection._items.size:
+                    more.append(connection._take_now())
+                return message
             if connection._end is not None and connection._end is not True and not (iterating and connection._quiet_end):
                 raise fresh(connection._end)
             return None
@@ -804,22 +808,12 @@ cdef class Blocking:
 
         Raises what `recv` raises.
         """
-        cdef list messages = []
+        cdef list more = []
         cdef object message
         if limit < 1:
             raise ValueError(f"limit is {limit}, must be at least 1")
-        message = self._next(timeout, False)
-        if message is None:
-            return messages
-        messages.append(message)
-        self._begin_receiving()
-        try:
-            while len(messages) < limit and (message := self._connection._take_now()) is not None:
-                messages.append(message)
-        finally:
-            self._receiver = 0
-            self._driver.leave()
-        return messages
+        message = self._next(timeout, False, more, limit - 1)
+        return [] if message is None else [message, *more]
 
     def __iter__(self):
         return self
