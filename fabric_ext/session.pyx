@@ -680,6 +680,7 @@ cdef class Session(Sender):
     cdef int end_transport(self) except -1:
         """All that is to be said has been: the server hangs up first (RFC 6455 §7.1.1), the client waits for it."""
         cdef object io = self._transport.io
+        cdef bint all_taken
         if io is None or io.is_closing():
             return 0
         self.hand_over()
@@ -692,8 +693,13 @@ cdef class Session(Sender):
                     io.close()
             else:
                 io.close()
-        elif not self._masking or self._user._is_followed(self):
+        elif not self._masking:
             io.close()
+        elif self._user._is_followed(self):
+            all_taken = io.get_write_buffer_size() == 0
+            io.close()
+            if all_taken and self._transport.is_secure:
+                io.abort()                         # TLS would wait for the peer's answer, and the next session with it
         self.read_to_the_end()
         return self.watch()
 

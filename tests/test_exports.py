@@ -130,8 +130,7 @@ def imported_by(code: str) -> set[str]:
         ("import fabric", "asyncio typing fabric_ext picows"),
         (
             "from fabric import WebSocketClient",
-            "fabric.server fabric.pool fabric.topics urllib.request zstandard email"
-            " difflib msgspec aiofastnet picows.api python_socks",
+            "fabric.server fabric.pool fabric.topics urllib.request zstandard email difflib msgspec aiofastnet picows.api",
         ),
         (
             "from fabric import WebSocketServer",
