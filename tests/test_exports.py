@@ -130,7 +130,7 @@ def imported_by(code: str) -> set[str]:
         ("import fabric", "asyncio typing fabric_ext picows"),
         (
             "from fabric import WebSocketClient",
-            "fabric.server fabric.pool fabric.topics urllib.request zstandard email difflib msgspec aiofastnet picows.api",
+            "fabric.server fabric.pool urllib.request zstandard email difflib msgspec aiofastnet python_socks",
         ),
         (
             "from fabric import WebSocketServer",
