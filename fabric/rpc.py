@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import msgspec
 
@@ -31,6 +31,9 @@ from fabric.error import BackpressureTimeout, BufferFull, ConnectionClosed, Inva
 from fabric.message import Message
 from fabric_ext.protocol import State
 from fabric_ext.receive_queue import fresh
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeForm
 
 __all__ = ["Rpc", "RpcError"]
 
@@ -183,6 +186,17 @@ class Rpc:
         method: str,
         /,
         *args: Any,
+        type: TypeForm[T],
+        timeout: float | timedelta | None = None,
+        idempotent: bool = False,
+        **kwargs: Any,
+    ) -> T: ...
+    @overload
+    async def call(
+        self,
+        method: str,
+        /,
+        *args: Any,
         type: Any = ...,
         timeout: float | timedelta | None = None,
         idempotent: bool = False,
@@ -272,6 +286,8 @@ class Rpc:
 
     @overload
     def stream(self, method: str, /, *args: Any, type: type[T], **kwargs: Any) -> AsyncIterator[T]: ...
+    @overload
+    def stream(self, method: str, /, *args: Any, type: TypeForm[T], **kwargs: Any) -> AsyncIterator[T]: ...
     @overload
     def stream(self, method: str, /, *args: Any, type: Any = ..., **kwargs: Any) -> AsyncIterator[Any]: ...
     async def stream(

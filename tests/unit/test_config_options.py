@@ -31,6 +31,8 @@ PROGRAMS = {
     "client.config.max_message_size.bit_lenth()": 'no attribute "bit_lenth"',
     "(await client.recv()).text": 'has no attribute "text"',  # None after the end
     "Message('1').json(int) + 'a'": "Unsupported operand types",
+    "Message('1').json(int | str) + 1": "Unsupported operand types",
+    "Message('1').parse_json(list[int]).apend(1)": 'has no attribute "apend"',
     "Message('1').text + 1": "Unsupported operand types",
     "Message.text(5)": 'incompatible type "int"',
 }
@@ -40,6 +42,8 @@ RIGHT = """
 async for message in client:
     text: str = message.text
     number: int = message.json(int)
+    either: int | str = message.json(int | str)
+    several: list[int] = message.parse_json(list[int])
     made: Message = Message.text("a")
     data: str | bytes = message.data
     assert message == "a"
