@@ -270,7 +270,9 @@ class Topics:
 
     def measure(self) -> TopicMetrics:
         """How many there are now, what was dropped, and how the broker stands."""
-        return TopicMetrics(len(self), self._index.subscriptions, dict(self.drops), self.broker.is_healthy)
+        return TopicMetrics(
+            len(self), self._index.subscriptions, dict(self.drops), self.broker.is_healthy, self._is_shared
+        )
 
     # -- called by the server and its connections
 
