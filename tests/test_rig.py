@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fabric
+from support.over_sync import LEFT_OUT
 
 pytest_plugins = ["pytester"]
 
@@ -190,3 +191,9 @@ def test_a_missing_peer_is_never_silent_in_ci(
     result = run(rig, "def test_peer(require):\n    require(None, 'no such browser')")
     result.assert_outcomes(**{outcome: 1})
     result.stdout.fnmatch_lines(["*no such browser*"])
+
+
+@pytest.mark.parametrize("module", LEFT_OUT)
+def test_what_does_not_run_over_sync_exists(module: str) -> None:
+    source = (Path(__file__).parent / f"{module}.py").read_text()
+    assert [name for name in LEFT_OUT[module] if f"def {name}(" not in source] == []
