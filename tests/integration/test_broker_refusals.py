@@ -1,4 +1,4 @@
-"""Brokers that refuse: no permission, no TLS, too old, too small. Each is told by its error, and concerns nothing else."""
+"""Brokers that refuse: no permission, no TLS, too old, too small. Each has its error, and concerns nothing else."""
 
 from __future__ import annotations
 
