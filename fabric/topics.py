@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from fabric.config import ServerConfig
     from fabric.message import Message
 
-__all__ = ["Listener", "OnFull", "Outcome", "TooManyTopics", "Topics"]
+__all__ = ["Listener", "OnFull", "Outcome", "TooManyTopics", "Topics", "check_topic"]
 
 OnFull = Literal["drop", "close", "latest"]
 

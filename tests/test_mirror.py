@@ -23,6 +23,7 @@ ELSEWHERE = {
     "fabric._pool.host": "unit/test_pool.py",
     "fabric._server.connected_client": "integration/test_server.py",
     "fabric._version": "test_packaging.py",
+    "fabric.broker.echo": "integration/test_broker_refusals.py",
     "fabric.broker.nats": "integration/test_brokers.py",
     "fabric.broker.outgoing": "integration/test_brokers.py",
     "fabric.broker.redis": "integration/test_brokers.py",
