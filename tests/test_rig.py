@@ -85,7 +85,8 @@ def test_plain(loop_factory):
 @pytest.fixture
 def rig(pytester: pytest.Pytester, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A project of its own under this very conftest, less patient, and this configuration."""
-    monkeypatch.setenv("PYTHONPATH", os.path.dirname(os.path.dirname(fabric.__file__)))
+    folders = [os.path.dirname(os.path.dirname(fabric.__file__)), os.path.dirname(__file__)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
     conftest = Path(__file__).with_name("conftest.py").read_text()
     assert "\nGRACE = 1.0\n" in conftest
     quick = conftest.replace("\nGRACE = 1.0\n", "\nGRACE = 0.1\n")
