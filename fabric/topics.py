@@ -21,17 +21,21 @@ import itertools
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, get_args
 
+import msgspec
+
 from fabric._connection.base import BaseConnection, data_message
 from fabric._connection.callbacks import check_callback
 from fabric._history.logs import Logs
 from fabric._history.shared import SharedLogs
 from fabric.broker import Broker, BrokerUnavailable, MemoryBroker
+from fabric.broker.losses import EVERYTHING, Lost
 from fabric.error import BufferFull, ConnectionClosed, Error, InvalidState, NotSupported
 from fabric.history import History, Position
 from fabric.metrics import MetricsCollector, TopicMetrics
@@ -49,6 +53,9 @@ OnFull = Literal["drop", "close", "latest"]
 
 LISTENER_LIMIT = 1000  # messages that a listener keeps
 ON_ITS_WAY = 1.0  # seconds for which a message may have been under way when the broker was last heard
+LOSSES = "$losses"  # where servers tell each other what may be lost
+SERVERS = 3  # the kind of such envelopes, see fabric_ext.remote
+HEAD = 13  # bytes of an envelope
 NUMBERED = 4  # the first byte of what comes from a topic with history, see `fabric.broker.Node`
 KNOWN_SETTINGS = 1024  # topics whose settings are remembered
 MOST_KEPT = 100_000  # messages of a history
@@ -203,6 +210,7 @@ class Topics:
         self._thread = 0
         self._hear: Callable[[str, bytes], Any] | None = None  # what servers tell each other, see fabric.fleet
         self._on_return: Callable[[], Any] | None = None  # the broker is back
+        self._reported = 0.0, 0.0  # begin and end of the latest gap of this server's own connection
         self._is_shared = not isinstance(broker, MemoryBroker)
         self._node = os.urandom(8)
         self._numbers = itertools.count(1)
@@ -225,7 +233,7 @@ class Topics:
     @property
     def on_gap(self) -> Callable[[str, float], Any] | None:
         """A plain function that is called with a topic or pattern of this server, and a time (as `time.time()`): what
-        was published on other servers since then may be lost, as the broker was away.
+        was published on other servers since then may be lost, as the broker was away from this server or from them.
         """
         return self._on_gap
 
@@ -613,6 +621,8 @@ class Topics:
                 if data[0] == NUMBERED:
                     if self._shared is not None:
                         self._shared.deliver(topic, data)
+                elif topic == LOSSES:
+                    self._hear_losses(data)
                 elif self._hear is not None:
                     self._hear(topic, data)
             else:
@@ -631,9 +641,38 @@ class Topics:
             self._on_return()
         if self._shared is not None:
             self._shared.resume()  # of topics with history, what was missed is read
+        self._reported = since - ON_ITS_WAY, time.time()
         for topic in self._index.names():
             if self._shared is None or topic not in self._shared:
                 self._report_gap(topic, since - ON_ITS_WAY)
+
+    def lost(self, told: list[bytes]) -> None:
+        """What this server has published may be lost to others; see `fabric.broker.Node`."""
+        for part in told:
+            number = next(self._numbers) & 0xFFFFFFFF
+            self.broker.publish(LOSSES, wrap(SERVERS, self._node, number, part))
+
+    def _hear_losses(self, envelope: bytes) -> None:
+        """What another server has published may be lost."""
+        try:
+            lost = msgspec.msgpack.decode(envelope[HEAD:], type=Lost)
+        except msgspec.MsgspecError:
+            logger.debug("another server said something malformed")
+            return
+        now = time.time()
+        begin, end = now - lost.begins, now - lost.ends
+        if self._reported[0] <= begin and end <= self._reported[1]:
+            return  # the broker was away from all, and that is reported already
+        topics = set(lost.topics)
+        for name in self._index.names():
+            if self._shared is not None and name in self._shared:
+                continue
+            if (
+                name in topics
+                or EVERYTHING in topics
+                or (_is_pattern(name) and any(fits(name, topic) for topic in topics))
+            ):
+                self._report_gap(name, begin - ON_ITS_WAY)
 
     def _report_gap(self, topic: str, since: float) -> None:
         if self._on_gap is None:
@@ -649,6 +688,8 @@ class Topics:
         """Connect to the broker."""
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self.broker.subscribe(self._index.names())
+        if self._is_shared:
+            self.broker.subscribe((LOSSES,))
         await self.broker.start(self)
         if self._shared is not None:
             self._shared.resume()

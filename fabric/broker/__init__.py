@@ -69,6 +69,13 @@ class Node(Protocol):
     def gap(self, since: float) -> None:
         """The broker is back: what was published elsewhere after `since` (as `time.time()`) may be lost."""
 
+    def lost(self, told: list[bytes]) -> None:
+        """Messages of this server may be lost to others, which are to be told; see `fabric.broker.losses`.
+
+        Raises:
+            BrokerUnavailable: they cannot be told now.
+        """
+
 
 class Broker(abc.ABC):
     """An adapter for one kind of broker. It serves one server, on its event loop.

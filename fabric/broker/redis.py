@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 import hiredis
 
 from fabric.broker import Broker, BrokerUnavailable, Node, Window
+from fabric.broker.losses import Losses
 from fabric.broker.outgoing import Outgoing
 from fabric.broker.streams import Replies, Streams, pack
 
@@ -151,6 +152,7 @@ class RedisBroker(Broker):
         self._topics: dict[str, None] = {}
         self._in, self._out = Outgoing(MAX_QUEUED), Outgoing(MAX_QUEUED)  # subscriptions, messages
         self._is_answering = True
+        self._losses = Losses()
         self._heard = 0.0
         self._error: BaseException | None = None
         self._life: asyncio.Task[None] | None = None
@@ -240,10 +242,12 @@ class RedisBroker(Broker):
                 continue
             logger.warning("broker %s: connection lost", self._where)
             since = self._heard
+            self._losses.disconnected(since)
             await self._connect_again()
             logger.info("broker %s: connected again", self._where)
             if self._node is not None:
                 self._node.gap(since)
+            self._tell_losses()
 
     async def _connect_again(self) -> None:
         while True:
@@ -284,9 +288,12 @@ class RedisBroker(Broker):
     def publish(self, topic: str, envelope: bytes) -> None:
         """Send a message to the other servers; see `Broker.publish`."""
         if len(envelope) > LARGEST:
+            self._losses.refused(topic)
             raise BrokerUnavailable(f"the broker takes messages of {LARGEST} bytes, not of {len(envelope)}")
         if not self._out.has_room(len(envelope)):
+            self._losses.refused(topic)
             raise self._unavailable("what waits for it is up to its bound")
+        self._losses.published(topic)
         channel = (PREFIX + topic).encode()
         self._out.add(PUBLISH % (len(channel), channel, len(envelope), envelope))
 
@@ -297,6 +304,7 @@ class RedisBroker(Broker):
             raise self._unavailable("there is no connection")
         self._in.flush()
         self._out.flush()
+        question = self._losses.asked()
         try:
             await speaks.ping()
             await hears.ping()
@@ -306,6 +314,8 @@ class RedisBroker(Broker):
             raise self._unavailable("it does not answer") from error
         self._is_answering = True
         self._heard = time.time()
+        self._losses.confirmed(question)
+        self._tell_losses()
 
     # -- histories
 
@@ -340,6 +350,15 @@ class RedisBroker(Broker):
     ) -> Window:
         """What is kept of a topic; see `Broker.read`."""
         return await self._histories().read(topic, size, ttl, known, after, wait=wait)
+
+    def _tell_losses(self) -> None:
+        """Tell the other servers what they may not have got."""
+        told = self._losses.tell()
+        if told and self._node is not None:
+            try:
+                self._node.lost(told)
+            except BrokerUnavailable:
+                self._losses.untold()
 
     # -- what comes in
 
