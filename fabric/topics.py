@@ -370,7 +370,12 @@ class Topics:
         if self._index.subscribe(subscriber, topic):
             self.broker.subscribe((topic,))
         if self._shared is not None and not _is_pattern(topic) and self._has_history(topic):
-            self._shared.hear(topic)
+            if self._loop is None:
+                self._shared.hear(topic)  # it is read once the server starts
+            else:  # confirmed once it is known what is old
+                outcome: Outcome[Any] = Outcome(None)
+                outcome._confirm = self._shared.join(topic, subscriber, None, _nothing, outcome) or self.broker.flush
+                return outcome
         return Outcome(None, self.broker.flush if self._is_shared else None)
 
     def _has_subscribers(self, topic: str) -> bool:
