@@ -30,6 +30,7 @@ from nats.protocol.parser import Parser
 
 from fabric.broker import Broker, BrokerUnavailable, Node
 from fabric.broker.echo import Echo
+from fabric.broker.losses import Losses
 from fabric.broker.outgoing import Outgoing
 from fabric_ext.remote import NatsReader
 
@@ -131,6 +132,7 @@ class NatsBroker(Broker):
         self._out = Outgoing(MAX_QUEUED)
         self._is_closing = False
         self._is_answering = True
+        self._losses = Losses()
         self._heard = 0.0  # time.time() at which the broker was last known to be there
         self._error: BaseException | None = None
         self._refusals = 0
@@ -240,6 +242,8 @@ class NatsBroker(Broker):
     async def _on_disconnected(self) -> None:
         if self._out.is_open and not self._is_closing:
             logger.warning("broker %s: connection lost", self._where)
+        if self._out.is_open:
+            self._losses.disconnected(self._heard)
         self._out.close()
 
     async def _on_reconnected(self) -> None:
@@ -254,6 +258,7 @@ class NatsBroker(Broker):
         logger.info("broker %s: connected again", self._where)
         if self._node is not None:
             self._node.gap(since)
+        self._tell_losses()
 
     async def _go_on(self) -> None:
         """A connection begins: subscribe, wait until the server has done so, and only then let go of what waits."""
@@ -347,9 +352,12 @@ class NatsBroker(Broker):
         """Send a message to the other servers; see `Broker.publish`."""
         limit = min(self._client.max_payload if self._client is not None else 1 << 20, MAX_QUEUED)
         if len(envelope) > limit:
+            self._losses.refused(topic)
             raise BrokerUnavailable(f"the broker takes messages of {limit} bytes, not of {len(envelope)}")
         if not self._out.has_room(len(envelope)):
+            self._losses.refused(topic)
             raise self._unavailable("what waits for it is up to its bound")
+        self._losses.published(topic)
         self._out.add(b"PUB %b%b %d\r\n%b\r\n" % (self._prefix, topic.encode(), len(envelope), envelope))
 
     async def flush(self) -> None:
@@ -364,6 +372,7 @@ class NatsBroker(Broker):
         if self._client is None or not self._out.is_open:
             raise self._unavailable("there is no connection")
         self._out.flush()
+        question = self._losses.asked()
         try:
             await self._client.flush(timeout=PROBE_INTERVAL)
         except (nats.errors.Error, OSError, TimeoutError) as error:
@@ -371,6 +380,17 @@ class NatsBroker(Broker):
             raise self._unavailable("it does not answer") from error
         self._is_answering = True
         self._heard = time.time()
+        self._losses.confirmed(question)
+        self._tell_losses()
+
+    def _tell_losses(self) -> None:
+        """Tell the other servers what they may not have got."""
+        told = self._losses.tell()
+        if told and self._node is not None:
+            try:
+                self._node.lost(told)
+            except BrokerUnavailable:
+                self._losses.untold()
 
     def _refused(self) -> BrokerUnavailable:
         return BrokerUnavailable(f"the broker {self._where} refuses: {self._refusal}")

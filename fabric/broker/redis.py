@@ -2,7 +2,8 @@
 
 Two connections: one hears, one publishes. Replies are read by the package hiredis, messages as one batch for each read
 of the socket; commands leave gathered over a turn of the event loop. Redis knows no `>` and takes `*` for any text, so
-it may send more than was asked for; what fits is decided here.
+it may send more than was asked for; what fits is decided here. Histories are kept over a connection of their own, see
+`fabric.broker.streams`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import collections
 import contextlib
 import logging
+import os
 import re
 import ssl
 import time
@@ -20,9 +22,11 @@ from urllib.parse import unquote, urlsplit
 
 import hiredis
 
-from fabric.broker import Broker, BrokerUnavailable, Node
+from fabric.broker import Broker, BrokerUnavailable, Node, Window
 from fabric.broker.echo import Echo
+from fabric.broker.losses import Losses
 from fabric.broker.outgoing import Outgoing
+from fabric.broker.streams import Replies, Streams, pack
 
 __all__ = ["RedisBroker"]
 
@@ -156,6 +160,8 @@ class RedisBroker(Broker):
         ssl_context: for TLS; by default the system's certificates count.
     """
 
+    keeps_histories = True
+
     def __init__(self, url: str, *, ssl_context: ssl.SSLContext | None = None) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("redis", "rediss") or not parts.hostname:
@@ -170,11 +176,14 @@ class RedisBroker(Broker):
         self._topics: dict[str, None] = {}
         self._in, self._out = Outgoing(MAX_QUEUED), Outgoing(MAX_QUEUED)  # subscriptions, messages
         self._is_answering = True
+        self._losses = Losses()
         self._heard = 0.0
         self._error: BaseException | None = None
         self._largest = LARGEST
         self._echo = Echo()
         self._life: asyncio.Task[None] | None = None
+        self._streams: Streams | None = None  # with the first topic that has a history
+        self._name = os.urandom(8).hex()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._where} {'healthy' if self.is_healthy else 'unavailable'}>"
@@ -192,7 +201,7 @@ class RedisBroker(Broker):
             if isinstance(error, (hiredis.HiredisError, ssl.SSLError)):
                 raise self._unavailable("it refuses us") from error
             late = "it has not answered in time" + (", perhaps as it has no TLS" if self._ssl is not None else "")
-            raise self._unavailable("it cannot be reached", late) from error
+            raise self._unavailable("it cannot be reached", late=late) from error
         self._life = asyncio.ensure_future(self._live())
 
     async def close(self) -> None:
@@ -201,6 +210,9 @@ class RedisBroker(Broker):
             self._life.cancel()
             await asyncio.wait([self._life])
             self._life = None
+        streams, self._streams = self._streams, None
+        if streams is not None:
+            await streams.close(LAST_MOMENT)
         if self._out.is_open:
             with contextlib.suppress(BrokerUnavailable, TimeoutError):
                 await asyncio.wait_for(self.flush(), LAST_MOMENT)
@@ -275,10 +287,12 @@ class RedisBroker(Broker):
                 continue
             logger.warning("broker %s: connection lost", self._where)
             since = self._heard
+            self._losses.disconnected(since)
             await self._connect_again()
             logger.info("broker %s: connected again", self._where)
             if self._node is not None:
                 self._node.gap(since)
+            self._tell_losses()
 
     async def _is_well(self) -> bool:
         """Does the broker answer, and send us what we publish?"""
@@ -301,8 +315,11 @@ class RedisBroker(Broker):
                 self._error = error
                 await asyncio.sleep(RECONNECT_WAIT)
 
-    def _unavailable(self, what: str, late: str = "it has not answered in time") -> BrokerUnavailable:
-        text = late if isinstance(self._error, TimeoutError) else str(self._error or "")
+    def _unavailable(
+        self, what: str, error: BaseException | None = None, late: str = "it has not answered in time"
+    ) -> BrokerUnavailable:
+        error = error or self._error
+        text = late if isinstance(error, TimeoutError) else str(error or "")
         why = f": {text}" if text else ""
         return BrokerUnavailable(f"the broker {self._where} is unavailable: {what}{why}")
 
@@ -339,9 +356,12 @@ class RedisBroker(Broker):
         """Send a message to the other servers; see `Broker.publish`."""
         limit = min(self._largest, MAX_QUEUED)
         if len(envelope) > limit:
+            self._losses.refused(topic)
             raise BrokerUnavailable(f"the broker takes messages of {limit} bytes, not of {len(envelope)}")
         if not self._out.has_room(len(envelope)):
+            self._losses.refused(topic)
             raise self._unavailable("what waits for it is up to its bound")
+        self._losses.published(topic)
         self._out.add(_publication(topic, envelope))
 
     async def flush(self) -> None:
@@ -360,6 +380,7 @@ class RedisBroker(Broker):
             raise self._unavailable("there is no connection")
         self._in.flush()
         self._out.flush()
+        question = self._losses.asked()
         try:
             await speaks.ping()
             await hears.ping()
@@ -369,6 +390,51 @@ class RedisBroker(Broker):
             raise self._unavailable("it does not answer") from error
         self._is_answering = True
         self._heard = time.time()
+        self._losses.confirmed(question)
+        self._tell_losses()
+
+    # -- histories
+
+    def _histories(self) -> Streams:
+        if self._life is None:
+            raise self._unavailable("it is not connected")
+        if self._streams is None:
+            self._streams = Streams(self._open, self._unavailable, self._name, MAX_QUEUED)
+        return self._streams
+
+    async def _open(self, make: Callable[[], Replies]) -> Replies:
+        """Another connection."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            _, connection = await loop.create_connection(make, self._host, self._port, ssl=self._ssl)
+        if self._login:
+            try:
+                await connection.call("AUTH", *self._login)
+            except BaseException:
+                connection.abort()
+                raise
+        return connection
+
+    def append(
+        self, topic: str, envelope: bytes, number: int, size: int, ttl: float, known: tuple[str, int] | None
+    ) -> asyncio.Future[tuple[str, int]]:
+        """Keep a message; see `Broker.append`."""
+        return self._histories().append(topic, (PREFIX + topic).encode(), envelope, number, size, ttl, known)
+
+    async def read(
+        self, topic: str, size: int, ttl: float, known: tuple[str, int] | None, after: int, *, wait: bool
+    ) -> Window:
+        """What is kept of a topic; see `Broker.read`."""
+        return await self._histories().read(topic, size, ttl, known, after, wait=wait)
+
+    def _tell_losses(self) -> None:
+        """Tell the other servers what they may not have got."""
+        told = self._losses.tell()
+        if told and self._node is not None:
+            try:
+                self._node.lost(told)
+            except BrokerUnavailable:
+                self._losses.untold()
 
     # -- what comes in
 
@@ -376,12 +442,6 @@ class RedisBroker(Broker):
         batch = self._echo.taken_out(batch)
         if self._node is not None and batch:
             self._node.deliver(batch)
-
-
-def pack(*words: str | bytes) -> bytes:
-    """A command, as the protocol of Redis (RESP) has it."""
-    encoded = [word.encode() if isinstance(word, str) else word for word in words]
-    return b"*%d\r\n%b" % (len(words), b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded))
 
 
 def _publication(topic: str, envelope: bytes) -> bytes:

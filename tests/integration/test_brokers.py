@@ -154,8 +154,8 @@ async def test_a_broker_that_is_killed_and_comes_back(stack: Stack, broker: Real
     late = await held.next()
     late.subscribe("c")  # holds here at once
     await broker.start()
-    await until(lambda: near.broker_healthy and len(gaps) == 3)
-    assert sorted(topic for topic, _ in gaps) == ["a", "b.*", "c"]
+    await until(lambda: near.broker_healthy and len(gaps) >= 3)
+    assert {topic for topic, _ in gaps} == {"a", "b.*", "c"}
     assert all(since <= begun for _, since in gaps)
     await until(lambda: far.broker_healthy)
     await far.publish("b.1", "after")
@@ -390,8 +390,58 @@ async def test_what_a_killed_broker_costs_lies_in_the_gap(stack: Stack, broker: 
         await until(lambda: 600 in received)
     await hearing
     assert received == sorted(set(received))
-    assert len(gaps) == 1
-    ((begin, end),) = gaps
     lost = published.keys() - set(received)
-    assert all(begin <= published[number] <= end for number in lost)
+    assert gaps
+    assert all(any(begin <= published[number] <= end for begin, end in gaps) for number in lost)
     assert set(range(401, 601)) <= set(received)
+
+
+@pytest.mark.deadline(60)
+async def test_what_the_publisher_alone_has_lost_is_a_gap_elsewhere(
+    stack: Stack, broker: RealBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the publisher's connection is cut: what was refused meanwhile is told to those who would have got it."""
+    monkeypatch.setattr(f"fabric.broker.{broker.scheme}.MAX_QUEUED", 10_000)  # before the broker is made
+    held = Held()
+    near, far = await two(stack, broker, held)
+    gaps: list[tuple[str, float]] = []
+    near.on_gap = lambda topic, since: gaps.append((topic, since))
+    _, peer = await join(stack, near, held, "a", "b.*", "c")
+    await far.publish("a", "before")
+    sender: Any = far.topics.broker
+    write, unwritten = sender._out._write, sender._out._unwritten
+    sender._out.close()  # as between the loss of a connection and the next one
+    begun = time.time()
+    for number in range(20):
+        far.publish("a", f"{number}".ljust(1000))
+        far.publish("b.1", f"{number}".ljust(1000))
+    assert far.topics.drops["broker"]
+    sender._out.open(write, unwritten)
+    await sender.flush()  # it tells
+    await sender.flush()
+    await far.publish("c", "after")
+    while await peer.payload() != b"after":
+        pass
+    assert sorted(topic for topic, _ in gaps) == ["a", "b.*"]
+    assert all(since <= begun for _, since in gaps)
+    assert near.broker_healthy
+
+
+@pytest.mark.deadline(60)
+async def test_what_was_under_way_when_the_publishers_connection_was_lost_is_a_gap_elsewhere(
+    stack: Stack, broker: RealBroker
+) -> None:
+    held = Held()
+    near, far = await two(stack, broker, held)
+    gaps: list[str] = []
+    near.on_gap = lambda topic, since: gaps.append(topic)
+    await join(stack, near, held, "a", "b")
+    await far.publish("b", "confirmed")
+    sender: Any = far.topics.broker
+    far.publish("a", "perhaps")
+    if broker.scheme == "nats":
+        sender._client._transport._io_writer.transport.abort()
+    else:
+        sender._speaks.abort()
+    await until(lambda: gaps)
+    assert gaps == ["a"]

@@ -1,0 +1,112 @@
+"""What other servers may not have got of what this one has published, so that they can be told.
+
+A broker confirms all that it has had by the answer to a question (`Broker.flush`). What was published since, when the
+connection is lost, it may have had or not; what is refused, as too much waits, it has not. When the broker answers
+again, the other servers are told these topics, and since when; they are told again if the connection is lost before
+the broker has confirmed that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+__all__ = ["Losses", "Lost"]
+
+EVERYTHING = ">"  # stands for too many topics to be told one by one
+MOST = 10_000  # topics
+AT_ONCE = 200  # topics in one message
+LONGEST_AGO = 1e9  # seconds
+
+
+class Lost(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """What servers are told: messages of these topics may be lost that were published since so many seconds.
+
+    `ends` is how long ago the last of them was published.
+    """
+
+    topics: Annotated[list[Annotated[str, Meta(max_length=255)]], Meta(max_length=AT_ONCE)]
+    begins: Annotated[float, Meta(ge=0, le=LONGEST_AGO)]
+    ends: Annotated[float, Meta(ge=0, le=LONGEST_AGO)]
+
+
+class Losses:
+    """The topics of an adapter's messages that are not confirmed, and those of which some are lost.
+
+    Args:
+        clock: `time.time`.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._question = 0  # the number of the next one
+        self._unconfirmed: dict[str, int] = {}  # topic -> question that will confirm it, in this order
+        self._lost: dict[str, int | None] = {}  # topic -> the same of telling it; None: it is to be told
+        self._begins = self._ends = 0.0
+
+    def published(self, topic: str) -> None:
+        """A message is on its way to the broker."""
+        unconfirmed = self._unconfirmed
+        if topic in unconfirmed:
+            del unconfirmed[topic]
+        elif len(unconfirmed) >= MOST:
+            unconfirmed.clear()
+            topic = EVERYTHING
+        elif EVERYTHING in unconfirmed:
+            del unconfirmed[EVERYTHING]
+            topic = EVERYTHING
+        unconfirmed[topic] = self._question
+
+    def refused(self, topic: str) -> None:
+        """The broker does not get a message."""
+        now = self._clock()
+        self._lose((topic,), now, now)
+
+    def disconnected(self, heard: float) -> None:
+        """The connection is lost; the broker was last heard at that time."""
+        self.untold()
+        if self._unconfirmed:
+            self._lose(tuple(self._unconfirmed), heard, self._clock())
+            self._unconfirmed.clear()
+
+    def untold(self) -> None:
+        """What was told may not have arrived: it is to be told again."""
+        self._lost = dict.fromkeys(self._lost)
+
+    def _lose(self, topics: tuple[str, ...], begins: float, ends: float) -> None:
+        if not self._lost:
+            self._begins = begins
+        self._begins, self._ends = min(self._begins, begins), ends
+        self._lost.update(dict.fromkeys(topics))
+        if len(self._lost) > MOST or EVERYTHING in self._lost:
+            self._lost = {EVERYTHING: None}
+
+    def asked(self) -> int:
+        """The broker is asked whether it has had all that was published and told; return the question."""
+        self._question += 1
+        return self._question - 1
+
+    def confirmed(self, question: int) -> None:
+        """The broker has answered."""
+        unconfirmed = self._unconfirmed
+        while unconfirmed and unconfirmed[topic := next(iter(unconfirmed))] <= question:
+            del unconfirmed[topic]
+        if self._lost:
+            self._lost = {topic: told for topic, told in self._lost.items() if told is None or told > question}
+
+    def tell(self) -> list[bytes]:
+        """What is to be told now, encoded `Lost`."""
+        topics = [topic for topic, told in self._lost.items() if told is None]
+        if not topics:
+            return []
+        self._lost.update(dict.fromkeys(topics, self._question))
+        now = self._clock()
+        begins, ends = (min(max(0.0, now - moment), LONGEST_AGO) for moment in (self._begins, self._ends))
+        return [
+            msgspec.msgpack.encode(Lost(topics[start : start + AT_ONCE], begins, ends))
+            for start in range(0, len(topics), AT_ONCE)
+        ]

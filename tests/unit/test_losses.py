@@ -1,0 +1,91 @@
+"""fabric.broker.losses: what other servers are told of messages that they may not have got."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from fabric.broker.losses import AT_ONCE, EVERYTHING, MOST, Losses, Lost
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def losses(clock: Clock) -> Losses:
+    return Losses(clock)
+
+
+def told(losses: Losses) -> list[Lost]:
+    return [msgspec.msgpack.decode(part, type=Lost) for part in losses.tell()]
+
+
+def test_what_is_confirmed_is_not_lost(losses: Losses) -> None:
+    losses.published("a")
+    question = losses.asked()
+    losses.published("b")
+    losses.confirmed(question)
+    losses.disconnected(990.0)
+    assert told(losses) == [Lost(["b"], 10.0, 0.0)]
+
+
+def test_what_is_published_again_waits_for_the_later_answer(losses: Losses) -> None:
+    losses.published("a")
+    first = losses.asked()
+    losses.published("a")
+    second = losses.asked()
+    losses.confirmed(first)
+    losses.disconnected(990.0)
+    assert told(losses) == [Lost(["a"], 10.0, 0.0)]
+    losses.published("a")
+    losses.confirmed(second)  # an answer on the connection before says nothing of it
+    losses.disconnected(995.0)
+    assert told(losses) == [Lost(["a"], 10.0, 0.0)]
+
+
+def test_nothing_is_told_twice_unless_the_connection_is_lost(losses: Losses, clock: Clock) -> None:
+    losses.refused("a")
+    clock.now += 5
+    losses.refused("b")
+    clock.now += 1
+    assert told(losses) == [Lost(["a", "b"], 6.0, 1.0)]
+    assert told(losses) == []
+    losses.disconnected(clock.now)
+    assert told(losses) == [Lost(["a", "b"], 6.0, 1.0)]
+    losses.confirmed(losses.asked())
+    losses.disconnected(clock.now)
+    assert told(losses) == []
+    losses.refused("c")
+    assert told(losses) == [Lost(["c"], 0.0, 0.0)]
+
+
+def test_many_topics(losses: Losses) -> None:
+    for number in range(AT_ONCE + 1):
+        losses.published(f"a{number}")
+    losses.disconnected(1000.0)
+    assert [len(part.topics) for part in told(losses)] == [AT_ONCE, 1]
+    losses.confirmed(losses.asked())
+    for number in range(MOST + 2):
+        losses.published(f"a{number}")
+    assert len(losses._unconfirmed) == 1
+    losses.disconnected(1000.0)
+    assert [part.topics for part in told(losses)] == [[EVERYTHING]]
+    losses.confirmed(losses.asked())
+    for number in range(MOST + 2):
+        losses.refused(f"a{number}")
+    assert [part.topics for part in told(losses)] == [[EVERYTHING]]
+
+
+def test_a_clock_that_is_set_back(losses: Losses, clock: Clock) -> None:
+    losses.refused("a")
+    clock.now -= 100
+    assert told(losses) == [Lost(["a"], 0.0, 0.0)]
