@@ -181,6 +181,7 @@ class Topics:
     def __init__(self, config: ServerConfig, metrics: MetricsCollector, broker: Broker) -> None:
         self.broker = broker
         self._on_gap: Callable[[str, float], Any] | None = None
+        self._wrap: Callable[[str, Message], Message] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # these once the server has started
         self._thread = 0
         self._hear: Callable[[str, bytes], Any] | None = None  # what servers tell each other, see fabric.fleet
@@ -212,6 +213,24 @@ class Topics:
             if inspect.iscoroutinefunction(function):
                 raise TypeError("on_gap must be a plain function; it can make a task")
         self._on_gap = function
+
+    @property
+    def wrap(self) -> Callable[[str, Message], Message] | None:
+        """A plain function that is called with a topic and a message, and returns what the connections of this server
+        get instead; None, the default: the message itself.
+
+        It is called once for a message, however many get it. What `server.topic` returns is as it was published.
+        """
+        return self._wrap
+
+    @wrap.setter
+    def wrap(self, function: Callable[[str, Message], Message] | None) -> None:
+        if function is not None:
+            check_callback("wrap", function, ("topic", "message"))
+            if inspect.iscoroutinefunction(function):
+                raise TypeError("wrap must be a plain function, which returns a message")
+        self._wrap = function
+        self._incoming.hold = function is not None
 
     def __len__(self) -> int:
         """The topics and patterns that have subscribers on this server."""
@@ -320,10 +339,7 @@ class Topics:
         if exclude is not None:
             clients: Iterable[Any] = (exclude,) if isinstance(exclude, BaseConnection) else exclude
             left_out = [client._subscriber for client in clients if client._subscriber is not None]
-        shared = Shared(data, compress, self._fragment_size)
-        reached, rest = self._index.publish(topic, shared, left_out)
-        if rest:
-            reached += self._publish_to_rest(topic, data, shared, compress, rest)
+        reached = self._fan_out(topic, data, compress, left_out)
         if not self._is_shared:
             return Outcome(reached)
         number = next(self._numbers) & 0xFFFFFFFF
@@ -334,8 +350,17 @@ class Topics:
             return Outcome(reached, _Failure(error))
         return Outcome(reached, self.broker.flush)
 
+    def _fan_out(self, topic: str, data: Message, compress: bool | None, left_out: Iterable[Subscriber]) -> int:
+        """Send a message to this server's subscribers; return how many connections it is sent to or kept for."""
+        shown = data if self._wrap is None else self._wrap(topic, data)
+        shared = Shared(shown, compress, self._fragment_size)
+        reached, rest = self._index.publish(topic, shared, left_out)
+        if rest:
+            reached += self._publish_to_rest(topic, data, shown, shared, compress, rest)
+        return reached
+
     def _publish_to_rest(
-        self, topic: str, data: Message, shared: Shared, compress: bool | None, rest: list[Any]
+        self, topic: str, data: Message, shown: Message, shared: Shared, compress: bool | None, rest: list[Any]
     ) -> int:
         """The same for those who cannot be written to in compiled code."""
         peers = []
@@ -350,9 +375,9 @@ class Topics:
         on_full = self.settings(topic).on_full if later else "drop"
         for client in later:
             reached += (
-                self._keep_latest(client, topic, data, compress)
+                self._keep_latest(client, topic, shown, compress)
                 if on_full == "latest"
-                else self._keep(client, data, compress, on_full)
+                else self._keep(client, shown, compress, on_full)
             )
         return reached
 
@@ -394,9 +419,19 @@ class Topics:
         """Messages of other servers have arrived; see `fabric.broker.Node`."""
         for topic, data, shared, rest in self._incoming.deliver(batch):
             if shared is not None:
-                self._publish_to_rest(topic, data, shared, None, rest)
-            elif self._hear is not None:
-                self._hear(topic, data)
+                self._publish_to_rest(topic, data, data, shared, None, rest)
+            elif isinstance(data, bytes):
+                if self._hear is not None:
+                    self._hear(topic, data)
+            else:
+                self._fan_out_safely(topic, data)
+
+    def _fan_out_safely(self, topic: str, data: Message) -> None:
+        """As `_fan_out`, for what came from elsewhere: what `wrap` raises is logged."""
+        try:
+            self._fan_out(topic, data, None, ())
+        except Exception as error:
+            logger.error("a message of topic %r was left out", topic, exc_info=error)
 
     def gap(self, since: float) -> None:
         """The broker was away since then; see `fabric.broker.Node`."""

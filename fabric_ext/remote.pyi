@@ -14,6 +14,7 @@ def wrap(kind: int, node: bytes, number: int, payload: bytes) -> bytes:
 class Incoming:
     """What other nodes publish, on its way to the subscribers of this one."""
 
+    hold: bool
     def __init__(self, index: Index, node: bytes, fragment_size: int) -> None: ...
     @property
     def messages(self) -> int: ...
@@ -22,7 +23,8 @@ class Incoming:
     def deliver(self, batch: list[tuple[str, bytes]]) -> list[tuple[str, Any, Shared | None, list[Any]]]:
         """Send (topic, envelope) one after the other; return what is left to do as (topic, message, shared, targets).
 
-        See `Index.publish` for the targets. What servers tell each other is (topic, envelope, None, []).
+        See `Index.publish` for the targets. What servers tell each other is (topic, envelope, None, []); while `hold`
+        is set, messages are (topic, message, None, []), and are not sent.
         """
 
 @final

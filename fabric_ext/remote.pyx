@@ -60,7 +60,8 @@ cdef class Incoming:
     def deliver(self, list batch not None):
         """Send (topic, envelope) one after the other; return what is left to do as (topic, message, shared, targets).
 
-        See `Index.publish` for the targets. What servers tell each other is (topic, envelope, None, []).
+        See `Index.publish` for the targets. What servers tell each other is (topic, envelope, None, []); while `hold`
+        is set, messages are (topic, message, None, []), and are not sent.
         """
         cdef list left = [], rest
         cdef uint32_t number
@@ -93,6 +94,10 @@ cdef class Incoming:
                     message = new_message(K_TEXT, PyUnicode_DecodeUTF8(p + HEAD, PyBytes_GET_SIZE(data) - HEAD, NULL))
                 else:
                     message = new_message(K_BINARY, data[HEAD:])
+                if self.hold:
+                    self.messages += 1
+                    left.append((topic, message, None, []))
+                    continue
                 shared = Shared(message, None, self._fragment_size)
                 rest = []
                 self._index.offer(topic, shared, (), rest)
