@@ -33,6 +33,7 @@ from fabric._version import VERSION
 from fabric.broker import BrokerUnavailable
 from fabric.error import BufferFull, ConnectionClosed, Error, InvalidState
 from fabric.fleet import Member, NameTaken
+from fabric.history import History, Position
 from fabric.message import Message
 from fabric.topics import Outcome
 from fabric_ext.broadcast import Shared
@@ -57,7 +58,7 @@ Methods = Mapping[str, Callable[["ConnectedClient", Any], Any]]
 class Action(str):
     """What a client wants to do, and what it said with it: `action == "subscribe"`.
 
-    It is one of "connect", "subscribe", "publish", "presence" and "rpc".
+    It is one of "connect", "subscribe", "publish", "presence", "history" and "rpc".
 
     Attributes:
         token: what the client proves itself with, of "connect" and "subscribe"; otherwise "".
@@ -107,9 +108,10 @@ class Centrifuge:
         """The handler of each connection."""
         await Translator(self, client).run()
 
-    def wrap(self, topic: str, message: Message) -> Message:
+    def wrap(self, topic: str, message: Message, position: Position | None) -> Message:
         """What clients get of a message."""
-        return Message.text(wire.push(topic, "pub", f'{{"data":{wire.as_json(message.as_bytes())}}}'))
+        offset = None if position is None else position.offset
+        return Message.text(wire.push(topic, "pub", _publication(message, offset)))
 
     def tell_presence(self, has_joined: bool, topic: str, member: Member) -> None:
         """Somebody has joined a topic, or left it: push that to those who have asked for it."""
@@ -282,7 +284,7 @@ class Translator:
             )
         return wire.encode(result)
 
-    async def _subscribe(self, number: int, request: wire.Subscribe) -> str:
+    async def _subscribe(self, number: int, request: wire.Subscribe) -> str | None:
         channel = self._channel(request)
         if request.type:
             raise Refused(*wire.NOT_AVAILABLE)
@@ -296,11 +298,36 @@ class Translator:
         if is_watching:
             self._protocol.watchers.setdefault(channel, {})[self._client] = None
         try:
-            await self._client.subscribe(channel)
+            return await self._join(number, request)
         except BaseException:
             self._leave(channel)
             raise
-        return '{"was_recovering":true}' if request.recover else "{}"
+
+    async def _join(self, number: int, request: wire.Subscribe) -> str | None:
+        """Subscribe; with a history, the answer says what was missed, and goes before anything newer."""
+        channel = request.channel
+        if not self._has_history(channel):
+            await self._client.subscribe(channel)
+            return '{"was_recovering":true}' if request.recover else "{}"
+        since = _position(request.epoch, request.offset) if request.recover else None
+
+        def answer(history: History) -> None:
+            if since is not None and not history.recovered and request.flag & wire.REJECT_UNRECOVERED:
+                raise Refused(*wire.UNRECOVERABLE)
+            result = {"recoverable": True, "positioned": True, "epoch": history.position.epoch}
+            result["offset"] = history.position.offset
+            if since is not None:
+                result["was_recovering"] = True
+                if history.recovered:
+                    # The client counts on from what it had.
+                    result |= {"recovered": True, "offset": since.offset, "publications": _publications(history)}
+            self._tell(wire.reply(number, "subscribe", wire.encode(result)))
+
+        await self._client.subscribe(channel, since=since, on_recovery=answer)
+        return None
+
+    def _has_history(self, channel: str) -> bool:
+        return self._server.topics.settings(channel).history > 0
 
     async def _unsubscribe(self, number: int, request: wire.Channel) -> str:
         self._leave(self._channel(request))
@@ -347,6 +374,22 @@ class Translator:
     async def _presence_stats(self, number: int, request: wire.Channel) -> str:
         members = await self._members(request)
         return wire.encode({"num_clients": len(members), "num_users": len({member.name for member in members})})
+
+    async def _history(self, number: int, request: wire.History) -> str:
+        channel = self._channel(request)
+        await self._allow(Action("history"), channel)
+        if not self._has_history(channel):
+            raise Refused(*wire.NOT_AVAILABLE)
+        since = None
+        if request.since is not None:
+            epoch = request.since.epoch or (await self._server.history(channel, limit=0)).position.epoch
+            since = _position(epoch, request.since.offset)
+        limit = None if request.limit < 0 else request.limit
+        history = await self._server.history(channel, since=since, limit=limit, reverse=request.reverse)
+        if since is not None and not (since.epoch == history.position.epoch if request.reverse else history.recovered):
+            raise Refused(*wire.UNRECOVERABLE)
+        epoch, offset = history.position
+        return wire.encode({"publications": _publications(history), "epoch": epoch, "offset": offset})
 
     async def _rpc(self, number: int, request: wire.Call) -> str | None:
         await self._allow(Action("rpc", request.data), request.method)
@@ -409,6 +452,7 @@ COMMANDS: dict[str, Callable[[Translator, int, Any], Awaitable[str | None]]] = {
     "publish": Translator._publish,
     "presence": Translator._presence,
     "presence_stats": Translator._presence_stats,
+    "history": Translator._history,
     "rpc": Translator._rpc,
 }
 
@@ -420,6 +464,22 @@ async def _done(outcome: Outcome[int]) -> str:
 
 async def _returned(answer: Awaitable[Any]) -> str:
     return wire.encode({"data": await answer})
+
+
+def _position(epoch: str, offset: int) -> Position:
+    try:
+        return Position.check((epoch, offset))
+    except ValueError:
+        raise Refused(*wire.BAD_REQUEST) from None
+
+
+def _publication(message: Message, offset: int | None) -> str:
+    data = wire.as_json(message.as_bytes())
+    return f'{{"data":{data}}}' if offset is None else f'{{"data":{data},"offset":{offset}}}'
+
+
+def _publications(history: History) -> list[msgspec.Raw]:
+    return [msgspec.Raw(_publication(message, offset)) for offset, message in history.publications]
 
 
 def _info(member: Member) -> dict[str, str]:

@@ -16,7 +16,7 @@ import socket
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Container, Iterable
+from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Never, NoReturn, Self, Unpack
 
 from fabric._connection.base import check_close, data_message, is_end
@@ -44,6 +44,7 @@ from fabric.error import (
 from fabric.fleet import Fleet, Member
 from fabric.headers import HeaderMap
 from fabric.heartbeat import HeartbeatManager
+from fabric.history import History, Position
 from fabric.message import Message
 from fabric.metrics import MetricsCollector, ServerMetrics, loop_metrics_of
 from fabric.ratelimit import GlobalRateLimiter, connection_gate
@@ -732,6 +733,8 @@ class WebSocketServer:
         many connections of this server the message was sent to or is kept for, once the broker has it. What is
         published in one turn of the event loop leaves at its end, in order, by one system call for each connection.
 
+        If the topic has a history, the `position` of what is returned is that of the message.
+
         Args:
             exclude: one connection, or several, that do not get it: the one it came from, say.
             compress: as in `send`.
@@ -750,6 +753,31 @@ class WebSocketServer:
             limit: messages that wait; then the oldest is dropped.
         """
         return self.topics._listen(pattern, limit)
+
+    async def history(
+        self,
+        topic: str,
+        *,
+        since: Position | Sequence[Any] | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> History:
+        """What a topic with history has kept; see `fabric.history`.
+
+        Args:
+            since: `(epoch, offset)`: only what came after it.
+            limit: so many messages at most, the oldest of them; 0 asks for the position alone.
+            reverse: the newest first, and of `since` what came before it.
+
+        Raises:
+            InvalidState: the topic has no history, see `Topics.configure`.
+            TypeError, ValueError: `since` is no position, or `limit` is negative.
+            BrokerUnavailable: the broker does not answer.
+        """
+        if limit is not None and (type(limit) is not int or limit < 0):
+            raise ValueError(f"limit is {limit!r}, allowed is a number of messages from 0, or None")
+        position = None if since is None else Position.check(since)
+        return await self.topics._read(topic, position, limit, reverse)
 
     # -- names, requests, presence
 

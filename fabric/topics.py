@@ -7,6 +7,8 @@
 
 A topic is a name of tokens with dots between them. Connections, and the server itself, subscribe to names, or to
 patterns: `*` stands for any one token, `>` for one or more at the end. A topic exists while it has a subscriber.
+
+Topics may have a history: see `fabric.history`.
 """
 
 from __future__ import annotations
@@ -22,12 +24,16 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, get_args
 
-from fabric._connection.base import BaseConnection
+from fabric._connection.base import BaseConnection, data_message
 from fabric._connection.callbacks import check_callback
+from fabric._history.logs import Logs
+from fabric._history.shared import SharedLogs
 from fabric.broker import Broker, BrokerUnavailable, MemoryBroker
-from fabric.error import BufferFull, ConnectionClosed, Error, InvalidState
+from fabric.error import BufferFull, ConnectionClosed, Error, InvalidState, NotSupported
+from fabric.history import History, Position
 from fabric.metrics import MetricsCollector, TopicMetrics
 from fabric_ext.broadcast import Shared
 from fabric_ext.remote import Incoming, wrap
@@ -43,7 +49,10 @@ OnFull = Literal["drop", "close", "latest"]
 
 LISTENER_LIMIT = 1000  # messages that a listener keeps
 ON_ITS_WAY = 1.0  # seconds for which a message may have been under way when the broker was last heard
+NUMBERED = 4  # the first byte of what comes from a topic with history, see `fabric.broker.Node`
 KNOWN_SETTINGS = 1024  # topics whose settings are remembered
+MOST_KEPT = 100_000  # messages of a history
+LONGEST_TTL = 30 * 86400  # seconds
 
 logger = logging.getLogger("fabric.topics")
 
@@ -67,12 +76,16 @@ class Outcome(Generic[T]):
 
     Attributes:
         value: the result as far as this server is concerned; `await` returns it.
+        position: of a message that was published to a topic with history, once that is known; None otherwise.
     """
 
-    __slots__ = ("_confirm", "value")
+    __slots__ = ("_confirm", "position", "value")
 
-    def __init__(self, value: T, confirm: Callable[[], Awaitable[Any]] | None = None) -> None:
+    def __init__(
+        self, value: T, confirm: Callable[[], Awaitable[Any]] | None = None, position: Position | None = None
+    ) -> None:
         self.value = value
+        self.position = position
         self._confirm = confirm
 
     def __await__(self) -> Generator[Any, None, T]:
@@ -87,6 +100,8 @@ class Settings:
 
     on_full: OnFull = "drop"
     presence: bool = False
+    history: int = 0
+    ttl: float = 300.0
 
 
 class Listener:
@@ -103,14 +118,16 @@ class Listener:
     Attributes:
         pattern: what it listens to.
         topic: what the message was published to that was returned last.
+        position: of that message, if its topic has a history; None otherwise.
     """
 
     def __init__(self, topics: Topics, pattern: str, limit: int) -> None:
         self.pattern = pattern
         self.topic = ""
+        self.position: Position | None = None
         self._topics = topics
         self._limit = limit
-        self._queue: collections.deque[tuple[str, Message]] = collections.deque()
+        self._queue: collections.deque[tuple[str, Message, Position | None]] = collections.deque()
         self._waiter: asyncio.Future[None] | None = None
         self._subscriber: Subscriber | None = Subscriber(weakref.ref(self))
         self._begun = topics._subscribe(self._subscriber, pattern)
@@ -129,7 +146,7 @@ class Listener:
                 await self._waiter
             finally:
                 self._waiter = None
-        self.topic, message = self._queue.popleft()
+        self.topic, message, self.position = self._queue.popleft()
         return message
 
     async def __aenter__(self) -> Self:
@@ -156,11 +173,11 @@ class Listener:
             with contextlib.suppress(RuntimeError):  # closed by now
                 self._topics._loop.call_soon_threadsafe(self._topics._leave, subscriber)
 
-    def _put(self, topic: str, message: Message) -> None:
+    def _put(self, topic: str, message: Message, position: Position | None) -> None:
         if len(self._queue) >= self._limit:
             self._queue.popleft()
             self._topics.drops["listener"] += 1
-        self._queue.append((topic, message))
+        self._queue.append((topic, message, position))
         self._wake()
 
     def _wake(self) -> None:
@@ -181,7 +198,7 @@ class Topics:
     def __init__(self, config: ServerConfig, metrics: MetricsCollector, broker: Broker) -> None:
         self.broker = broker
         self._on_gap: Callable[[str, float], Any] | None = None
-        self._wrap: Callable[[str, Message], Message] | None = None
+        self._wrap: Callable[[str, Message, Position | None], Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # these once the server has started
         self._thread = 0
         self._hear: Callable[[str, bytes], Any] | None = None  # what servers tell each other, see fabric.fleet
@@ -196,6 +213,12 @@ class Topics:
         self._configured: list[tuple[str, dict[str, Any]]] = []
         self._settings: dict[str, Settings] = {}
         self._default = Settings("close" if config.slow_peer == "close" else "drop")
+        self._logs = Logs(self._has_subscribers, self._history_limits)
+        self._shared: SharedLogs | None = None  # instead of them, where the broker keeps histories
+        if self._is_shared and broker.keeps_histories:
+            self._shared = SharedLogs(
+                broker, self._node, self._has_subscribers, self._history_limits, self._fan_out, self._report_gap
+            )
         self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
         self.drops: collections.Counter[str] = collections.Counter(full=0, closed=0, replaced=0, listener=0, broker=0)
 
@@ -215,18 +238,19 @@ class Topics:
         self._on_gap = function
 
     @property
-    def wrap(self) -> Callable[[str, Message], Message] | None:
-        """A plain function that is called with a topic and a message, and returns what the connections of this server
-        get instead; None, the default: the message itself.
+    def wrap(self) -> Callable[[str, Message, Position | None], Any] | None:
+        """A plain function that is called with a topic, a message and its position (None without a history), and
+        returns what the connections of this server get instead of the message; None, the default: the message itself.
 
-        It is called once for a message, however many get it. What `server.topic` returns is as it was published.
+        It is called once for a message, however many get it, and for each that a client has missed. What
+        `server.topic` and `server.history` return is as it was published.
         """
         return self._wrap
 
     @wrap.setter
-    def wrap(self, function: Callable[[str, Message], Message] | None) -> None:
+    def wrap(self, function: Callable[[str, Message, Position | None], Any] | None) -> None:
         if function is not None:
-            check_callback("wrap", function, ("topic", "message"))
+            check_callback("wrap", function, ("topic", "message", "position"))
             if inspect.iscoroutinefunction(function):
                 raise TypeError("wrap must be a plain function, which returns a message")
         self._wrap = function
@@ -251,23 +275,47 @@ class Topics:
         """The connections (`ConnectedClient`) of this server that get what is published to `topic`."""
         return [target for target in self._index.subscribers(topic) if not isinstance(target, weakref.ref)]
 
-    def configure(self, pattern: str, *, on_full: OnFull | None = None, presence: bool | None = None) -> None:
+    def configure(
+        self,
+        pattern: str,
+        *,
+        on_full: OnFull | None = None,
+        presence: bool | None = None,
+        history: int | None = None,
+        ttl: float | timedelta | None = None,
+    ) -> None:
         """Set what holds for the topics that fit `pattern`; what is set later counts first.
 
         Args:
             on_full: what becomes of a message for a client whose socket is full and whose outbox is full too: "drop"
                 it, or "close" the connection with 1008. "latest" keeps only the newest message of each topic for a
                 client whose socket is full, and sends it as soon as it can. By default as `ServerConfig.slow_peer`
-                says, where "wait" means "drop": publishing waits for nobody.
+                says, where "wait" means "drop": publishing waits for nobody. With a history it is "close" by default:
+                such a client gets the rest when it comes back.
             presence: do all servers know which clients with names have subscribed to such a topic? It counts for what
                 is subscribed to from now on; see `fabric.fleet`.
+            history: how many messages of each topic are kept, with their offsets; 0, the default, is none. See
+                `fabric.history`.
+            ttl: for how many seconds a message is kept at most, as a number or a timedelta; 300 by default.
+
+        Raises:
+            NotSupported: the broker keeps no histories.
         """
         check_topic(pattern, pattern=True)
         if on_full is not None and on_full not in get_args(OnFull):
             raise ValueError(f"on_full is {on_full!r}, allowed are: {', '.join(map(repr, get_args(OnFull)))}")
         if presence is not None and not isinstance(presence, bool):
             raise TypeError(f"presence is {presence!r}, allowed are True and False")
-        given = {"on_full": on_full, "presence": presence}
+        if history is not None:
+            if type(history) is not int or not 0 <= history <= MOST_KEPT:
+                raise ValueError(f"history is {history!r}, allowed are 0 to {MOST_KEPT} messages")
+            if history and not self.broker.keeps_histories:
+                raise NotSupported(f"history={history}: the broker {self.broker!r} keeps no histories")
+        if ttl is not None:
+            ttl = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
+            if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not 0 < ttl <= LONGEST_TTL:
+                raise ValueError(f"ttl is {ttl!r}, allowed is a duration above 0 and up to {LONGEST_TTL} seconds")
+        given = {"on_full": on_full, "presence": presence, "history": history, "ttl": ttl}
         self._configured.append((pattern, {name: value for name, value in given.items() if value is not None}))
         self._settings.clear()
 
@@ -275,10 +323,13 @@ class Topics:
         """What holds for a topic."""
         known = self._settings.get(topic)
         if known is None:
-            known = self._default
+            fitting: dict[str, Any] = {}
             for pattern, given in self._configured:
                 if fits(pattern, topic):
-                    known = replace(known, **given)
+                    fitting |= given
+            if fitting.get("history"):
+                fitting.setdefault("on_full", "close")
+            known = replace(self._default, **fitting)
             if len(self._settings) >= KNOWN_SETTINGS:
                 self._settings.clear()
             self._settings[topic] = known
@@ -310,16 +361,117 @@ class Topics:
     def _subscribe(self, subscriber: Subscriber, topic: str) -> Outcome[None]:
         if self._index.subscribe(subscriber, topic):
             self.broker.subscribe((topic,))
+        if self._shared is not None and not _is_pattern(topic) and self._has_history(topic):
+            self._shared.hear(topic)
         return Outcome(None, self.broker.flush if self._is_shared else None)
+
+    def _has_subscribers(self, topic: str) -> bool:
+        return bool(self._index.subscribers(topic))
+
+    def _history_limits(self, topic: str) -> tuple[int, float]:
+        settings = self.settings(topic)
+        return settings.history, settings.ttl
+
+    def _has_history(self, topic: str) -> bool:
+        return bool(self._configured) and isinstance(topic, str) and self.settings(topic).history > 0
+
+    def _check_history(self, topic: str) -> None:
+        check_topic(topic)
+        if not self._has_history(topic):
+            raise InvalidState(f"{topic!r} has no history: say topics.configure({topic!r}, history=...) before")
+
+    def _join(
+        self,
+        client: Any,
+        topic: str,
+        since: Position | None,
+        on_recovery: Callable[[History], Any] | None,
+    ) -> Outcome[History | None]:
+        """Subscribe a client; with a history, give it what it has missed before anything newer."""
+        subscriber = client._subscriber
+        if since is None and on_recovery is None and (not self._has_history(topic) or _is_pattern(topic)):
+            return self._subscribe(subscriber, topic)  # type: ignore[return-value]
+        self._check_history(topic)
+        if self._shared is not None:
+            return self._join_shared(self._shared, client, topic, since, on_recovery)
+        if self._index.subscribe(subscriber, topic) is None:
+            return Outcome(self._logs.read(topic, None, 0))
+        history = self._logs.read(topic, since)
+        if since is None or not history.recovered:
+            history = replace(history, publications=())
+        try:
+            self._recover(client, topic, history, on_recovery)
+        except BaseException:
+            self._unsubscribe(subscriber, topic)
+            raise
+        return Outcome(history)
+
+    def _join_shared(
+        self,
+        shared: SharedLogs,
+        client: Any,
+        topic: str,
+        since: Position | None,
+        on_recovery: Callable[[History], Any] | None,
+    ) -> Outcome[History | None]:
+        """The same over a broker: what was missed is given as soon as it is known."""
+        subscriber = client._subscriber
+        outcome: Outcome[History | None] = Outcome(None)
+        is_first = self._index.subscribe(subscriber, topic)
+        if is_first is None:
+            outcome._confirm = shared.join(topic, subscriber, None, _nothing, outcome)
+            return outcome
+        if is_first:
+            self.broker.subscribe((topic,))
+
+        def serve(history: History) -> None:
+            if not client._is_open:
+                return
+            try:
+                self._recover(client, topic, history, on_recovery)
+            except BaseException:
+                client.unsubscribe(topic)
+                raise
+
+        outcome._confirm = shared.join(topic, subscriber, since, serve, outcome)
+        return outcome
+
+    def _recover(self, client: Any, topic: str, history: History, on_recovery: Callable[[History], Any] | None) -> None:
+        """Give a client what it has missed."""
+        if on_recovery is not None:
+            on_recovery(history)
+            return
+        on_full = self.settings(topic).on_full if history.publications else "drop"
+        for offset, message in history.publications:
+            shown = self._shown(topic, message, Position(history.position.epoch, offset))
+            if not self._keep(client, shown, None, on_full) and on_full == "close":
+                break
+
+    async def _read(self, topic: str, since: Position | None, limit: int | None, reverse: bool) -> History:
+        """See `WebSocketServer.history`."""
+        self._check_here()
+        self._check_history(topic)
+        if self._shared is not None:
+            return await self._shared.read(topic, since, limit, reverse=reverse)
+        return self._logs.read(topic, since, limit, reverse=reverse)
+
+    def _shown(self, topic: str, message: Message, position: Position | None) -> Message:
+        """What connections get instead of a message."""
+        return message if self._wrap is None else data_message(self._wrap(topic, message, position))
 
     def _unsubscribe(self, subscriber: Subscriber, topic: str) -> None:
         if self._index.unsubscribe(subscriber, topic):
             self.broker.unsubscribe((topic,))
+        if self._shared is not None:
+            self._shared.unsubscribed(subscriber, (topic,))
 
     def _leave(self, subscriber: Subscriber) -> None:
         """Its connection has ended, or nobody listens any more."""
         subscriber.waiting = None
+        topics = subscriber.topics if self._shared is not None and len(self._shared) else ()
         gone = self._index.leave(subscriber)
+        if self._shared is not None and topics:
+            self._shared.unsubscribed(subscriber, topics)
         if gone:
             try:
                 self.broker.unsubscribe(gone)
@@ -339,7 +491,13 @@ class Topics:
         if exclude is not None:
             clients: Iterable[Any] = (exclude,) if isinstance(exclude, BaseConnection) else exclude
             left_out = [client._subscriber for client in clients if client._subscriber is not None]
-        reached = self._fan_out(topic, data, compress, left_out)
+        if self._has_history(topic):
+            check_topic(topic)
+            if self._shared is not None:
+                return self._append(self._shared, topic, data, compress, left_out)
+            position = self._logs.add(topic, data)
+            return Outcome(self._fan_out(topic, data, position, compress, left_out), position=position)
+        reached = self._fan_out(topic, data, None, compress, left_out)
         if not self._is_shared:
             return Outcome(reached)
         number = next(self._numbers) & 0xFFFFFFFF
@@ -350,17 +508,48 @@ class Topics:
             return Outcome(reached, _Failure(error))
         return Outcome(reached, self.broker.flush)
 
-    def _fan_out(self, topic: str, data: Message, compress: bool | None, left_out: Iterable[Subscriber]) -> int:
+    def _append(
+        self, shared: SharedLogs, topic: str, data: Message, compress: bool | None, left_out: Iterable[Subscriber]
+    ) -> Outcome[int]:
+        """Publish to a topic whose history the broker keeps: it comes back from there, in the order of the offsets."""
+        outcome = Outcome(0)
+        try:
+            outcome._confirm = shared.publish(
+                topic, data, next(self._numbers), outcome, compress, left_out, self._count_refused
+            )
+        except BrokerUnavailable as error:
+            self._count_refused()
+            outcome._confirm = _Failure(error)
+        return outcome
+
+    def _count_refused(self) -> None:
+        self.drops["broker"] += 1
+
+    def _fan_out(
+        self,
+        topic: str,
+        data: Message,
+        position: Position | None,
+        compress: bool | None,
+        left_out: Iterable[Subscriber],
+    ) -> int:
         """Send a message to this server's subscribers; return how many connections it is sent to or kept for."""
-        shown = data if self._wrap is None else self._wrap(topic, data)
+        shown = data if self._wrap is None else self._shown(topic, data, position)
         shared = Shared(shown, compress, self._fragment_size)
         reached, rest = self._index.publish(topic, shared, left_out)
         if rest:
-            reached += self._publish_to_rest(topic, data, shown, shared, compress, rest)
+            reached += self._publish_to_rest(topic, data, position, shown, shared, compress, rest)
         return reached
 
     def _publish_to_rest(
-        self, topic: str, data: Message, shown: Message, shared: Shared, compress: bool | None, rest: list[Any]
+        self,
+        topic: str,
+        data: Message,
+        position: Position | None,
+        shown: Message,
+        shared: Shared,
+        compress: bool | None,
+        rest: list[Any],
     ) -> int:
         """The same for those who cannot be written to in compiled code."""
         peers = []
@@ -368,7 +557,7 @@ class Topics:
             if isinstance(target, weakref.ref):
                 listener = target()
                 if listener is not None:
-                    listener._put(topic, data)
+                    listener._put(topic, data, position)
             else:
                 peers.append(target)
         reached, later = shared.send_to(peers)
@@ -419,17 +608,20 @@ class Topics:
         """Messages of other servers have arrived; see `fabric.broker.Node`."""
         for topic, data, shared, rest in self._incoming.deliver(batch):
             if shared is not None:
-                self._publish_to_rest(topic, data, data, shared, None, rest)
+                self._publish_to_rest(topic, data, None, data, shared, None, rest)
             elif isinstance(data, bytes):
-                if self._hear is not None:
+                if data[0] == NUMBERED:
+                    if self._shared is not None:
+                        self._shared.deliver(topic, data)
+                elif self._hear is not None:
                     self._hear(topic, data)
             else:
-                self._fan_out_safely(topic, data)
+                self._fan_out_safely(topic, data, None)
 
-    def _fan_out_safely(self, topic: str, data: Message) -> None:
-        """As `_fan_out`, for what came from elsewhere: what `wrap` raises is logged."""
+    def _fan_out_safely(self, topic: str, data: Message, position: Position | None) -> None:
+        """As `_fan_out`, for what came from elsewhere: what the application's `wrap` raises is logged."""
         try:
-            self._fan_out(topic, data, None, ())
+            self._fan_out(topic, data, position, None, ())
         except Exception as error:
             logger.error("a message of topic %r was left out", topic, exc_info=error)
 
@@ -437,13 +629,19 @@ class Topics:
         """The broker was away since then; see `fabric.broker.Node`."""
         if self._on_return is not None:
             self._on_return()
+        if self._shared is not None:
+            self._shared.resume()  # of topics with history, what was missed is read
+        for topic in self._index.names():
+            if self._shared is None or topic not in self._shared:
+                self._report_gap(topic, since - ON_ITS_WAY)
+
+    def _report_gap(self, topic: str, since: float) -> None:
         if self._on_gap is None:
             return
-        for topic in self._index.names():
-            try:
-                self._on_gap(topic, since - ON_ITS_WAY)
-            except (Exception, asyncio.CancelledError, GeneratorExit) as error:  # none may end the broker's life
-                logger.error("on_gap raised", exc_info=error)
+        try:
+            self._on_gap(topic, since)
+        except (Exception, asyncio.CancelledError, GeneratorExit) as error:  # none may end the broker's life
+            logger.error("on_gap raised", exc_info=error)
 
     # -- life, as the server's
 
@@ -452,11 +650,15 @@ class Topics:
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self.broker.subscribe(self._index.names())
         await self.broker.start(self)
+        if self._shared is not None:
+            self._shared.resume()
 
     async def _close(self, timeout: float) -> None:
         """The server has shut down, or could not start; any broker has `timeout` seconds to close."""
         for listener in list(self._listeners):
             listener.close()
+        if self._shared is not None:
+            self._shared.close()
         closing = asyncio.ensure_future(_closed(self.broker))
         try:
             await asyncio.wait([closing], timeout=timeout)
@@ -474,6 +676,10 @@ async def _closed(broker: Broker) -> None:
         logger.error("closing the broker %r raised", broker, exc_info=error)
 
 
+def _nothing(_: History) -> None:
+    """A client that has subscribed already lacks nothing."""
+
+
 class _Failure:
     """What a publication comes to that the broker has not taken."""
 
@@ -482,6 +688,10 @@ class _Failure:
 
     async def __call__(self) -> None:
         raise self._error
+
+
+def _is_pattern(topic: str) -> bool:
+    return "*" in topic or ">" in topic
 
 
 def fits(pattern: str, topic: str) -> bool:

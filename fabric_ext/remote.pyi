@@ -23,7 +23,8 @@ class Incoming:
     def deliver(self, batch: list[tuple[str, bytes]]) -> list[tuple[str, Any, Shared | None, list[Any]]]:
         """Send (topic, envelope) one after the other; return what is left to do as (topic, message, shared, targets).
 
-        See `Index.publish` for the targets. What servers tell each other is (topic, envelope, None, []); while `hold`
+        See `Index.publish` for the targets. What servers tell each other, and what has an offset, is
+        (topic, envelope, None, []); while `hold`
         is set, messages are (topic, message, None, []), and are not sent.
         """
 

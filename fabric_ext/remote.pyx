@@ -20,6 +20,7 @@ cdef extern from "Python.h":
 
 cdef enum:
     K_FLEET = 3                  # see fabric.fleet
+    K_NUMBERED = 4               # of a topic with history, see fabric.broker
     NODE = 8                     # bytes of a node's name
     HEAD = 13
     MOST_NODES = 4096            # whose numbers are remembered
@@ -60,7 +61,8 @@ cdef class Incoming:
     def deliver(self, list batch not None):
         """Send (topic, envelope) one after the other; return what is left to do as (topic, message, shared, targets).
 
-        See `Index.publish` for the targets. What servers tell each other is (topic, envelope, None, []); while `hold`
+        See `Index.publish` for the targets. What servers tell each other, and what has an offset, is
+        (topic, envelope, None, []); while `hold`
         is set, messages are (topic, message, None, []), and are not sent.
         """
         cdef list left = [], rest
@@ -74,8 +76,11 @@ cdef class Incoming:
             raise RuntimeError("Incoming() was not called")
         for topic, data in batch:
             p = PyBytes_AS_STRING(data) if data is not None else NULL
-            if topic is None or p == NULL or PyBytes_GET_SIZE(data) < HEAD or p[0] < K_TEXT or p[0] > K_FLEET:
+            if topic is None or p == NULL or PyBytes_GET_SIZE(data) < HEAD or p[0] < K_TEXT or p[0] > K_NUMBERED:
                 self.malformed += 1
+                continue
+            if p[0] == K_NUMBERED:
+                left.append((topic, data, None, []))
                 continue
             node = PyBytes_FromStringAndSize(p + 1, NODE)
             if node == self._node:

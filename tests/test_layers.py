@@ -29,6 +29,7 @@ LAYERS = {
         fabric._version fabric._namesake fabric.error fabric._http.url fabric.headers fabric.message fabric.subprotocol
         fabric._http.messages fabric._http fabric._handshake.proxy_header fabric._handshake.rules
         fabric._config.validation fabric._config.defaults fabric._config.addresses fabric._config.headers
+        fabric.history fabric._history.log
     """,
     "policies": """
         fabric._config.compression fabric._config.policies fabric._config.client fabric._config.server
@@ -47,7 +48,8 @@ LAYERS = {
         fabric._sync.loop fabric._sync.keeper fabric._sync fabric.sync
         fabric.router fabric.auth
         fabric._server.listening fabric._server.descriptors fabric._server.dashboard fabric._server
-        fabric.broker fabric.topics fabric._fleet.wire fabric._fleet.directory fabric._fleet fabric.fleet
+        fabric.broker fabric._history.logs fabric._history.shared
+        fabric._history fabric.topics fabric._fleet.wire fabric._fleet.directory fabric._fleet fabric.fleet
         fabric._centrifuge.wire fabric._centrifuge fabric.centrifuge
         fabric._server.connected_client fabric.server fabric.runner fabric.websockets
         fabric._asgi.messages fabric._asgi.worker fabric._asgi fabric.asgi

@@ -132,6 +132,8 @@ class Command(msgspec.Struct, frozen=True):
         return "", None
 
 
+REJECT_UNRECOVERED = 2  # of Subscribe.flag: rather an error than less than all
+
 REQUESTS = tuple(name for name in Command.__struct_fields__ if name != "id")
 
 _decode = msgspec.json.Decoder(Command).decode
@@ -225,6 +227,7 @@ ALREADY_SUBSCRIBED = 105, "already subscribed"
 LIMIT_EXCEEDED = 106, "limit exceeded"
 BAD_REQUEST = 107, "bad request"
 NOT_AVAILABLE = 108, "not available"
+UNRECOVERABLE = 112, "unrecoverable position"
 
 UNSUBSCRIBED = 2000, "server unsubscribe"
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fabric._connection.base import BaseConnection, is_end
 from fabric._http.messages import Request
+from fabric.history import History, Position
 from fabric.topics import Outcome, TooManyTopics
 from fabric_ext.receive_queue import inherits_in_c
 from fabric_ext.topics import Subscriber
@@ -94,25 +96,46 @@ class ConnectedClient(BaseConnection):
         """The topics and patterns that this client has subscribed to."""
         return frozenset(() if self._subscriber is None else self._subscriber.topics)
 
-    def subscribe(self, topic: str) -> Outcome[None]:
+    def subscribe(
+        self,
+        topic: str,
+        *,
+        since: Position | Sequence[Any] | None = None,
+        on_recovery: Callable[[History], Any] | None = None,
+    ) -> Outcome[History | None]:
         """Send this client from now on what is published to a topic, or to those that fit a pattern (`fabric.topics`).
 
         It acts at once. Awaited, it returns when the broker has confirmed it. Subscribing twice changes nothing. A
         client gets each message once, however many of its subscriptions fit.
 
+        For a topic with history (`fabric.history`) the result is a `History`, whose `position` is what the client has
+        or was sent: all that is newer follows. For others, and for patterns, it is None.
+
+        Args:
+            since: what the client has of a topic with history: `(epoch, offset)`. What came after that is sent to it,
+                in order, before anything newer. If that cannot be done, nothing of it is sent, and `History.recovered`
+                is False, as it is for a client that has subscribed already.
+            on_recovery: a plain function that is called with the `History` instead of sending what was missed. What it
+                sends comes before all that is newer. If it raises, the client is not subscribed.
+
         Raises:
-            ValueError: the name is not that of a topic or pattern.
+            ValueError: the name is not that of a topic or pattern, or `since` is out of range.
+            TypeError: `since` is no position.
+            InvalidState: `since` or `on_recovery` is given, and the topic has no history.
+            BrokerUnavailable: where it is awaited: the broker is away. The client is subscribed, and gets what it has
+                missed when the broker is back.
             TooManyTopics: it has subscribed to `ServerConfig.max_topics` others.
             ConnectionClosed: the connection has ended.
         """
         self._check_here()
         self._check_sending()
+        position = None if since is None else Position.check(since)
         if self._subscriber is None:
             self._subscriber = Subscriber(self)
         limit = self._server.config.max_topics
         if len(self._subscriber) >= limit and topic not in self._subscriber.topics:
             raise TooManyTopics(limit)
-        outcome = self._server.topics._subscribe(self._subscriber, topic)
+        outcome = self._server.topics._join(self, topic, position, on_recovery)
         self._server._fleet.subscribed(self, topic)
         if self._translator is not None:
             self._translator.subscribed(topic)

@@ -8,12 +8,13 @@ server tells it the topics and patterns that it has subscribers for, and hears n
 from __future__ import annotations
 
 import abc
+import asyncio
 from collections.abc import Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fabric.error import Error
 
-__all__ = ["Broker", "BrokerUnavailable", "MemoryBroker", "Node", "make_broker"]
+__all__ = ["Broker", "BrokerUnavailable", "Kept", "MemoryBroker", "Node", "Window", "make_broker"]
 
 
 class BrokerUnavailable(Error, ConnectionError):
@@ -25,18 +26,58 @@ class BrokerUnavailable(Error, ConnectionError):
         super().__init__(message)
 
 
+class Kept(NamedTuple):
+    """A message of a topic with history, as the broker keeps it.
+
+    Attributes:
+        offset: its own, which grows by one from message to message.
+        age: seconds since it was published.
+        envelope: as it was given to `Broker.append`.
+    """
+
+    offset: int
+    age: float
+    envelope: bytes
+
+
+class Window(NamedTuple):
+    """What the broker keeps of a topic with history.
+
+    Attributes:
+        epoch: of the topic, 16 characters.
+        top: the offset of its newest message.
+        floor: the largest offset that it does not keep any more.
+        kept: in the order of their offsets.
+    """
+
+    epoch: str
+    top: int
+    floor: int
+    kept: list[Kept]
+
+
 class Node(Protocol):
     """What a broker reports to: the topics of one server."""
 
     def deliver(self, batch: list[tuple[str, bytes]]) -> None:
-        """Messages have arrived: topics and envelopes, as they were published, a read of the socket at a time."""
+        """Messages have arrived: topics and envelopes, as they were published, a read of the socket at a time.
+
+        Before the envelope of one that was given to `Broker.append` stand a byte of 4, its epoch in 16 characters, and
+        its offset as 16 decimal digits. It comes to the server that has published it, too.
+        """
 
     def gap(self, since: float) -> None:
         """The broker is back: what was published elsewhere after `since` (as `time.time()`) may be lost."""
 
 
 class Broker(abc.ABC):
-    """An adapter for one kind of broker. It serves one server, on its event loop."""
+    """An adapter for one kind of broker. It serves one server, on its event loop.
+
+    Attributes:
+        keeps_histories: may topics have a history, see `fabric.history`?
+    """
+
+    keeps_histories = False
 
     @abc.abstractmethod
     async def start(self, node: Node) -> None:
@@ -79,9 +120,48 @@ class Broker(abc.ABC):
     def is_healthy(self) -> bool:
         """Is it connected, and has it answered lately?"""
 
+    def append(
+        self, topic: str, envelope: bytes, number: int, size: int, ttl: float, known: tuple[str, int] | None
+    ) -> asyncio.Future[tuple[str, int]]:
+        """Number a message, keep it, and send it to all servers that have subscribed, this one too: all in one step.
+
+        It is kept until the broker has confirmed it, and given to it again after a loss of the connection. What it has
+        got already it leaves out, by `number`.
+
+        Args:
+            number: larger than that of the message before.
+            size: how many messages of the topic are kept.
+            ttl: for how many seconds a message is kept.
+            known: epoch and newest offset that this server has seen; None is none.
+
+        Returns:
+            Its epoch and offset, once the broker has it; an offset of 0 if it is known no more. BrokerUnavailable is
+            its exception where the broker refuses it.
+
+        Raises:
+            BrokerUnavailable: the bound of what waits is reached.
+        """
+        raise BrokerUnavailable(f"{self!r} keeps no histories")
+
+    async def read(
+        self, topic: str, size: int, ttl: float, known: tuple[str, int] | None, after: int, *, wait: bool
+    ) -> Window:
+        """What is kept of a topic; after the offset `after` only, if the epoch is that of `known`.
+
+        Args:
+            size, ttl, known: as for `append`.
+            wait: until the broker is there.
+
+        Raises:
+            BrokerUnavailable: the broker is away, or its connection was lost meanwhile.
+        """
+        raise BrokerUnavailable(f"{self!r} keeps no histories")
+
 
 class MemoryBroker(Broker):
     """No broker: the topics of one server."""
+
+    keeps_histories = True  # in the server's memory
 
     async def start(self, node: Node) -> None:
         """Nothing is to be connected."""

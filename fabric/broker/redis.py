@@ -2,7 +2,8 @@
 
 Two connections: one hears, one publishes. Replies are read by the package hiredis, messages as one batch for each read
 of the socket; commands leave gathered over a turn of the event loop. Redis knows no `>` and takes `*` for any text, so
-it may send more than was asked for; what fits is decided here.
+it may send more than was asked for; what fits is decided here. Histories are kept over a connection of their own, see
+`fabric.broker.streams`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import collections
 import contextlib
 import logging
+import os
 import re
 import ssl
 import time
@@ -20,8 +22,9 @@ from urllib.parse import unquote, urlsplit
 
 import hiredis
 
-from fabric.broker import Broker, BrokerUnavailable, Node
+from fabric.broker import Broker, BrokerUnavailable, Node, Window
 from fabric.broker.outgoing import Outgoing
+from fabric.broker.streams import Replies, Streams, pack
 
 __all__ = ["RedisBroker"]
 
@@ -132,6 +135,8 @@ class RedisBroker(Broker):
         ssl_context: for TLS; by default the system's certificates count.
     """
 
+    keeps_histories = True
+
     def __init__(self, url: str, *, ssl_context: ssl.SSLContext | None = None) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("redis", "rediss") or not parts.hostname:
@@ -149,6 +154,8 @@ class RedisBroker(Broker):
         self._heard = 0.0
         self._error: BaseException | None = None
         self._life: asyncio.Task[None] | None = None
+        self._streams: Streams | None = None  # with the first topic that has a history
+        self._name = os.urandom(8).hex()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._where} {'healthy' if self.is_healthy else 'unavailable'}>"
@@ -173,6 +180,9 @@ class RedisBroker(Broker):
             self._life.cancel()
             await asyncio.wait([self._life])
             self._life = None
+        streams, self._streams = self._streams, None
+        if streams is not None:
+            await streams.close(LAST_MOMENT)
         if self._out.is_open:
             with contextlib.suppress(BrokerUnavailable, TimeoutError):
                 await asyncio.wait_for(self.flush(), LAST_MOMENT)
@@ -244,8 +254,9 @@ class RedisBroker(Broker):
                 self._error = error
                 await asyncio.sleep(RECONNECT_WAIT)
 
-    def _unavailable(self, what: str) -> BrokerUnavailable:
-        why = f": {self._error}" if self._error is not None and str(self._error) else ""
+    def _unavailable(self, what: str, error: BaseException | None = None) -> BrokerUnavailable:
+        error = error or self._error
+        why = f": {error}" if error is not None and str(error) else ""
         return BrokerUnavailable(f"the broker {self._where} is unavailable: {what}{why}")
 
     @property
@@ -296,17 +307,45 @@ class RedisBroker(Broker):
         self._is_answering = True
         self._heard = time.time()
 
+    # -- histories
+
+    def _histories(self) -> Streams:
+        if self._life is None:
+            raise self._unavailable("it is not connected")
+        if self._streams is None:
+            self._streams = Streams(self._open, self._unavailable, self._name, MAX_QUEUED)
+        return self._streams
+
+    async def _open(self, make: Callable[[], Replies]) -> Replies:
+        """Another connection."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            _, connection = await loop.create_connection(make, self._host, self._port, ssl=self._ssl)
+        if self._login:
+            try:
+                await connection.call("AUTH", *self._login)
+            except BaseException:
+                connection.abort()
+                raise
+        return connection
+
+    def append(
+        self, topic: str, envelope: bytes, number: int, size: int, ttl: float, known: tuple[str, int] | None
+    ) -> asyncio.Future[tuple[str, int]]:
+        """Keep a message; see `Broker.append`."""
+        return self._histories().append(topic, (PREFIX + topic).encode(), envelope, number, size, ttl, known)
+
+    async def read(
+        self, topic: str, size: int, ttl: float, known: tuple[str, int] | None, after: int, *, wait: bool
+    ) -> Window:
+        """What is kept of a topic; see `Broker.read`."""
+        return await self._histories().read(topic, size, ttl, known, after, wait=wait)
+
     # -- what comes in
 
     def _deliver(self, batch: list[tuple[str, bytes]]) -> None:
         if self._node is not None:
             self._node.deliver(batch)
-
-
-def pack(*words: str | bytes) -> bytes:
-    """A command, as the protocol of Redis (RESP) has it."""
-    encoded = [word.encode() if isinstance(word, str) else word for word in words]
-    return b"*%d\r\n%b" % (len(words), b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded))
 
 
 def _subscription(command: str, topics: list[str]) -> bytes:

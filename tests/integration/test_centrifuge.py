@@ -60,6 +60,8 @@ def everything(client: ConnectedClient, action: Action, topic: str) -> bool:
 async def speaking(stack: Stack, authorize: Any = everything, **options: Any) -> WebSocketServer:
     server = await serve(stack, protocol="centrifuge", authorize=authorize, **options)
     server.topics.configure("room.>", presence=True)
+    if "broker" not in options:
+        server.topics.configure("log.>", history=5)
     return server
 
 
@@ -190,11 +192,16 @@ async def test_one_who_does_not_connect_is_closed(stack: Stack, monkeypatch: pyt
         ({"subscribe": {"channel": ".".join("a" * 33)}}, 107),
         ({"subscribe": {"channel": "known"}}, 105),
         ({"subscribe": {"channel": "a", "type": 1}}, 108),
+        ({"subscribe": {"channel": "log.1", "recover": True, "offset": 2**60, "epoch": "x"}}, 107),
+        ({"subscribe": {"channel": "log.1", "recover": True, "epoch": "x" * 65}}, 107),
+        ({"subscribe": {"channel": "log.1", "recover": True, "epoch": "x", "flag": 2}}, 112),
         ({"publish": {"channel": "a"}}, 107),
         ({"publish": {"channel": "a", "data": 1, "type": 1}}, 108),
         ({"presence": {"channel": "known"}}, 108),
         ({"presence_stats": {"channel": "known"}}, 108),
         ({"history": {"channel": "known"}}, 108),
+        ({"history": {"channel": "log.1", "since": {"offset": 0, "epoch": "x"}}}, 112),
+        ({"history": {"channel": "log.1", "since": {"offset": 9}}}, 112),
         ({"rpc": {"method": "unknown"}}, 104),
         ({"rpc": {"method": "fail"}}, 100),
         ({"rpc": {"method": "fail later"}}, 100),
@@ -248,6 +255,7 @@ async def test_the_application_is_asked_before_anything(stack: Stack) -> None:
         {"publish": {"channel": "room.1", "data": [3]}},
         {"presence": {"channel": "room.1"}},
         {"presence_stats": {"channel": "room.1"}},
+        {"history": {"channel": "log.1"}},
         {"rpc": {"method": "add", "data": 4}},
         {"rpc": {"method": "unknown"}},
     ):
@@ -258,6 +266,7 @@ async def test_the_application_is_asked_before_anything(stack: Stack) -> None:
         ("publish", "room.1", "", [3]),
         ("presence", "room.1", "", None),
         ("presence", "room.1", "", None),
+        ("history", "log.1", "", None),
         ("rpc", "add", "", 4),
         ("rpc", "unknown", "", None),
     ]
@@ -444,6 +453,47 @@ async def test_too_many_members_are_not_listed(stack: Stack, monkeypatch: pytest
     assert await peers[0].refused(presence={"channel": "room.1"}) == 106
     answer = await peers[0].ask(presence_stats={"channel": "room.1"})
     assert answer == {"presence_stats": {"num_clients": 2, "num_users": 1}}
+
+
+async def test_histories_are_recovered_and_read(stack: Stack) -> None:
+    server = await speaking(stack)
+    for number in range(1, 4):
+        server.publish("log.1", str(number))
+    peer = await connect(stack, server)
+    answer = (await peer.ask(subscribe={"channel": "log.1"}))["subscribe"]
+    epoch = answer.pop("epoch")
+    assert answer == {"recoverable": True, "positioned": True, "offset": 3}
+    await peer.ask(unsubscribe={"channel": "log.1"})
+
+    kept = [{"data": number, "offset": number} for number in range(1, 4)]
+    recover = {"channel": "log.1", "recover": True, "epoch": epoch}
+    answer = (await peer.ask(subscribe={**recover, "offset": 1}))["subscribe"]
+    assert (answer["was_recovering"], answer["recovered"], answer["offset"]) == (True, True, 1)
+    assert answer["publications"] == kept[1:]
+    server.publish("log.1", "4")
+    assert await peer.hear() == {"push": {"channel": "log.1", "pub": {"data": 4, "offset": 4}}}
+    await peer.ask(unsubscribe={"channel": "log.1"})
+    answer = (await peer.ask(subscribe={**recover, "offset": 1, "epoch": "another"}))["subscribe"]
+    assert answer == {
+        "recoverable": True,
+        "positioned": True,
+        "epoch": epoch,
+        "offset": 4,
+        "was_recovering": True,
+    }
+
+    kept.append({"data": 4, "offset": 4})
+    for asked, expected in (
+        ({}, []),
+        ({"limit": -1}, kept),
+        ({"limit": 2}, kept[:2]),
+        ({"limit": 2, "reverse": True}, kept[:1:-1]),
+        ({"limit": -1, "since": {"offset": 2, "epoch": epoch}}, kept[2:]),
+        ({"limit": -1, "since": {"offset": 2}}, kept[2:]),
+        ({"limit": -1, "since": {"offset": 3, "epoch": epoch}, "reverse": True}, kept[1::-1]),
+    ):
+        found = (await peer.ask(history={"channel": "log.1", **asked}))["history"]
+        assert found == {"publications": expected, "epoch": epoch, "offset": 4}
 
 
 async def test_a_channel_without_history_recovers_nothing(stack: Stack) -> None:

@@ -54,6 +54,7 @@ async def serving(stack: Stack) -> WebSocketServer:
         ping_interval=30,
     )
     server.topics.configure("room.>", presence=True)
+    server.topics.configure("log.>", history=10)
     return server
 
 
@@ -116,6 +117,39 @@ async def test_what_an_sdk_offers(stack: Stack, sdk: Open) -> None:
     await event(ann, "unsubscribed", "room.7", 2000)
     assert await server.disconnect("bob", 4500, "enough") == 1
     await event(bob, "disconnected", 4500, "enough")
+
+
+async def test_what_was_missed_is_recovered(stack: Stack, sdk: Open) -> None:
+    server = await serving(stack)
+    relay = await stack.enter_async_context(Relay(server.port))
+    ann = await connected(stack, sdk, relay.port, "ann")
+    await ann.order("subscribe", channel="log.1", recoverable=True)
+    await event(ann, "subscribed", "log.1", False, False)
+    server.publish("log.1", "1")
+    await event(ann, "publication", "log.1", 1, 1)
+    assert await ann.order("history", channel="log.1", limit=10) == [[[1, 1]], 1]
+
+    for last, missed in ((4, 3), (5, 1), (5, 0)):
+        first = last - missed + 1
+        await relay.reset()
+        for number in range(first, last + 1):
+            server.publish("log.1", str(number))
+        await event(ann, "connected", ...)
+        await event(ann, "server subscribed", "news")
+        await event(ann, "subscribed", "log.1", True, True)
+        for number in range(first, last + 1):
+            await event(ann, "publication", "log.1", number, number)
+    server.publish("log.1", "6")
+    await event(ann, "publication", "log.1", 6, 6)
+
+    await relay.reset()
+    for number in range(7, 20):  # more than are kept
+        server.publish("log.1", str(number))
+    await event(ann, "connected", ...)
+    await event(ann, "server subscribed", "news")
+    await event(ann, "subscribed", "log.1", True, False)
+    server.publish("log.1", "20")
+    await event(ann, "publication", "log.1", 20, 20)
 
 
 async def test_one_who_is_cut_off_subscribes_again(stack: Stack, sdk: Open) -> None:

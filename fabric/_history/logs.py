@@ -1,0 +1,87 @@
+"""The histories of a server without a broker: they are kept in its memory, and end with it."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import time
+from collections.abc import Callable
+
+from fabric._history.log import Log
+from fabric.history import History, Position
+from fabric.message import Message
+
+__all__ = ["Logs"]
+
+QUIET = 3600.0  # seconds for which a topic is remembered that has nothing to keep any more
+
+
+class Logs:
+    """The windows of all topics with history that have had a message or a subscriber.
+
+    A topic that has no subscribers, and has been quiet for its `ttl` and an hour, is forgotten: its epoch ends.
+
+    Args:
+        has_subscribers: asked with a topic.
+        limits: says how many messages of a topic are kept, and for how many seconds.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        has_subscribers: Callable[[str], bool],
+        limits: Callable[[str], tuple[int, float]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._has_subscribers = has_subscribers
+        self._limits = limits
+        self._clock = clock
+        self._logs: dict[str, Log] = {}
+        self._due: list[tuple[float, str]] = []  # a heap: when to see whether a topic may be forgotten
+
+    def __len__(self) -> int:
+        return len(self._logs)
+
+    def add(self, topic: str, message: Message) -> Position:
+        """Number a message, and keep it."""
+        log = self._current(topic)
+        log.add(message, self._clock())
+        self._trim(topic, log)
+        return log.position
+
+    def read(self, topic: str, since: Position | None, limit: int | None = None, *, reverse: bool = False) -> History:
+        """See `Log.read`."""
+        log = self._current(topic)
+        self._trim(topic, log)
+        return log.read(since, limit, reverse=reverse)
+
+    def _current(self, topic: str) -> Log:
+        self._forget_old()
+        log = self._logs.get(topic)
+        if log is None:
+            log = self._logs[topic] = Log(os.urandom(8).hex())
+            log.touched = self._clock()
+            heapq.heappush(self._due, (self._end(topic, log), topic))
+        return log
+
+    def _trim(self, topic: str, log: Log) -> None:
+        size, ttl = self._limits(topic)
+        log.trim(size, self._clock() - ttl)
+
+    def _end(self, topic: str, log: Log) -> float:
+        return log.touched + self._limits(topic)[1] + QUIET
+
+    def _forget_old(self) -> None:
+        now = self._clock()
+        while self._due and self._due[0][0] <= now:
+            topic = self._due[0][1]
+            log = self._logs[topic]
+            end = self._end(topic, log)
+            if self._has_subscribers(topic):
+                end = max(end, now + QUIET)
+            if end > now:
+                self._trim(topic, log)
+                heapq.heapreplace(self._due, (end, topic))
+            else:
+                heapq.heappop(self._due)
+                del self._logs[topic]

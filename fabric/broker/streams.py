@@ -1,0 +1,329 @@
+"""Histories of topics in Redis, or Valkey: a stream for each topic, written and read by Lua scripts, over a connection.
+
+A script numbers a message, keeps it and publishes it, in one step. The messages that Redis has not confirmed yet are
+sent again after a loss of the connection; each carries a number of its server, by which Redis leaves out what it has
+already. So each is kept once, whatever is lost when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import hashlib
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import hiredis
+
+from fabric.broker import BrokerUnavailable, Kept, Window
+
+__all__ = ["Replies", "Streams", "pack"]
+
+STREAM, META, NUMBER = "fabric-stream:", "fabric-meta:", "fabric-number:"  # of keys
+REMEMBERED = 30 * 86400  # seconds for which the epoch of a quiet topic is kept
+NUMBERS = 86400  # seconds for which the number of a server is kept that has published
+RECONNECT_WAIT = 0.1  # seconds between attempts
+PROBE_INTERVAL = 2.0  # seconds
+SILENCE = 4.0  # seconds in which a connection has to answer
+MOST_READS = 10_000  # that wait for an answer
+
+# Both begin alike: what is the epoch, and the newest offset? Where the data is older than what the server has seen, for
+# Redis was started with an old copy, offsets would be given twice: a new epoch begins.
+HEAD = """
+local now = redis.call('TIME')
+now = now[1] * 1000 + math.floor(now[2] / 1000)
+local meta = redis.call('HMGET', KEYS[2], 'epoch', 'top')
+local epoch, top = meta[1], tonumber(meta[2] or '0')
+if not epoch or (epoch == ARGV[2] and top < tonumber(ARGV[3])) then
+  epoch, top = ARGV[1], 0
+  redis.call('DEL', KEYS[1], KEYS[2])
+  redis.call('HSET', KEYS[2], 'epoch', epoch, 'top', 0)
+  redis.call('EXPIRE', KEYS[2], ARGV[4])
+end
+local size, ttl = tonumber(ARGV[5]), tonumber(ARGV[6])
+"""
+# ARGV from 7: channel, envelope, number.
+APPEND = (
+    HEAD
+    + """
+local last = redis.call('GET', KEYS[3])
+if last and tonumber(ARGV[9]) <= tonumber(last) then
+  for _, entry in ipairs(redis.call('XREVRANGE', KEYS[1], '+', '-')) do
+    if entry[2][4] == ARGV[8] then return {epoch, tonumber(string.match(entry[1], '^%d+'))} end
+  end
+  return {epoch, 0}
+end
+top = top + 1
+local offset = string.format('%.0f', top)
+redis.call('XADD', KEYS[1], 'MAXLEN', size, offset .. '-0', 'at', string.format('%.0f', now), 'data', ARGV[8])
+for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 4)) do
+  if tonumber(entry[2][2]) >= now - ttl then break end
+  redis.call('XDEL', KEYS[1], entry[1])
+end
+redis.call('PEXPIRE', KEYS[1], ttl)
+redis.call('HSET', KEYS[2], 'top', offset)
+redis.call('EXPIRE', KEYS[2], ARGV[4])
+redis.call('SET', KEYS[3], ARGV[9], 'EX', ARGV[10])
+redis.call('PUBLISH', ARGV[7], '\\4' .. epoch .. string.format('%016.0f', top) .. ARGV[8])
+return {epoch, top}
+"""
+)
+# ARGV[7]: only what comes after this offset.
+READ = (
+    HEAD
+    + """
+local floor = top
+local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+if first then floor = tonumber(string.match(first[1], '^%d+')) - 1 end
+local start = '-'
+if epoch == ARGV[2] then start = string.format('%.0f-0', tonumber(ARGV[7]) + 1) end
+return {epoch, top, floor, now, redis.call('XRANGE', KEYS[1], start, '+')}
+"""
+)
+
+
+HASHES = tuple(hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest() for script in (APPEND, READ))
+
+
+class Replies(asyncio.Protocol):
+    """A connection on which each command has one reply, in order."""
+
+    def __init__(self) -> None:
+        self._reader = hiredis.Reader()
+        self._waiting: collections.deque[Callable[[Any], None]] = collections.deque()
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.error: BaseException | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It begins."""
+        self._transport = transport  # type: ignore[assignment]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has ended."""
+        self.error = self.error or exc
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        """Replies have come."""
+        self._reader.feed(data)
+        try:
+            while (reply := self._reader.gets()) is not False:
+                if not self._waiting:
+                    raise hiredis.ProtocolError("a reply that nobody waits for")
+                self._waiting.popleft()(reply)
+        except hiredis.ProtocolError as error:
+            self.error = error
+            self._transport.abort()
+
+    def write(self, data: bytes, *replies: Callable[[Any], None]) -> None:
+        """Send commands, and call a function with the reply of each; nothing happens where the connection has ended."""
+        if self.lost.done() or self._transport.is_closing():  # uvloop would raise
+            return
+        self._waiting.extend(replies)
+        self._transport.write(data)
+
+    async def call(self, *words: str | bytes, timeout: float = SILENCE) -> Any:
+        """Send a command, and wait for its reply.
+
+        Raises:
+            hiredis.HiredisError, OSError, TimeoutError: there is none, or an error.
+        """
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.write(pack(*words), lambda reply: None if done.done() else done.set_result(reply))
+        await asyncio.wait([done, self.lost], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            done.cancel()
+            if self.lost.done():
+                raise self.error or ConnectionResetError("the connection was lost")
+            raise TimeoutError("it does not answer")
+        if isinstance(reply := done.result(), hiredis.HiredisError):
+            raise reply
+        return reply
+
+    def abort(self) -> None:
+        """End it at once."""
+        self._transport.abort()
+
+
+class _Append:
+    """A message that Redis has not confirmed."""
+
+    __slots__ = ("command", "done")
+
+    def __init__(self, command: bytes) -> None:
+        self.command = command
+        self.done: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
+
+
+class Streams:
+    """The histories that a server uses.
+
+    Args:
+        connect: makes a connection, with the protocol that it is given, and logs in.
+        explain: an error with a sentence.
+        node: names the server among all that use this Redis.
+        limit: bytes of messages that may wait.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[Callable[[], Replies]], Awaitable[Replies]],
+        explain: Callable[[str, BaseException | None], BrokerUnavailable],
+        node: str,
+        limit: int,
+    ) -> None:
+        self._connect = connect
+        self._explain = explain
+        self._number_key = f"{NUMBER}{node}"
+        self._limit = limit
+        self._connection: Replies | None = None
+        self._error: BaseException | None = None
+        self._unconfirmed: collections.deque[_Append] = collections.deque()
+        self._size = 0  # bytes of those
+        self._unwritten: list[_Append] = []  # the last of those, where there is a connection
+        self._reads = 0
+        self._changed = asyncio.Event()
+        self._life = asyncio.ensure_future(self._live())
+
+    # -- life
+
+    async def close(self, timeout: float) -> None:
+        """Wait until all is confirmed, so many seconds at most, and disconnect."""
+        if self._unconfirmed and self._connection is not None:
+            await asyncio.wait([self._unconfirmed[-1].done], timeout=timeout)
+        self._life.cancel()
+        await asyncio.wait([self._life])
+        for append in self._unconfirmed:
+            if not append.done.done():
+                append.done.set_exception(self._explain("the server has closed", None))
+                append.done.exception()  # nobody may wait for it
+        self._unconfirmed.clear()
+
+    async def _live(self) -> None:
+        while True:
+            connection: Replies | None = None
+            try:
+                connection = await self._connect(Replies)
+                for script in (APPEND, READ):
+                    await connection.call("SCRIPT", "LOAD", script)
+                self._begin(connection)
+                while not connection.lost.done():
+                    await asyncio.wait([connection.lost], timeout=PROBE_INTERVAL)
+                    await connection.call("PING")
+            except (OSError, TimeoutError, hiredis.HiredisError) as error:
+                self._error = error
+            finally:
+                self._connection = None
+                if connection is not None:
+                    connection.abort()
+            await asyncio.sleep(RECONNECT_WAIT)
+
+    def _begin(self, connection: Replies) -> None:
+        """Send again what is not confirmed, and then what follows."""
+        self._connection, self._error = connection, None
+        self._unwritten = list(self._unconfirmed)
+        self._write()
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    # -- messages
+
+    def append(
+        self,
+        topic: str,
+        channel: bytes,
+        envelope: bytes,
+        number: int,
+        size: int,
+        ttl: float,
+        known: tuple[str, int] | None,
+    ) -> asyncio.Future[tuple[str, int]]:
+        """See `Broker.append`."""
+        if self._size + len(envelope) > self._limit:
+            raise self._explain("what waits for it is up to its bound", self._error)
+        tail: tuple[str | bytes, ...] = (channel, envelope, str(number), str(NUMBERS))
+        append = _Append(self._command(0, [*_keys(topic), self._number_key], size, ttl, known, *tail))
+        self._size += len(append.command)
+        self._unconfirmed.append(append)
+        if self._connection is not None:
+            if not self._unwritten:
+                asyncio.get_running_loop().call_soon(self._write)
+            self._unwritten.append(append)
+        return append.done
+
+    def _command(
+        self, script: int, keys: list[str], size: int, ttl: float, known: tuple[str, int] | None, *more: str | bytes
+    ) -> bytes:
+        epoch, top = known or ("", 0)
+        head = [os.urandom(8).hex(), epoch, str(top), str(REMEMBERED), str(size), str(max(1, int(ttl * 1000)))]
+        return pack("EVALSHA", HASHES[script], str(len(keys)), *keys, *head, *more)
+
+    def _write(self) -> None:
+        appends, self._unwritten = self._unwritten, []
+        if self._connection is not None and appends:
+            self._connection.write(b"".join(append.command for append in appends), *[self._confirm] * len(appends))
+
+    def _confirm(self, reply: Any) -> None:
+        """The oldest message that is not confirmed is answered."""
+        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith(("NOSCRIPT", "LOADING")):
+            if self._connection is not None:
+                self._connection.abort()  # it is all sent again
+            raise hiredis.ProtocolError(str(reply))
+        append = self._unconfirmed.popleft()
+        self._size -= len(append.command)
+        if append.done.done():
+            return
+        if isinstance(reply, list) and len(reply) == 2:
+            append.done.set_result((reply[0].decode(), int(reply[1])))
+        else:
+            error = reply if isinstance(reply, Exception) else None
+            append.done.set_exception(self._explain("it does not take a message with history", error))
+            append.done.exception()
+
+    async def read(
+        self, topic: str, size: int, ttl: float, known: tuple[str, int] | None, after: int, *, wait: bool
+    ) -> Window:
+        """See `Broker.read`."""
+        while (connection := self._connection) is None:
+            if not wait and self._error is not None:  # else it is about to be there
+                raise self._explain("there is no connection", self._error)
+            await self._changed.wait()
+        if self._reads >= MOST_READS:
+            raise self._explain("too many histories are asked for", None)
+        self._write()
+        self._reads += 1
+        try:
+            command = self._command(1, list(_keys(topic)), size, ttl, known, str(after))
+            done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            connection.write(command, lambda reply: None if done.done() else done.set_result(reply))
+            await asyncio.wait([done, connection.lost], timeout=SILENCE, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._reads -= 1
+        if not done.done():
+            done.cancel()
+            raise self._explain("it does not answer", connection.error)
+        reply = done.result()
+        if not isinstance(reply, list):
+            raise self._explain("it does not give a history", reply if isinstance(reply, Exception) else None)
+        epoch, top, floor, now, entries = reply
+        kept = []
+        for key, fields in entries:
+            offset, age = int(key.partition(b"-")[0]), (now - int(fields[1])) / 1000
+            if age > ttl:
+                floor = offset
+            else:
+                kept.append(Kept(offset, max(0.0, age), fields[3]))
+        return Window(epoch.decode(), top, floor, kept)
+
+
+def _keys(topic: str) -> tuple[str, str]:
+    return f"{STREAM}{topic}", f"{META}{topic}"
+
+
+def pack(*words: str | bytes) -> bytes:
+    """A command, as the protocol of Redis (RESP) has it."""
+    encoded = [word.encode() if isinstance(word, str) else word for word in words]
+    return b"*%d\r\n%b" % (len(words), b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded))
