@@ -212,14 +212,14 @@ class Fleet:
 
     def _tick(self) -> None:
         assert self._loop is not None
-        now = self._loop.time()
+        now = max(self._loop.time(), self._due)  # a timer may come early, by the clock's resolution
         if now - self._due > LATE:
             self._directory.excuse(now - self._due)
         if now >= self._next_beat:
             self._next_beat = now + BEAT
             self._tell_changes()
             self._say(EVERYBODY, Beat(self._version, hello=False))
-        for node in self._directory.silent(now - SILENCE):
+        for node in self._directory.silent(now, SILENCE):
             logger.warning("server %s has been silent for %g seconds: its members are gone", node.hex(), SILENCE)
             self._forget(node)
         self._set_timer()

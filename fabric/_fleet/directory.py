@@ -106,9 +106,10 @@ class Directory:
             self.drop(node, key)
         del self.nodes[node]
 
-    def silent(self, before: float) -> list[bytes]:
-        """The servers that were heard last at that time or earlier."""
-        return [node for node, known in self.nodes.items() if known.heard <= before]
+    def silent(self, now: float, seconds: float) -> list[bytes]:
+        """The servers that have said nothing for so long."""
+        # The sum that a timer is set by: `now - seconds` may differ in the last bit, and find nobody at that time.
+        return [node for node, known in self.nodes.items() if known.heard + seconds <= now]
 
     def first_heard(self) -> float:
         """When the server was heard that has been silent for longest; infinity if there is no other."""

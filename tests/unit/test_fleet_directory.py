@@ -108,26 +108,33 @@ def test_a_server_goes_with_its_members(directory: Directory, told: Told) -> Non
     directory.forget(FAR)
     assert told.take() == [("+", "t", "a"), ("+", "t", "b"), ("-", "t", "a")]
     assert names(directory.members("t")) == ["b"]
-    assert directory.silent(math.inf) == [OWN]
+    assert directory.silent(math.inf, 0) == [OWN]
 
 
 def test_silence(directory: Directory) -> None:
-    assert directory.silent(-0.1) == []
-    assert directory.silent(0.0) == [FAR]
+    assert directory.silent(4.4, 4.5) == []
+    assert directory.silent(4.5, 4.5) == [FAR]
     directory.meet(FAR, 5.0)
     directory.meet(THIRD, 4.0)
     assert directory.first_heard() == 4.0
-    assert directory.silent(4.5) == [THIRD]
+    assert directory.silent(9.0, 4.5) == [THIRD]
     directory.excuse(1.0)
-    assert directory.silent(4.5) == []
+    assert directory.silent(9.0, 4.5) == []
     assert directory.first_heard() == 5.0
+
+
+def test_a_timer_set_by_the_first_heard_finds_it_silent(directory: Directory, rng: random.Random) -> None:
+    """Once it did not, by the last bit of a float, and the timer was set again for the same time, for ever."""
+    for _ in range(1000):
+        directory.meet(FAR, rng.uniform(1000, 2000))
+        assert directory.silent(directory.first_heard() + 6.0, 6.0) == [FAR]
 
 
 def test_the_own_server_is_never_silent() -> None:
     directory = Directory(OWN, Told())
     directory.meet(OWN, 0.0)
     directory.excuse(1.0)
-    assert directory.silent(1e9) == []
+    assert directory.silent(1e9, 1.0) == []
 
 
 def test_changes_and_whole_states(directory: Directory, told: Told) -> None:
