@@ -217,7 +217,7 @@ def test_a_server_that_refuses_or_speaks_no_http_or_nothing() -> None:
     assert isinstance(ended.value.__cause__, EOFError)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         target = f"ws://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(TimeoutError, match="timed out while waiting for handshake response"):
+        with pytest.raises(TimeoutError, match="timed out"):  # in which step, the machine decides
             connect(target, open_timeout=0.05)
 
 
