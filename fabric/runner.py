@@ -58,7 +58,7 @@ def run(main: WebSocketServer | Coroutine[Any, Any, T], *, debug: bool | None = 
     try:
         if asyncio._get_running_loop() is not None:
             raise RuntimeError("run() cannot be called where an event loop is running: await the coroutine there")
-        with asyncio.Runner(debug=debug, loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(debug=debug, loop_factory=best_loop()) as runner:
             result: T | None = runner.run(_until_told(coroutine))
     except KeyboardInterrupt:  # before the loop has begun, or after it has ended
         raise SystemExit(INTERRUPTED) from None
@@ -67,7 +67,7 @@ def run(main: WebSocketServer | Coroutine[Any, Any, T], *, debug: bool | None = 
     return result
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def best_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop's, which is imported when a program runs; asyncio's own where it is not installed."""
     try:
         import uvloop

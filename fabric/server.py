@@ -81,6 +81,7 @@ OWN_FIELDS = frozenset(
 
 DEFAULT_SHUTDOWN_TIMEOUT = 10.0  # seconds
 CALL_TIMEOUT = 5.0  # seconds for another server to do something for one of its clients
+LOOK = 0.01  # seconds between two looks whether opening handshakes are over
 LAST_MOMENT = 0.1  # seconds that what was aborted and cancelled has to end
 
 BROKER_MOMENT = 1.0  # seconds that the broker has to close, whatever is left of the deadline
@@ -349,10 +350,23 @@ class WebSocketServer:
     def __exit__(self, *exc: object) -> None: ...
 
     def stop_accepting(self) -> None:
-        """Take no new connections; those that are open stay. Before a `shutdown`, for a load balancer to notice."""
+        """Take no new connections; those that are open stay, and opening handshakes go on.
+
+        Before a `shutdown`, for a load balancer to notice.
+        """
         self.topics._check_here()
         if self._listener is not None and not self._loop.is_closed():
-            self._listener.close()
+            self._listener.stop()
+
+    async def _drain(self, timeout: float) -> None:
+        """Take no new connections, and wait for opening handshakes to end; then `timeout` seconds for connections."""
+        self.stop_accepting()
+        assert self._listener is not None
+        assert self._handshakes is not None
+        await self._listener.wait_closed()
+        while self._handshakes:  # noqa: ASYNC110  each within the handshake timeout
+            await asyncio.sleep(LOOK)
+        await self._all_gone(timeout)
 
     async def shutdown(self, timeout: float = DEFAULT_SHUTDOWN_TIMEOUT, *, code: int = 1001) -> None:
         """Stop: refuse what comes (503), deliver what was sent, close each connection, then abort.
@@ -373,8 +387,10 @@ class WebSocketServer:
         self._phase = Phase.STOPPING
         deadline = time.monotonic() + timeout
         try:
-            self.stop_accepting()
+            assert self._listener is not None
             assert self._handshakes is not None
+            if not self._loop.is_closed():
+                self._listener.close()
             self._handshakes.close(unavailable("the server is shutting down"))
             if self._sampling is not None:
                 self._sampling.cancel()

@@ -47,11 +47,15 @@ LAYERS = {
         fabric._client.heartbeats fabric._client.report fabric._client fabric.client
         fabric._sync.loop fabric._sync.keeper fabric._sync fabric.sync
         fabric.router fabric.auth
-        fabric._server.listening fabric._server.descriptors fabric._server.dashboard fabric._server
+        fabric._server.handover fabric._server.listening fabric._server.descriptors fabric._server.dashboard
+        fabric._server
         fabric.broker fabric._history.logs fabric._history.shared
         fabric._history fabric.topics fabric._fleet.wire fabric._fleet.directory fabric._fleet fabric.fleet
         fabric._centrifuge.wire fabric._centrifuge fabric.centrifuge
-        fabric._server.connected_client fabric.server fabric.runner fabric.websockets
+        fabric._server.connected_client fabric.server fabric.runner
+        fabric._workers.report fabric._workers.channel fabric._workers.child fabric._workers.process
+        fabric._workers.addresses fabric._workers.balance fabric._workers.page fabric._workers.supervisor
+        fabric._workers fabric.workers fabric.websockets
         fabric._asgi.messages fabric._asgi.worker fabric._asgi fabric.asgi
     """,
     "top": """

@@ -27,6 +27,7 @@ ELSEWHERE = {
     "fabric._server.connected_client": "integration/test_server.py",
     "fabric._version": "test_packaging.py",
     "fabric.broker.echo": "integration/test_broker_refusals.py",
+    "fabric.broker.embedded": "integration/test_brokers.py",
     "fabric.broker.nats": "integration/test_brokers.py",
     "fabric.broker.outgoing": "integration/test_brokers.py",
     "fabric.broker.redis": "integration/test_brokers.py",
@@ -39,6 +40,7 @@ ELSEWHERE = {
 #: Folder of modules -> where those are tested that have no file of their own.
 TOGETHER = {
     "fabric._sync.": "integration/test_sync.py",
+    "fabric._workers.": "integration/test_workers.py",
     "fabric.cli.": "unit/test_cli.py",
     "fabric.testing.": "integration/test_testing.py",
     "fabric.websockets.asyncio.": "integration/test_websockets_client.py",

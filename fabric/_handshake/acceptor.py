@@ -49,7 +49,11 @@ async def start_accepting(
         where: arguments of `create` that say where to listen.
     """
     bound = await create(handshakes.accept, start_serving=False, **where)
-    return Acceptor(loop, bound, handshakes, backlog, tls)
+    listening = [sock.dup() for sock in bound.sockets]  # type: ignore[attr-defined]
+    for sock in listening:
+        sock.setblocking(False)
+        sock.listen(backlog)
+    return Acceptor(loop, listening, handshakes, backlog, tls, bound)
 
 
 async def _read_proxy_header(loop: Any, sock: socket.socket) -> ProxyHeader:
@@ -91,46 +95,56 @@ def _finish(waiter: asyncio.Future[None]) -> None:
 
 
 class Acceptor:
-    """What `start_accepting` returns."""
+    """What `start_accepting` returns.
+
+    Args:
+        listening: sockets on which connections are accepted, until one raises EOFError; they are closed here.
+        at_once: connections that are accepted in a row.
+        bound: what has bound these sockets, if it is not they themselves.
+    """
 
     def __init__(
         self,
         loop: Any,
-        bound: asyncio.AbstractServer,
+        listening: list[socket.socket],
         handshakes: PendingHandshakes,
-        backlog: int,
+        at_once: int,
         tls: dict[str, Any] | None,
+        bound: asyncio.AbstractServer | None = None,
     ) -> None:
         self._loop = loop
         self._bound = bound
         self._handshakes = handshakes
-        self._backlog = backlog
+        self._at_once = at_once
         self._tls = tls
         self._short_since: float | None = None  # descriptors or memory have run out; time of the loop
         self._tasks: set[asyncio.Task[None]] = set()  # connections that have no transport yet
-        self._listening: list[socket.socket] = [sock.dup() for sock in self.sockets]
-        for sock in self._listening:
-            sock.setblocking(False)
-            sock.listen(backlog)
+        self._listening = listening
+        for sock in listening:
             loop.add_reader(sock.fileno(), self._accept, sock)
 
     @property
     def sockets(self) -> tuple[Any, ...]:
         """The listening sockets."""
-        return tuple(self._bound.sockets)  # type: ignore[attr-defined]
+        return tuple(self._listening if self._bound is None else self._bound.sockets)  # type: ignore[attr-defined]
 
     @property
     def accepting(self) -> list[socket.socket]:
-        """Duplicates of them, by which connections are accepted."""
+        """Those by which connections are accepted: duplicates, where the event loop has bound them."""
         return self._listening
 
-    def close(self) -> None:
-        """Accept no more, and drop the connections that have no transport yet: their TLS handshake is not over."""
+    def stop(self) -> None:
+        """Accept no more. Connections that have no transport yet, as their TLS handshake is not over, go on."""
         for sock in self._listening:
             self._loop.remove_reader(sock.fileno())
             sock.close()
         self._listening.clear()
-        self._bound.close()
+        if self._bound is not None:
+            self._bound.close()
+
+    def close(self) -> None:
+        """Accept no more, and drop the connections that have no transport yet."""
+        self.stop()
         for task in self._tasks:
             task.cancel()
 
@@ -140,10 +154,13 @@ class Acceptor:
             await asyncio.wait(self._tasks)
 
     def _accept(self, listening: socket.socket) -> None:
-        for _ in range(self._backlog):
+        for _ in range(self._at_once):
             try:
                 sock, peer = listening.accept()
             except (BlockingIOError, InterruptedError):
+                return
+            except EOFError:
+                self._loop.remove_reader(listening.fileno())
                 return
             except ConnectionAbortedError:
                 continue

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fabric._connection.base import BaseConnection
     from fabric.metrics import LoopMetrics, MetricsCollector
 
-__all__ = ["Dashboard"]
+__all__ = ["Dashboard", "Process", "pressure"]
 
 INTERVAL = 1.0  # seconds between two samples
 HISTORY = 300  # samples a new page starts with
@@ -176,6 +176,7 @@ class Dashboard:
         """Take samples and send them until cancelled."""
         try:
             while True:
+                await self._prepare()
                 sample = msgspec.json.encode(self.sample())
                 self._samples.append(_without_distribution(sample))
                 if self._viewers:
@@ -198,7 +199,7 @@ class Dashboard:
 
     def _ping_some(self) -> None:
         """Ping a few, spread over the interval: at once they would wait for each other, and for the pages."""
-        idle = [client for client in self._server.clients() if client not in self._pings]
+        idle = [client for client in self._to_ping() if client not in self._pings]
         chosen = random.sample(idle, min(PINGED, len(idle)))
         for index, client in enumerate(chosen):
             delay = INTERVAL * (index + 1) / (len(chosen) + 1)
@@ -219,9 +220,27 @@ class Dashboard:
         self._since.pop(client, None)
         self._counted.pop(client, None)
 
+    # -- what is asked
+
+    async def _prepare(self) -> None:
+        """Before each sample: nothing, the server is here."""
+
+    def _metrics(self) -> MetricsCollector:
+        """What was counted until now."""
+        return self._server.metrics
+
+    def _now(self) -> dict[str, Any]:
+        """How many connections there are, their backpressure, and what the process takes of the machine."""
+        clients = self._server.clients()
+        return {"connections": len(clients), **self._process.take(), **pressure(clients)}
+
+    def _to_ping(self) -> Sequence[BaseConnection]:
+        """Connections, some of which are pinged."""
+        return self._server.clients()
+
     # -- what is told
 
-    def listed(self) -> list[dict[str, Any]]:
+    def listed(self) -> list[dict[str, Any]] | None:
         """Some connections, those with the longest queues first, then the oldest; rates since the last call."""
         clients: Sequence[Any] = self._server.clients()
         waiting = sorted((each for each in clients if each._outbox_size), key=lambda each: -each._outbox_size)
@@ -248,10 +267,9 @@ class Dashboard:
 
     def sample(self) -> dict[str, Any]:
         """All that the page shows, as of now; rates since the last call."""
-        metrics = self._server.metrics
+        metrics, now = self._metrics(), self._now()
         at, totals = time.monotonic(), metrics.as_dict()
-        clients = self._server.clients()
-        totals["closed"] = totals["total_connections"] - len(clients)
+        totals["closed"] = totals["total_connections"] - now["connections"]
         before_at, before = self._last or (at - INTERVAL, totals)
         self._last = at, totals
         elapsed = max(at - before_at, 1e-3)
@@ -266,7 +284,6 @@ class Dashboard:
             recent.add(each)
         return {
             "time": time.time(),
-            "connections": len(clients),
             "opened": totals["total_connections"],
             "opened_per_s": per_second("total_connections"),
             "closed_per_s": per_second("closed"),
@@ -277,8 +294,7 @@ class Dashboard:
             "latency_us": _percentiles(latest),
             "recent_us": _percentiles(recent),
             "recent_count": recent.count,
-            **self._process.take(),
-            **_pressure(clients),
+            **now,
             **self._of_loop(metrics.loop, elapsed),
             "slow_peer_drops": totals["slow_peer_drops"],
             "rate_limit_drops": totals["rate_limit_drops"],
@@ -322,7 +338,7 @@ def _address(address: Any) -> str:
     return str(address or "-")
 
 
-def _pressure(clients: Sequence[BaseConnection]) -> dict[str, Any]:
+def pressure(clients: Sequence[BaseConnection]) -> dict[str, Any]:
     """Backpressure both ways: peers that do not read from us, and peers from which we do not read.
 
     `oldest_us` is how long the oldest message has waited, from the read that completed it, for its task to take it.

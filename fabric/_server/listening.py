@@ -21,13 +21,15 @@ import aiofastnet
 from fabric._config.addresses import INHERITED
 from fabric._handshake.acceptor import Acceptor, start_accepting
 from fabric._handshake.tls import TLS_BUFFERS, TlsLoop, tls_context
+from fabric._server.handover import HandoverSocket
 
 if TYPE_CHECKING:
     from fabric._handshake.server import PendingHandshakes
     from fabric.config import ServerConfig
 
-__all__ = ["Listener", "inherited_sockets", "listen"]
+__all__ = ["Listener", "bound_path", "free_port", "inherited_sockets", "listen"]
 
+AT_ONCE = 64  # connections that are received in a row from a process that accepts them
 FIRST_PASSED = 3  # the descriptor of the first socket that systemd passes (sd_listen_fds(3))
 
 _Accepting = asyncio.AbstractServer | Acceptor
@@ -65,15 +67,24 @@ class Listener:
         """
         return not all(isinstance(each, Acceptor) for each in self._accepting)
 
+    def stop(self) -> None:
+        """Accept no more; what was accepted goes on."""
+        self._remove_path()
+        for each in self._accepting:
+            each.stop() if isinstance(each, Acceptor) else each.close()
+
     def close(self) -> None:
-        """Accept no more."""
+        """Accept no more, and drop connections that have no transport yet."""
+        self._remove_path()
+        for each in self._accepting:
+            each.close()
+
+    def _remove_path(self) -> None:
         if self._inode is not None:
             with contextlib.suppress(OSError):
                 if os.stat(self._path).st_ino == self._inode:
                     os.unlink(self._path)
             self._inode = None
-        for each in self._accepting:
-            each.close()
 
     async def wait_closed(self) -> None:
         """Wait until nothing that was accepted is on its way any more."""
@@ -101,7 +112,7 @@ async def listen(loop: asyncio.AbstractEventLoop, config: ServerConfig, handshak
             raise
         return listener
     if config.unix_path is not None:
-        bound, inode = _bound_path(config.unix_path, config.unix_mode)
+        bound, inode = bound_path(config.unix_path, config.unix_mode)
         return Listener([await create.on_socket(bound)], path=config.unix_path, inode=inode)
     # uvloop would look even an address up in threads, which then stay: system calls of a process that has several
     # cost more.
@@ -112,7 +123,7 @@ async def listen(loop: asyncio.AbstractEventLoop, config: ServerConfig, handshak
     while True:
         attempts -= 1
         try:
-            return Listener([await create.on_name(config.host, config.port or _free_port())])
+            return Listener([await create.on_name(config.host, config.port or free_port())])
         except OSError:
             if not attempts:
                 raise
@@ -122,6 +133,9 @@ class _Creator:
     """Makes the event loop accept connections on sockets of each kind, with TLS or without."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, config: ServerConfig, handshakes: PendingHandshakes) -> None:
+        self._loop: Any = loop
+        self._handshakes = handshakes
+        self._tls: dict[str, Any] | None = None
         self._reuse_port = config.reuse_port or None
         self._options: dict[str, Any] = {"backlog": config.backlog}
         self._create: Callable[..., Awaitable[_Accepting]]
@@ -130,9 +144,10 @@ class _Creator:
         self._create_unix = functools.partial(loop.create_unix_server, handshakes.accept)
         if config.ssl is not None:
             tls_loop: Any = TlsLoop(loop)
+            self._loop = tls_loop
             context, timeout = tls_context(config.ssl), config.handshake_timeout
-            tls = {"ssl": context, "ssl_handshake_timeout": timeout} | TLS_BUFFERS
-            accepting: dict[str, Any] = {"loop": tls_loop, "handshakes": handshakes, "tls": tls}
+            self._tls = {"ssl": context, "ssl_handshake_timeout": timeout} | TLS_BUFFERS
+            accepting: dict[str, Any] = {"loop": tls_loop, "handshakes": handshakes, "tls": self._tls}
             create: Any = functools.partial(aiofastnet.create_server, tls_loop)
             create_unix: Any = functools.partial(aiofastnet.create_unix_server, tls_loop)
         elif isinstance(loop, asyncio.SelectorEventLoop):
@@ -144,7 +159,9 @@ class _Creator:
         self._create_unix = functools.partial(start_accepting, create_unix, **accepting)
 
     async def on_socket(self, sock: socket.socket) -> _Accepting:
-        """On a socket that is bound."""
+        """On a socket that is bound, or on one by which another process hands connections over."""
+        if isinstance(sock, HandoverSocket):
+            return Acceptor(self._loop, [sock], self._handshakes, AT_ONCE, self._tls)
         if sock.family == socket.AF_UNIX:
             try:
                 # The path of a socket that was given stays: systemd's, say. From Python 3.13 on it would be removed.
@@ -202,7 +219,7 @@ def _inherited(descriptor: int) -> socket.socket:
     return sock
 
 
-def _bound_path(path: str, mode: int | None) -> tuple[socket.socket, int | None]:
+def bound_path(path: str, mode: int | None) -> tuple[socket.socket, int | None]:
     """A socket at a path, and its inode, which an abstract one has not; instead of one that nobody listens on any more.
 
     Raises:
@@ -251,7 +268,7 @@ def _bound(host: str, port: int, *, reuse_port: bool) -> socket.socket | None:
     return socket.create_server((host, port), family=family, reuse_port=reuse_port)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that is free on every address: the event loops would choose one for each address that they listen on."""
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET

@@ -12,15 +12,9 @@ import contextlib
 import itertools
 import logging
 import os
-import re
-import secrets
-import shutil
 import ssl
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,6 +24,7 @@ from nats.protocol.parser import Parser
 
 from fabric.broker import Broker, BrokerUnavailable, Node
 from fabric.broker.echo import Echo
+from fabric.broker.embedded import EmbeddedNats
 from fabric.broker.losses import Losses
 from fabric.broker.outgoing import Outgoing
 from fabric_ext.remote import NatsReader
@@ -47,9 +42,6 @@ LAST_MOMENT = 0.5  # seconds for what was published last
 CHUNK = 2000  # subscriptions that are sent at a time after a reconnection
 PER_SECOND = 10_000  # subscriptions that a slow server takes
 EMBEDDED = "FABRIC_EMBEDDED_NATS"  # its URL, for the children of the process that started it
-PORT = re.compile(r'"(?:nats|tls)://[^"]*:(\d+)"')
-RESTART_WAIT = 1.0  # seconds until another attempt to start a server of our own
-READY = 5.0  # seconds that a server of our own has to begin to listen
 
 
 class _Parser(Parser):
@@ -115,13 +107,9 @@ class NatsBroker(Broker):
     """
 
     def __init__(self, url: str, **options: Any) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("nats", "tls") or not parts.hostname:
-            raise ValueError("the URL of a NATS server is nats://host[:port]")
-        self._url = url
-        self._where = f"{parts.scheme}://{parts.hostname}:{parts.port or 4222}"  # without the password
+        self._aim(url)
         self._options = options
-        self._is_secret = parts.scheme == "tls" or bool(options.get("tls"))
+        self._is_secret = url.startswith("tls:") or bool(options.get("tls"))
         self._prefix = f"{PREFIX}.".encode()
         self._node: Node | None = None
         self._client: Client | None = None
@@ -139,6 +127,13 @@ class NatsBroker(Broker):
         self._refusal = ""  # the last one
         self._probe: asyncio.Task[None] | None = None
         self._again: asyncio.Future[None] | None = None
+
+    def _aim(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("nats", "tls") or not parts.hostname:
+            raise ValueError("the URL of a NATS server is nats://host[:port]")
+        self._url = url
+        self._where = f"{parts.scheme}://{parts.hostname}:{parts.port or 4222}"  # without the password
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._where} {'healthy' if self.is_healthy else 'unavailable'}>"
@@ -416,19 +411,18 @@ class EmbeddedNatsBroker(NatsBroker):
     """
 
     def __init__(self) -> None:
-        self._process: asyncio.subprocess.Process | None = None
+        self._server: EmbeddedNats | None = None
         self._keeper: asyncio.Task[None] | None = None
-        super().__init__("nats://127.0.0.1")  # where it is, is known once it has started
+        super().__init__(os.environ.get(EMBEDDED, "nats://127.0.0.1"))  # where it is, is known once it has started
 
     async def start(self, node: Node) -> None:
         """Start the server unless a parent has, and connect."""
         if EMBEDDED not in os.environ:
-            token = secrets.token_urlsafe(24)
-            port = await self._start_server(token)
-            os.environ[EMBEDDED] = f"nats://{token}@127.0.0.1:{port}"
-            self._keeper = asyncio.ensure_future(self._keep_running(token, port))
-        self._url = os.environ[EMBEDDED]
-        self._where = f"nats://{self._url.rpartition('@')[2]}"
+            self._server = EmbeddedNats()
+            await self._server.start()
+            os.environ[EMBEDDED] = self._server.url
+            self._keeper = asyncio.ensure_future(self._server.keep_running())
+        self._aim(os.environ[EMBEDDED])
         try:
             await super().start(node)
         except BaseException:
@@ -440,90 +434,13 @@ class EmbeddedNatsBroker(NatsBroker):
         await super().close()
         await self._stop_server()
 
-    async def _start_server(self, token: str, port: int = -1) -> int:
-        """Start it on `port`, by default on one that it chooses; return the port."""
-        program = find_nats_server()
-        if program is None:
-            raise BrokerUnavailable(
-                'nats-server is not in PATH: install it, or pip install "websocket-fabric[nats-server]"'
-            )
-        with tempfile.TemporaryDirectory(prefix="fabric-nats-") as folder:
-            config = Path(folder) / "nats.conf"
-            config.touch(mode=0o600)  # the token is nobody else's to read; in the arguments it would be
-            config.write_text(
-                f'host: "127.0.0.1"\nport: {port}\nports_file_dir: "{folder}"\nauthorization {{ token: "{token}" }}\n'
-            )
-            self._process = await asyncio.create_subprocess_exec(
-                program,
-                "-c",
-                str(config),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.DEVNULL,
-            )
-            return await self._port(Path(folder))
-
-    async def _keep_running(self, token: str, port: int) -> None:
-        """Start it again on the same port whenever it ends, until this is cancelled."""
-        while True:
-            if self._process is not None:
-                code = await self._process.wait()
-                logger.warning("nats-server has ended (exit status %d), and is started again", code)
-            try:
-                await self._start_server(token, port)
-            except (BrokerUnavailable, OSError) as error:
-                logger.error("nats-server could not be started again: %s", error)
-                await asyncio.sleep(RESTART_WAIT)
-
-    async def _port(self, folder: Path) -> int:
-        """The port that the server has chosen, which it writes to a file once it listens."""
-        assert self._process is not None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(READY):
-                while self._process.returncode is None:
-                    port = port_in(folder)
-                    if port is not None:
-                        return port
-                    await asyncio.sleep(0.005)
-        code = self._process.returncode
-        await self._stop_process()
-        raise BrokerUnavailable(f"nats-server does not begin to listen (exit status {code})")
-
     async def _stop_server(self) -> None:
         """Stop the server if it is ours."""
+        server, self._server = self._server, None
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             os.environ.pop(EMBEDDED, None)
             keeper.cancel()
             await asyncio.wait([keeper])
-        await self._stop_process()
-
-    async def _stop_process(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        try:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), READY)
-        finally:  # also where this is cancelled
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-        await process.wait()
-
-
-def port_in(folder: Path) -> int | None:
-    """The port in the file that a NATS server writes once it listens."""
-    for file in folder.glob("*.ports"):
-        found = PORT.search(file.read_text())
-        if found is not None:
-            return int(found[1])
-    return None
-
-
-def find_nats_server() -> str | None:
-    """The program `nats-server`: in PATH, or where this Python's packages put programs."""
-    beside = os.fspath(Path(sys.executable).parent)
-    return shutil.which("nats-server") or shutil.which("nats-server", path=beside)
+        if server is not None:
+            await server.stop()

@@ -86,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, screen: Screen) -> int:
     try:
-        with asyncio.Runner(loop_factory=_loop_factory(arguments.loop)) as runner:
+        factory = _loop_factory(arguments.loop)
+        if getattr(arguments, "workers", None):
+            return serve.run_workers(arguments, screen)
+        with asyncio.Runner(loop_factory=factory) as runner:
             code: int = runner.run(arguments.run(arguments, screen))
     except KeyboardInterrupt:
         screen.clear()

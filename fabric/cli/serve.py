@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import signal
-import socket
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fabric import workers
 from fabric._http.messages import Request, Response
 from fabric._version import VERSION
 from fabric.cli.arguments import (
@@ -33,20 +34,27 @@ from fabric.config import DEFAULT_MAX_MESSAGE_SIZE, ServerConfig
 from fabric.error import Error
 from fabric.server import ConnectedClient, WebSocketServer
 
-__all__ = ["configure", "run"]
+if TYPE_CHECKING:
+    from fabric._workers.supervisor import Supervisor
 
+__all__ = ["configure", "run", "run_workers"]
+
+INTERRUPTED = 130
 PAGE = "/dashboard"
+ALL = "all"  # the topic of --broadcast
 REFRESH = 1.0  # seconds between two lines of status
 
 DESCRIPTION = """\
 Serve WebSockets until interrupted. Ctrl-C and SIGTERM close every connection with 1001 (going away) first.
 
-GET /health answers 200 while the server runs. With --dashboard, open /dashboard in a browser.
+GET /health answers 200 while the server runs. With --dashboard, open /dashboard in a browser. With --workers, SIGHUP
+replaces all of them, and --metrics says where the page about all is.
 """
 EPILOG = """\
 examples:
   fabric serve
   fabric serve --bind 0.0.0.0:8080 --broadcast --dashboard
+  fabric serve --workers 4 --balance least --metrics 127.0.0.1:9090
   fabric serve --bind :8443 --tls-cert cert.pem --tls-key key.pem
 """
 
@@ -75,6 +83,20 @@ def configure(commands: Any) -> None:
         modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode, default="echo", help=text)
     parser.add_argument("--dashboard", action="store_true", help="a live page at /dashboard")
     parser.add_argument("--duration", type=duration, metavar="SECONDS", help="stop after this time")
+    several = parser.add_argument_group("several processes")
+    several.add_argument("--workers", type=count, metavar="N", help="serve by so many processes")
+    several.add_argument(
+        "--balance",
+        choices=("hash", "least"),
+        default="hash",
+        help="connections by the kernel's hash of addresses, or to the worker with the fewest (default: %(default)s)",
+    )
+    several.add_argument(
+        "--broker", metavar="URL", help="for --broadcast to all of them: nats:embedded, nats://HOST or redis://HOST"
+    )
+    several.add_argument(
+        "--metrics", metavar="HOST:PORT", help="a page about all: /dashboard, /metrics, /metrics.json, /health"
+    )
     limits = parser.add_argument_group("limits and options")
     limits.add_argument(
         "--max-connections", type=count, default=10_000, metavar="N", help="at once (default: %(default)s)"
@@ -110,10 +132,10 @@ def configure(commands: Any) -> None:
 class Service:
     """What is served: the messages by mode, plain HTTP, and the page."""
 
-    def __init__(self, config: ServerConfig, mode: str, *, dashboard: bool) -> None:
+    def __init__(self, config: ServerConfig, mode: str, *, dashboard: bool, broker: str = "memory:") -> None:
         self._mode = mode
         self._has_page = dashboard
-        self.server = WebSocketServer(config, self._handle, process_request=self._respond)
+        self.server = WebSocketServer(config, self._handle, process_request=self._respond, broker=broker)
         if dashboard:
             self.server.mount_dashboard(PAGE)
 
@@ -125,23 +147,74 @@ class Service:
         return None
 
     async def _handle(self, client: ConnectedClient) -> None:
+        if self._mode == "broadcast":
+            client.subscribe(ALL)
         async for message in client:
             if self._mode == "echo":
                 await client.send(message)
             elif self._mode == "broadcast":
-                await self.server.broadcast(message)
+                self.server.publish(ALL, message)
+
+
+def run_workers(arguments: argparse.Namespace, screen: Screen) -> int:
+    """Serve by several processes, of which this one is the parent; 0, or 130 after Ctrl-C."""
+    if arguments.mode == "broadcast" and not arguments.broker:
+        raise UsageError("--broadcast with --workers needs --broker, for messages to reach all: nats:embedded, say")
+    _log(arguments)
+    _config(arguments)  # what is wrong is said here, and once
+    try:
+        settings = workers.make_settings(
+            functools.partial(work, arguments),
+            arguments.workers,
+            bind=arguments.bind,
+            balance=arguments.balance,
+            broker=arguments.broker or "memory:",
+            metrics=arguments.metrics or ("127.0.0.1:0" if arguments.dashboard else None),
+            loop=arguments.loop,
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error).removeprefix("ServerConfig.")) from None
+    ended_by = workers.supervise(settings, functools.partial(_announce_workers, arguments, screen))
+    return 0 if ended_by is signal.SIGTERM else INTERRUPTED
+
+
+def work(arguments: argparse.Namespace, worker: workers.Worker) -> WebSocketServer:
+    """What a worker serves."""
+    _log(arguments)
+    return Service(_config(arguments, worker), arguments.mode, dashboard=False, broker=worker.broker).server
+
+
+def _announce_workers(arguments: argparse.Namespace, screen: Screen, supervisor: Supervisor) -> None:
+    page = None
+    if supervisor.page_port is not None:
+        host = ServerConfig(arguments.metrics or "127.0.0.1:0").host or "127.0.0.1"
+        page = f"http://{_authority(host, supervisor.page_port)}{PAGE}"
+    _announce(arguments, screen, supervisor.addresses[0], page)
+    if arguments.duration is not None:
+        asyncio.get_running_loop().call_later(arguments.duration, supervisor.stop, signal.SIGTERM)
+
+
+def _log(arguments: argparse.Namespace) -> None:
+    if arguments.verbose:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
 
 
 async def run(arguments: argparse.Namespace, screen: Screen) -> int:
     """Serve until interrupted, told to stop, or the time is up; 0."""
-    if arguments.verbose:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    for name in ("metrics", "broker"):
+        if getattr(arguments, name):
+            raise UsageError(f"--{name} is for --workers")
+    _log(arguments)
     service = Service(_config(arguments), arguments.mode, dashboard=arguments.dashboard)
     stop = asyncio.Event()
     with contextlib.suppress(NotImplementedError):  # where the platform has no such signal
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with service.server as server:
-        _announce(arguments, screen, server)
+        name = server.sockets[0].getsockname()
+        page = None
+        if arguments.dashboard and isinstance(name, tuple):
+            page = f"http{'s' if arguments.tls_cert else ''}://{_authority(name[0], server.port)}{PAGE}"
+        _announce(arguments, screen, name, page)
         status = asyncio.create_task(_show_status(screen, server))
         try:
             with contextlib.suppress(TimeoutError):
@@ -155,10 +228,10 @@ async def run(arguments: argparse.Namespace, screen: Screen) -> int:
     return 0
 
 
-def _config(arguments: argparse.Namespace) -> ServerConfig:
+def _config(arguments: argparse.Namespace, worker: workers.Worker | None = None) -> ServerConfig:
     try:
         config = ServerConfig(
-            arguments.bind,
+            **{"bind": arguments.bind} if worker is None else {"sock": worker.sockets},
             max_connections=arguments.max_connections,
             max_message_size=arguments.max_size,
             subprotocols=arguments.subprotocols,
@@ -170,24 +243,17 @@ def _config(arguments: argparse.Namespace) -> ServerConfig:
     return config if arguments.compression else config.with_compression(None)
 
 
-def _announce(arguments: argparse.Namespace, screen: Screen, server: WebSocketServer) -> None:
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _announce(arguments: argparse.Namespace, screen: Screen, name: Any, page: str | None) -> None:
+    """Say where it listens: `name`, as sockets have it, and the page."""
     secure = "s" if arguments.tls_cert else ""
-    sock = server.sockets[0]
-    page = None
-    if sock.family == socket.AF_UNIX:
-        url = f"unix:{sock.getsockname()}"
-    else:
-        host = sock.getsockname()[0]
-        authority = f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
-        url = f"ws{secure}://{authority}/"
-        page = f"http{secure}://{authority}{PAGE}" if arguments.dashboard else None
+    is_path = not isinstance(name, tuple)
+    url = f"unix:{name}" if is_path else f"ws{secure}://{_authority(*name[:2])}/"
     if arguments.json:
-        place = {
-            "url": url,
-            "port": server.port,
-            "dashboard": page,
-            "fabric": VERSION,
-        }
+        place = {"url": url, "port": 0 if is_path else name[1], "dashboard": page, "fabric": VERSION}
         screen.say(json.dumps(place))
         return
     screen.say(f"{arguments.mode} server on {url}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.broker.nats import find_nats_server
+from fabric.broker.embedded import find_nats_server
 from fault.relay import Relay
 from support.brokers import NatsServer, RealBroker, RedisServer
 from support.raw_peer import RawPeer

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from fabric import ClientConfig, ConnectionClosed, HandshakeFailed, WebSocketClient, WebSocketServer
-from fabric.broker.nats import EMBEDDED, find_nats_server
+from fabric.broker.embedded import find_nats_server
+from fabric.broker.nats import EMBEDDED
 from fabric.testing import pair
 from support.pages import ROOT
 from support.ports import reserved_port

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 
 from fabric.broker import Broker, BrokerUnavailable
 from fabric.broker.echo import Echo
-from fabric.broker.nats import EMBEDDED, EmbeddedNatsBroker, NatsBroker, find_nats_server
+from fabric.broker.embedded import find_nats_server
+from fabric.broker.nats import EMBEDDED, EmbeddedNatsBroker, NatsBroker
 from fabric.broker.redis import RedisBroker
 from fabric.server import WebSocketServer
 from support.brokers import NatsServer, RealBroker, RedisServer
@@ -346,17 +348,18 @@ async def test_an_embedded_server_that_is_killed_is_started_again(
     far = await serve(stack, Held(), broker="nats:embedded")
     await far.publish("early", "1")
     assert await anext(listener) == "1"
-    process = first._process
+    assert first._server is not None
+    process = first._server._process
     assert process is not None
-    process.kill()
+    os.killpg(process.pid, signal.SIGKILL)
     await until(lambda: not near.broker_healthy and not far.broker_healthy)
     await until(lambda: near.broker_healthy and far.broker_healthy)
-    assert first._process is not process
+    assert first._server._process is not process
     await far.publish("early", "2")
     assert await anext(listener) == "2"
     listener.close()
     await far.shutdown()
-    again = first._process
+    again = first._server._process
     assert again is not None
     await near.shutdown()
     assert again.returncode is not None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -13,7 +15,8 @@ from typing import Any
 import pytest
 
 from fabric.broker import BrokerUnavailable, MemoryBroker, make_broker
-from fabric.broker.nats import EMBEDDED, NatsBroker, find_nats_server
+from fabric.broker.embedded import EmbeddedNats, find_nats_server
+from fabric.broker.nats import EMBEDDED, NatsBroker
 from fabric.broker.redis import RedisBroker, glob
 from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
@@ -283,23 +286,65 @@ async def test_a_server_of_its_own(stack: Stack, nats: type[NatsServer], monkeyp
     far = await serve(stack, Held(), broker="nats:embedded")
     first: Any = near.topics.broker
     second: Any = far.topics.broker
-    assert second._process is None
-    process = first._process
-    assert process is not None
+    assert second._server is None
+    program = first._server
+    assert program.is_running
     _, peer = await join(stack, near, held, "a")
     await far.publish("a", "hello")
     assert await peer.payload() == b"hello"
     await far.shutdown()
-    assert process.returncode is None
+    assert program.is_running
     held.release()
     peer.reset()
     await near.shutdown()
-    assert process.returncode is not None
+    assert not program.is_running
+
+
+async def test_a_server_of_its_own_is_started_again_as_it_was(nats: type[NatsServer]) -> None:
+    server = EmbeddedNats()
+    assert await server.wait() is None
+    await server.start()
+    url = server.url
+    assert server._process is not None
+    os.killpg(server._process.pid, signal.SIGKILL)
+    assert await server.wait() is not None
+    assert not server.is_running
+    await server.start()
+    assert (server.url, server.is_running) == (url, True)
+    await server.stop()
+    await server.stop()
+
+
+async def test_a_server_of_its_own_ends_when_its_input_does(nats: type[NatsServer]) -> None:
+    """As when the process is killed that has started it."""
+    server = EmbeddedNats()
+    await server.start()
+    assert server._process is not None
+    assert server._process.stdin is not None
+    server._process.stdin.close()
+    await server.wait()
+    port = int(server.url.rpartition(":")[2])
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
+    await server.stop()
+
+
+async def test_topics_of_before_the_start(
+    stack: Stack, nats: type[NatsServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that listens before it starts hears of the others."""
+    monkeypatch.delenv(EMBEDDED, raising=False)
+    near = WebSocketServer.bind("127.0.0.1:0", Held(), broker="nats:embedded")
+    listener = near.topic("a")
+    await stack.enter_async_context(near)
+    far = await serve(stack, Held(), broker="nats:embedded")
+    await far.publish("a", "hello")
+    assert (await anext(aiter(listener))).text == "hello"
 
 
 async def test_no_server_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(EMBEDDED, raising=False)
-    monkeypatch.setattr("fabric.broker.nats.find_nats_server", lambda: None)
+    monkeypatch.setattr("fabric.broker.embedded.find_nats_server", lambda: None)
     server = WebSocketServer.bind("127.0.0.1:0", Held(), broker="nats:embedded")
     with pytest.raises(BrokerUnavailable, match="nats-server is not in PATH"):
         await server.start()

@@ -14,7 +14,7 @@ import pytest
 
 import fabric.centrifuge
 from fabric import WebSocketServer
-from fabric.broker.nats import find_nats_server
+from fabric.broker.embedded import find_nats_server
 from fabric.centrifuge import Action, Refused
 from fabric.message import Message
 from fabric.server import ConnectedClient

@@ -13,7 +13,7 @@ import pytest
 
 import fabric
 from fabric import ConnectionClosed, HandshakeFailed, WebSocketClient
-from fabric.broker.nats import find_nats_server
+from fabric.broker.embedded import find_nats_server
 from fabric.fleet import Member, NameTaken, NobodyThere, RequestFailed
 from fabric.message import Message
 from fabric.rpc import Rpc

@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import Self
 
-from fabric.broker.nats import find_nats_server, port_in
+from fabric.broker.embedded import find_nats_server, port_in
 
 
 class RealBroker:

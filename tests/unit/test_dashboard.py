@@ -12,7 +12,7 @@ import pytest
 
 from fabric import MetricsCollector
 from fabric._http.messages import Request
-from fabric._server.dashboard import BOUNDS, LISTED, RECENT, Dashboard, Interval, Process, _is_same_origin, _pressure
+from fabric._server.dashboard import BOUNDS, LISTED, RECENT, Dashboard, Interval, Process, _is_same_origin, pressure
 from fabric.metrics import LoopMetrics, ServerMetrics, TopicMetrics
 from fabric_ext.histogram import Histogram
 
@@ -115,9 +115,9 @@ def test_how_long_the_oldest_message_has_waited_for_its_task(monkeypatch: pytest
         return SimpleNamespace(_outbox_size=0, is_reading_paused=False, _oldest_ns=received_ns)
 
     monkeypatch.setattr(time, "monotonic_ns", lambda: 5_000_000)
-    assert _pressure([])["oldest_us"] is None
-    assert _pressure([client(0)])["oldest_us"] is None
-    assert _pressure([client(0), client(4_000_000), client(3_000_000)])["oldest_us"] == 2000
+    assert pressure([])["oldest_us"] is None
+    assert pressure([client(0)])["oldest_us"] is None
+    assert pressure([client(0), client(4_000_000), client(3_000_000)])["oldest_us"] == 2000
 
 
 def test_a_sample_tells_how_the_loop_did_since_the_one_before() -> None:

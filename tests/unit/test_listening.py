@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric._server.listening import _bound_path, inherited_sockets
+from fabric._server.listening import bound_path, inherited_sockets
 
 
 class Passed:
@@ -120,7 +120,7 @@ def test_addresses_and_paths_are_nothing_that_was_given() -> None:
 def test_a_path_gets_its_permissions(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     for mode in (0o600, 0o666):
-        sock, inode = _bound_path(path, mode)
+        sock, inode = bound_path(path, mode)
         with sock:
             sock.listen()
             status = os.stat(path)
@@ -130,21 +130,21 @@ def test_a_path_gets_its_permissions(tmp_path: Path) -> None:
 
 def test_a_path_that_nobody_listens_on_is_taken_over(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
-    _bound_path(path, None)[0].close()
+    bound_path(path, None)[0].close()
     assert os.path.exists(path)
-    sock, _ = _bound_path(path, None)
+    sock, _ = bound_path(path, None)
     sock.close()
 
 
 def test_a_path_that_is_listened_on_is_in_use(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
-    sock, inode = _bound_path(path, None)
+    sock, inode = bound_path(path, None)
     with sock:
         sock.listen(0)
         waiting = [socket.socket(socket.AF_UNIX) for _ in range(3)]
         for each in waiting:  # also when its backlog is full
             with pytest.raises(OSError, match="in use"):
-                _bound_path(path, None)
+                bound_path(path, None)
             each.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 each.connect(path)
@@ -157,12 +157,12 @@ def test_another_file_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "s"
     path.write_text("precious")
     with pytest.raises(OSError, match="in use"):
-        _bound_path(str(path), None)
+        bound_path(str(path), None)
     assert path.read_text() == "precious"
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self"), reason="abstract sockets are Linux'")
 def test_an_abstract_one_has_no_file() -> None:
-    sock, inode = _bound_path(f"\0fabric-test-{os.getpid()}", 0o600)
+    sock, inode = bound_path(f"\0fabric-test-{os.getpid()}", 0o600)
     sock.close()
     assert inode is None

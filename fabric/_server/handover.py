@@ -1,0 +1,192 @@
+"""Connections that one process accepts and another one serves: descriptors over a UNIX-domain socket (unix(7)).
+
+A `Handover` is the end of the process that accepts. It keeps each connection until the other end says that it has
+received it, so that none is lost where that process ends. A `HandoverSocket` is the other end, and is given to a
+server as its `sock`. Beside each descriptor one byte goes there; for each that was received, refused or closed, one
+comes back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["HandedConnection", "Handover", "HandoverSocket"]
+
+ONE = b"\0"  # goes with each descriptor: there are none without data
+RECEIVED, REFUSED, CLOSED = b"+", b"!", b"-"
+AT_ONCE = 4096  # bytes that are read at a time
+CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+
+class Handover:
+    """Hands connections over.
+
+    Attributes:
+        count: connections handed over that are not closed.
+    """
+
+    def __init__(self) -> None:
+        self._sock, self._other = socket.socketpair()
+        self._sock.setblocking(False)
+        self._unreceived: deque[socket.socket] = deque()
+        self.count = 0
+
+    def fileno(self) -> int:
+        """The descriptor on which something is to be read: what the other end says of connections."""
+        return self._sock.fileno()
+
+    def take_other_end(self) -> socket.socket:
+        """The end for the other process; it is to be closed here when that has it."""
+        return self._other
+
+    @property
+    def unreceived(self) -> int:
+        """Connections that the other process has not received yet."""
+        return len(self._unreceived)
+
+    def hand(self, connection: socket.socket) -> bool:
+        """Hand a connection over, and keep it until it is received. False: the other process takes no more."""
+        try:
+            socket.send_fds(self._sock, [ONE], [connection.fileno()])
+        except OSError:
+            return False
+        self._unreceived.append(connection)
+        self.count += 1
+        return True
+
+    def read(self) -> list[socket.socket]:
+        """Read what the other end says; the connections that it had no descriptors left for.
+
+        Raises:
+            EOFError: it takes no more.
+        """
+        try:
+            data = self._sock.recv(AT_ONCE)
+        except (BlockingIOError, InterruptedError):
+            return []
+        except OSError:
+            data = b""
+        if not data:
+            raise EOFError("the other process takes no more connections")
+        refused = []
+        for said in data:
+            if said == ord(CLOSED):
+                self.count -= 1
+            elif self._unreceived:
+                connection = self._unreceived.popleft()
+                if said == ord(REFUSED):
+                    self.count -= 1
+                    refused.append(connection)
+                else:
+                    connection.close()
+        return refused
+
+    def finish(self) -> None:
+        """Hand over no more. The other end takes what is on its way, and then comes to the end."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> list[socket.socket]:
+        """Close this end; the connections that the other process has not received."""
+        left = []
+        with contextlib.suppress(EOFError):
+            left += self.read()
+        self._sock.close()
+        self._other.close()
+        left += self._unreceived
+        self._unreceived.clear()
+        self.count = 0
+        return left
+
+
+class HandoverSocket(socket.socket):
+    """Stands for the sockets that another process listens on: `accept` receives a connection from it.
+
+    Args:
+        fileno: the descriptor of `Handover.take_other_end`.
+        address, listening_family: of the socket listened on, which this one passes off as its own.
+    """
+
+    def __init__(self, fileno: int, address: Any, listening_family: int) -> None:
+        super().__init__(fileno=fileno)
+        self.setblocking(False)
+        self.set_inheritable(False)
+        self._address = address
+        self._listening_family = socket.AddressFamily(listening_family)
+        self._unsaid = b""
+        self.on_end: Callable[[], None] | None = None
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """That of the socket listened on."""
+        return self._listening_family
+
+    def getsockname(self) -> Any:
+        """The address listened on."""
+        return self._address
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Receive a connection, and return it with the client's address.
+
+        Raises:
+            BlockingIOError: there is none.
+            ConnectionAbortedError: the client has gone.
+            EOFError: the other process hands over no more.
+            OSError: no descriptor is free (EMFILE); the other process has the connection back.
+        """
+        data, descriptors, _, _ = socket.recv_fds(self, 1, 1, CLOSE_ON_EXEC)
+        if not data:
+            if self.on_end is not None:
+                self.on_end()
+            raise EOFError("no connections are handed over any more")
+        if not descriptors:
+            self._say(REFUSED)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        connection = HandedConnection(fileno=descriptors[0])
+        connection.set_inheritable(False)
+        connection.on_close = self._say_closed
+        self._say(RECEIVED)
+        try:
+            return connection, connection.getpeername()
+        except OSError as error:
+            connection.close()
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the client has gone") from error
+
+    def _say_closed(self) -> None:
+        self._say(CLOSED)
+
+    def _say(self, what: bytes) -> None:
+        self._unsaid += what
+        with contextlib.suppress(OSError):  # the buffer is full: later; or the other process has gone
+            self._unsaid = self._unsaid[self.send(self._unsaid) :]
+
+
+class HandedConnection(socket.socket):
+    """A connection that was received. It tells when its descriptor is closed, or let go of, as uvloop does."""
+
+    __slots__ = ("on_close",)
+
+    on_close: Callable[[], None] | None
+
+    def close(self) -> None:
+        """Close it."""
+        super().close()
+        if self.fileno() < 0:
+            self._tell()
+
+    def detach(self) -> int:
+        """Let go of the descriptor."""
+        descriptor = super().detach()
+        self._tell()
+        return descriptor
+
+    def _tell(self) -> None:
+        told, self.on_close = getattr(self, "on_close", None), None
+        if told is not None:
+            told()

@@ -1,0 +1,124 @@
+"""Spreads connections over workers: the parent accepts each, and hands it over to the worker that has the fewest."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Iterable
+
+from fabric._server.handover import Handover
+
+__all__ = ["Balancer"]
+
+AT_ONCE = 64  # connections accepted in a row
+MAX_UNRECEIVED = 64  # connections on their way to one worker; a busy one gets no more for now
+RETRY = 1.0  # seconds until there is another look whether descriptors have become free
+_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+logger = logging.getLogger("fabric.workers")
+
+
+class Balancer:
+    """Accepts connections while there is a worker that takes them; the others wait in the system's queue."""
+
+    def __init__(self, listening: Iterable[socket.socket]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listening = list(listening)
+        self._workers: dict[Handover, float] = {}  # until when (loop.time()) each is to get none
+        self._is_accepting = False
+        self._later: asyncio.TimerHandle | None = None
+
+    def add(self, handover: Handover) -> None:
+        """A worker is ready."""
+        self._workers[handover] = 0.0
+        self._loop.add_reader(handover.fileno(), self._hear, handover)
+        self._go_on()
+
+    def retire(self, handover: Handover) -> None:
+        """A worker is to get no more; it receives what is on its way."""
+        if self._workers.pop(handover, None) is not None:
+            handover.finish()
+
+    def remove(self, handover: Handover) -> None:
+        """A worker has ended, or takes no more: what it has not received goes to others."""
+        self._workers.pop(handover, None)
+        if handover.fileno() >= 0:
+            self._loop.remove_reader(handover.fileno())
+            for connection in handover.close():
+                self._place(connection)
+
+    def close(self) -> None:
+        """Accept no more."""
+        self._pause()
+        for sock in self._listening:
+            sock.close()
+        self._listening.clear()
+        if self._later is not None:
+            self._later.cancel()
+
+    def _pause(self) -> None:
+        if self._is_accepting:
+            self._is_accepting = False
+            for sock in self._listening:
+                self._loop.remove_reader(sock.fileno())
+
+    def _go_on(self) -> None:
+        self._later = None
+        if not self._is_accepting and self._choose() is not None:
+            self._is_accepting = True
+            for sock in self._listening:
+                self._loop.add_reader(sock.fileno(), self._accept, sock)
+
+    def _go_on_later(self) -> None:
+        self._pause()
+        if self._later is None and self._listening:
+            self._later = self._loop.call_later(RETRY, self._go_on)
+
+    def _choose(self) -> Handover | None:
+        """The worker with the fewest connections, of those that take any."""
+        now = self._loop.time()
+        able = [each for each, since in self._workers.items() if since <= now and each.unreceived < MAX_UNRECEIVED]
+        return min(able, key=lambda each: each.count, default=None)
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(AT_ONCE):
+            if self._choose() is None:
+                self._pause()  # until one says that it has received something
+                return
+            try:
+                connection, _peer = listening.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                if error.errno not in _SHORTAGE:
+                    raise
+                logger.error("no connection can be accepted: %s; those who come have to wait", error.strerror)
+                self._go_on_later()
+                return
+            connection.setblocking(False)
+            self._place(connection)
+
+    def _place(self, connection: socket.socket) -> None:
+        """Hand a connection to a worker; where none can take it, close it."""
+        while (chosen := self._choose()) is not None:
+            if chosen.hand(connection):
+                return
+            self._workers[chosen] = self._loop.time() + RETRY  # it has ended, which is about to be noticed
+        connection.close()
+        self._go_on_later()
+
+    def _hear(self, handover: Handover) -> None:
+        try:
+            refused = handover.read()
+        except EOFError:
+            self.remove(handover)
+            return
+        for connection in refused:
+            if handover in self._workers:
+                self._workers[handover] = self._loop.time() + RETRY  # it has no descriptors left
+            self._place(connection)
+        self._go_on()
