@@ -8,6 +8,7 @@ to replace it, and the end. What a connection does while it is open is `fabric._
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import threading
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Never, Self, TypeVar, Unpack
 from fabric._client.heartbeats import heartbeat_of
 from fabric._client.report import is_cancelled, log, told
 from fabric._config.client import ClientConfig
+from fabric._connection import tracing
 from fabric._connection.base import BaseConnection, check_close, is_normal, loss_of
 from fabric._connection.callbacks import check_callback
 from fabric._connection.fork import stays_with_parent
@@ -329,10 +331,11 @@ class WebSocketClient(BaseConnection):
 
     async def _open(self) -> None:
         began = time.perf_counter()
-        if self._on_session is None:
-            await open_connection(self._config, self._accepted)
-        else:
-            await self._open_introduced(self._on_session)
+        with contextlib.nullcontext() if tracing.tracer is None else tracing.tracer.connecting(self):
+            if self._on_session is None:
+                await open_connection(self._config, self._accepted)
+            else:
+                await self._open_introduced(self._on_session)
         self._metrics.record_handshake(time.perf_counter() - began)
 
     async def _open_introduced(self, on_session: Callable[[Any], Any]) -> None:

@@ -74,12 +74,14 @@ class TopicMetrics:
         subscriptions: of its clients and listeners.
         drops: messages that did not reach a subscriber, by reason; see `fabric.topics.Topics`.
         broker_healthy: as `WebSocketServer.broker_healthy`.
+        has_broker: are there topics of other servers, too?
     """
 
     topics: int
     subscriptions: int
     drops: dict[str, int]
     broker_healthy: bool
+    has_broker: bool = False
 
 
 class LoopMetrics(LoopCounters):

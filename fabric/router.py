@@ -53,7 +53,7 @@ class Router:
     """
 
     def __init__(self) -> None:
-        self._routes: list[tuple[re.Pattern[str], dict[str, Callable[[str], Any]], Handler]] = []
+        self._routes: list[tuple[str, re.Pattern[str], dict[str, Callable[[str], Any]], Handler]] = []
         self._patterns: set[str] = set()
 
     def route(self, path: str) -> Callable[[_Handler], _Handler]:
@@ -82,14 +82,18 @@ class Router:
             raise ValueError(f"the route {path!r} has a handler already")
         check_handler(f"the handler of {path!r}", handler, ("client",), keywords=tuple(kinds))
         self._patterns.add(pattern)
-        self._routes.append((re.compile(pattern), kinds, handler))
+        self._routes.append((path, re.compile(pattern), kinds, handler))
 
     def match(self, path: str) -> tuple[Handler, dict[str, Any]] | None:
         """The handler for `path`, percent-encoded and without a query, and its parameters; None where no route fits."""
-        for pattern, kinds, handler in self._routes:
+        for _, pattern, kinds, handler in self._routes:
             if (found := pattern.fullmatch(path)) is not None:
                 return handler, {name: kind(found[name]) for name, kind in kinds.items()}
         return None
+
+    def route_of(self, path: str) -> str | None:
+        """The route that fits `path`, as it was given to `add`; None where none does."""
+        return next((route for route, pattern, _, _ in self._routes if pattern.fullmatch(path)), None)
 
     def respond(self, request: Request) -> Response | None:
         """404 to a request that no route fits, else None: what `process_request` returns. A server asks by itself."""

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import itertools
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import msgspec
 
+from fabric._connection import tracing
 from fabric._connection.base import BaseConnection
 from fabric._rpc import wire
 from fabric._rpc.methods import Method, methods_of
@@ -28,6 +31,9 @@ from fabric.error import BackpressureTimeout, BufferFull, ConnectionClosed, Inva
 from fabric.message import Message
 from fabric_ext.protocol import State
 from fabric_ext.receive_queue import fresh
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeForm
 
 __all__ = ["Rpc", "RpcError"]
 
@@ -180,6 +186,17 @@ class Rpc:
         method: str,
         /,
         *args: Any,
+        type: TypeForm[T],
+        timeout: float | timedelta | None = None,
+        idempotent: bool = False,
+        **kwargs: Any,
+    ) -> T: ...
+    @overload
+    async def call(
+        self,
+        method: str,
+        /,
+        *args: Any,
         type: Any = ...,
         timeout: float | timedelta | None = None,
         idempotent: bool = False,
@@ -216,29 +233,40 @@ class Rpc:
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         try:
             async with asyncio.timeout(seconds):
-                ask = self._ask_again if idempotent else self._ask
-                result = await ask(method, args, kwargs)
+                with self._traced(method) as context:
+                    ask = self._ask_again if idempotent else self._ask
+                    result = await ask(method, args, kwargs, context)
         except TimeoutError as error:
             if isinstance(error, Timeout) or seconds is None:
                 raise
             raise Timeout(f"the call of {method}", seconds) from None
         return Message(result).parse_json(type)
 
-    async def _ask_again(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    def _traced(self, method: str) -> AbstractContextManager[Mapping[str, str] | None]:
+        """Around a call of ours; gives what its request carries for the trace."""
+        if tracing.tracer is None:
+            return contextlib.nullcontext()
+        return tracing.tracer.calling(self.connection, method)
+
+    async def _ask_again(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: Mapping[str, str] | None
+    ) -> bytes:
         """Ask, and ask again on the next connection, until there is an answer or no other connection."""
         while True:
             try:
-                return await self._ask(method, args, kwargs)
+                return await self._ask(method, args, kwargs, context)
             except ConnectionClosed:
                 if self._end is not None or not isinstance(self.connection, WebSocketClient):
                     raise
                 await self.connection.wait_connected()
 
-    async def _ask(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    async def _ask(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: Mapping[str, str] | None
+    ) -> bytes:
         async with self._room:
             self._check_open()
             id = next(_ids)  # noqa: A001
-            text = wire.request(method, args, kwargs, id)
+            text = wire.request(method, args, kwargs, id, context)
             answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
             self._calls[id] = answer
             try:
@@ -253,10 +281,13 @@ class Rpc:
     async def notify(self, method: str, /, *args: Any, **kwargs: Any) -> None:
         """Call a method of the other end without an answer; it cannot be known what becomes of it."""
         self._check_open()
-        await self.connection.send(wire.request(method, args, kwargs))
+        with self._traced(method) as context:
+            await self.connection.send(wire.request(method, args, kwargs, more=context))
 
     @overload
     def stream(self, method: str, /, *args: Any, type: type[T], **kwargs: Any) -> AsyncIterator[T]: ...
+    @overload
+    def stream(self, method: str, /, *args: Any, type: TypeForm[T], **kwargs: Any) -> AsyncIterator[T]: ...
     @overload
     def stream(self, method: str, /, *args: Any, type: Any = ..., **kwargs: Any) -> AsyncIterator[Any]: ...
     async def stream(
@@ -278,17 +309,18 @@ class Rpc:
         if args and kwargs:
             raise TypeError(f"{method}: JSON-RPC takes positional or named arguments, not both")
         id = next(_ids)  # noqa: A001
-        text = wire.request(wire.STREAM, (method, args or kwargs, self._window), {}, id)
         items = self._streams[id] = _Items(self._window)
         try:
-            await self.connection.send(text)
-            taken = 0
-            async for item in items:
-                yield Message(item).parse_json(type)
-                taken += 1
-                if 2 * taken >= self._window:
-                    self._say(wire.request(wire.MORE, (id, taken), {}))
-                    taken = 0
+            with self._traced(method) as context:
+                asked = (method, args or kwargs, self._window)
+                await self.connection.send(wire.request(wire.STREAM, asked, {}, id, context))
+                taken = 0
+                async for item in items:
+                    yield Message(item).parse_json(type)
+                    taken += 1
+                    if 2 * taken >= self._window:
+                        self._say(wire.request(wire.MORE, (id, taken), {}))
+                        taken = 0
         finally:
             del self._streams[id]
             if not items.is_finished:
@@ -418,11 +450,23 @@ class Rpc:
             running = _Running(window)
             key = incoming.id if say is not None else running
             self._running[key] = running
-            running.task = asyncio.get_running_loop().create_task(self._run_task(method, bound, running, key, say))
+            work = self._run_task(method, bound, running, key, say, incoming)
+            running.task = asyncio.get_running_loop().create_task(work)
             return
-        result = self._guarded(method, lambda: method.function(*bound.args, **bound.kwargs))
+        result = self._guarded(method, functools.partial(self._run_now, method, bound, incoming))
         if say is not None:
             say(self._encoded(method, incoming.id, result))
+
+    def _serving(self, method: Method, incoming: Incoming) -> AbstractContextManager[None]:
+        """Around a method that runs for the other end."""
+        if tracing.tracer is None:
+            return contextlib.nullcontext()
+        carried = {"traceparent": incoming.traceparent, "tracestate": incoming.tracestate}
+        return tracing.tracer.serving(self.connection, method.name, carried)
+
+    def _run_now(self, method: Method, bound: inspect.BoundArguments, incoming: Incoming) -> Any:
+        with self._serving(method, incoming):
+            return method.function(*bound.args, **bound.kwargs)
 
     async def _run_task(
         self,
@@ -431,10 +475,12 @@ class Rpc:
         running: _Running,
         key: Any,
         say: Callable[[str], None] | None,
+        incoming: Incoming,
     ) -> None:
         try:
-            called = method.function(*bound.args, **bound.kwargs)
-            result = await (self._run_stream(method, called, running, key) if method.is_stream else called)
+            with self._serving(method, incoming):
+                called = method.function(*bound.args, **bound.kwargs)
+                result = await (self._run_stream(method, called, running, key) if method.is_stream else called)
             answer = self._encoded(method, key, result) if say is not None else ""
         except asyncio.CancelledError:
             answer = wire.error_answer(key, RpcError("cancelled", code=wire.CANCELLED)) if say is not None else ""

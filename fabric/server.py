@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Never, NoReturn, Self, Unpack
 
+from fabric._connection import tracing
 from fabric._connection.base import check_close, data_message, is_end
 from fabric._connection.callbacks import check_callback, check_handler
 from fabric._connection.fork import stays_with_parent
@@ -613,15 +614,23 @@ class WebSocketServer:
                 self._dashboard.opened(client)
             if self._on_connect is not None:
                 self._call(self._on_connect, client)
-        if handler is not None:
-            running = handler(client)
-            if not inspect.isawaitable(running):
-                what = f"the handler returned {running!r}, which cannot be awaited: write it as `async def`"
-                raise TypeError(what)
-            task = client._task = asyncio.ensure_future(running, loop=self._loop)
-            assert task is not None
-            self._tasks.add(task)
-            task.add_done_callback(client._handler_done)
+        tracer = None if client._is_viewer else tracing.tracer
+        if handler is not None and tracer is None:
+            self._handle(handler, client)
+        elif handler is not None and tracer is not None:
+            with tracer.handling(client) as done:
+                self._handle(handler, client).add_done_callback(done)
+
+    def _handle(self, handler: Handler, client: ConnectedClient) -> asyncio.Task[Any]:
+        """Start the task of a connection."""
+        running = handler(client)
+        if not inspect.isawaitable(running):
+            raise TypeError(f"the handler returned {running!r}, which cannot be awaited: write it as `async def`")
+        task: asyncio.Task[Any] = asyncio.ensure_future(running, loop=self._loop)
+        client._task = task
+        self._tasks.add(task)
+        task.add_done_callback(client._handler_done)
+        return task
 
     def _disconnected(self, client: ConnectedClient) -> None:
         (self._viewers if client._is_viewer else self._clients).pop(client, None)

@@ -15,7 +15,6 @@ Owns how the calls of `WebSocketClient` block. Who works on the connection, and 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import threading
 import warnings
@@ -160,8 +159,6 @@ class SyncClient(Blocking):
 
     def _connect(self, config: ClientConfig, callbacks: dict[str, Any]) -> None:
         driver = Driver()
-        loop = SteppedLoop(driver, keeper.wake)
-        stays_with_parent(loop)
         this = weakref.ref(self)  # the client is to be collected while its driver lives on
 
         def whole(client: _Client) -> SyncClient | None:
@@ -194,14 +191,25 @@ class SyncClient(Blocking):
         changed: dict[str, Any] = {name: each for name, each in sources.items() if each is not getattr(config, name)}
         if config.busy_poll:
             changed["busy_poll"] = 0.0  # of the loop: the thread that waits looks itself
-        try:
-            client = driver.run(_Client.connect(replace(config, **changed) if changed else config, **wrapped))
+
+        async def connected() -> None:
+            client = await _Client.connect(replace(config, **changed) if changed else config, **wrapped)
             if self._connection is None:
                 self._attach(driver, client, config)
-            keeper.add(driver)
-        except BaseException:
-            driver._close()
-            raise
+
+        def connect() -> None:
+            stays_with_parent(SteppedLoop(driver, keeper.wake))
+            driver.run(connected())
+            blocking.uninterrupted(keeper.add, driver)
+            opened.append(True)
+
+        def end() -> None:
+            if not opened:
+                driver._abandon()
+                keeper.remove(driver)
+
+        opened: list[bool] = []
+        blocking.guarded(connect, end)
 
     def _attach(self, driver: Driver, client: _Client, config: ClientConfig, *, is_session: bool = False) -> None:
         self._config = config
@@ -218,9 +226,10 @@ class SyncClient(Blocking):
         if self._is_session:
             driver._remove(self._connection)
         elif not driver.is_closed:
-            if not self._connection._is_closed:
+            unclosed = not self._connection._is_closed
+            blocking.uninterrupted(keeper.give_up, driver)  # first: a warning may be an error
+            if unclosed:
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
-            keeper.give_up(driver)
 
     def __enter__(self) -> Self:
         return self
@@ -354,12 +363,6 @@ class SyncClient(Blocking):
         """Send `value` as JSON in a text message."""
         self.send(Message.json(value), compress=compress)
 
-    def send_many(self, messages: Iterable[Sendable]) -> None:
-        """Send several messages, gathered into as few system calls as possible."""
-        with self.cork():
-            for message in messages:
-                self.send(message)
-
     def send_parts(self, parts: Iterable[Sendable], *, compress: bool | None = None) -> None:
         """Send the items of `parts`, all text or all binary, as one message: each goes out as it comes.
 
@@ -378,9 +381,12 @@ class SyncClient(Blocking):
             raise self._connection._closed_error()
         queue: asyncio.Queue[Any] = asyncio.Queue(1)
         sending = self._connection.send_parts(_Parts(queue), compress=compress)
-        task = self._started(sending)
-        self._feeders.add(me)
-        try:
+        tasks: list[asyncio.Task[None]] = []
+
+        def feed() -> None:
+            self._feeders.add(me)
+            blocking.uninterrupted(self._start, sending, tasks)
+            (task,) = tasks
             for part in parts:
                 self._run_send(_put(queue, part, task))
                 if task.done():
@@ -388,12 +394,17 @@ class SyncClient(Blocking):
             else:
                 self._run_send(_put(queue, _END, task))
             self._run_send(_result_of(task))
-        finally:
-            self._feeders.discard(me)
-            if not task.done():
-                self._driver.soon(task.cancel)
 
-    def _started(self, coroutine: Any) -> asyncio.Task[None]:
+        def end() -> None:
+            self._feeders.discard(me)
+            for task in tasks:
+                if not task.done():
+                    self._driver.soon(task.cancel)
+
+        blocking.guarded(feed, end)
+
+    def _start(self, coroutine: Any, tasks: list[asyncio.Task[None]]) -> None:
+        """Have `coroutine` run in a task, which becomes one of `tasks`."""
         try:
             task: asyncio.Task[None] = self._driver.soon(self._driver.loop.create_task, coroutine)
         except BaseException:
@@ -402,7 +413,7 @@ class SyncClient(Blocking):
         task.add_done_callback(blocking.forget)
         self._sends.add(task)
         task.add_done_callback(self._sends.discard)
-        return task
+        tasks.append(task)
 
     def _send_later(self, message: Any, compress: bool | None) -> None:
         if isinstance(message, AsyncIterable):
@@ -422,18 +433,6 @@ class SyncClient(Blocking):
                 raise
             error = self._connection._closed_error()
             raise error if isinstance(error, ConnectionClosed) else ConnectionClosed(1000, by="local") from None
-
-    @contextlib.contextmanager
-    def cork(self) -> Iterator[None]:
-        """Gather what is sent inside the `with`, up to 64 KB at a time; what was sent before leaves first."""
-        client = self._connection
-        session = client._session_now
-        try:
-            self._driver.soon(client._cork, 1)
-            yield
-        finally:
-            if session is not None and client._session_now is session:
-                self._driver.soon(client._cork, -1)
 
     def flush(self) -> None:
         """Give the system now what has been gathered."""
@@ -513,20 +512,27 @@ class SyncClient(Blocking):
         if self._is_session:
             driver.run(client.close(code, reason))
             return
-        inside = driver.is_inside
-        self._end_waits()
-        if inside:
-            self._started(client.close(code, reason))
+        if driver.is_inside:
+            self._end_waits()
+            self._start(client.close(code, reason), [])
             return
-        driver.soon(self._end_sends)
-        try:
+        threads: list[threading.Thread | None] = []
+
+        def close() -> None:
+            self._end_waits()
+            driver.soon(self._end_sends)
             driver.run(client.close(code, reason))
-        except BaseException:
-            driver.soon(client._abort)
-            raise
-        finally:
+
+        def end() -> None:
+            if not client._is_closed:  # interrupted, or it failed
+                driver.soon(client._abort)
             driver._close()
-            keeper.remove(driver)
+            threads.append(keeper.remove(driver))
+
+        blocking.guarded(close, end)
+        for thread in threads:
+            if thread is not None:
+                thread.join()
 
     def _end_sends(self) -> None:
         for task in list(self._sends):

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from fabric.config import ServerConfig
     from fabric.message import Message
 
-__all__ = ["Listener", "OnFull", "Outcome", "TooManyTopics", "Topics"]
+__all__ = ["Listener", "OnFull", "Outcome", "TooManyTopics", "Topics", "check_topic"]
 
 OnFull = Literal["drop", "close", "latest"]
 
@@ -348,7 +348,9 @@ class Topics:
 
     def measure(self) -> TopicMetrics:
         """How many there are now, what was dropped, and how the broker stands."""
-        return TopicMetrics(len(self), self._index.subscriptions, dict(self.drops), self.broker.is_healthy)
+        return TopicMetrics(
+            len(self), self._index.subscriptions, dict(self.drops), self.broker.is_healthy, self._is_shared
+        )
 
     # -- called by the server and its connections
 

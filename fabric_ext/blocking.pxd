@@ -22,7 +22,6 @@ cdef class Driver:
     cdef int64_t _received_ns    # when it left
     cdef int _receivers          # threads that would like to wait for a message, and cannot yet
     cdef bint _stepping
-    cdef bint _interrupted       # by Ctrl-C, meanwhile
     cdef bint _due               # the loop has something to do at once
     cdef volatile int _woken     # the thread that waits for descriptors is to look at the loop
     cdef int64_t _until          # when that thread, or the keeper, looks at the loop at the latest

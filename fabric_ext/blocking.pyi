@@ -1,5 +1,6 @@
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -14,6 +15,15 @@ TICK: float
 
 def bind_errors(*, invalid_state: Callable[[str], Exception], timed_out: Callable[[str, Any], Exception]) -> None:
     """Set what is raised for a call that is not allowed now, made with a text, and for one that took too long."""
+
+def uninterrupted(function: Callable[..., _T], *arguments: Any) -> _T:
+    """Call `function`, which does not wait; what Ctrl-C raises comes behind it."""
+
+def guarded(function: Callable[[], _T], end: Callable[[], object]) -> _T:
+    """Call `function`, and then, however that ended, `end()`, which Ctrl-C does not interrupt; return what it returned.
+
+    A `finally` in Python code can itself be interrupted before it has done anything.
+    """
 
 def forget(task: asyncio.Future[Any]) -> None:
     """Take the error of a task that nobody waits for any more."""
@@ -43,8 +53,6 @@ class Driver:
     def __reduce__(self) -> NoReturn: ...
     def _begin(self, loop: asyncio.AbstractEventLoop, wake_keeper: Callable[[], object], descriptor: int) -> None:
         """Have `loop` stepped, whose selector is `descriptor`; `wake_keeper()` when nobody else is there to do it."""
-    def _interrupt(self, number: int, frame: object) -> None:
-        """Ctrl-C while the loop works, which could lose what it is about: it is raised behind that."""
     def _is_due(self) -> None:
         """Something is to be done in the next step."""
     def _is_due_at(self, when: float) -> None:
@@ -66,7 +74,7 @@ class Driver:
     async def call_outside(self, function: Callable[..., _T], *arguments: Any) -> _T:
         """Have `function` called by a thread that waits, without the lock; return what it returns."""
     def soon(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        """Call `function` with the lock held; it does not wait."""
+        """Call `function` with the lock held; it does not wait, and what Ctrl-C raises comes behind it."""
     def _add(self, connection: Connection) -> None:
         """One more connection of the loop."""
     def _remove(self, connection: Connection) -> None: ...
@@ -136,5 +144,9 @@ class Blocking:
         """
     def send_nowait(self, message: Any, *, compress: bool | None = None) -> None:
         """Send a message without waiting: `BufferFull` when too much is kept; `InvalidState` when not connected."""
+    def cork(self) -> AbstractContextManager[None]:
+        """Gather what is sent inside the `with`, up to 64 KB at a time; what was sent before leaves first."""
+    def send_many(self, messages: Iterable[Any]) -> None:
+        """Send several messages, gathered into as few system calls as possible."""
     def _send_later(self, message: Any, compress: bool | None) -> None:
         """What send() does when the message could not be written at once."""

@@ -23,6 +23,7 @@ import threading
 from datetime import timedelta
 from heapq import heappop, heappush
 
+from cython cimport final
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport (NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
                                PyThread_get_thread_ident, PyThread_release_lock)
@@ -151,6 +152,66 @@ def _nothing():
     """What a loop is given to do that is only to wake up."""
 
 
+cdef object _held_back = None        # what a signal handler raised while that had to wait
+
+
+def _hold_back(number, frame):
+    """Ctrl-C, while what it raises has to wait."""
+    global _held_back
+    _held_back = KeyboardInterrupt()
+
+
+cdef int _handle_interrupts(object handler) except -1:
+    """Have `handler` called for Ctrl-C; what handlers of signals that have just come raise is held back."""
+    global _held_back
+    while True:
+        try:
+            signal.signal(signal.SIGINT, handler)  # calls them first
+            return 0
+        except BaseException as error:
+            _held_back = error
+
+
+cdef bint hold_interrupts() except -1:
+    """Have Ctrl-C wait, until `release_interrupts` where this is true; it waits already or never comes where it is not."""
+    if (<unsigned long>PyThread_get_thread_ident() != MAIN
+            or signal.getsignal(signal.SIGINT) is not signal.default_int_handler):
+        return False
+    _handle_interrupts(_hold_back)
+    return True
+
+
+cdef int release_interrupts() except -1:
+    """Raise what waited."""
+    global _held_back
+    _handle_interrupts(signal.default_int_handler)
+    error, _held_back = _held_back, None
+    if error is not None:
+        raise error
+    return 0
+
+
+def uninterrupted(function, *arguments):
+    """Call `function`, which does not wait; what Ctrl-C raises comes behind it."""
+    cdef bint held = hold_interrupts()
+    try:
+        return function(*arguments)
+    finally:
+        if held:
+            release_interrupts()
+
+
+def guarded(function, end):
+    """Call `function`, and then, however that ended, `end()`, which Ctrl-C does not interrupt; return what it returned.
+
+    A `finally` in Python code can itself be interrupted before it has done anything.
+    """
+    try:
+        return function()
+    finally:
+        uninterrupted(end)
+
+
 cdef int64_t deadline_of(object timeout) except -1:
     """The moment, in ns, that is `timeout` from now: seconds or a timedelta; None for never."""
     cdef double seconds
@@ -213,7 +274,7 @@ cdef class Driver:
                 self._wake()
             elif self._kept:
                 self._until = ns
-                self._wake_keeper()
+                uninterrupted(self._wake_keeper)
 
     # ------------------------------------------------------------------ the lock
 
@@ -269,62 +330,56 @@ cdef class Driver:
     cdef int _step(self) except -1:
         """Let the loop do what is due, without waiting for anything."""
         cdef int64_t now = monotonic_ns()
-        cdef unsigned long me = PyThread_get_thread_ident()
-        cdef bint defers
+        cdef bint held
         if self._stepping or self.is_closed:
             return 0
-        self._due = False
-        self._woken = False
-        self._reads = 0
-        while self._times and self._times[0] <= now:
-            heappop(self._times)
-        outer = get_running_loop()
-        task = None
-        if outer is not None:                      # a thread that runs a loop of its own, as those of notebooks do
-            if swap_current_task is not None:
-                task = swap_current_task(outer, None)
-            set_running_loop(None)
-        self._stepping = True
-        defers = me == MAIN and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if defers:
-            signal.signal(signal.SIGINT, self._interrupt)
+        held = hold_interrupts()                   # in the midst of a step an exception could lose what it is about
         try:
-            self.loop.stop()                       # so that it looks once, and runs what is ready
-            self.loop.run_forever()
+            self._due = False
+            self._woken = False
+            self._reads = 0
+            while self._times and self._times[0] <= now:
+                heappop(self._times)
+            outer = get_running_loop()
+            task = None
+            if outer is not None:                  # a thread that runs a loop of its own, as those of notebooks do
+                if swap_current_task is not None:
+                    task = swap_current_task(outer, None)
+                set_running_loop(None)
+            self._stepping = True
+            try:
+                self.loop.stop()                   # so that it looks once, and runs what is ready
+                self.loop.run_forever()
+            finally:
+                self._stepping = False
+                if outer is not None:
+                    set_running_loop(outer)
+                    if task is not None:
+                        swap_current_task(outer, task)
+                self._tell(False)
         finally:
-            self._stepping = False
-            if defers:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-            if outer is not None:
-                set_running_loop(outer)
-                if task is not None:
-                    swap_current_task(outer, task)
-            self._tell(False)
-        if self._interrupted:
-            self._interrupted = False
-            raise KeyboardInterrupt
+            if held:
+                release_interrupts()
         return 0
-
-    def _interrupt(self, number, frame):
-        """Ctrl-C while the loop works, which could lose what it is about: it is raised behind that."""
-        self._interrupted = True
 
     cdef int _settle(self) except -1:
         """Step until nothing is due."""
         cdef int i
-        for i in range(STEPS):
-            if not self._due:
-                break
-            self._step()
-        if self._due or self._calls:
-            self._wake_keeper()
+        try:
+            for i in range(STEPS):
+                if not self._due:
+                    break
+                self._step()
+        finally:
+            if self._due or self._calls:
+                uninterrupted(self._wake_keeper)
         return 0
 
     cdef int _wake(self) except -1:
         """Have the thread that waits for descriptors look at the loop."""
         if not self._woken:
-            self._woken = True
-            self.loop.call_soon_threadsafe(_nothing)
+            uninterrupted(self.loop.call_soon_threadsafe, _nothing)
+            self._woken = True                     # only now: whatever is raised before, the next one tries again
         return 0
 
     # ------------------------------------------------------------------ waiting
@@ -376,8 +431,8 @@ cdef class Driver:
             if self._followers:
                 self._tell(True)
             if self._unseen:
+                uninterrupted(self._wake_keeper)
                 self._unseen = False
-                self._wake_keeper()
 
     cdef bint _may_drive(self, bint receives, int64_t until) noexcept:
         """Is it for this thread to wait for descriptors?"""
@@ -522,6 +577,7 @@ cdef class Driver:
             tasks: a set that has the task in it while it runs; its members may be cancelled.
         """
         cdef int64_t until
+        cdef bint held
         cdef object task = None
         try:
             until = deadline_of(timeout)
@@ -537,7 +593,12 @@ cdef class Driver:
                 raise _invalid_state(
                     "this call would wait, which what is called inside the connection's own work may not"
                 )
-            task = self.loop.create_task(coroutine)
+            held = hold_interrupts()               # a task that nobody knows of would go on
+            try:
+                task = self.loop.create_task(coroutine)
+            finally:
+                if held:
+                    release_interrupts()
             if tasks is not None:
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
@@ -575,10 +636,10 @@ cdef class Driver:
         return self._owner == <unsigned long>PyThread_get_thread_ident()
 
     def soon(self, function, *arguments):
-        """Call `function` with the lock held; it does not wait."""
+        """Call `function` with the lock held; it does not wait, and what Ctrl-C raises comes behind it."""
         self.enter()
         try:
-            return function(*arguments)
+            return uninterrupted(function, *arguments)
         finally:
             self.leave()
 
@@ -723,6 +784,58 @@ def finished(coroutine):
         return stop.value
     coroutine.close()
     raise _invalid_state("this connection is closed")
+
+
+@final
+cdef class _Cork:
+    """Gathers what is sent inside the `with`. Compiled, so that nothing can be raised between its parts."""
+
+    cdef Blocking _blocking
+    cdef Session _session            # that it holds up: another one is none of its business
+
+    def __cinit__(self, Blocking blocking not None):
+        self._blocking = blocking
+
+    def __reduce__(self):
+        raise TypeError(f"cannot copy or pickle {type(self).__name__!r} object")
+
+    def __enter__(self):
+        if self._session is not None:
+            raise _invalid_state("this cork is in use already")
+        try:
+            self._begin()
+        except BaseException:                      # also of what was due
+            self.__exit__()
+            raise
+
+    cdef int _begin(self) except -1:
+        cdef Connection connection = self._blocking._connection
+        cdef Session session
+        cdef bint held = False
+        self._blocking._driver.enter()
+        try:
+            held = hold_interrupts()
+            session = connection._session
+            connection._cork(1)
+            self._session = session
+        finally:
+            try:
+                if held:
+                    release_interrupts()
+            finally:
+                self._blocking._driver.leave()
+        return 0
+
+    def __exit__(self, *exc):
+        cdef Connection connection = self._blocking._connection
+        cdef Session session
+        self._blocking._driver.enter()
+        try:
+            session, self._session = self._session, None
+            if session is not None and connection._session is session:
+                uninterrupted(connection._cork, -1)
+        finally:
+            self._blocking._driver.leave()
 
 
 cdef class Blocking:
@@ -905,6 +1018,18 @@ cdef class Blocking:
                 self._connection._queue_now(message, compress)
         finally:
             self._driver.leave()
+
+    def cork(self):
+        """Gather what is sent inside the `with`, up to 64 KB at a time; what was sent before leaves first."""
+        if self._connection is None:
+            raise TypeError("a client is made by fabric.sync.connect()")
+        return _Cork(self)
+
+    def send_many(self, messages):
+        """Send several messages, gathered into as few system calls as possible."""
+        with self.cork():
+            for message in messages:
+                self.send(message)
 
     def _send_later(self, message, compress):
         """What send() does when the message could not be written at once."""

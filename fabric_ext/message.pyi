@@ -1,7 +1,7 @@
 import enum
 from typing import Any, Final, Literal, Protocol, TypeVar, final, overload, type_check_only
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, TypeForm
 
 _T = TypeVar("_T")
 
@@ -28,6 +28,8 @@ class _ParseJson(Protocol):
     def __call__(self) -> Any: ...
     @overload
     def __call__(self, type: type[_T]) -> _T: ...
+    @overload
+    def __call__(self, type: TypeForm[_T]) -> _T: ...
     @overload
     def __call__(self, type: Any) -> Any: ...
 
@@ -100,6 +102,8 @@ class Message:
     def parse_json(self) -> Any: ...
     @overload
     def parse_json(self, type: type[_T]) -> _T: ...
+    @overload
+    def parse_json(self, type: TypeForm[_T]) -> _T: ...
     @overload
     def parse_json(self, type: Any) -> Any:
         """The payload as JSON, decoded into `type`: a dataclass, msgspec.Struct, TypedDict, list[int] …

@@ -22,8 +22,6 @@ from cpython.unicode cimport (
 )
 from libc.string cimport memcpy
 
-import msgspec
-
 cdef extern from "_mask.h" nogil:
     void fabric_mask_simple(uint8_t* dst, const uint8_t* src, size_t n, uint32_t key)
 
@@ -148,9 +146,36 @@ cdef bytes _close_body(object code, object reason):
 
 # --- messages -----------------------------------------------------------------------------------------------
 
-_decoder_for = lru_cache(maxsize=CACHED_DECODERS)(msgspec.json.Decoder)
-cdef object _untyped_decode = msgspec.json.Decoder().decode
-cdef object _json_encode = msgspec.json.Encoder().encode
+# msgspec takes as long to import as a dozen modules, and many programs use no JSON: these three import it at their first
+# call, and are replaced by its own then.
+
+def _first_decoder_for(type):
+    _import_msgspec()
+    return _decoder_for(type)
+
+
+def _first_decode(data):
+    _import_msgspec()
+    return _untyped_decode(data)
+
+
+def _first_encode(value):
+    _import_msgspec()
+    return _json_encode(value)
+
+
+_decoder_for = _first_decoder_for
+cdef object _untyped_decode = _first_decode
+cdef object _json_encode = _first_encode
+
+
+cdef object _import_msgspec():
+    global msgspec, _decoder_for, _untyped_decode, _json_encode
+    import msgspec
+
+    _decoder_for = lru_cache(maxsize=CACHED_DECODERS)(msgspec.json.Decoder)
+    _untyped_decode = msgspec.json.Decoder().decode
+    _json_encode = msgspec.json.Encoder().encode
 
 
 cdef object _typed_decode(object type):

@@ -78,7 +78,7 @@ cdef class Session(Sender):
     @final
     cdef int on_raised(self) except -1
     @final
-    cdef bint receive_rest(self) except -1
+    cdef int receive_behind(self, Block block, Py_ssize_t n) except -1
     @final
     cdef inline int receive_frames(self) except -1
     @final

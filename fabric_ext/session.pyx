@@ -147,15 +147,10 @@ cdef class Session(Sender):
             raise RuntimeError("buffer_updated() without get_buffer()")
         self._block = None
         if unlikely(self._early is not None):
-            block.taken = True                     # what was read into it waits there
-            try:
-                self._read_early()
-            finally:
-                block.taken = False
-            if self._early is not None:            # reading was paused over it
-                self._early += PyBytes_FromStringAndSize(block.data, n)
-                return
-        self.read(block, n)
+            self._early += PyBytes_FromStringAndSize(block.data, n)
+            self._read_early()
+        else:
+            self.read(block, n)
 
     def eof_received(self):
         return False                               # the transport closes itself, and reports it
@@ -259,10 +254,20 @@ cdef class Session(Sender):
             self.on_error(error)
         return 0
 
-    cdef bint receive_rest(self) except -1:
-        """This read comes inside the delivery of another one: deliver the rest of that first. May more be read then?"""
-        self.receive_frames()
-        return not self._discarding and self._user is not None
+    cdef int receive_behind(self, Block block, Py_ssize_t n) except -1:
+        """This read comes inside the delivery of another one: deliver the rest of that first.
+
+        Both stand in one piece then, so that a read which comes inside the delivery of that rest finds this one before it.
+        """
+        cdef Decoder decoder = self._decoder
+        cdef Block whole = Block(decoder.left + n)
+        memcpy(whole.data, decoder.at, decoder.left)
+        memcpy(whole.data + decoder.left, block.data, n)
+        decoder.feed(<unsigned char*>whole.data, decoder.left + n)
+        try:
+            return self.receive_frames()
+        finally:
+            decoder.left = 0                       # where it ended early, `whole` goes all the same
 
     cdef inline int receive_frames(self) except -1:
         cdef Decoder decoder = self._decoder
@@ -675,6 +680,7 @@ cdef class Session(Sender):
     cdef int end_transport(self) except -1:
         """All that is to be said has been: the server hangs up first (RFC 6455 §7.1.1), the client waits for it."""
         cdef object io = self._transport.io
+        cdef bint all_taken
         if io is None or io.is_closing():
             return 0
         self.hand_over()
@@ -687,8 +693,13 @@ cdef class Session(Sender):
                     io.close()
             else:
                 io.close()
-        elif not self._masking or self._user._is_followed(self):
+        elif not self._masking:
             io.close()
+        elif self._user._is_followed(self):
+            all_taken = io.get_write_buffer_size() == 0
+            io.close()
+            if all_taken and self._transport.is_secure:
+                io.abort()                         # TLS would wait for the peer's answer, and the next session with it
         self.read_to_the_end()
         return self.watch()
 
@@ -785,10 +796,10 @@ cdef int deliver(Session session, Block block, Py_ssize_t n) except -1:
     """Deliver the frames of the `n` bytes that were read into `block`, if the session still wants them."""
     if session._frame_log is not None:
         session._frame_log.received(PyBytes_FromStringAndSize(block.data, n))
-    if session._decoder.left == 0 or session.receive_rest():
-        session._decoder.feed(<unsigned char*>block.data, n)
-        return session.receive_frames()
-    return 0
+    if session._decoder.left != 0:
+        return session.receive_behind(block, n)
+    session._decoder.feed(<unsigned char*>block.data, n)
+    return session.receive_frames()
 
 
 class SessionProtocol(Session, asyncio.BufferedProtocol):

@@ -16,7 +16,10 @@ from peers import (
     BLOCKING,
     BLOCKING_POLLING,
     BLOCKING_WEBSOCKETS,
+    CHANNELS,
     FLOOR,
+    ONE_BY_ONE,
+    OVER_REDIS,
     POLLING,
     RAW_POLLING,
     SMALLEST,
@@ -150,6 +153,14 @@ def compressed_gains(gain: Callable[[str, str], float]) -> list[float]:
     return gains
 
 
+def gathered(times: int) -> Value:
+    """Cost of a delivery where a turn publishes `times` messages, over that of one message a turn."""
+    one, many = (f"1000 subscribers, {count} a turn" for count in (1, times))
+    return lambda measured: (
+        measured.median("o", many, "fabric", "cpu_ns") / measured.median("o", one, "fabric", "cpu_ns")
+    )
+
+
 BARS = (
     cpu("b", PIPE, "fabric", "picows core", 0.40),
     cpu("b", PIPE, "fabric", "websockets", 0.12),
@@ -221,6 +232,21 @@ BARS = (
     absolute("n", "pipelined 1 × 32 B, depth 64", "fabric", "instructions", 2200, ""),
     absolute("n", "ping-pong 1 × 32 B", "fabric callbacks", "instructions", 4500, ""),
     absolute("n", "ping-pong 1 × 32 B", "fabric", "instructions", 7400, ""),
+    cpu("o", "1000 subscribers, 1 a turn", "fabric", ONE_BY_ONE, 1.00),
+    Bar("o", "cost of a delivery, 10 a turn / 1 a turn", gathered(10), 1 / 8),
+    Bar("o", "cost of a delivery, 32 a turn / 1 a turn", gathered(32), 1 / 20),
+    cpu("o", "1000 subscribers, 1 a turn", "fabric", "socketify", 1.00),
+    cpu("o", "1000 subscribers, 10 a turn", "fabric", "socketify", 1.00),
+    cpu("o", "1000 subscribers, 32 a turn", "fabric", "socketify", 1.00),
+    cpu("o", "1000 topics × 10 subscribers", "fabric", "socketify", 1.00),
+    absolute("p", "1000 clients, 32 a read", "fabric", "cpu_ns", 1.0, "µs", 1e-3),
+    absolute("p", "1000 clients, 32 a read", OVER_REDIS, "cpu_ns", 1.0, "µs", 1e-3),
+    cpu("p", "200 clients, one at a time", OVER_REDIS, CHANNELS, 1 / 12),
+    cpu("p", "200 clients, 32 a read", OVER_REDIS, CHANNELS, 1 / 100),
+    absolute("p", "a message of 128 B, 32 a turn", "fabric", "cpu_ns", 0.6, "µs", 1e-3),
+    absolute("p", "a message of 128 B, 32 a turn", OVER_REDIS, "cpu_ns", 1.2, "µs", 1e-3),
+    absolute("p", "a message of 128 B, 32 a turn", "fabric", "publish_ns", 0.5, "µs", 1e-3),
+    absolute("p", "a message of 128 B, 32 a turn", OVER_REDIS, "publish_ns", 0.5, "µs", 1e-3),
     absolute("a", TWO, "fabric", "p50", 100, "µs", 1e-3),
     absolute("a", TWO, "fabric", "p95", 500, "µs", 1e-3),
     absolute("b", PIPE, "fabric", "per_second", 100_000, "msg/s", at_most=False),

@@ -12,7 +12,8 @@
  *              answered N times, and its latency is that of the last answer
  *   open       open loop: RATE messages a second over all connections; latency counts from the moment a message was
  *              *due*, not from when it could be sent, so a stalled server is not flattered (coordinated omission)
- *   broadcast  connection 0 sends, the server forwards to everybody, done when the last of N has it
+ *   broadcast  connection 0 sends, the server forwards to everybody, done when the last of N has it; with --replies M
+ *              everybody gets it M times, and what is counted are these M together
  *   connect    DEPTH connections at a time: TCP, [TLS,] upgrade, close handshake, again
  *   idle       opens N connections, says so, and obeys stdin: "touch" (one echo each), "quit"
  *
@@ -1094,7 +1095,7 @@ static void parse(int argc, char **argv) {
         }
     }
     if (opt.port <= 0 || opt.connections < 1 || opt.depth < 1) fail("port, connections and depth must be positive");
-    if (opt.replies < 1 || (opt.replies > 1 && opt.mode != ECHO)) fail("several replies are for echo");
+    if (opt.replies < 1 || (opt.replies > 1 && opt.mode != ECHO && opt.mode != BROADCAST)) fail("several replies are for echo and broadcast");
     if (opt.mode == OPEN && opt.rate <= 0) fail("the open loop needs --rate");
 }
 

@@ -36,6 +36,9 @@ FLOOR = "raw C"
 #: What socketify runs on, without Python.
 UWS = "uWebSockets"
 
+#: `fabric` without topics: a send for each message and connection.
+ONE_BY_ONE = "fabric one by one"
+
 #: `fabric` set to save bytes rather than time.
 SMALLEST = "fabric smallest"
 
@@ -55,7 +58,8 @@ BLOCKING_WEBSOCKETS = "websockets.sync"
 SERVER_PEERS = {
     peer.name: peer
     for peer in (
-        _peer("fabric", python("fabric_server"), "broadcast tls deflate twice", "websocket-fabric"),
+        _peer("fabric", python("fabric_server"), "broadcast tls deflate twice fan-out", "websocket-fabric"),
+        _peer(ONE_BY_ONE, python("fabric_server", "--one-by-one"), "fan-out", "websocket-fabric"),
         _peer("fabric callbacks", python("fabric_server", "--callbacks"), "tls deflate twice", "websocket-fabric"),
         _peer("fabric.websockets", python("fabric_websockets_server"), "broadcast tls deflate", "websocket-fabric"),
         _peer(SMALLEST, python("fabric_server", "--smallest"), "deflate", "websocket-fabric"),
@@ -64,7 +68,7 @@ SERVER_PEERS = {
         _peer("picows.websockets", python("picows_websockets_server"), "broadcast tls deflate twice", "picows"),
         _peer("websockets", python("websockets_server"), "broadcast tls deflate twice", "websockets"),
         _peer("aiohttp", python("aiohttp_server"), "tls deflate twice", "aiohttp"),
-        _peer("socketify", python("socketify_server"), "broadcast", "socketify"),
+        _peer("socketify", python("socketify_server"), "broadcast fan-out", "socketify"),
         _peer(UWS, (str(tools.SERVER_UWS), tools.uws_library()), "", "socketify"),
         _peer("ws (Node.js)", ("node", str(SERVERS / "ws.js")), "broadcast tls deflate twice"),
         _peer("Boost.Beast", (str(tools.SERVER_NATIVE),), "broadcast deflate"),
@@ -99,3 +103,21 @@ CLIENT_PEERS = {
 
 #: Those on an event loop, which do not poll.
 ASYNC_CLIENTS = ("fabric", "picows.websockets", "websockets", "aiohttp")
+
+#: Servers of two that share a broker, and how their messages go: a layer of servers/broker_node.py, and the broker.
+OVER_REDIS = "fabric over Redis"
+CHANNELS = "channels_redis"
+NODES = {
+    "fabric": ("fabric", "nats"),
+    OVER_REDIS: ("fabric", "redis"),
+    CHANNELS: ("core", "redis"),
+    "channels_redis pubsub": ("pubsub", "redis"),
+}
+
+#: Clients of a broker, and the broker.
+BROKER_CLIENTS = {
+    "fabric": ("fabric", "nats"),
+    OVER_REDIS: ("fabric", "redis"),
+    "nats-py": ("nats-py", "nats"),
+    "redis-py": ("redis-py", "redis"),
+}

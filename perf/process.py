@@ -8,8 +8,11 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
+import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -110,6 +113,34 @@ class Server:
         """Memory that only this process holds (smaps_rollup: private clean and dirty)."""
         text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
         return 1024 * sum(int(kb) for kb in re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+) kB", text, re.M))
+
+
+@contextlib.contextmanager
+def broker(scheme: str, core: int = 1) -> Iterator[str]:
+    """A NATS or Redis server on a free port, as long as the block lasts; its URL."""
+    beside = os.fspath(Path(sys.executable).parent)
+    name = {"nats": "nats-server", "redis": "redis-server"}[scheme]
+    program = shutil.which(name) or shutil.which(name, path=beside)
+    if program is None:
+        raise Failed(f"{name} is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    flags = (
+        ("-a", "127.0.0.1", "-p", port) if scheme == "nats" else ("--bind", "127.0.0.1", "--port", port, "--save", "")
+    )
+    with pinned(core):
+        running = subprocess.Popen([program, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 10
+        while running.poll() is None and time.monotonic() < end:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(port)), 1):
+                yield f"{scheme}://127.0.0.1:{port}"
+                return
+            time.sleep(0.01)
+        raise Failed(f"{name} does not begin to listen")
+    finally:
+        running.kill()
+        running.wait()
 
 
 def load_command(server: Server, mode: str, arguments: tuple[str, ...]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The workloads (a) to (l): which cases each has, and how one case is measured once for one peer.
+"""The workloads (a) to (p): which cases each has, and how one case is measured once for one peer.
 
 A measurement is a flat dict of figures. `Case.start` starts a fresh server for one peer and yields what measures it
 once; the suite has several in turn before they end. Figures that mean the same have the same name everywhere:
@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -31,20 +32,26 @@ from peers import (
     BLOCKING,
     BLOCKING_POLLING,
     BLOCKING_WEBSOCKETS,
+    BROKER_CLIENTS,
     CLIENT_PEERS,
+    CLIENTS,
     FLOOR,
+    NODES,
+    ONE_BY_ONE,
+    OVER_REDIS,
     POLLING,
     RAW_POLLING,
     SERVER_PEERS,
     SMALLEST,
     UWS,
     Peer,
+    python,
 )
 from process import Failed, Server, Steps
 
 Figures = dict[str, Any]
 
-ALL = tuple(name for name in SERVER_PEERS if name not in (FLOOR, SMALLEST, POLLING, RAW_POLLING))
+ALL = tuple(name for name in SERVER_PEERS if name not in (FLOOR, ONE_BY_ONE, SMALLEST, POLLING, RAW_POLLING))
 PYTHON = tuple(name for name in ALL if name not in ("socketify", UWS, "ws (Node.js)", "Boost.Beast"))
 FABRIC = ("fabric", "fabric callbacks")
 DROP_IN = "fabric.websockets"
@@ -528,6 +535,111 @@ def asgi(quick: bool) -> Iterator[Case]:
         yield idle_memory("bare, 1000 idle", peers, 1000, workload="m")
 
 
+# ------------------------------------------------------------------ (o) topics
+
+
+def topics(quick: bool) -> Iterator[Case]:
+    """What one turn of the loop publishes, for each message that a subscriber gets."""
+    for times in (1, 10, 32):
+        yield fanned_out(f"1000 subscribers, {times} a turn", times, ("--fan-out", str(times)))
+    if not quick:
+        yield fanned_out("1000 topics × 10 subscribers", 10, ("--spread",))
+
+
+def per_delivery(found: Figures, replies: int) -> Figures:
+    """The figures of messages that everybody gets `replies` times, for each time."""
+    if not found["messages"]:
+        raise Failed("nothing has come back in the measured time")
+    return found | {"per_second": found["per_second"] * replies, "cpu_ns": found["cpu_ns"] / replies}
+
+
+def fanned_out(name: str, replies: int, flags: tuple[str, ...]) -> Case:
+    """A message of 128 B to 1,000 connections, of which each gets it `replies` times in one turn."""
+
+    @contextlib.contextmanager
+    def start(peer_name: str) -> Iterator[Turn]:
+        def turn(effort: Effort) -> Figures:
+            options = ("--connections", "1000", "--size", "128", "--poll", "--replies", str(replies))
+            return per_delivery(figures(process.load(server, "broadcast", (*effort.timing, *options))), replies)
+
+        with Server(peer_named(peer_name, "fan-out").command, flags) as server:
+            yield turn
+
+    peers = ("fabric", "socketify") if "--spread" in flags else ("fabric", ONE_BY_ONE, "socketify")
+    return Case("o", name, peers, start, facts={"deliveries of a message": 1000 * replies, "size": 128})
+
+
+# ------------------------------------------------------------------ (p) brokers
+
+
+def brokers(quick: bool) -> Iterator[Case]:
+    """What a server costs that hears from another, for each message that one of its clients gets."""
+    yield from_another("1000 clients, 32 a read", 1000, 32, ("fabric", OVER_REDIS))
+    yield from_another("200 clients, one at a time", 200, 1, ("fabric",) if quick else tuple(NODES))
+    if not quick:
+        yield from_another("200 clients, 32 a read", 200, 32, tuple(NODES))
+    yield broker_clients(30_000 if quick else 100_000)
+
+
+def from_another(name: str, connections: int, times: int, peers: tuple[str, ...]) -> Case:
+    """A client's message goes over the broker to another server, which publishes it `times` times to all clients."""
+
+    @contextlib.contextmanager
+    def start(peer_name: str) -> Iterator[Turn]:
+        def turn(effort: Effort) -> Figures:
+            options = ("--connections", str(connections), "--size", "128", "--replies", str(times))
+            return per_delivery(figures(process.load(node, "broadcast", (*effort.timing, *options))), times)
+
+        layer, scheme = NODES[peer_name]
+        with process.broker(scheme) as url:
+            command = python("broker_node", "--layer", layer, "--broker", url)
+            with Server(command) as node, Server((*command, "--times", str(times)), core=1):
+                yield turn
+
+    return Case("p", name, peers, start, facts={"deliveries of a message": connections * times, "size": 128})
+
+
+def broker_clients(count: int) -> Case:
+    """What a message costs one that publishes, and one that hears it, up to the fan-out."""
+    script = str(CLIENTS / "broker_cost.py")
+
+    def measure(peer_name: str, effort: Effort) -> Figures:
+        client, scheme = BROKER_CLIENTS[peer_name]
+        with process.broker(scheme) as url, contextlib.ExitStack() as ended:
+            options = ("--client", client, "--broker", url, "--count", str(count))
+            with process.pinned(0):
+                hearing = subprocess.Popen(
+                    [sys.executable, script, "hear", *options],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env=process.environment(),
+                )
+            ended.callback(hearing.wait)
+            ended.callback(hearing.kill)
+            assert hearing.stdout is not None
+            ended.callback(hearing.stdout.close)
+            if process.read_line(hearing.stdout, 20) != "ready\n":
+                raise Failed(f"{peer_name} does not hear")
+            with process.pinned(1):
+                done = subprocess.run(
+                    [sys.executable, script, "speak", *options],
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                    env=process.environment(),
+                    check=False,
+                )
+            if done.returncode:
+                raise Failed((done.stderr.strip().splitlines() or ["no output"])[-1])
+            heard = process.read_line(hearing.stdout, 60)
+            if not heard:
+                raise Failed(f"{peer_name} has not heard all")
+            found: Figures = json.loads(heard) | json.loads(done.stdout)
+        return found
+
+    return once("p", "a message of 128 B, 32 a turn", tuple(BROKER_CLIENTS), measure, {"messages": count})
+
+
 #: Letter -> what it is, and its cases.
 WORKLOADS: dict[str, tuple[str, Callable[[bool], Iterator[Case]]]] = {
     "a": ("ping-pong", ping_pong),
@@ -544,4 +656,6 @@ WORKLOADS: dict[str, tuple[str, Callable[[bool], Iterator[Case]]]] = {
     "l": ("the lowest latency: busy polling", busy_polling),
     "m": ("ASGI applications under uvicorn", asgi),
     "n": ("instructions per message", instructions),
+    "o": ("topics", topics),
+    "p": ("topics of several servers", brokers),
 }

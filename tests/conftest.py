@@ -1,7 +1,8 @@
 """The test rig: async tests on both event loops, each bounded in time, each failed by what it leaves behind.
 
 `async def test_x(...)` runs twice, on uvloop and on plain asyncio; a plain test that drives a loop itself
-asks for the fixture `loop_factory`. When an async test has returned and `stack` is unwound, it fails if a
+asks for the fixture `loop_factory`. Tests of the client run a third time, on asyncio with the client of `fabric.sync`
+(`support.over_sync`). When an async test has returned and `stack` is unwound, it fails if a
 task, a socket or another descriptor of its own is still there, if an exception was never retrieved or
 reached the loop's exception handler, or if collecting garbage raises a warning. A test that provokes such a
 report claims it with the fixture `loop_reports`.
@@ -37,6 +38,7 @@ import uvloop
 
 import fabric
 from fabric_ext import connection
+from support import over_sync
 
 DEADLINE = 30.0
 """Seconds for one async test; the marker `deadline` changes it."""
@@ -64,6 +66,11 @@ reports_key = pytest.StashKey[list[str]]()
 @pytest.fixture(params=list(LOOPS))
 def loop_factory(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
     """Makes a new loop of the kind under test; `parametrize(..., ["uvloop"], indirect=True)` picks one."""
+    if request.param == over_sync.KIND:
+        over_sync.replace_client(
+            request.module, request.getfixturevalue("monkeypatch"), request.getfixturevalue("stack")
+        )
+        return LOOPS["asyncio"]
     return LOOPS[request.param]
 
 
@@ -148,6 +155,8 @@ def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str
     if collector.istestfunction(obj, name):
         if inspect.iscoroutinefunction(obj):
             pytest.mark.usefixtures("loop_factory")(obj)
+            if over_sync.means_the_same(collector.path, name):
+                pytest.mark.parametrize("loop_factory", [*LOOPS, over_sync.KIND], indirect=True)(obj)
         if hypothesis.is_hypothesis_test(obj):
             pytest.mark.usefixtures("seed")(obj)
 

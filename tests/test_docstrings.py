@@ -25,7 +25,7 @@ import fabric
 import fabric_ext
 
 PRIVATE = {"__main__"}
-OPTIONAL = {"fabric.prometheus": "prometheus_client", "fabric.testing.plugin": "pytest"}
+OPTIONAL = {"fabric.otel": "opentelemetry", "fabric.prometheus": "prometheus_client", "fabric.testing.plugin": "pytest"}
 
 COMPILED = Path(fabric_ext.__file__).parent
 

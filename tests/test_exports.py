@@ -45,7 +45,7 @@ EVERY_MODULE = [
     f"{package.__name__}.{module.name}"
     for package in (fabric, fabric_ext)
     for module in pkgutil.iter_modules(package.__path__)
-    if module.name not in {"__main__", "prometheus"}  # the first runs, the second needs an extra
+    if module.name not in {"__main__", "otel", "prometheus"}  # the first runs, the others need an extra
 ]
 
 
@@ -81,7 +81,16 @@ def test_each_module_imports_in_a_fresh_interpreter(module: str) -> None:
 
 
 def test_importing_needs_no_optional_package() -> None:
-    blocked = ("prometheus_client", "prompt_toolkit", "websockets", "aiohttp", "Cython", "setuptools", "uvicorn")
+    blocked = (
+        "prometheus_client",
+        "prompt_toolkit",
+        "websockets",
+        "aiohttp",
+        "Cython",
+        "setuptools",
+        "uvicorn",
+        "opentelemetry",
+    )
     program = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); from fabric import *"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
@@ -130,11 +139,48 @@ def imported_by(code: str) -> set[str]:
         ("import fabric", "asyncio typing fabric_ext picows"),
         (
             "from fabric import WebSocketClient",
-            "fabric.server fabric.pool fabric.topics urllib.request zstandard email",
+            "fabric.server fabric.pool urllib.request zstandard email difflib msgspec aiofastnet python_socks",
         ),
-        ("from fabric import WebSocketServer", "fabric.client fabric.pool zstandard fabric._server.dashboard"),
-        ("from fabric import ClientConfig, Message", "fabric.client fabric.server"),
+        (
+            "from fabric import WebSocketServer",
+            "fabric.client fabric.pool zstandard fabric._server.dashboard picows.api python_socks",
+        ),
+        ("from fabric import ClientConfig, Message", "fabric.client fabric.server msgspec aiofastnet picows.api"),
     ],
 )
 def test_only_what_is_needed_is_imported(imported: str, absent: str) -> None:
     assert (imported_by(imported) - imported_by("pass")) & set(absent.split()) == set()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "import picows; picows.ws_connect; picows.api; picows.picows; picows.common",
+        "from picows import *; ws_connect",
+        "from picows import ws_connect, picows; picows.WSTransport",
+        "import picows.websockets; picows.websockets.connect",
+        "import picows.proxy, picows; picows.WSTransport; picows.__version__",
+        "import picows; assert not hasattr(picows, 'no_such_name'); assert 'ws_connect' in dir(picows)",
+    ],
+)
+def test_the_api_of_picows_can_be_used_afterwards(use: str) -> None:
+    """Of picows only the compiled module is imported; the package is executed when it is asked for a name."""
+    program = f"import fabric.client; {use}; from fabric_ext.transport import Transport; import picows; "
+    program += "assert picows.WSTransport in Transport.__mro__"
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)
+
+
+def test_threads_that_use_picows_at_once_wait_until_it_is_there() -> None:
+    program = """
+import threading, fabric.client, picows
+found = []
+barrier = threading.Barrier(8)
+def use():
+    barrier.wait()
+    found.append(picows.ws_connect and picows.ws_create_server)
+threads = [threading.Thread(target=use) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert len(found) == 8
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)

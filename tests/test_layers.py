@@ -39,8 +39,8 @@ LAYERS = {
     """,
     "endpoints": """
         fabric._connection.events fabric._connection.liveness fabric._connection.open_context
-        fabric._connection.callbacks fabric._connection.fork
-        fabric._connection.base fabric._connection
+        fabric._connection.callbacks fabric._connection.fork fabric._connection.tracing fabric._connection
+        fabric._connection.base
         fabric._handshake.tls fabric._handshake.response_reader fabric._handshake.socks fabric._handshake.dial
         fabric._handshake.client fabric._handshake.server fabric._handshake.acceptor
         fabric._handshake
@@ -54,8 +54,8 @@ LAYERS = {
         fabric._asgi.messages fabric._asgi.worker fabric._asgi fabric.asgi
     """,
     "top": """
-        fabric._rpc.wire fabric._rpc.methods fabric._rpc fabric.rpc fabric._pool.host fabric._pool fabric.pool fabric
-        fabric.testing fabric.cli fabric.__main__
+        fabric._rpc.wire fabric._rpc.methods fabric._rpc fabric.rpc fabric.otel fabric._pool.host fabric._pool
+        fabric.pool fabric fabric.testing fabric.cli fabric.__main__
     """,
 }
 ORDER = [module for row in LAYERS.values() for module in row.split()]

@@ -60,8 +60,16 @@ def test_picows_is_pinned_to_one_minor_everywhere() -> None:
 
 
 @pytest.mark.parametrize("found", ["2.4.0", "2.2.9", "3.0", "2.30.1"])
-def test_another_picows_is_refused_in_one_sentence(found: str) -> None:
-    program = f"import picows; picows.__version__ = {found!r}; import fabric_ext.counters"
+@pytest.mark.parametrize(
+    "pretend",
+    [
+        "import picows; picows.__version__ = {!r}",
+        "import sys, types; sys.modules['picows.version'] = types.SimpleNamespace(__version__={!r})",
+    ],
+    ids=["imported before", "not imported"],
+)
+def test_another_picows_is_refused_in_one_sentence(pretend: str, found: str) -> None:
+    program = f"{pretend.format(found)}; import fabric_ext.counters"
     run = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60)
     assert run.returncode == 1
     minor = fabric_ext.PICOWS_MINOR

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fabric
+from support.over_sync import LEFT_OUT
 
 pytest_plugins = ["pytester"]
 
@@ -84,7 +85,8 @@ def test_plain(loop_factory):
 @pytest.fixture
 def rig(pytester: pytest.Pytester, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A project of its own under this very conftest, less patient, and this configuration."""
-    monkeypatch.setenv("PYTHONPATH", os.path.dirname(os.path.dirname(fabric.__file__)))
+    folders = [os.path.dirname(os.path.dirname(fabric.__file__)), os.path.dirname(__file__)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
     conftest = Path(__file__).with_name("conftest.py").read_text()
     assert "\nGRACE = 1.0\n" in conftest
     quick = conftest.replace("\nGRACE = 1.0\n", "\nGRACE = 0.1\n")
@@ -190,3 +192,9 @@ def test_a_missing_peer_is_never_silent_in_ci(
     result = run(rig, "def test_peer(require):\n    require(None, 'no such browser')")
     result.assert_outcomes(**{outcome: 1})
     result.stdout.fnmatch_lines(["*no such browser*"])
+
+
+@pytest.mark.parametrize("module", LEFT_OUT)
+def test_what_does_not_run_over_sync_exists(module: str) -> None:
+    source = (Path(__file__).parent / f"{module}.py").read_text()
+    assert [name for name in LEFT_OUT[module] if f"def {name}(" not in source] == []

@@ -6,7 +6,6 @@ name.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
@@ -278,6 +277,8 @@ def _meant(cls: Any, name: str) -> str:
         if inner.name not in own
     }
     options = nested | own
+    import difflib  # for the error only
+
     close = [name] if name in options else difflib.get_close_matches(name, options, n=1, cutoff=0.7)
     if close:
         return f"did you mean {options[close[0]]}?"

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, I
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from fabric._connection import tracing
 from fabric._connection.events import FrameLog, log_event
 from fabric._connection.liveness import LivenessProbe
 from fabric.backpressure import BackpressureController
@@ -176,6 +177,8 @@ class BaseConnection(Connection):
 
     def _begin_life(self, session: Session) -> None:
         """Do what is to be done when a session has begun; if that raises, the connection says so and ends."""
+        if tracing.tracer is not None:
+            tracing.tracer.session_began(session, self)
         try:
             self._opened()
         except Exception as error:
@@ -742,6 +745,8 @@ class BaseConnection(Connection):
                     answer.set_exception(self._lost_error())
         self._on_writable()
         self._tell("has ended: %s", error, code=error.code, reason=error.reason)
+        if tracing.tracer is not None:
+            tracing.tracer.session_ended(session, self, error)
         if self._on_loss is not None:
             self._on_loss(error)
         return error

@@ -159,7 +159,7 @@ class Acceptor:
                 self._short_since = None
                 self._handshakes.logger.info("connections are accepted again")
             if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                sock.close()  # it was reset, which uvloop would tell aiofastnet but once, with what came before it
+                sock.close()  # it was reset already
                 continue
             handshake = self._handshakes.accept()
             if self._tls is not None:

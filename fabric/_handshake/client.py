@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from fabric._connection import tracing
 from fabric._handshake.dial import Progress, dial
 from fabric._handshake.response_reader import ResponseReader
 from fabric._handshake.rules import HEAD_END, check_response
@@ -75,6 +76,8 @@ class ClientHandshake(ResponseReader):
         offer = make_offer(self._config.compression)
         if offer is not None:
             headers[EXTENSIONS] = offer
+        if tracing.tracer is not None:
+            tracing.tracer.add_context(headers)
         self._key = base64.b64encode(os.urandom(16)).decode("ascii")
         fields = [
             f"GET {self._address.resource} HTTP/1.1",

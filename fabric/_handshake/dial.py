@@ -23,8 +23,6 @@ import ssl
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import aiofastnet
-
 from fabric._handshake.response_reader import ResponseReader
 from fabric._handshake.socks import open_tunnel
 from fabric._handshake.tls import (
@@ -245,12 +243,15 @@ async def _attach(
     before_tls: bool = False,
 ) -> None:
     """Make a transport of a connected socket; `before_tls` is for one that TLS is started on later."""
+    import aiofastnet  # not before there is a connection: it takes its time
+
     loop: Any = asyncio.get_running_loop()
     is_unix = sock.family == socket.AF_UNIX
     if not is_unix:
         # The event loops set it only where the socket was made with the protocol number of TCP, and not with 0.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connect: Any
+    tls_loop: Any = TlsLoop(loop)
     if has_own_tls(loop):
         if tls:
             progress.phase = f"TLS handshake with {who}{tls['server_hostname']}"
@@ -259,10 +260,10 @@ async def _attach(
     elif tls:
         progress.phase = f"TLS handshake with {who}{tls['server_hostname']}"
         connect = aiofastnet.create_unix_connection if is_unix else aiofastnet.create_connection
-        await connect(TlsLoop(loop), lambda: protocol, sock=sock, **tls)
+        await connect(tls_loop, lambda: protocol, sock=sock, **tls)
     elif before_tls:
         # Not uvloop's: to it the protocol of aiofastnet's standard engine looks as if it brought its own buffer.
-        await aiofastnet.create_connection(loop, lambda: protocol, sock=sock)
+        await aiofastnet.create_connection(tls_loop, lambda: protocol, sock=sock)
     else:
         connect = loop.create_unix_connection if is_unix else loop.create_connection
         await connect(lambda: protocol, sock=sock)
@@ -367,6 +368,8 @@ async def _connect_tunnel(
             if has_own_tls(loop):
                 transport = await loop.start_tls(transport, protocol, context, **without_buffers(options))
             else:
+                import aiofastnet
+
                 tls_loop: Any = TlsLoop(loop)
                 transport = await aiofastnet.start_tls(tls_loop, transport, protocol, context, **options)
         else:

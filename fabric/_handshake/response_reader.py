@@ -121,7 +121,8 @@ class ResponseReader(asyncio.Protocol):
     def _fail(self, error: Exception) -> None:
         if self._outcome is not None and not self._outcome.done():
             self._outcome.set_exception(error)
-        self.transport.abort()
+        if self.transport is not None:  # behind a proxy the TLS handshake comes first
+            self.transport.abort()
 
     def _read_head(self) -> bool:
         """Take the head off the buffer; is a body to follow?"""

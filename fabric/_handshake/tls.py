@@ -23,6 +23,7 @@ import _ssl
 import asyncio
 import functools
 import ssl
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -105,10 +106,12 @@ class _StandardEngine:
 class TlsLoop:
     """Stands for `loop` in what aiofastnet 1.2 does not do well, with it or instead of it."""
 
-    __slots__ = ("_loop",)
+    __slots__ = ("_loop", "_readers")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        # By descriptor: the method that the loop calls when there is something to read. asyncio's loops forget none.
+        self._readers: dict[int, weakref.ref[Any]] | None = None if isinstance(loop, asyncio.SelectorEventLoop) else {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
@@ -118,15 +121,61 @@ class TlsLoop:
         """aiofastnet asks which kind of loop it is: it does something else with those of Windows."""
         return type(self._loop)
 
-    def call_soon(self, callback: Callable[..., object], *args: Any, **options: Any) -> asyncio.Handle:
-        """Schedule `callback`; when a transport is to go on reading, what it has decrypted is delivered.
+    def add_reader(self, fd: int, callback: Callable[..., object], *args: Any) -> None:
+        """Have `callback` called when there is something to read; a transport's own until it is removed.
 
-        aiofastnet schedules `buffer_updated(0)` for that, which its standard engine does not implement: it would raise,
-        and the rest would wait until more comes, which may be never.
+        When a connection is reset, uvloop calls it once more and lets go of it (libuv reports the error as "bad file
+        descriptor"). A transport that reads the bytes before the reset then would never learn of the reset itself. So
+        when the loop lets go of its method unasked, it is added again.
         """
-        if args == (0,) and getattr(callback, "__name__", "") == "buffer_updated":
+        if self._readers is None or getattr(callback, "__name__", "") != "_read_ready":
+            self._loop.add_reader(fd, callback, *args)
+            return
+        transport = callback.__self__  # type: ignore[attr-defined]
+        # Before the loop is told: it lets go of the one that it had.
+        self._readers[fd] = weakref.ref(callback, functools.partial(self._let_go, fd, transport))
+        try:
+            self._loop.add_reader(fd, callback)
+        except BaseException:
+            self._readers.pop(fd, None)
+            raise
+
+    def remove_reader(self, fd: int) -> bool:
+        """Have nothing called any more."""
+        if self._readers is not None:
+            self._readers.pop(fd, None)
+        return self._loop.remove_reader(fd)
+
+    def _let_go(self, fd: int, transport: Any, reader: weakref.ref[Any]) -> None:
+        if self._readers is not None and self._readers.get(fd) is reader and not self._loop.is_closed():
+            self._loop.call_soon(self._add_again, fd, transport, reader)  # not amid what it is doing
+
+    def _add_again(self, fd: int, transport: Any, reader: weakref.ref[Any]) -> None:
+        if self._readers is None or self._readers.get(fd) is not reader:
+            return  # it was removed, or another was added
+        self.remove_reader(fd)  # uvloop keeps what is left of the old one
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.fileno() == fd:
+            self.add_reader(fd, transport._read_ready)
+
+    def call_soon(self, callback: Callable[..., object], *args: Any, **options: Any) -> asyncio.Handle:
+        """Schedule `callback`, but where aiofastnet's own would go wrong.
+
+        When a transport is to go on reading, it schedules `buffer_updated(0)`, which its standard engine does not
+        implement: it would raise, and what has been decrypted would wait until more comes, which may be never. It is
+        delivered instead. And a transport that is closed before it has begun to read must not begin then: its
+        descriptor would stay with the loop, which breaks the next connection that gets the number.
+        """
+        name = getattr(callback, "__name__", "")
+        if name == "buffer_updated" and args == (0,):
             return self._loop.call_soon(callback.__self__._retry_ssl_read, **options)  # type: ignore[attr-defined]
+        if name == "add_reader":
+            return self._loop.call_soon(self._begin_reading, *args, **options)
         return self._loop.call_soon(callback, *args, **options)
+
+    def _begin_reading(self, fd: int, callback: Callable[..., object]) -> None:
+        if not callback.__self__.is_closing():  # type: ignore[attr-defined]
+            self.add_reader(fd, callback)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Pass on every report but that a peer hung up in the TLS handshake.

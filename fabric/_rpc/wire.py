@@ -7,6 +7,7 @@ Sends nothing and calls nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -84,6 +85,9 @@ class Incoming(msgspec.Struct):
     params: msgspec.Raw = msgspec.Raw(b"")
     result: msgspec.Raw = msgspec.Raw(b"")
     error: _ErrorObject | None = None
+    # The trace context of a request, see fabric.otel; whatever they are, the request is valid.
+    traceparent: Any = None
+    tracestate: Any = None
 
     @property
     def is_answer(self) -> bool:
@@ -131,8 +135,17 @@ def read(text: str | bytes | msgspec.Raw) -> Incoming:
     return found
 
 
-def request(method: str, args: tuple[Any, ...], kwargs: dict[str, Any], id: int | None = None) -> str:  # noqa: A002
+def request(
+    method: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    id: int | None = None,  # noqa: A002
+    more: Mapping[str, str] | None = None,
+) -> str:
     """A request; without `id` a notification. Positional arguments become an array, named ones an object.
+
+    Args:
+        more: members beside those of the specification.
 
     Raises:
         TypeError: both kinds of arguments at once, or a value that JSON cannot express.
@@ -144,6 +157,8 @@ def request(method: str, args: tuple[Any, ...], kwargs: dict[str, Any], id: int 
         said["params"] = args or kwargs
     if id is not None:
         said["id"] = id
+    if more:
+        said |= more
     return _encode(said).decode()
 
 

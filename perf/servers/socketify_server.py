@@ -16,6 +16,16 @@ def enter(ws: object) -> None:
     ws.subscribe("everybody")  # type: ignore[attr-defined]
 
 
+def enter_topics(ws: object) -> None:
+    for topic in next(subscribed):
+        ws.subscribe(topic)  # type: ignore[attr-defined]
+
+
+def fan_out(ws: object, message: str | bytes, opcode: OpCode) -> None:
+    for topic in topics:
+        app.publish(topic, message, opcode)
+
+
 def publish(ws: object, message: str | bytes, opcode: OpCode) -> None:
     app.publish("everybody", message, opcode)
 
@@ -36,6 +46,9 @@ behaviour = {
 }
 if arguments.broadcast:
     behaviour["open"] = enter
+topics, subscribed = rig.published(arguments), rig.subscribed(arguments)
+if topics:
+    behaviour |= {"open": enter_topics, "message": fan_out}
 app = App()
 app.ws("/*", behaviour)
 port = free_port()

@@ -239,22 +239,28 @@ async def test_send_after_the_end_says_why(stack: Stack) -> None:
 # Between the server's close frame and its FIN.
 
 
+@pytest.mark.parametrize("secure", [False, True])
 async def test_what_is_sent_behind_the_servers_close_frame_is_queued_and_the_repair_begins_at_once(
-    stack: Stack,
+    stack: Stack, *, secure: bool
 ) -> None:
     second: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def handle(visit: Visit) -> None:
         if server.visits == 1:
             await visit.accept(body=text("now") + close_frame(1012))
-            await asyncio.Event().wait()  # keeps TCP open, and reads nothing
+            visit.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            try:
+                await asyncio.Event().wait()  # keeps TCP open, and reads nothing, not even that TLS is to end
+            finally:
+                visit.writer.transport.abort()
         await visit.accept()
         while True:
             second.put_nowait((await visit.frame()).payload)
 
-    server = await stack.enter_async_context(RawServer(handle))
+    server = await stack.enter_async_context(RawServer(handle, ssl=server_context() if secure else None))
     # A repair that waited for `close_timeout` would not be seen.
-    client = await WebSocketClient.connect(server.url, reconnect=QUICK, close_timeout=3600)
+    tls: dict[str, Any] = {"ssl": client_context()} if secure else {}
+    client = await WebSocketClient.connect(server.url, reconnect=QUICK, close_timeout=3600, **tls)
     assert await client.recv() == Message("now")
     sent = 0
     while client.state.name == "OPEN":

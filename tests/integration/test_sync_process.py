@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import os
@@ -21,6 +22,7 @@ import fabric._sync.keeper
 import fabric._sync.loop
 import fabric.client
 import fabric.sync
+from fabric._sync.keeper import keeper
 from fabric.error import ConnectionClosed, InvalidState, Timeout
 from fabric.sync import SyncClient, connect
 from fabric_ext.protocol import State
@@ -124,8 +126,6 @@ def test_an_interrupted_connect_leaves_nothing(there: Elsewhere) -> None:
     began = threading.Event()
 
     async def wait(request: object) -> None:
-        import asyncio
-
         began.set()
         await asyncio.sleep(3600)
 
@@ -137,16 +137,33 @@ def test_an_interrupted_connect_leaves_nothing(there: Elsewhere) -> None:
         sender.result()
 
 
-MODULES = (fabric.sync, fabric._sync.loop, fabric._sync.keeper, fabric.client, fabric._connection.base)
+MODULES = (
+    asyncio.base_events,
+    asyncio.selector_events,
+    fabric.sync,
+    fabric._sync.loop,
+    fabric._sync.keeper,
+    fabric.client,
+    fabric._connection.base,
+)
+
+
+def ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
 
 
 def cycle(client: SyncClient) -> None:
     client.send("a")
     client.send_parts(["b", "c"])
-    client.send("d")
+    with client.cork():
+        client.send("d")
+    client.send_many(["e", "f"])
+    client.flush()
     client.ping(timeout=DEADLINE)
+    list(client.recv_stream())
     for _ in range(3):
         client.recv(DEADLINE)
+    client.recv_many(timeout=DEADLINE)
     with contextlib.suppress(Timeout):
         client.recv(0)
 
@@ -157,12 +174,14 @@ def probe(client: SyncClient) -> None:
         pass
 
 
-# A coroutine that was made, and then not begun.
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interruption_anywhere_leaves_the_client_usable_or_closed(there: Elsewhere, rng: random.Random) -> None:
-    def ctrl_c() -> None:
-        signal.raise_signal(signal.SIGINT)
+# A coroutine that was made, and then not begun; a client that was made, and then not returned.
+unfinished = pytest.mark.filterwarnings(
+    "ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 
+
+@unfinished
+def test_an_interruption_anywhere_leaves_the_client_usable_or_closed(there: Elsewhere, rng: random.Random) -> None:
     server = start(there)
     at, reached = rng.randint(1, 40), True
     while reached:
@@ -175,6 +194,73 @@ def test_an_interruption_anywhere_leaves_the_client_usable_or_closed(there: Else
         assert client.state is State.CLOSED
         at += rng.randint(20, 60)
     gc.collect()
+
+
+@unfinished
+def test_a_connect_that_is_interrupted_anywhere_leaves_nothing(there: Elsewhere, rng: random.Random) -> None:
+    server = start(there)
+    clients: list[SyncClient] = []
+
+    def open_one() -> None:
+        clients.append(connect(url(server), auto_reconnect=False, close_timeout=1))
+
+    at, reached = rng.randint(1, 40), True
+    while reached:
+        with contextlib.suppress(KeyboardInterrupt):
+            reached = interrupted(open_one, ctrl_c, at, *MODULES)
+        for client in clients:
+            client.close()
+        clients.clear()
+        at += rng.randint(60, 180)
+    gc.collect()
+    until(lambda: not keeper._drivers)
+
+
+@unfinished
+def test_a_close_that_is_interrupted_anywhere_has_closed_or_done_nothing(there: Elsewhere, rng: random.Random) -> None:
+    server = start(there)
+    at, reached = rng.randint(1, 60), True
+    while reached:
+        client = connect(url(server), auto_reconnect=False, close_timeout=1)
+        with contextlib.suppress(KeyboardInterrupt):
+            reached = interrupted(client.close, ctrl_c, at, *MODULES)
+        if client.state is not State.CLOSED:
+            probe(client)
+            client.close()
+        assert client.state is State.CLOSED
+        assert not keeper._drivers
+        at += rng.randint(30, 90)
+    gc.collect()
+
+
+def test_a_cork_that_is_interrupted_anywhere_is_off(there: Elsewhere) -> None:
+    def corked() -> None:
+        with client.cork():
+            client.send("x")
+
+    with connect(url(start(there)), auto_reconnect=False) as client:
+        at, reached = 1, True
+        while reached:
+            with contextlib.suppress(KeyboardInterrupt):
+                reached = interrupted(corked, ctrl_c, at, contextlib, *MODULES)
+            probe(client)
+            at += 1
+
+
+@unfinished
+def test_who_wakes_the_thread_that_waits_may_be_interrupted(there: Elsewhere) -> None:
+    """The next one that needs it wakes it as well."""
+    with connect(url(start(there)), auto_reconnect=False) as client:
+        receiver = Caller(client.recv)
+        until(lambda: client._is_awaited)
+        at, reached = 1, True
+        while reached:
+            with contextlib.suppress(KeyboardInterrupt):
+                reached = interrupted(lambda: client.ping(timeout=DEADLINE), ctrl_c, at, *MODULES)
+            client.ping(timeout=DEADLINE)
+            at += 1
+        client.send("end")
+        assert receiver.result() == "end"
 
 
 def test_a_child_has_nothing_of_it(there: Elsewhere) -> None:

@@ -146,6 +146,24 @@ async def test_connections_and_how_they_ended(browser: str, tmp_path: Path) -> N
         assert not page.problems
 
 
+async def test_topics_and_the_broker(browser: str, tmp_path: Path) -> None:
+    async with (
+        serving() as port,
+        Page.open(browser, tmp_path) as page,
+        WebSocketClient.connect(f"ws://127.0.0.1:{port}"),
+    ):
+        await page.goto(f"http://127.0.0.1:{port}/dashboard")
+        rows = "[...document.querySelectorAll('#topics tbody tr')].map((r) => r.innerText.split('\\t').join(': '))"
+        await page.until(rows + ".includes('broker, now: none')")
+        told = "{ topics: 2, subscriptions: 3, drops: { full: 7 }, broker_healthy: false, has_broker: true }"
+        # In one step: the next sample draws it anew.
+        away = "document.getElementById('topics').hasAttribute('data-away')"
+        found = str(await page.evaluate(f"(drawTopics({told}), [...{rows}, `away: ${{{away}}}`].join('; '))"))
+        assert "topics and patterns, now: 2; subscriptions, now: 3; broker, now: away" in found
+        assert "not delivered, client's queue full: 7; away: true" in found
+        assert not page.problems
+
+
 @pytest.mark.parametrize(("width", "columns"), [(390, 2), (768, 4), (1280, 8), (2560, 8)])
 async def test_widths(browser: str, tmp_path: Path, width: int, columns: int) -> None:
     """Nothing overflows, and no tile stands alone in its row."""

@@ -59,17 +59,18 @@ class Deadline:
     SECONDS = 3600.0
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._limits: list[asyncio.Timeout] = []
+        self._limits: list[tuple[asyncio.Timeout, asyncio.AbstractEventLoop]] = []
         timeout = asyncio.timeout
 
         def noted(delay: float | None) -> asyncio.Timeout:
             limit = timeout(delay)
             if delay == self.SECONDS:
-                self._limits.append(limit)
+                self._limits.append((limit, asyncio.get_running_loop()))
             return limit
 
         monkeypatch.setattr(asyncio, "timeout", noted)
 
     def expire(self) -> None:
         """Let the latest one pass now."""
-        self._limits.pop().reschedule(asyncio.get_running_loop().time())
+        limit, loop = self._limits.pop()
+        loop.call_soon_threadsafe(limit.reschedule, loop.time())  # that of a `fabric.sync` client is not this one

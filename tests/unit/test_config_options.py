@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
+import fabric
 from fabric._config.options import ClientOptions, ServerOptions
 from fabric._config.validation import Converted
 from fabric.config import ClientConfig, ServerConfig
@@ -31,6 +34,8 @@ PROGRAMS = {
     "client.config.max_message_size.bit_lenth()": 'no attribute "bit_lenth"',
     "(await client.recv()).text": 'has no attribute "text"',  # None after the end
     "Message('1').json(int) + 'a'": "Unsupported operand types",
+    "Message('1').json(int | str) + 1": "Unsupported operand types",
+    "Message('1').parse_json(list[int]).apend(1)": 'has no attribute "apend"',
     "Message('1').text + 1": "Unsupported operand types",
     "Message.text(5)": 'incompatible type "int"',
 }
@@ -40,6 +45,8 @@ RIGHT = """
 async for message in client:
     text: str = message.text
     number: int = message.json(int)
+    either: int | str = message.json(int | str)
+    several: list[int] = message.parse_json(list[int])
     made: Message = Message.text("a")
     data: str | bytes = message.data
     assert message == "a"
@@ -81,10 +88,16 @@ def test_options_are_the_fields_of_the_config(options: type, config: type, addre
     assert list(get_type_hints(options)) == names[1:]
 
 
-def mypy(path: Path, body: str) -> list[str]:
-    """What mypy says of a program with these lines in it, in strict mode."""
+def written(path: Path, body: str) -> Path:
+    """A program with these lines in it."""
     program = path / "program.py"
     program.write_text(PROGRAM + "".join(f"    {line}\n" for line in body.strip().splitlines()))
+    return program
+
+
+def mypy(path: Path, body: str) -> list[str]:
+    """What mypy says of a program with these lines in it, in strict mode."""
+    program = written(path, body)
     config = path / "mypy.ini"
     config.write_text(f"[mypy]\nstrict = True\ncache_dir = {path / 'cache'}\n")
     command = [sys.executable, "-m", "mypy", "--config-file", config, "--no-error-summary", program]
@@ -103,3 +116,26 @@ def test_mypy_accepts_what_is_right_and_finds_what_is_wrong(tmp_path: Path) -> N
     for number, (line, expected) in enumerate(PROGRAMS.items(), first + len(lines)):
         said = [text for text in found if int(text.split(":")[1]) == number]
         assert any(expected in text for text in said), (line, expected, said)
+
+
+PYRIGHT = Path(__file__).parents[1] / "interop" / "node" / "node_modules" / ".bin" / "pyright"
+
+
+def pyright(path: Path, body: str) -> set[int]:
+    """The lines of a program with these lines in it of which pyright says that they are wrong."""
+    written(path, body)
+    settings = {"extraPaths": [str(Path(fabric.__file__).parents[1])], "typeCheckingMode": "standard"}
+    (path / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = [PYRIGHT, "--project", path, "--pythonpath", sys.executable, "--outputjson"]
+    run = subprocess.run(command, cwd=path, capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode in (0, 1), run.stderr
+    found = json.loads(run.stdout)["generalDiagnostics"]
+    return {each["range"]["start"]["line"] + 1 for each in found if each["severity"] == "error"}
+
+
+def test_pyright_does_so_too(tmp_path: Path, require: Callable[[object, str], None]) -> None:
+    require(PYRIGHT.exists(), "pyright is not installed: make test does it where there is npm")
+    lines = RIGHT.strip().splitlines()
+    first = PROGRAM.count("\n") + 1
+    found = pyright(tmp_path, "\n".join([*lines, *PROGRAMS]))
+    assert found == set(range(first + len(lines), first + len(lines) + len(PROGRAMS)))

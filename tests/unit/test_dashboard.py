@@ -7,12 +7,13 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from fabric import MetricsCollector
 from fabric._http.messages import Request
 from fabric._server.dashboard import BOUNDS, LISTED, RECENT, Dashboard, Interval, Process, _is_same_origin, _pressure
-from fabric.metrics import LoopMetrics
+from fabric.metrics import LoopMetrics, ServerMetrics, TopicMetrics
 from fabric_ext.histogram import Histogram
 
 
@@ -215,6 +216,16 @@ def test_a_sample_tells_of_ends_and_errors() -> None:
     assert sample["closes"] == {1006: 1}
     assert sample["refusals"] == {403: 1}
     assert (sample["send_errors"], sample["receive_errors"], sample["errors"]) == (1, 0, 1)
+
+
+def test_a_sample_tells_of_topics_and_the_broker() -> None:
+    mounted, _ = mounted_on()
+    assert mounted.sample()["topics"] is None
+    metrics = ServerMetrics()
+    metrics.source = lambda: TopicMetrics(2, 5, {"full": 1}, broker_healthy=False, has_broker=True)
+    server = SimpleNamespace(metrics=metrics, clients=list)
+    told = msgspec.json.decode(msgspec.json.encode(Dashboard(server, "/dashboard").sample()))["topics"]  # type: ignore[arg-type]
+    assert told == {"topics": 2, "subscriptions": 5, "drops": {"full": 1}, "broker_healthy": False, "has_broker": True}
 
 
 def test_what_the_process_takes() -> None:

@@ -204,6 +204,7 @@ def test_a_server_tells_of_its_topics() -> None:
         "subscriptions": 2,
         "drops": {"full": 3},
         "broker_healthy": True,
+        "has_broker": False,
     }
     assert json.loads(json.dumps(metrics.snapshot())) == metrics.snapshot()
     total = ServerMetrics.merged([metrics, busy()])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import itertools
+import random
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -198,6 +200,30 @@ async def test_a_read_of_the_same_connection_inside_its_delivery_follows_what_is
     numbers = [payload[0] for payload in got if payload != b"returned"]
     assert numbers == [0, 2, 3, 4, 5, 1]
     assert got[-2] == b"returned"
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("attempt", range(30))
+async def test_reads_of_the_same_connection_inside_each_other_keep_their_order(attempt: int, *, early: bool) -> None:
+    """However deep: a read that waits for the rest of another one goes before the next."""
+    rng = random.Random(attempt)
+    count = 40
+    stream = b"".join(encode(BINARY, bytes([number]) * rng.randrange(1, 300)) for number in range(count))
+    cuts = sorted(rng.sample(range(1, len(stream)), 12))
+    reads = [stream[begin:end] for begin, end in itertools.pairwise([0, *cuts, len(stream)])]
+    got: list[int] = []
+
+    def nested(_: Any, message: Any) -> None:
+        got.append(message.as_bytes()[0])
+        while reads and rng.random() < 0.4:
+            transport.feed(reads.pop(0))
+
+    _, transport = connect(nested)
+    if early:
+        transport.protocol.feed_early(reads.pop(0))
+    while reads:
+        transport.feed(reads.pop(0))
+    assert got == list(range(count))
 
 
 @pytest.mark.parametrize("filled", [False, True])

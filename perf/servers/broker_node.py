@@ -1,0 +1,90 @@
+"""One of two servers that share a broker: what its clients send, the other publishes N times to everybody.
+
+    broker_node.py --layer fabric --broker nats://127.0.0.1:4222             the one with the clients, which is measured
+    broker_node.py --layer fabric --broker nats://127.0.0.1:4222 --times 32  the other
+
+With --layer channels_redis the WebSockets are those of `fabric` too, and each connection is a consumer of a channel
+layer: core, or pubsub.
+"""
+
+import argparse
+import asyncio
+import contextlib
+from typing import Any
+
+import rig
+
+from fabric.config import ServerConfig
+from fabric.server import ConnectedClient, WebSocketServer
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--layer", choices=("fabric", "core", "pubsub"), required=True)
+parser.add_argument("--broker", required=True)
+parser.add_argument("--times", type=int, default=0)
+arguments = parser.parse_args()
+
+
+async def node() -> None:
+    """fabric: one subscription of the server, and all its clients."""
+
+    async def handler(client: ConnectedClient) -> None:
+        client.subscribe("everybody")
+        async for message in client:
+            server.publish("trigger", message)
+
+    server = WebSocketServer(ServerConfig("127.0.0.1:0"), handler, broker=arguments.broker)
+    async with server:
+        if arguments.times:
+            async with server.topic("trigger") as listener:
+                rig.announce(server.port)
+                async for message in listener:
+                    for _ in range(arguments.times):
+                        server.publish("everybody", message)
+        await server.topics.broker.flush()
+        rig.announce(server.port)
+        await asyncio.Future()
+
+
+async def channel_node() -> None:
+    """A channel layer: a consumer for each client."""
+    layer: Any
+    if arguments.layer == "core":
+        from channels_redis.core import RedisChannelLayer
+
+        layer = RedisChannelLayer(hosts=[arguments.broker], capacity=100_000)
+    else:
+        from channels_redis.pubsub import RedisPubSubChannelLayer
+
+        layer = RedisPubSubChannelLayer(hosts=[arguments.broker])
+
+    async def consume(client: ConnectedClient, channel: str) -> None:
+        while True:
+            message = await layer.receive(channel)
+            await client.send(message["data"])
+
+    async def handler(client: ConnectedClient) -> None:
+        channel = await layer.new_channel()
+        await layer.group_add("everybody", channel)
+        consuming = asyncio.create_task(consume(client, channel))
+        try:
+            async for message in client:
+                await layer.group_send("trigger", {"type": "x", "data": message.as_bytes()})
+        finally:
+            consuming.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await consuming
+
+    async with WebSocketServer(ServerConfig("127.0.0.1:0"), handler) as server:
+        if arguments.times:
+            channel = await layer.new_channel()
+            await layer.group_add("trigger", channel)
+            rig.announce(server.port)
+            while True:
+                message = await layer.receive(channel)
+                for _ in range(arguments.times):
+                    await layer.group_send("everybody", message)
+        rig.announce(server.port)
+        await asyncio.Future()
+
+
+rig.run(node if arguments.layer == "fabric" else channel_node)
