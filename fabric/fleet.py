@@ -74,7 +74,6 @@ PART = 64 << 10  # bytes of names and topics in one part of a state
 EVERYBODY = "$fleet"
 KIND = 3  # of envelopes, see fabric_ext.remote
 HEAD = 13  # bytes of an envelope
-REPLACED = "another connection has this name"
 
 logger = logging.getLogger("fabric.fleet")
 
@@ -132,6 +131,8 @@ class Fleet:
         self.on_request: Callable[[Any, Message], Any] | None = None
         self.on_join: Callable[[str, Member], Any] | None = None
         self.on_leave: Callable[[str, Member], Any] | None = None
+        self.watch: Callable[[bool, str, Member], Any] | None = None  # likewise, of a protocol: has it joined?
+        self.replaced = 1008, "another connection has this name"  # how one is closed whose name another has got
         self.malformed = 0  # messages of other servers that were none
         self._topics = topics
         topics._hear, topics._on_return = self.hear, self.broker_is_back
@@ -317,7 +318,7 @@ class Fleet:
             client = self._clients.get(member.id.bytes)
             if member is not kept and client is not None:
                 self.leave(client)
-                client._say_goodbye(1008, REPLACED)
+                client._say_goodbye(*self.replaced)
 
     def _announce(self, change: Named | Left | Entered | Exited) -> None:
         """Tell the other servers at the end of the turn."""
@@ -354,6 +355,8 @@ class Fleet:
         function = self.on_join if has_joined else self.on_leave
         if function is not None and self._loop is not None:
             self._loop.call_soon(_survive, function, topic, member)
+        if self.watch is not None and self._loop is not None:
+            self._loop.call_soon(self.watch, has_joined, topic, member)
 
     # -- by name
 

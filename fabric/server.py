@@ -17,7 +17,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Never, NoReturn, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Never, NoReturn, Self, Unpack
 
 from fabric._connection import tracing
 from fabric._connection.base import check_close, data_message, is_end
@@ -58,6 +58,7 @@ from fabric_ext.http_head import RequestHead
 if TYPE_CHECKING:
     from fabric._config.options import ServerOptions
     from fabric._server.dashboard import Dashboard
+    from fabric.centrifuge import Authorize, Methods
 
 __all__ = ["ConnectedClient", "WebSocketServer"]
 
@@ -125,6 +126,9 @@ class WebSocketServer:
             name is this server's: asks the client, and returns the answer. A plain or a coroutine function.
         on_join, on_leave: called with a topic and a `fabric.fleet.Member`, of any server, that has joined this topic
             with presence, or left it.
+        protocol: what clients speak instead of the application's own messages: "centrifuge", the Centrifugal client
+            protocol in JSON. There is no `handler` then. See `fabric.centrifuge`.
+        authorize, methods: of that protocol: who may do what, and what clients can call.
     """
 
     def __init__(
@@ -141,6 +145,9 @@ class WebSocketServer:
         on_request: Callable[[ConnectedClient, Message], Any] | None = None,
         on_join: Callable[[str, Member], Any] | None = None,
         on_leave: Callable[[str, Member], Any] | None = None,
+        protocol: Literal["centrifuge"] | None = None,
+        authorize: Authorize | None = None,
+        methods: Methods | None = None,
     ) -> None:
         if not isinstance(config, (str, ServerConfig)):
             kind = type(config).__name__
@@ -182,6 +189,10 @@ class WebSocketServer:
         self._metrics.source = self.topics.measure
         self._fleet = Fleet(self.topics, self.config)
         self._fleet.on_request, self._fleet.on_join, self._fleet.on_leave = on_request, on_join, on_leave
+        if protocol is not None:
+            self._speak(protocol, authorize, methods)
+        elif authorize is not None or methods is not None:
+            raise ValueError("authorize and methods are of a protocol: give protocol='centrifuge' as well")
         self._heartbeat: HeartbeatManager | None = None
         self._global_limit = GlobalRateLimiter(self.config.global_rate_limit)
         own, common = self.config.rate_limit, self.config.global_rate_limit
@@ -217,6 +228,9 @@ class WebSocketServer:
         on_request: Callable[[ConnectedClient, Message], Any] | None = None,
         on_join: Callable[[str, Member], Any] | None = None,
         on_leave: Callable[[str, Member], Any] | None = None,
+        protocol: Literal["centrifuge"] | None = None,
+        authorize: Authorize | None = None,
+        methods: Methods | None = None,
         **options: Unpack[ServerOptions],
     ) -> Self:
         """A server for `address`, "host:port"; `options` are fields of `ServerConfig`."""
@@ -234,7 +248,24 @@ class WebSocketServer:
             on_request=on_request,
             on_join=on_join,
             on_leave=on_leave,
+            protocol=protocol,
+            authorize=authorize,
+            methods=methods,
         )
+
+    def _speak(self, protocol: str, authorize: Authorize | None, methods: Methods | None) -> None:
+        """Have connections served by a protocol, instead of a handler."""
+        if protocol != "centrifuge":
+            raise ValueError(f"protocol is {protocol!r}, allowed are 'centrifuge' and None")
+        if self._handler is not None or self._is_callback:
+            raise ValueError("give either protocol or what takes the messages, handler or on_message")
+        from fabric._centrifuge.wire import NAME_TAKEN  # few servers speak it
+        from fabric.centrifuge import Centrifuge
+
+        spoken = Centrifuge(self, authorize, methods)
+        self._handler = spoken.serve
+        self.topics.wrap = spoken.wrap
+        self._fleet.watch, self._fleet.replaced = spoken.tell_presence, NAME_TAKEN
 
     # -- life
 

@@ -3,6 +3,7 @@ from cython cimport final
 from libc.stdint cimport int64_t
 
 from fabric_ext.connection cimport Connection
+from fabric_ext.session_user cimport SessionUser
 from fabric_ext.writer cimport LoopWriter
 
 
@@ -54,11 +55,11 @@ cdef class Driver:
     @final
     cdef int _wake(self) except -1
     @final
-    cdef bint wait(self, Blocking receiver, object future, int64_t until) except -1
+    cdef bint wait(self, Receiver receiver, object future, int64_t until) except -1
     @final
     cdef bint _may_drive(self, bint receives, int64_t now) noexcept
     @final
-    cdef int _drive(self, Blocking receiver, int64_t until) except -1
+    cdef int _drive(self, Receiver receiver, int64_t until) except -1
     @final
     cdef int _follow(self, bint receives, object future, int64_t until) except -1
     @final
@@ -67,10 +68,10 @@ cdef class Driver:
     cdef int _call_outside(self) except -1
 
 
-cdef class Blocking:
+cdef class Receiver:
     cdef object __weakref__
     cdef readonly Driver _driver
-    cdef readonly Connection _connection
+    cdef SessionUser _user       # the connection
     cdef unsigned long _receiver # thread in recv; 0: none
     cdef public bint _closing    # close() was called
     cdef int64_t _busy_ns        # of looking instead of sleeping, after the last byte
@@ -79,7 +80,12 @@ cdef class Blocking:
     @final
     cdef bint _is_over(self) noexcept
     @final
-    cdef bint _is_readable(self) noexcept
+    cdef bint _is_readable(self) except -1
+
+
+cdef class Blocking(Receiver):
+    cdef readonly Connection _connection
+
     @final
     cdef bint _write(self, object message, object compress) except -1
     @final

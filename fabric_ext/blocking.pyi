@@ -6,8 +6,8 @@ from typing import Any, NoReturn, Self, TypeVar
 
 from typing_extensions import disjoint_base
 
-from fabric_ext.connection import Connection
 from fabric_ext.message import Message
+from fabric_ext.session_user import SessionUser
 
 _T = TypeVar("_T")
 
@@ -75,9 +75,9 @@ class Driver:
         """Have `function` called by a thread that waits, without the lock; return what it returns."""
     def soon(self, function: Callable[..., _T], *arguments: Any) -> _T:
         """Call `function` with the lock held; it does not wait, and what Ctrl-C raises comes behind it."""
-    def _add(self, connection: Connection) -> None:
+    def _add(self, connection: SessionUser) -> None:
         """One more connection of the loop."""
-    def _remove(self, connection: Connection) -> None: ...
+    def _remove(self, connection: SessionUser) -> None: ...
     def _close(self) -> None:
         """Cancel what still runs, and close the loop, once no thread waits for descriptors."""
     def _attention(self) -> tuple[bool, float | None]:
@@ -94,16 +94,22 @@ class Driver:
         """This is a child: nothing of it can be used here."""
 
 @disjoint_base
-class Blocking:
-    """The part of a blocking connection that sends and receives, over an asyncio one."""
+class Receiver:
+    """A blocking connection, as its driver sees it: what it waits for, and where that is read."""
 
     _closing: bool
     @property
     def _driver(self) -> Driver: ...
+    def __reduce__(self) -> NoReturn: ...
+    def _bind(self, driver: Driver, connection: SessionUser, busy_poll: float) -> None: ...
+
+@disjoint_base
+class Blocking(Receiver):
+    """The part of a blocking connection that sends and receives, over an asyncio one."""
+
     @property
     def _connection(self) -> Any: ...
-    def __reduce__(self) -> NoReturn: ...
-    def _bind(self, driver: Driver, connection: Connection, busy_poll: float) -> None: ...
+    def _bind(self, driver: Driver, connection: SessionUser, busy_poll: float) -> None: ...
     def recv(self, timeout: float | timedelta | None = None) -> Message | None:
         """Receive the next message; None after a normal close.
 

@@ -35,6 +35,7 @@ from fabric_ext.connection cimport Connection
 from fabric_ext.read_buffer cimport Block
 from fabric_ext.receive_queue cimport fresh
 from fabric_ext.session cimport Session
+from fabric_ext.session_user cimport SessionUser
 from fabric_ext.writer cimport LoopWriter, loop_writer_of
 
 cdef extern from *:
@@ -280,7 +281,8 @@ cdef class Driver:
 
     cdef int _acquire(self) except -1:
         cdef unsigned long me = PyThread_get_thread_ident()
-        cdef Connection connection
+        cdef SessionUser connection
+        cdef Session session
         if not self._forked and not PyThread_acquire_lock(self._lock, NOWAIT_LOCK):
             with nogil:
                 PyThread_acquire_lock(self._lock, WAIT_LOCK)
@@ -289,8 +291,9 @@ cdef class Driver:
         if me != self._home:
             self._home = me
             for connection in self._connections:
-                if connection._session is not None:
-                    connection._session._transport._thread_id = me
+                session = connection.session_now()
+                if session is not None:
+                    session._transport._thread_id = me
         return 0
 
     cdef void _release(self) noexcept:
@@ -384,7 +387,7 @@ cdef class Driver:
 
     # ------------------------------------------------------------------ waiting
 
-    cdef bint wait(self, Blocking receiver, object future, int64_t until) except -1:
+    cdef bint wait(self, Receiver receiver, object future, int64_t until) except -1:
         """Wait, with the lock held, until `future` is done, or a message there for `receiver`; False: until `until`.
 
         The lock is given away meanwhile.
@@ -444,7 +447,7 @@ cdef class Driver:
         return not self._receivers and (self._received_by == <unsigned long>PyThread_get_thread_ident()
                                         or monotonic_ns() - self._received_ns >= AWAY_NS)
 
-    cdef int _drive(self, Blocking receiver, int64_t until) except -1:
+    cdef int _drive(self, Receiver receiver, int64_t until) except -1:
         """Wait for what comes next: read it, or have the loop do so."""
         cdef Session session = None
         cdef Block block = None
@@ -463,7 +466,7 @@ cdef class Driver:
             if receiver._busy_ns:
                 busy_until = NEVER if receiver._busy_ns == NEVER else receiver._arrived_ns + receiver._busy_ns
             if receiver._is_readable():
-                session = receiver._connection._session
+                session = receiver._user.session_now()
                 block = session._read_buffer.block()
                 p, size = block.data, block.size
                 fd = session._transport._socket
@@ -501,7 +504,7 @@ cdef class Driver:
                 self._reads += 1                   # no more than a look at the socket
             else:
                 self._step()
-                if busy_until and receiver._connection._items.size:
+                if busy_until and receiver._user._items.size:
                     receiver._arrived_ns = monotonic_ns()
         finally:
             self._waiting = 0
@@ -643,13 +646,14 @@ cdef class Driver:
         finally:
             self.leave()
 
-    def _add(self, Connection connection not None):
+    def _add(self, SessionUser connection not None):
         """One more connection of the loop."""
+        cdef Session session = connection.session_now()
         self._connections.append(connection)
-        if connection._session is not None:
-            connection._session._transport._thread_id = self._home
+        if session is not None:
+            session._transport._thread_id = self._home
 
-    def _remove(self, Connection connection not None):
+    def _remove(self, SessionUser connection not None):
         self._connections.remove(connection)
 
     def _close(self):
@@ -838,30 +842,38 @@ cdef class _Cork:
             self._blocking._driver.leave()
 
 
-cdef class Blocking:
-    """The part of a blocking connection that sends and receives, over an asyncio one."""
+cdef class Receiver:
+    """A blocking connection, as its driver sees it: what it waits for, and where that is read."""
 
-    def _bind(self, Driver driver not None, Connection connection not None, double busy_poll):
+    def _bind(self, Driver driver not None, SessionUser connection not None, double busy_poll):
         self._driver = driver
-        self._connection = connection
+        self._user = connection
         self._busy_ns = NEVER if busy_poll > 1e9 else <int64_t>(busy_poll * 1e9)
         self._arrived_ns = monotonic_ns()
 
     def __reduce__(self):
         raise TypeError(f"cannot copy or pickle {type(self).__name__!r} object")
 
-    # ------------------------------------------------------------------ receiving
-
     cdef bint _is_over(self) noexcept:
         """Need recv() not wait any more?"""
-        return self._connection._items.size or self._connection._end is not None or self._closing
+        return self._user._items.size or self._user._end is not None or self._closing
 
-    cdef bint _is_readable(self) noexcept:
+    cdef bint _is_readable(self) except -1:
         """May the socket be read past the loop's transport?"""
-        cdef Session session = self._connection._session
+        cdef Session session = self._user.session_now()
         return (session is not None and session.closing is None and session._read_pauses == 0
                 and not session._discarding and session._early is None and not session._transport.is_secure
-                and not session._transport.closed and self._connection._waiter is None)
+                and not session._transport.closed and self._user._waiter is None)
+
+
+cdef class Blocking(Receiver):
+    """The part of a blocking connection that sends and receives, over an asyncio one."""
+
+    def _bind(self, Driver driver not None, SessionUser connection not None, double busy_poll):
+        self._connection = <Connection?>connection
+        Receiver._bind(self, driver, connection, busy_poll)
+
+    # ------------------------------------------------------------------ receiving
 
     @property
     def _is_awaited(self):

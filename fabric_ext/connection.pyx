@@ -127,6 +127,9 @@ cdef class Connection(SessionUser):
         while other._items.size and not session._discarding:
             session.deliver_held(other._items.pop())
 
+    cdef object session_now(self):
+        return self._session
+
     cdef int on_closing(self) except -1:
         return self.move(CLOSE_BEGUN)
 

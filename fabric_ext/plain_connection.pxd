@@ -25,6 +25,7 @@ cdef class PlainConnection(SessionUser):
     cdef Py_ssize_t _max_fragments
     cdef list _unfinished        # the frames so far of a message in several, or None
     cdef bint _dropping          # closing, and the queue is full: what still comes is thrown away
+    cdef bint _wanted            # a thread waits for what stands first in the queue, without a Recv
     cdef bint _stream_open       # the next message, or the unfinished one, goes into the queue frame by frame
     cdef public bint _streaming  # a stream has begun and was not read to its end: nobody else may receive
     cdef public object _writable_waiter  # a future for when all is written; None while nobody waits

@@ -69,6 +69,9 @@ cdef class PlainConnection(SessionUser):
         self.update_sendable()
         session.open()
 
+    cdef object session_now(self):
+        return self._session
+
     cdef int on_closing(self) except -1:
         self._state = CLOSING
         self.update_sendable()
@@ -130,7 +133,7 @@ cdef class PlainConnection(SessionUser):
         if not session.gathering or self._items.size >= BATCH or n > BATCH_SIZE:
             self.hand_over()
         # A receiver that waits for the rest of a message makes room by itself.
-        if unlikely(self._frames > self._high and (self._waiter is None or self._items.size)):
+        if unlikely(self._frames > self._high and ((self._waiter is None and not self._wanted) or self._items.size)):
             if self._state == OPEN:
                 session.pause(QUEUE_FULL)
             else:

@@ -119,7 +119,7 @@ def inherits_in_c(type cls not None):
         for name, method in vars(base).items():
             if type(method) is MethodDescriptorType and getattr(cls, name) is method and not name.startswith("__"):
                 setattr(cls, name, own_method(cls, method))
-    base = next(base for base in cls.__mro__ if "__anext__" in vars(base))
+    base = next((base for base in cls.__mro__ if "__anext__" in vars(base)), cls)
     if base is not cls:
         inherit_anext(cls, base)
     return cls

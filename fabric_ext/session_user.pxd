@@ -29,3 +29,4 @@ cdef class SessionUser(ReceiveQueue):
     cdef object begin_send(self, object message, object option)
     cdef object wrong_thread(self)
     cdef int forget_waiter(self) except -1
+    cdef object session_now(self)

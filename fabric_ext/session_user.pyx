@@ -64,6 +64,10 @@ cdef class SessionUser(ReceiveQueue):
         self._waiter = self._future = None
         return 0
 
+    cdef object session_now(self):
+        """The session, or None while there is none."""
+        return None
+
     def _is_followed(self, session):
         """Does another session follow this one, which the peer has closed? Then nothing is worth waiting for."""
         return False

@@ -23,7 +23,7 @@ LAYERS = {
         fabric_ext.receive_queue fabric_ext.read_buffer fabric_ext.transport fabric_ext.writer fabric_ext.throttle
         fabric_ext.session_user fabric_ext.sender fabric_ext.closing fabric_ext.session fabric_ext.poller
         fabric_ext.connection fabric_ext.broadcast fabric_ext.plain_connection fabric_ext.asgi fabric_ext.topics
-        fabric_ext.remote fabric_ext.blocking fabric_ext
+        fabric_ext.remote fabric_ext.blocking fabric_ext.plain_blocking fabric_ext
     """,
     "vocabulary": """
         fabric._version fabric._namesake fabric.error fabric._http.url fabric.headers fabric.message fabric.subprotocol
@@ -50,6 +50,7 @@ LAYERS = {
         fabric._server.listening fabric._server.descriptors fabric._server.dashboard fabric._server
         fabric.broker fabric._history.logs fabric._history.shared
         fabric._history fabric.topics fabric._fleet.wire fabric._fleet.directory fabric._fleet fabric.fleet
+        fabric._centrifuge.wire fabric._centrifuge fabric.centrifuge
         fabric._server.connected_client fabric.server fabric.runner fabric.websockets
         fabric._asgi.messages fabric._asgi.worker fabric._asgi fabric.asgi
     """,
@@ -73,10 +74,12 @@ FORBIDDEN = {
     "vocabulary": {"asyncio", "picows", "socket", "uvloop"},
     "policies": {"picows", "socket", "uvloop"},
 }
-# The types of the property `client.server`, and of the clients that have names.
+# The types of the property `client.server`, of the clients that have names, and of those that speak a protocol.
 UPWARD = {
     ("fabric._server.connected_client", "fabric.server"),
     ("fabric.fleet", "fabric._server.connected_client"),
+    ("fabric.centrifuge", "fabric._server.connected_client"),
+    ("fabric.centrifuge", "fabric.server"),
 }
 # The type of a field.
 EXCEPT = {(f"fabric._config.{module}", "socket") for module in ("client", "server", "options")}

@@ -33,6 +33,7 @@ ELSEWHERE = {
     "fabric.broker.streams": "integration/test_histories_redis.py",
     "fabric.client": "integration/test_client_connect.py",
     "fabric_ext.fanout": "unit/test_broadcast.py",
+    "fabric_ext.plain_blocking": "integration/test_websockets_sync_client.py",
     "fabric_ext.session_user": "unit/test_session.py",
 }
 #: Folder of modules -> where those are tested that have no file of their own.
@@ -42,7 +43,7 @@ TOGETHER = {
     "fabric.testing.": "integration/test_testing.py",
     "fabric.websockets.asyncio.": "integration/test_websockets_client.py",
     "fabric.websockets.legacy.": "unit/test_websockets.py",
-    "fabric.websockets.sync.": "unit/test_websockets.py",
+    "fabric.websockets.sync.": "integration/test_websockets_sync_client.py",
     "fabric.websockets.": "unit/test_websockets.py",
     "fabric.__main__": "unit/test_cli.py",
 }

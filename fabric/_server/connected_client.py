@@ -16,6 +16,7 @@ from fabric_ext.receive_queue import inherits_in_c
 from fabric_ext.topics import Subscriber
 
 if TYPE_CHECKING:
+    from fabric.centrifuge import Translator
     from fabric.server import WebSocketServer
     from fabric_ext.session import Session
 
@@ -28,7 +29,7 @@ logger = logging.getLogger("fabric.server")
 class ConnectedClient(BaseConnection):
     """A client's connection, as its server sees it."""
 
-    __slots__ = ("_ip", "_is_viewer", "_request", "_server", "_subscriber", "_task")
+    __slots__ = ("_ip", "_is_viewer", "_request", "_server", "_subscriber", "_task", "_translator")
 
     def __init__(self, server: WebSocketServer, request: Request, ip: str | None, *, is_viewer: bool = False) -> None:
         super().__init__(
@@ -45,6 +46,7 @@ class ConnectedClient(BaseConnection):
         self._ip = ip
         self._task: asyncio.Task[Any] | None = None
         self._subscriber: Subscriber | None = None  # with its first subscription
+        self._translator: Translator | None = None  # of a protocol; hears of subscriptions
 
     @property
     def id(self) -> uuid.UUID:
@@ -135,6 +137,8 @@ class ConnectedClient(BaseConnection):
             raise TooManyTopics(limit)
         outcome = self._server.topics._join(self, topic, position, on_recovery)
         self._server._fleet.subscribed(self, topic)
+        if self._translator is not None:
+            self._translator.subscribed(topic)
         return outcome
 
     def unsubscribe(self, topic: str) -> None:
@@ -143,6 +147,8 @@ class ConnectedClient(BaseConnection):
         if self._subscriber is not None:
             self._server.topics._unsubscribe(self._subscriber, topic)
             self._server._fleet.unsubscribed(self, topic)
+            if self._translator is not None:
+                self._translator.unsubscribed(topic)
 
     def _opened(self) -> None:
         self._local_addr = self.local_addr

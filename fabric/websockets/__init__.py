@@ -11,8 +11,11 @@ are C methods that give and take str and bytes, and run on the same sessions, de
 `fabric.server`. The opening handshake is Python of its own, with the limits, texts and hooks that programs know;
 transports are the event loop's, made with the arguments that `connect` and `serve` pass on.
 
-Not here: the Sans-I/O classes, the classes of the legacy interface and the threading interface (of which a few names
-are kept for annotations), and trio. Asking for them says so.
+The threading interface (`sync`) is the same connection on an event loop that no thread runs: whichever thread waits for
+something works on it, as with `fabric.sync`.
+
+Not here: the Sans-I/O classes, the classes of the legacy interface (of which a few names are kept for annotations), and
+trio. Asking for them says so.
 """
 
 from __future__ import annotations

@@ -57,6 +57,7 @@ class _Loader(importlib.abc.Loader):
             if error.name != own:
                 raise
             raise ModuleNotFoundError(
-                f"fabric.websockets stands for websockets, and has no {name}: it offers the asyncio interface",
+                f"fabric.websockets stands for websockets, and has no {name}:"
+                " it offers the asyncio and the threading interface",
                 name=name,
             ) from None

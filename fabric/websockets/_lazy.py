@@ -35,8 +35,8 @@ def lazy(
             return getattr(importlib.import_module(deprecated[name]), name)
         if name in left_out:
             raise AttributeError(
-                f"fabric.websockets has no {name}: it offers the asyncio interface of websockets,"
-                " and neither Sans-I/O nor legacy classes"
+                f"fabric.websockets has no {name}: it offers the asyncio and the threading interface of"
+                " websockets, and neither Sans-I/O nor legacy classes"
             )
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 

@@ -45,6 +45,28 @@ hello
 sent 1000 (OK); then received 1000 (OK)
 """
 
+BLOCKING = """\
+import threading
+
+from websockets.sync.client import connect
+from websockets.sync.server import serve
+
+
+def echo(websocket):
+    for message in websocket:
+        websocket.send(message)
+
+
+with serve(echo, "127.0.0.1", 0) as server:
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    host, port = server.socket.getsockname()
+    with connect(f"ws://{host}:{port}") as websocket:
+        websocket.send("hello")
+        print(type(websocket).__module__, websocket.recv())
+thread.join()
+"""
+
 
 def fabric(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", "-m", "fabric", *arguments]
@@ -59,6 +81,13 @@ def test_a_program_runs_on_fabric(tmp_path: Path) -> None:
     program.write_text(PROGRAM)
     done = fabric("run", "--as-websockets", str(program), "--option", "x")
     assert (done.stdout, done.stderr, done.returncode) == (EXPECTED, "", 7)
+
+
+def test_a_program_with_threads_runs_on_fabric(tmp_path: Path) -> None:
+    program = tmp_path / "app.py"
+    program.write_text(BLOCKING)
+    done = fabric("run", "--as-websockets", str(program))
+    assert (done.stdout, done.stderr, done.returncode) == ("fabric.websockets.sync.client hello\n", "", 0)
 
 
 def test_a_module_runs_too_with_modules_beside_it(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import fabric.websockets as ours
 
 MODULES = """
     asyncio.client asyncio.connection asyncio.router asyncio.server client datastructures exceptions extensions.base
-    extensions.permessage_deflate frames headers http11 proxy typing uri version
+    extensions.permessage_deflate frames headers http11 proxy sync.client sync.connection sync.router sync.server
+    typing uri version
 """.split()
 LEFT_OUT = {"ClientProtocol", "Protocol", "ServerProtocol", "Side"}
 DEPRECATED = {
@@ -40,7 +41,7 @@ def run(program: str) -> str:
 def test_every_public_name_is_there_or_says_why_not() -> None:
     for name in theirs.__all__:
         if name in LEFT_OUT:
-            with pytest.raises(AttributeError, match=f"no {name}: it offers the asyncio interface"):
+            with pytest.raises(AttributeError, match=f"no {name}: it offers the asyncio and the threading interface"):
                 getattr(ours, name)
         else:
             assert getattr(ours, name).__module__.split(".")[0] in {"fabric", "typing", "types", "builtins", "_io"}
@@ -102,6 +103,25 @@ def parameters(function: Any) -> list[tuple[str, Any, Any]]:
         "asyncio.connection.Connection.ping",
         "asyncio.connection.Connection.pong",
         "asyncio.router.Router",
+        "sync.client.connect",
+        "sync.client.reconnect",
+        "sync.client.unix_connect",
+        "sync.client.unix_reconnect",
+        "sync.client.ClientConnection",
+        "sync.connection.Connection.recv_streaming",
+        "sync.connection.Connection.close",
+        "sync.connection.Connection.wait_closed",
+        "sync.connection.Connection.ping",
+        "sync.connection.Connection.pong",
+        "sync.router.Router",
+        "sync.router.route",
+        "sync.server.serve",
+        "sync.server.unix_serve",
+        "sync.server.ServerConnection",
+        "sync.server.Server",
+        "sync.server.Server.shutdown",
+        "sync.server.basic_auth",
+        "sync.server.broadcast",
         "client.backoff",
         "exceptions.PayloadTooBig",
         "extensions.permessage_deflate.ClientPerMessageDeflateFactory",
@@ -143,6 +163,9 @@ ours.install()
 import websockets, websockets.asyncio.client, websockets.exceptions as exceptions
 from websockets.asyncio.server import serve
 from websockets.extensions.permessage_deflate import PerMessageDeflate
+from websockets.sync.client import connect
+import fabric.websockets.sync.client
+assert connect is fabric.websockets.sync.client.connect
 import fabric.websockets.asyncio.server
 assert websockets is ours and websockets.connect is ours.connect
 assert serve is fabric.websockets.asyncio.server.serve
@@ -155,15 +178,8 @@ except ModuleNotFoundError as error:
 """
     assert run(program) == (
         "websockets.trio fabric.websockets stands for websockets, and has no websockets.trio:"
-        " it offers the asyncio interface\n"
+        " it offers the asyncio and the threading interface\n"
     )
-
-
-def test_the_threading_client_can_be_imported_and_says_that_it_is_not_there() -> None:
-    module = importlib.import_module("fabric.websockets.sync.client")
-    for name in module.__all__:
-        with pytest.raises(NotImplementedError, match="no threading interface yet"):
-            getattr(module, name)("ws://localhost")
 
 
 def test_it_is_too_late_to_install_once_websockets_is_imported() -> None:

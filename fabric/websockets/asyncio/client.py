@@ -8,7 +8,6 @@ import os
 import socket
 import ssl as ssl_module
 import traceback
-import urllib.parse
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any, Literal
@@ -17,9 +16,9 @@ from fabric.websockets._negotiation import ClientNegotiation, MaxSize, refuse_le
 from fabric.websockets.asyncio._opening import Opening
 from fabric.websockets.asyncio.connection import Connection, MaxQueue, WriteLimit
 from fabric.websockets.asyncio.proxy import connect_http_proxy, connect_socks_proxy
-from fabric.websockets.client import backoff, process_exception
-from fabric.websockets.datastructures import Headers, HeadersLike
-from fabric.websockets.exceptions import InvalidMessage, InvalidStatus, SecurityError, StatusLineTooLong
+from fabric.websockets.client import backoff, process_exception, redirected, without_credentials
+from fabric.websockets.datastructures import HeadersLike
+from fabric.websockets.exceptions import InvalidMessage, SecurityError, StatusLineTooLong
 from fabric.websockets.extensions.base import ClientExtensionFactory
 from fabric.websockets.extensions.permessage_deflate import (
     ClientPerMessageDeflateFactory,
@@ -35,9 +34,6 @@ from fabric_ext.receive_queue import inherits_in_c
 __all__ = ["ClientConnection", "connect", "unix_connect"]
 
 MAX_REDIRECTS = int(os.environ.get("WEBSOCKETS_MAX_REDIRECTS", "10"))
-
-_REDIRECTS = (300, 301, 302, 303, 307, 308)
-_CREDENTIALS = ("authorization", "cookie", "proxy-authorization")
 
 
 @inherits_in_c
@@ -318,32 +314,18 @@ class connect:  # noqa: N801  (a name of the interface)
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         """Where a failed attempt leads: a URI, or the exception to raise."""
-        if not (
-            isinstance(exc, InvalidStatus)
-            and exc.response.status_code in _REDIRECTS
-            and "Location" in exc.response.headers
-        ):
-            return exc
-        old = self.ws_uri
-        new_uri = urllib.parse.urljoin(self.uri, exc.response.headers["Location"])
-        new = parse_uri(new_uri)
         given = self.create_connection_kwargs
-        if given.get("sock") is not None:
-            return ValueError(f"cannot follow redirect to {new_uri} with a preexisting socket")
-        if old.secure and not new.secure:
-            return SecurityError(f"cannot follow redirect to non-secure URI {new_uri}")
-        if (old.secure, old.host, old.port) != (new.secure, new.host, new.port):
-            if given.get("unix", False):
-                return ValueError(f"cannot follow cross-origin redirect to {new_uri} with a Unix socket")
-            if given.get("host") is not None or given.get("port") is not None:
-                return ValueError(f"cannot follow cross-origin redirect to {new_uri} with an explicit host or port")
-            if self.additional_headers is not None:
-                # What was meant for one server is not told another one.
-                lines = Headers(self.additional_headers).raw_items()
-                self.additional_headers = Headers(
-                    [(name, value) for name, value in lines if name.lower() not in _CREDENTIALS]
-                )
-        return new_uri
+        is_placed = given.get("host") is not None or given.get("port") is not None
+        target, is_cross_origin = redirected(
+            exc,
+            self.uri,
+            has_socket=given.get("sock") is not None,
+            is_unix=given.get("unix", False),
+            elsewhere="an explicit host or port" if is_placed else None,
+        )
+        if is_cross_origin and self.additional_headers is not None:
+            self.additional_headers = without_credentials(self.additional_headers)
+        return target
 
     def __await__(self) -> Generator[Any, None, ClientConnection]:
         return self.connect().__await__()

@@ -70,8 +70,9 @@ async def connect_http_proxy(
         OSError: it cannot be reached.
     """
     request = prepare_connect_request(proxy, ws_uri, user_agent_header)
-    kwargs.setdefault("host", proxy.host)
-    kwargs.setdefault("port", proxy.port)
+    if kwargs.get("sock") is None:
+        kwargs.setdefault("host", proxy.host)
+        kwargs.setdefault("port", proxy.port)
     loop = asyncio.get_running_loop()
     transport, tunnel = await loop.create_connection(lambda: _Tunnel(request), **kwargs)
     try:

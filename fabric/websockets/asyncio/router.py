@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Router", "route", "unix_route"]
 
 
-def _check_werkzeug(name: str) -> None:
+def check_werkzeug(name: str) -> None:
     try:
         import werkzeug.routing  # noqa: F401
     except ImportError:
@@ -45,7 +45,7 @@ def route(
         ssl: as for `serve`; or True: it is a proxy before this server that speaks TLS.
         create_router: makes the router: a subclass of `Router`.
     """
-    _check_werkzeug("route")
+    check_werkzeug("route")
     scheme = "ws" if ssl is None else "wss"
     if ssl is not None and ssl is not True:
         kwargs["ssl"] = ssl
@@ -65,7 +65,7 @@ def route(
 
 def unix_route(url_map: Map, path: PathLike | None = None, **kwargs: Any) -> Server:
     """Serve at the Unix socket `path`; see `route`."""
-    _check_werkzeug("unix_route")
+    check_werkzeug("unix_route")
     return route(url_map, unix=True, path=path, **kwargs)
 
 
@@ -79,21 +79,22 @@ class Router:
         for rule in self.url_map.iter_rules():
             rule.websocket = True
 
-    def get_server_name(self, connection: ServerConnection, request: Request) -> str:
+    def get_server_name(self, connection: Any, request: Request) -> str:
         """The server's name in redirects."""
         return request.headers["Host"] if self.server_name is None else self.server_name
 
-    def redirect(self, connection: ServerConnection, url: str) -> Response:
+    def redirect(self, connection: Any, url: str) -> Response:
         """The response that leads to `url`."""
-        response = connection.respond(http.HTTPStatus.FOUND, f"Found at {url}")
+        response: Response = connection.respond(http.HTTPStatus.FOUND, f"Found at {url}")
         response.headers["Location"] = url
         return response
 
-    def not_found(self, connection: ServerConnection) -> Response:
+    def not_found(self, connection: Any) -> Response:
         """The response where no rule matches."""
-        return connection.respond(http.HTTPStatus.NOT_FOUND, "Not Found")
+        response: Response = connection.respond(http.HTTPStatus.NOT_FOUND, "Not Found")
+        return response
 
-    def route_request(self, connection: ServerConnection, request: Request) -> Response | None:
+    def route_request(self, connection: Any, request: Request) -> Response | None:
         """Set `connection.handler` and `handler_kwargs` for a request; or return the response to send instead."""
         from werkzeug.exceptions import NotFound
         from werkzeug.routing import RequestRedirect

@@ -295,7 +295,7 @@ class Server:
             self.server = cast("asyncio.Server", await self.create_server())
             if self.server.is_serving():
                 for sock in self.server.sockets:
-                    self.logger.info("server listening on %s", _name_of(sock))
+                    self.logger.info("server listening on %s", name_of_socket(sock))
         return self
 
     def __await__(self) -> Generator[Any, None, Self]:
@@ -314,7 +314,7 @@ class Server:
         await self.wait_closed()
 
 
-def _name_of(sock: socket.socket) -> str:
+def name_of_socket(sock: socket.socket) -> str:
     """A listening socket's address, for the log."""
     name = sock.getsockname()
     if sock.family == socket.AF_INET6:
@@ -469,6 +469,47 @@ def _is_known(known: Mapping[str, str], username: str, password: str) -> bool:
     return hmac.compare_digest(expected.encode(errors="surrogateescape"), password.encode(errors="surrogateescape"))
 
 
+def credentials_checker(
+    credentials: Any, check_credentials: Callable[[str, str], Any] | None
+) -> Callable[[str, str], Any]:
+    """What says whether a user name and a password are right, of the arguments of `basic_auth`."""
+    if (credentials is None) == (check_credentials is None):
+        raise ValueError("provide either credentials or check_credentials")
+    if check_credentials is not None:
+        return check_credentials
+    known: Any = [credentials] if _is_pair(credentials) else credentials
+    try:
+        pairs = list(known)
+    except TypeError:
+        pairs = [None]
+    if not all(map(_is_pair, pairs)):
+        raise TypeError(f"invalid credentials argument: {credentials}")
+    return functools.partial(_is_known, dict(pairs))
+
+
+async def authenticate(
+    connection: Any, request: Request, realm: str, check: Callable[[str, str], Any]
+) -> Response | None:
+    """Set `username` of a connection for the credentials of its request; or return the response that asks for them."""
+    try:
+        username, password = parse_authorization_basic(request.headers["Authorization"])
+    except KeyError:
+        why = "Missing credentials\n"
+    except InvalidHeader:
+        why = "Unsupported credentials\n"
+    else:
+        valid = check(username, password)
+        if inspect.isawaitable(valid):
+            valid = await valid
+        if valid:
+            connection.username = username
+            return None
+        why = "Invalid credentials\n"
+    response: Response = connection.respond(http.HTTPStatus.UNAUTHORIZED, why)
+    response.headers["WWW-Authenticate"] = build_www_authenticate_basic(realm)
+    return response
+
+
 def basic_auth(
     realm: str = "",
     credentials: tuple[str, str] | Iterable[tuple[str, str]] | None = None,
@@ -485,38 +526,9 @@ def basic_auth(
         TypeError: `credentials` are none.
         ValueError: both are given, or neither.
     """
-    if (credentials is None) == (check_credentials is None):
-        raise ValueError("provide either credentials or check_credentials")
-    if credentials is not None:
-        known: Any = [credentials] if _is_pair(credentials) else credentials
-        try:
-            pairs = list(known)
-        except TypeError:
-            pairs = [None]
-        if not all(map(_is_pair, pairs)):
-            raise TypeError(f"invalid credentials argument: {credentials}")
-        check_credentials = functools.partial(_is_known, dict(pairs))
-    check = check_credentials
-    assert check is not None
+    check = credentials_checker(credentials, check_credentials)
 
     async def process_request(connection: ServerConnection, request: Request) -> Response | None:
-        why = None
-        try:
-            username, password = parse_authorization_basic(request.headers["Authorization"])
-        except KeyError:
-            why = "Missing credentials\n"
-        except InvalidHeader:
-            why = "Unsupported credentials\n"
-        else:
-            valid = check(username, password)
-            if inspect.isawaitable(valid):
-                valid = await valid
-            if valid:
-                connection.username = username
-                return None
-            why = "Invalid credentials\n"
-        response = connection.respond(http.HTTPStatus.UNAUTHORIZED, why)
-        response.headers["WWW-Authenticate"] = build_www_authenticate_basic(realm)
-        return response
+        return await authenticate(connection, request, realm, check)
 
     return process_request

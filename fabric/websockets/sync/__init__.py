@@ -1,1 +1,1 @@
-"""The threading interface of `websockets`, which is not here yet: names that packages import, and that say so."""
+"""The threading interface: `client`, `server`, `router`, and what their connections have in common."""

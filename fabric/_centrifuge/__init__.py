@@ -1,0 +1,1 @@
+"""Parts of `fabric.centrifuge`: the words of the protocol, its topics, and the session of one client."""
