@@ -68,5 +68,7 @@ class SteppedLoop(asyncio.SelectorEventLoop):
 
     def _descriptors(self) -> list[int]:
         """Those that the loop has for itself, which a forked child lets go of."""
+        if self.is_closed():
+            return []  # the numbers are those of other files by now
         own = [self._ssock, self._csock]  # type: ignore[attr-defined]
         return [self.descriptor, *(sock.fileno() for sock in own if sock is not None)]

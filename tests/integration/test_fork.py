@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
+import stat
 from collections.abc import Iterator
 
 import pytest
 
+import fabric.sync
 from fabric.client import WebSocketClient
 from fabric.message import Message
+from fabric_ext.protocol import State
 from integration.raw import RawServer, Visit
 from support.raw_peer import RawPeer
 from support.serving import Held, serve, until
@@ -19,6 +23,25 @@ from support.tls import server_context
 Stack = contextlib.AsyncExitStack
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+async def test_a_child_keeps_the_files_that_came_after_a_blocking_client(stack: Stack) -> None:
+    """Once it lost one of them, if the loop of the closed client had not been collected."""
+    server = await serve(stack, Held())
+    client = await asyncio.to_thread(fabric.sync.connect, f"ws://127.0.0.1:{server.port}")
+    await asyncio.to_thread(client.close)
+    pipes = [os.pipe() for _ in range(10)]
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(sum(not stat.S_ISFIFO(os.fstat(number).st_mode) for pipe in pipes for number in pipe))
+        finally:
+            os._exit(100)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    for pipe in pipes:
+        for number in pipe:
+            os.close(number)
+    assert client.state is State.CLOSED
 
 
 @contextlib.contextmanager
