@@ -24,9 +24,12 @@ LONGEST_AGO = 1e9  # seconds
 
 
 class Lost(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """What servers are told: messages of these topics may be lost that were published since so many seconds.
+    """What servers are told: messages of these topics may be lost.
 
-    `ends` is how long ago the last of them was published.
+    Attributes:
+        topics: up to `AT_ONCE` of them.
+        begins: how long ago the first of the messages was published, in seconds.
+        ends: how long ago the last of them was published, in seconds.
     """
 
     topics: Annotated[list[Annotated[str, Meta(max_length=255)]], Meta(max_length=AT_ONCE)]

@@ -47,8 +47,8 @@ REFRESH = 1.0  # seconds between two lines of status
 DESCRIPTION = """\
 Serve WebSockets until interrupted. Ctrl-C and SIGTERM close every connection with 1001 (going away) first.
 
-GET /health answers 200 while the server runs. With --dashboard, open /dashboard in a browser. With --workers, SIGHUP
-replaces all of them, and --metrics says where the page about all is.
+GET /health answers 200 while the server runs. With --dashboard, open /dashboard in a browser. With --workers,
+SIGHUP replaces all of them, and --metrics says where the page about all is.
 """
 EPILOG = """\
 examples:

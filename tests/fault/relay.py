@@ -160,12 +160,14 @@ class Relay:
     def end_to_client(self) -> None:
         """Half-close: the client reads the end of the stream, what it sends still passes."""
         for client, _ in self._links.values():
-            client.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # it has gone
+                client.shutdown(socket.SHUT_WR)
 
     def end_to_server(self) -> None:
         """Half-close: the server reads the end of the stream, what it sends still passes."""
         for _, server in self._links.values():
-            server.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):
+                server.shutdown(socket.SHUT_WR)
 
     def _new_socket(self) -> socket.socket:
         sock = socket.socket()

@@ -25,22 +25,26 @@ Stack = contextlib.AsyncExitStack
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
+def lost_by_a_child(*descriptors: int) -> int:
+    """How many of these pipes a forked process has no longer."""
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(sum(not stat.S_ISFIFO(os.fstat(number).st_mode) for number in descriptors))
+        finally:
+            os._exit(100)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 async def test_a_child_keeps_the_files_that_came_after_a_blocking_client(stack: Stack) -> None:
     """Once it lost one of them, if the loop of the closed client had not been collected."""
     server = await serve(stack, Held())
     client = await asyncio.to_thread(fabric.sync.connect, f"ws://127.0.0.1:{server.port}")
     await asyncio.to_thread(client.close)
     pipes = [os.pipe() for _ in range(10)]
-    child = os.fork()
-    if not child:
-        try:
-            os._exit(sum(not stat.S_ISFIFO(os.fstat(number).st_mode) for pipe in pipes for number in pipe))
-        finally:
-            os._exit(100)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    for pipe in pipes:
-        for number in pipe:
-            os.close(number)
+    assert lost_by_a_child(*(number for pipe in pipes for number in pipe)) == 0
+    for number in (number for pipe in pipes for number in pipe):
+        os.close(number)
     assert client.state is State.CLOSED
 
 
