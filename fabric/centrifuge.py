@@ -1,4 +1,4 @@
-"""The Centrifugal client protocol, in JSON: the SDKs for JavaScript, Python and Go connect to a server of ours.
+"""The Centrifugal client protocol, in JSON: the SDKs for JavaScript and Python connect to a server of ours.
 
     def authorize(client, action, topic):
         if action == "connect":
