@@ -37,6 +37,9 @@ def there() -> Iterator[Elsewhere]:
         yield elsewhere
     gc.collect()
     assert not keeper._drivers, "a client was not closed"
+    for thread in threading.enumerate():
+        if thread.name == "fabric.sync":
+            thread.join(DEADLINE)  # a close() that was interrupted has not waited for it
     left = sorted(set(descriptors().items()) - set(before.items()))
     assert not left, "descriptors are still open"
 
