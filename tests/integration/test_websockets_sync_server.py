@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import re
 import socket
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from werkzeug.routing import Map, Rule
 
+import fabric.websockets.sync.server as server_module
 from fabric.websockets.exceptions import (
     ConnectionClosedError,
     ConnectionClosedOK,
@@ -25,7 +27,7 @@ from fabric.websockets.exceptions import (
 from fabric.websockets.http11 import Request, Response
 from fabric.websockets.sync.client import connect
 from fabric.websockets.sync.router import Router, route, unix_route
-from fabric.websockets.sync.server import ServerConnection, basic_auth, broadcast, serve, unix_serve
+from fabric.websockets.sync.server import Server, ServerConnection, basic_auth, broadcast, serve, unix_serve
 from support.dropin_sync import DEADLINE, echo, nothing_left, running, started, until, url
 from support.threads import Caller
 from support.tls import client_context, server_context
@@ -261,6 +263,80 @@ def test_listening(tmp_path: Path) -> None:
         serve(echo, subprotocols="chat")
     with pytest.raises(ValueError, match="unsupported compression: False"):
         serve(echo, compression=False)  # type: ignore[arg-type]
+
+
+# --- shortages ---------------------------------------------------------------------------------------------
+
+
+class Shortage:
+    """While it lasts, `server` gets no connection accepted, or no thread started."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
+        self.server: Server | None = None
+        self.lasts = False
+        accept, start = socket.socket.accept, threading.Thread.start
+
+        def fake_accept(sock: socket.socket) -> tuple[socket.socket, Any]:
+            if self.lasts and self.server is not None and sock is self.server.socket:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return accept(sock)
+
+        def fake_start(thread: threading.Thread) -> None:
+            if self.lasts and self.server is not None and thread._target == self.server._handle:  # type: ignore[attr-defined]
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        if lacking == "descriptors":
+            monkeypatch.setattr(socket.socket, "accept", fake_accept)
+        else:
+            monkeypatch.setattr(threading.Thread, "start", fake_start)
+
+
+def errors(caplog: Log) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("lacking", ["descriptors", "threads"])
+def test_a_shortage_is_logged_and_outlived(lacking: str, monkeypatch: pytest.MonkeyPatch, caplog: Log) -> None:
+    monkeypatch.setattr(server_module, "RETRY", 0.001)
+    shortage = Shortage(monkeypatch, lacking)
+    with started() as server:
+        shortage.server, shortage.lasts = server, True
+        with contextlib.ExitStack() as visitors:
+            visitors.enter_context(socket.create_connection(server.socket.getsockname()))
+            until(lambda: errors(caplog))
+            if lacking == "threads":  # each of them is hung up on
+                visitors.enter_context(socket.create_connection(server.socket.getsockname()))
+            until(lambda: len(errors(caplog)) >= 2)
+            shortage.lasts = False
+        with connect(url(server)) as client:
+            client.send("x")
+            assert client.recv(DEADLINE) == "x"
+    first, second, *_ = errors(caplog)
+    assert first.startswith("no connection can be accepted: ")
+    assert re.fullmatch(r"for \d+ s no connection could be accepted", second)
+    assert caplog.messages.count("connections are accepted again") == 1
+
+
+def test_a_connection_without_a_thread_is_closed(monkeypatch: pytest.MonkeyPatch, caplog: Log) -> None:
+    shortage = Shortage(monkeypatch, "threads")
+    with started() as server:
+        shortage.server, shortage.lasts = server, True
+        with socket.create_connection(server.socket.getsockname()) as sock:
+            sock.settimeout(DEADLINE)
+            assert sock.recv(1) == b""
+        assert server.handler_threads == set()
+
+
+def test_shutdown_ends_the_wait_for_what_is_lacking(monkeypatch: pytest.MonkeyPatch, caplog: Log) -> None:
+    monkeypatch.setattr(server_module, "RETRY", 3600.0)
+    shortage = Shortage(monkeypatch, "descriptors")
+    with started() as server:
+        shortage.server, shortage.lasts = server, True
+        with socket.create_connection(server.socket.getsockname()):
+            until(lambda: errors(caplog))
+            Caller(server.shutdown).result()
+    assert len(errors(caplog)) == 1
 
 
 # --- routing -----------------------------------------------------------------------------------------------

@@ -37,6 +37,8 @@ from fabric_ext.receive_queue import inherits_in_c
 
 __all__ = ["Server", "ServerConnection", "basic_auth", "broadcast", "serve", "unix_serve"]
 
+RETRY = 1.0  # seconds until connections are accepted again after descriptors, memory or threads have run out
+
 
 class _Inside(Inside, AsyncServerConnection):
     """The connection inside a `ServerConnection`."""
@@ -149,6 +151,7 @@ class Server:
         self.handler_threads: set[threading.Thread] = set()
         self.socket_closed = threading.Event()  # no connection is accepted any more
         self.shutdown_watcher, self.shutdown_notifier = socket.socketpair()
+        self._short_since: float | None = None  # no connection can be accepted; of time.monotonic()
 
     @property
     def connections(self) -> set[ServerConnection]:
@@ -157,9 +160,12 @@ class Server:
             return {connection for connection in self.all_connections if connection.state is State.OPEN}
 
     def serve_forever(self) -> None:
-        """Accept connections, until `shutdown` is called by another thread."""
-        with selectors.DefaultSelector() as selector:
-            try:
+        """Accept connections, until `shutdown` is called by another thread.
+
+        When descriptors, memory or threads run out, that is logged, and it tries again after a second.
+        """
+        try:
+            with selectors.DefaultSelector() as selector:
                 selector.register(self.shutdown_watcher, selectors.EVENT_READ)
                 name = name_of_socket(self.socket)
                 selector.register(self.socket, selectors.EVENT_READ)
@@ -169,18 +175,33 @@ class Server:
                     if any(key.fileobj is self.shutdown_watcher for key, _ in ready):
                         break
                     try:
-                        # Of a listening socket with TLS too: TLS is spoken by the connection.
-                        sock, address = socket.socket.accept(self.socket)
+                        self._accept()
                     except (BlockingIOError, ConnectionAbortedError):  # the client has gone
                         continue
-                    self._start(sock, address)
-            except (OSError, ValueError):  # shutdown() has closed the socket
-                pass
-            finally:
-                self.socket_closed.set()
-                self.shutdown_watcher.close()
+                    except (OSError, RuntimeError) as error:
+                        if self.socket.fileno() < 0:
+                            break
+                        self._report_shortage(error)
+                        # The selector would tell again at once that somebody waits.
+                        selector.unregister(self.socket)
+                        selector.select(RETRY)
+                        selector.register(self.socket, selectors.EVENT_READ)
+        except (OSError, ValueError):
+            if self.socket.fileno() >= 0:  # else shutdown() has closed it
+                raise
+        finally:
+            self.socket_closed.set()
+            self.shutdown_watcher.close()
 
-    def _start(self, sock: socket.socket, address: Any) -> None:
+    def _accept(self) -> None:
+        """Accept a connection and start its thread.
+
+        Raises:
+            OSError: none can be accepted, as for lack of descriptors or memory.
+            RuntimeError: no thread can be started; the connection is closed.
+        """
+        # Of a listening socket with TLS too: TLS is spoken by the connection.
+        sock, address = socket.socket.accept(self.socket)
         thread = threading.Thread(target=self._handle, args=(sock, address))
         with self.lock:  # known at once: shutdown() waits for it
             self.handler_threads.add(thread)
@@ -191,6 +212,17 @@ class Server:
                 self.handler_threads.discard(thread)
             sock.close()
             raise
+        if self._short_since is not None:
+            self._short_since = None
+            self.logger.info("connections are accepted again")
+
+    def _report_shortage(self, error: Exception) -> None:
+        """Log it once when it begins, then how long it lasts at each further attempt."""
+        if self._short_since is None:
+            self._short_since = time.monotonic()
+            self.logger.error("no connection can be accepted: %s; those who come have to wait", error)
+        else:
+            self.logger.error("for %.0f s no connection could be accepted", time.monotonic() - self._short_since)
 
     def _handle(self, sock: socket.socket, address: Any) -> None:
         try:
