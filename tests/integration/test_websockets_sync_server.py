@@ -218,6 +218,40 @@ def test_shutdown_may_leave_connections_open() -> None:
         stopping.result()
 
 
+@pytest.mark.parametrize("close_connections", [True, False])
+def test_handlers_may_shut_their_server_down(close_connections: bool) -> None:
+    """Several at once: none waits for itself, nor for another one that waits."""
+    both = threading.Barrier(2)
+    returned: list[str] = []
+
+    def handler(connection: ServerConnection) -> None:
+        both.wait(DEADLINE)
+        connection.server.shutdown(close_connections)
+        returned.append("yes")
+
+    with started(handler) as server, connect(url(server)) as one, connect(url(server)) as two:
+        for client in (one, two):
+            code = 1001 if close_connections else 1000
+            with pytest.raises(ConnectionClosedOK, match=f"received {code}"):
+                client.recv(DEADLINE)
+        until(lambda: not server.handler_threads)
+        assert returned == ["yes", "yes"]
+
+
+def test_a_server_that_never_served_can_be_shut_down() -> None:
+    server = serve(echo, "127.0.0.1", 0)
+
+    def fail() -> None:
+        with server:
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        Caller(fail).result()
+    assert server.socket_closed.is_set()
+    Caller(server.serve_forever).result()  # returns at once
+    Caller(server.shutdown).result()
+
+
 def test_a_request_that_is_being_judged_at_shutdown_gets_503() -> None:
     asked, go_on = threading.Event(), threading.Event()
 
@@ -369,6 +403,4 @@ def test_routes(tmp_path: Path) -> None:
             assert client.recv(DEADLINE) == "own"
         refused(url(server, scheme="wss"), 403, ssl=client_context())
     server = unix_route(rules, tmp_path / "socket")
-    server.socket.close()
-    server.shutdown_watcher.close()
-    server.shutdown_notifier.close()
+    server.shutdown()

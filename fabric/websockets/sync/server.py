@@ -146,11 +146,13 @@ class Server:
         self.socket = sock
         self.handler = handler
         self.logger: LoggerLike = logging.getLogger("websockets.server") if logger is None else logger
-        self.lock = threading.Lock()  # of the two sets
+        self.lock = threading.Lock()  # of the sets, and of _was_entered
         self.all_connections: set[ServerConnection] = set()
         self.handler_threads: set[threading.Thread] = set()
         self.socket_closed = threading.Event()  # no connection is accepted any more
         self.shutdown_watcher, self.shutdown_notifier = socket.socketpair()
+        self._shutting_down: set[threading.Thread] = set()  # those of handler_threads that wait in shutdown()
+        self._was_entered = False  # serve_forever() has begun, with a socket that was open
         self._short_since: float | None = None  # no connection can be accepted; of time.monotonic()
 
     @property
@@ -165,6 +167,10 @@ class Server:
         When descriptors, memory or threads run out, that is logged, and it tries again after a second.
         """
         try:
+            with self.lock:
+                if self.socket.fileno() < 0:
+                    return
+                self._was_entered = True
             with selectors.DefaultSelector() as selector:
                 selector.register(self.shutdown_watcher, selectors.EVENT_READ)
                 name = name_of_socket(self.socket)
@@ -239,14 +245,14 @@ class Server:
     ) -> None:
         """Accept no more connections, close those that are open, and wait until all handlers have returned.
 
+        A handler may call it: then it does not wait for that one, nor for others that have called it.
+
         Args:
             close_connections: False leaves it to clients and handlers to close those that are open.
             code, reason: of their close frames. Those in their opening handshake are answered with 503.
-
-        Raises:
-            RuntimeError: a handler called it with `close_connections` False: it would wait for itself.
         """
         self.logger.info("server closing")
+        own = threading.current_thread()
         self.socket.close()
         try:
             self.shutdown_notifier.send(b"x")
@@ -254,30 +260,46 @@ class Server:
             pass
         finally:
             self.shutdown_notifier.close()
-        self.socket_closed.wait()
-        if close_connections:
-            self._close_connections(code, reason)
-        else:
+        with self.lock:
+            was_entered = self._was_entered
+            if own in self.handler_threads:
+                self._shutting_down.add(own)
+        try:
+            if was_entered:
+                self.socket_closed.wait()
+            else:
+                self.socket_closed.set()
+                self.shutdown_watcher.close()
+            if close_connections:
+                self._close_connections(code, reason)
+            else:
+                for thread in self._awaited_threads():
+                    thread.join()
+        finally:
             with self.lock:
-                threads = list(self.handler_threads)
-            for thread in threads:
-                thread.join()
+                self._shutting_down.discard(own)
         self.logger.info("server closed")
+
+    def _awaited_threads(self) -> set[threading.Thread]:
+        """Those of handlers that shutdown() in this thread has to wait for."""
+        with self.lock:
+            if threading.current_thread() in self._shutting_down:
+                return self.handler_threads - self._shutting_down
+            return set(self.handler_threads)
 
     def _close_connections(self, code: CloseCode | int, reason: str) -> None:
         """Close what is open, until no thread runs any more: some may be in their opening handshake."""
         while True:
             connections = self.connections
-            with self.lock:
-                is_over = not self.handler_threads
-            if is_over:
+            is_over = not self._awaited_threads()
+            if connections:
+                with concurrent.futures.ThreadPoolExecutor() as executor:
+                    for connection in connections:
+                        executor.submit(connection.close, code, reason)
+            elif is_over:
                 return
-            if not connections:
+            else:
                 time.sleep(self.SHUTDOWN_POLLING_INTERVAL)
-                continue
-            with concurrent.futures.ThreadPoolExecutor() as executor:
-                for connection in connections:
-                    executor.submit(connection.close, code, reason)
 
     def fileno(self) -> int:
         """The descriptor of the listening socket."""
