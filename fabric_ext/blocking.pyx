@@ -17,6 +17,7 @@ The rules:
 """
 
 import asyncio
+import os
 import signal
 import sys
 import threading
@@ -190,6 +191,21 @@ cdef int release_interrupts() except -1:
     if error is not None:
         raise error
     return 0
+
+
+def _after_fork():
+    """This is a child: its main thread is this one, and nothing waits that another thread of the parent held back."""
+    global MAIN, _held_back
+    cdef unsigned long me = PyThread_get_thread_ident()
+    if me == MAIN:
+        return                                     # what this thread holds back it releases in the child, too
+    MAIN = me
+    if signal.getsignal(signal.SIGINT) is _hold_back:
+        _handle_interrupts(signal.default_int_handler)
+    _held_back = None
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def uninterrupted(function, *arguments):
@@ -758,8 +774,6 @@ cdef class Driver:
 
     def _fork(self):
         """This is a child: nothing of it can be used here."""
-        global MAIN
-        MAIN = PyThread_get_thread_ident()
         self._forked = True
         self._owner = 0
         self._depth = 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from fabric._sync.loop import SteppedLoop
 from fabric.error import InvalidState, Timeout
 from fabric.sync import SyncClient
-from fabric_ext.blocking import TICK, Blocking, Driver
+from fabric_ext.blocking import TICK, Blocking, Driver, uninterrupted
 from support.threads import DEADLINE, Caller
 
 
@@ -272,3 +274,64 @@ def test_what_was_made_without_a_connection_refuses() -> None:
             blocking.send_nowait("x")
     with pytest.raises(TypeError, match="copy or pickle"):
         Driver().__reduce__()
+
+
+# --- Ctrl-C that waits ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as a program in the foreground has it: tests that run behind a `&` inherit that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def handler_of_interrupts() -> Any:
+    return signal.getsignal(signal.SIGINT)
+
+
+def true_in_child(check: Callable[[], bool]) -> bool:
+    """Fork, and tell whether `check()` is true in the child."""
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(0 if check() else 1)
+        finally:
+            os._exit(2)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+@forks
+@pytest.mark.usefixtures("interruptible")
+def test_a_child_that_another_thread_forks_is_not_held_back() -> None:
+    def check() -> bool:
+        is_default = handler_of_interrupts() is signal.default_int_handler
+        held = uninterrupted(handler_of_interrupts)  # raises nothing that the parent has held back
+        return is_default and held is not signal.default_int_handler
+
+    def fork_while_it_waits() -> None:
+        signal.raise_signal(signal.SIGINT)
+        results.append(handler_of_interrupts() is not signal.default_int_handler)
+        results.append(Caller(true_in_child, check).result())
+
+    results: list[bool] = []
+    with pytest.raises(KeyboardInterrupt):
+        uninterrupted(fork_while_it_waits)
+    assert results == [True, True]
+    assert handler_of_interrupts() is signal.default_int_handler
+
+
+@forks
+@pytest.mark.usefixtures("interruptible")
+def test_a_child_of_the_thread_that_holds_back_releases_it_itself() -> None:
+    child = uninterrupted(os.fork)
+    if not child:
+        try:
+            os._exit(0 if handler_of_interrupts() is signal.default_int_handler else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
