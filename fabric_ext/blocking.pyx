@@ -127,6 +127,7 @@ cdef extern from "<sched.h>":
 cdef enum:
     READS = 32                   # past the loop, in a row; then it has a step
     STEPS = 100                  # in a row, for tasks that make each other run
+    TRIES = 100                  # to set a handler, while other signals come whose handlers raise
     YIELD = 16                   # steps in a row after which other threads may have the lock
     AWAY_NS = 1_000_000          # how long after a receiver has left another thread takes its place
 
@@ -164,14 +165,23 @@ def _hold_back(number, frame):
 
 
 cdef int _handle_interrupts(object handler) except -1:
-    """Have `handler` called for Ctrl-C; what handlers of signals that have just come raise is held back."""
+    """Have `handler` called for Ctrl-C; what handlers of signals that have just come raise is held back.
+
+    Raises what signal.signal() itself raises each time, as ValueError outside the main interpreter.
+    """
     global _held_back
-    while True:
+    cdef int i
+    cdef object raised = None
+    for i in range(TRIES):
         try:
             signal.signal(signal.SIGINT, handler)  # calls them first
+        except BaseException as error:             # of a handler or its own: only the latter comes again and again
+            raised = error
+        else:
+            if raised is not None:
+                _held_back = raised
             return 0
-        except BaseException as error:
-            _held_back = error
+    raise raised
 
 
 cdef bint hold_interrupts() except -1:

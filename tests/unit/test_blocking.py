@@ -335,3 +335,39 @@ def test_a_child_of_the_thread_that_holds_back_releases_it_itself() -> None:
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+class SetsNoHandler:
+    """Takes the place of signal.signal(), and raises ValueError the first `times`."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+        self._set = signal.signal
+
+    def __call__(self, number: int, handler: Any) -> Any:
+        if self.left:
+            self.left -= 1
+            raise ValueError("signal only works in main thread of the main interpreter")
+        return self._set(number, handler)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_that_no_handler_can_be_set_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", SetsNoHandler(10_000))
+    called: list[bool] = []
+    with pytest.raises(ValueError, match="only works in main thread"):
+        uninterrupted(called.append, True)
+    monkeypatch.undo()
+    assert called == []
+    uninterrupted(called.append, True)  # nothing of it is left
+    assert called == [True]
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_what_another_handler_raises_comes_behind_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", SetsNoHandler(1))
+    called: list[bool] = []
+    with pytest.raises(ValueError, match="only works in main thread"):
+        uninterrupted(called.append, True)
+    assert called == [True]
+    assert handler_of_interrupts() is signal.default_int_handler
