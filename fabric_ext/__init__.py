@@ -28,7 +28,12 @@ def _put_off_picows() -> None:
     def ask(name: str) -> Any:
         with lock:  # held by one thread while it executes the package; in which names are asked for, too
             if unfinished:
-                unfinished.pop().exec_module(package)
+                loader = unfinished.pop()
+                try:
+                    loader.exec_module(package)
+                except BaseException:  # raised again for the next name, which would seem to be missing
+                    unfinished.append(loader)
+                    raise
         try:
             return vars(package)[name]
         except KeyError:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.abc
+import importlib.machinery
 import importlib.metadata
+import importlib.util
 import re
 import subprocess
 import sys
 import tomllib
+import types
 from pathlib import Path
 
 import pytest
@@ -77,6 +81,31 @@ def test_another_picows_is_refused_in_one_sentence(pretend: str, found: str) -> 
         f"ImportError: fabric was compiled against picows {minor} and cannot run on picows {found}; "
         f"install it with: pip install 'picows~={minor}.1'"
     )
+
+
+def test_a_picows_that_cannot_be_executed_says_why_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loader(importlib.abc.Loader):
+        is_broken = True
+
+        def exec_module(self, module: types.ModuleType) -> None:
+            if self.is_broken:
+                raise ImportError("no python-socks")
+            vars(module)["name"] = "found"
+            assert module.name == "found"
+            assert not hasattr(module, "other")  # while it is executed it is not executed again
+
+    spec = importlib.machinery.ModuleSpec("picows", Loader())
+    monkeypatch.setitem(sys.modules, "picows", sys.modules["picows"])  # put back at the end
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    fabric_ext._put_off_picows()
+    package = sys.modules["picows"]
+    for _ in range(2):
+        with pytest.raises(ImportError, match="no python-socks"):
+            package.name  # noqa: B018
+    monkeypatch.setattr(Loader, "is_broken", False)
+    assert package.name == "found"
+    with pytest.raises(AttributeError, match="module 'picows' has no attribute 'other'"):
+        package.other  # noqa: B018
 
 
 def test_the_command_exists() -> None:
