@@ -277,18 +277,24 @@ class NatsBroker(Broker):
         """Ask every two seconds whether the broker is there. One that does not answer in time is connected to anew."""
         while True:
             await asyncio.sleep(PROBE_INTERVAL)
-            if not self._out.is_open or self._client is None:
-                continue
             try:
-                await self._round_trip()
-                await self._probe_once()
-            except (BrokerUnavailable, TimeoutError):
-                if self._out.is_open:
-                    self._is_answering = False
-                    logger.warning("broker %s does not answer", self._where)
-                    for client in (self._prober, self._client):
-                        if client is not None:
-                            await client.force_reconnect()
+                await self._look()
+            except Exception as error:  # else it would never look again
+                logger.error("broker %s: what was not expected", self._where, exc_info=error)
+
+    async def _look(self) -> None:
+        if not self._out.is_open or self._client is None:
+            return
+        try:
+            await self._round_trip()
+            await self._probe_once()
+        except (BrokerUnavailable, TimeoutError):
+            if self._out.is_open:
+                self._is_answering = False
+                logger.warning("broker %s does not answer", self._where)
+                for client in (self._prober, self._client):
+                    if client is not None:
+                        await client.force_reconnect()
 
     async def _probe_once(self) -> None:
         """Publish to ourselves, and hear it; raise TimeoutError if we do not. Pass where nobody can publish it now."""
@@ -366,11 +372,11 @@ class NatsBroker(Broker):
         """Wait for the server's answer to all that went before."""
         if self._client is None or not self._out.is_open:
             raise self._unavailable("there is no connection")
-        self._out.flush()
-        question = self._losses.asked()
         try:
+            self._out.flush()
+            question = self._losses.asked()
             await self._client.flush(timeout=PROBE_INTERVAL)
-        except (nats.errors.Error, OSError, TimeoutError) as error:
+        except (nats.errors.Error, OSError, TimeoutError, RuntimeError) as error:  # uvloop's, of a closed transport
             self._error = error
             raise self._unavailable("it does not answer") from error
         self._is_answering = True

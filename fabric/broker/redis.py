@@ -121,7 +121,8 @@ class _Connection(asyncio.Protocol):
             waiter.set_exception(error)
 
     def write(self, data: bytes) -> None:
-        self._transport.write(data)
+        if not self.lost.done() and not self._transport.is_closing():  # uvloop would raise
+            self._transport.write(data)
 
     def unwritten(self) -> int:
         return self._transport.get_write_buffer_size()
@@ -276,23 +277,26 @@ class RedisBroker(Broker):
     async def _live(self) -> None:
         """Look every two seconds whether the broker is there, and connect anew where it is not."""
         while True:
-            assert self._hears is not None
-            assert self._speaks is not None
-            await asyncio.wait(
-                [self._hears.lost, self._speaks.lost],
-                timeout=PROBE_INTERVAL,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if await self._is_well():
-                continue
-            logger.warning("broker %s: connection lost", self._where)
-            since = self._heard
-            self._losses.disconnected(since)
-            await self._connect_again()
-            logger.info("broker %s: connected again", self._where)
-            if self._node is not None:
-                self._node.gap(since)
-            self._tell_losses()
+            try:
+                await self._look()
+            except Exception as error:  # else it would never connect again
+                logger.error("broker %s: what was not expected", self._where, exc_info=error)
+                await asyncio.sleep(PROBE_INTERVAL)
+
+    async def _look(self) -> None:
+        lost = [connection.lost for connection in (self._hears, self._speaks) if connection is not None]
+        if lost:
+            await asyncio.wait(lost, timeout=PROBE_INTERVAL, return_when=asyncio.FIRST_COMPLETED)
+        if await self._is_well():
+            return
+        logger.warning("broker %s: connection lost", self._where)
+        since = self._heard
+        self._losses.disconnected(since)
+        await self._connect_again()
+        logger.info("broker %s: connected again", self._where)
+        if self._node is not None:
+            self._node.gap(since)
+        self._tell_losses()
 
     async def _is_well(self) -> bool:
         """Does the broker answer, and send us what we publish?"""

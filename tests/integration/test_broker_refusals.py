@@ -18,7 +18,7 @@ from fabric.broker import Broker, BrokerUnavailable
 from fabric.broker.echo import Echo
 from fabric.broker.embedded import find_nats_server
 from fabric.broker.nats import EMBEDDED, EmbeddedNatsBroker, NatsBroker
-from fabric.broker.redis import RedisBroker
+from fabric.broker.redis import RedisBroker, _Connection
 from fabric.server import WebSocketServer
 from support.brokers import NatsServer, RealBroker, RedisServer
 from support.raw_peer import RawPeer
@@ -332,6 +332,45 @@ async def test_a_server_that_is_deaf_is_noticed(stack: Stack, broker: RealBroker
     assert set(gaps) == {"a"}
     await far.publish("a", "heard")
     assert await peer.payload() == b"heard"
+
+
+@pytest.mark.deadline(60)
+async def test_an_error_that_nobody_expected_does_not_keep_it_from_connecting_again(
+    stack: Stack, broker: RealBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await stack.enter_async_context(broker)
+    held = Held()
+    near, far = await serve(stack, held, broker=broker.url), await serve(stack, Held(), broker=broker.url)
+    peer = await stack.enter_async_context(await RawPeer.open(near.port))
+    await (await held.next()).subscribe("a")
+
+    async def fail() -> None:
+        monkeypatch.undo()
+        raise KeyError("nobody expected this")
+
+    monkeypatch.setattr(near.topics.broker, "_round_trip", fail)
+    await until(lambda: any("not expected" in record.getMessage() for record in caplog.records))
+    await broker.kill()
+    await until(lambda: not near.broker_healthy and not far.broker_healthy)
+    await broker.start()
+    await until(lambda: near.broker_healthy and far.broker_healthy)
+    await far.publish("a", "again")
+    assert await peer.payload() == b"again"
+
+
+async def test_a_closed_transport_is_not_written_to() -> None:
+    """One of uvloop would raise."""
+
+    class Closed(asyncio.Transport):
+        def is_closing(self) -> bool:
+            return True
+
+        def write(self, data: bytes | bytearray | memoryview) -> None:
+            raise RuntimeError("it is closed")
+
+    connection = _Connection(lambda _: None)
+    connection.connection_made(Closed())
+    connection.write(b"x")
 
 
 @pytest.mark.deadline(60)
