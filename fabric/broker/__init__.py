@@ -146,7 +146,7 @@ class Broker(abc.ABC):
             its exception where the broker refuses it.
 
         Raises:
-            BrokerUnavailable: the bound of what waits is reached.
+            BrokerUnavailable: the bound of what waits is reached, or the message is larger than the broker takes.
         """
         raise BrokerUnavailable(f"{self!r} keeps no histories")
 

@@ -358,15 +358,21 @@ class RedisBroker(Broker):
 
     def publish(self, topic: str, envelope: bytes) -> None:
         """Send a message to the other servers; see `Broker.publish`."""
-        limit = min(self._largest, MAX_QUEUED)
-        if len(envelope) > limit:
+        try:
+            self._check_size(envelope)
+        except BrokerUnavailable:
             self._losses.refused(topic)
-            raise BrokerUnavailable(f"the broker takes messages of {limit} bytes, not of {len(envelope)}")
+            raise
         if not self._out.has_room(len(envelope)):
             self._losses.refused(topic)
             raise self._unavailable("what waits for it is up to its bound")
         self._losses.published(topic)
         self._out.add(_publication(topic, envelope))
+
+    def _check_size(self, envelope: bytes) -> None:
+        limit = min(self._largest, MAX_QUEUED)
+        if len(envelope) > limit:
+            raise BrokerUnavailable(f"the broker takes messages of {limit} bytes, not of {len(envelope)}")
 
     async def flush(self) -> None:
         """Wait until the broker has all that went before; see `Broker.flush`."""
@@ -423,6 +429,7 @@ class RedisBroker(Broker):
         self, topic: str, envelope: bytes, number: int, size: int, ttl: float, known: tuple[str, int] | None
     ) -> asyncio.Future[tuple[str, int]]:
         """Keep a message; see `Broker.append`."""
+        self._check_size(envelope)  # Redis would close the connection, each time that it is sent again
         return self._histories().append(topic, (PREFIX + topic).encode(), envelope, number, size, ttl, known)
 
     async def read(

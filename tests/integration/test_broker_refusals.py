@@ -242,6 +242,20 @@ async def test_a_message_over_the_limit_of_redis(
         assert far.topics.drops["broker"] == 1
 
 
+async def test_a_message_over_the_limit_of_redis_keeps_no_history_from_going_on(
+    stack: Stack, tmp_path: Path, require: Callable[[object, str], None]
+) -> None:
+    require(RedisServer.program(), "redis-server is not in PATH: .ci/setup installs it")
+    async with RedisServer(tmp_path, "proto-max-bulk-len 1048576") as broker:
+        server = await serve(stack, Held(), broker=broker.url)
+        server.topics.configure("a", history=10)
+        with pytest.raises(BrokerUnavailable, match="takes messages of 1048576 bytes"):
+            await server.publish("a", bytes(1 << 20))
+        await server.publish("a", "after")
+        assert [str(each.message.text) for each in (await server.history("a")).publications] == ["after"]
+        assert server.topics.drops["broker"] == 1
+
+
 @pytest.mark.parametrize("scheme", ["nats", "redis"])
 async def test_more_than_may_wait_is_no_message(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"fabric.broker.{scheme}.MAX_QUEUED", 1000)
