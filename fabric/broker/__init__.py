@@ -157,7 +157,7 @@ class Broker(abc.ABC):
 
         Args:
             size, ttl, known: as for `append`.
-            wait: until the broker is there.
+            wait: for the next attempt to connect, where the broker is away.
 
         Raises:
             BrokerUnavailable: the broker is away, or its connection was lost meanwhile.

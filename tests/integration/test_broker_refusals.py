@@ -19,10 +19,11 @@ from fabric.broker.echo import Echo
 from fabric.broker.embedded import find_nats_server
 from fabric.broker.nats import EMBEDDED, EmbeddedNatsBroker, NatsBroker
 from fabric.broker.redis import RedisBroker, _Connection
+from fabric.broker.streams import Streams
 from fabric.server import WebSocketServer
 from support.brokers import NatsServer, RealBroker, RedisServer
 from support.raw_peer import RawPeer
-from support.serving import Held, serve, until
+from support.serving import Held, serve, turns, until
 from support.tls import certificate_file, client_context, server_context
 
 Stack = contextlib.AsyncExitStack
@@ -254,6 +255,42 @@ async def test_a_message_over_the_limit_of_redis_keeps_no_history_from_going_on(
         await server.publish("a", "after")
         assert [str(each.message.text) for each in (await server.history("a")).publications] == ["after"]
         assert server.topics.drops["broker"] == 1
+
+
+async def test_histories_that_redis_forbids(
+    stack: Stack, tmp_path: Path, require: Callable[[object, str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody waits for them for ever, and it is logged once."""
+    require(RedisServer.program(), "redis-server is not in PATH: .ci/setup installs it")
+    async with RedisServer(tmp_path, "user user on >secret ~* &* +@all -script") as broker:
+        held = Held()
+        server = await serve(stack, held, broker=adapter(broker, login="user:secret@"))
+        server.topics.configure("a", history=10)
+        await stack.enter_async_context(await RawPeer.open(server.port))
+        client = await held.next()
+        for awaited in (lambda: server.publish("a", "x"), lambda: client.subscribe("a"), lambda: server.history("a")):
+            for _ in range(2):
+                with pytest.raises(BrokerUnavailable, match="NOPERM"):
+                    await awaited()
+        assert server.topics.drops["broker"] == 2
+        assert len([record for record in caplog.records if "no histories" in record.getMessage()]) == 1
+        assert server.broker_healthy
+
+
+@pytest.mark.parametrize("made", ["asked", "asking"])
+async def test_nobody_waits_for_histories_of_a_server_that_has_closed(made: str) -> None:
+    async def connect(_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    streams = Streams(connect, lambda what, error: BrokerUnavailable(f"{what}: {error}"), "node", 1000)
+    appended = streams.append("a", b"a", b"x", 1, 10, 1.0, None)
+    reading = asyncio.ensure_future(streams.read("a", 10, 1.0, None, 0, wait=True))
+    if made == "asking":
+        await turns()
+    await streams.close(0)
+    for waiting in (appended, reading):
+        with pytest.raises(BrokerUnavailable, match="the server has closed"):
+            await waiting
 
 
 @pytest.mark.parametrize("scheme", ["nats", "redis"])
