@@ -365,6 +365,8 @@ class SharedLogs:
             try:
                 await self._broker.flush()  # it hears the topic
                 window = await self._broker.read(topic, size, ttl, known, after, wait=True)
+                if log is None:
+                    await self._broker.flush()  # what a subscriber by a pattern has yet to get is pending by now
             except Exception as error:
                 if not isinstance(error, BrokerUnavailable):
                     logger.error("the history of topic %r cannot be read", topic, exc_info=error)
