@@ -30,6 +30,7 @@ RECONNECT_WAIT = 0.1  # seconds between attempts
 PROBE_INTERVAL = 2.0  # seconds
 SILENCE = 4.0  # seconds in which a connection has to answer
 MOST_READS = 10_000  # that wait for an answer
+AGAIN = ("NOSCRIPT", "LOADING")  # errors of Redis for which it is connected to anew
 REFUSALS = ("NOPERM", "NOAUTH", "WRONGPASS", "ERR")  # errors of Redis that do not pass by themselves
 
 # Both begin alike: what is the epoch, and the newest offset? Where the data is older than what the server has seen, for
@@ -301,7 +302,7 @@ class Streams:
 
     def _confirm(self, reply: Any) -> None:
         """The oldest message that is not confirmed is answered."""
-        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith(("NOSCRIPT", "LOADING")):
+        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith(AGAIN):
             if self._connection is not None:
                 self._connection.abort()  # it is all sent again
             raise hiredis.ProtocolError(str(reply))
@@ -340,6 +341,8 @@ class Streams:
             done.cancel()
             raise self._explain("it does not answer", connection.error)
         reply = done.result()
+        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith(AGAIN):
+            connection.abort()  # the scripts are loaded anew
         if not isinstance(reply, list):
             raise self._explain("it does not give a history", reply if isinstance(reply, Exception) else None)
         epoch, top, floor, now, entries = reply
