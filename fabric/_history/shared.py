@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from fabric._history.log import Log
 from fabric.broker import Broker, BrokerUnavailable, Window
+from fabric.error import ConnectionClosed, Error, InvalidState
 from fabric.history import History, Position
 from fabric.message import Message, MessageType
 from fabric_ext.remote import wrap
@@ -247,8 +248,8 @@ class SharedLogs:
 
         return confirm
 
-    def unsubscribed(self, subscriber: Subscriber, topics: Iterable[str]) -> None:
-        """A subscriber has left topics or patterns."""
+    def unsubscribed(self, subscriber: Subscriber, topics: Iterable[str], error: Error | None = None) -> None:
+        """A subscriber has left topics or patterns; where it waited for one, that fails with `error`."""
         if not self._mirrors:
             return
         for topic in topics:
@@ -260,7 +261,7 @@ class SharedLogs:
             if mirror is not None:
                 joiner = mirror.joiners.pop(subscriber, None)
                 if joiner is not None:
-                    joiner.done.cancel()
+                    joiner.fail(error or InvalidState(f"unsubscribed from {topic!r} meanwhile"))
                 self._drop_unheard(topic)
 
     def _drop_unheard(self, topic: str) -> None:
@@ -347,7 +348,7 @@ class SharedLogs:
             if mirror.reading is not None:
                 mirror.reading.cancel()
             for joiner in mirror.joiners.values():
-                joiner.done.cancel()
+                joiner.fail(ConnectionClosed(1001, "the server has shut down", by="local"))
         self._mirrors.clear()
 
     def _read(self, topic: str, mirror: _Mirror) -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 
 from fabric._history.shared import SharedLogs
 from fabric.broker import Kept, Window
+from fabric.error import ConnectionClosed, Error, InvalidState
 from fabric.history import Position
 from fabric.message import Message, MessageType
+from fabric.topics import Outcome
 from fabric_ext.remote import wrap
 from fabric_ext.topics import Subscriber
 from support.fake_broker import FakeBroker, Hub
 from support.serving import turns
+
+Leave = Callable[[SharedLogs, Subscriber], None]
 
 EPOCH = "e" * 16
 NODE = b"another."
@@ -110,3 +115,26 @@ async def test_what_comes_after_the_window_was_read_that_has_it_is_not_lost(rig:
     rig.logs.hear("a")
     await turns()
     assert rig.got == [("one", 1)]
+
+
+@pytest.mark.parametrize(
+    ("leave", "kind"),
+    [
+        (lambda logs, subscriber: logs.unsubscribed(subscriber, ["a"]), InvalidState),
+        (lambda logs, subscriber: logs.unsubscribed(subscriber, ["a"], ConnectionClosed(1001)), ConnectionClosed),
+        (lambda logs, subscriber: logs.close(), ConnectionClosed),
+    ],
+)
+async def test_what_ends_a_subscription_cancels_nobody_who_waits_for_it(
+    rig: Rig, leave: Leave, kind: type[Error]
+) -> None:
+    rig.logs.resume()
+    subscriber = Subscriber("someone")
+    outcome: Outcome[Any] = Outcome(None)
+    confirm = rig.logs.join("a", subscriber, Position(EPOCH, 0), lambda _: None, outcome)
+    assert confirm is not None
+    waiting = asyncio.ensure_future(confirm())
+    await turns()
+    leave(rig.logs, subscriber)
+    with pytest.raises(kind):
+        await waiting
