@@ -63,6 +63,7 @@ class _Joiner:
         self.since = since
         self.serve = serve
         self.outcome = outcome
+        self.is_awaited = False
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def fail(self, error: BaseException) -> None:
@@ -70,11 +71,16 @@ class _Joiner:
             self.done.set_exception(error)
             self.done.exception()  # nobody may wait for it
 
+    async def wait(self) -> None:
+        self.is_awaited = True
+        await asyncio.shield(self.done)
+
     def finish(self, history: History) -> None:
         try:
             self.serve(history)
         except Exception as error:
-            logger.error("a client could not be given what it has missed", exc_info=error)
+            if not self.is_awaited or self.done.done():  # else it is raised there
+                logger.error("a client could not be given what it has missed", exc_info=error)
             self.fail(error)
             return
         self.outcome.value = history
@@ -234,6 +240,7 @@ class SharedLogs:
         joiner = _Joiner(since, serve, outcome)
         if mirror.reading is None and mirror.log is not None and (mirror.is_whole or since is None):
             self._trim(topic, mirror.log)
+            joiner.is_awaited = True  # what goes wrong is raised here
             joiner.finish(_part(mirror.log, since, mirror.log.top))
             if (error := joiner.done.exception()) is not None:
                 raise error
@@ -244,7 +251,7 @@ class SharedLogs:
         async def confirm() -> None:
             if not self._broker.is_healthy:
                 raise BrokerUnavailable("the broker is away; what was missed is sent when it is back")
-            await asyncio.shield(joiner.done)
+            await joiner.wait()
 
         return confirm
 
@@ -446,7 +453,7 @@ class SharedLogs:
 
 
 async def _follow(joiner: _Joiner, outcome: Any) -> None:
-    await asyncio.shield(joiner.done)
+    await joiner.wait()
     outcome.value = joiner.outcome.value
 
 
