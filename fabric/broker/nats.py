@@ -129,11 +129,15 @@ class NatsBroker(Broker):
         self._again: asyncio.Future[None] | None = None
 
     def _aim(self, url: str) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port or 4222
+        except ValueError:  # its text may have part of the password
+            raise ValueError("the URL of a NATS server is malformed: is its password percent-encoded?") from None
         if parts.scheme not in ("nats", "tls") or not parts.hostname:
             raise ValueError("the URL of a NATS server is nats://host[:port]")
         self._url = url
-        self._where = f"{parts.scheme}://{parts.hostname}:{parts.port or 4222}"  # without the password
+        self._where = f"{parts.scheme}://{parts.hostname}:{port}"  # without the password
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._where} {'healthy' if self.is_healthy else 'unavailable'}>"

@@ -164,10 +164,14 @@ class RedisBroker(Broker):
     keeps_histories = True
 
     def __init__(self, url: str, *, ssl_context: ssl.SSLContext | None = None) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port or 6379
+        except ValueError:  # its text may have part of the password
+            raise ValueError("the URL of a Redis server is malformed: is its password percent-encoded?") from None
         if parts.scheme not in ("redis", "rediss") or not parts.hostname:
             raise ValueError("the URL of a Redis server is redis://host[:port]")
-        self._host, self._port = parts.hostname, parts.port or 6379
+        self._host, self._port = parts.hostname, port
         self._login = tuple(unquote(word) for word in (parts.username, parts.password) if word)
         self._where = f"{parts.scheme}://{self._host}:{self._port}"  # without the password
         self._ssl = (ssl_context or ssl.create_default_context()) if parts.scheme == "rediss" else None

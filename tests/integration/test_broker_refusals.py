@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fabric.broker import Broker, BrokerUnavailable
+from fabric.broker import Broker, BrokerUnavailable, make_broker
 from fabric.broker.echo import Echo
 from fabric.broker.embedded import find_nats_server
 from fabric.broker.nats import EMBEDDED, EmbeddedNatsBroker, NatsBroker
@@ -210,6 +211,17 @@ async def listening(first: bytes, answers: dict[bytes, bytes] | None = None) -> 
                 await writer.wait_closed()
 
 
+@pytest.mark.parametrize("scheme", ["nats", "tls", "redis", "rediss"])
+@pytest.mark.parametrize(
+    "rest", ["user:sec/ret@host:1", "user:sec#ret@host", "user:secret@host:secret", "user:[ret@host"]
+)
+def test_a_malformed_url_is_refused_without_its_password(scheme: str, rest: str) -> None:
+    with pytest.raises(ValueError, match="malformed") as caught:
+        make_broker(f"{scheme}://{rest}")
+    assert not re.search("sec|ret\\b", str(caught.value))
+    assert caught.value.__suppress_context__
+
+
 async def test_a_nats_server_that_is_too_old() -> None:
     old = {"server_id": "x", "version": "1.4.1", "proto": 1, "max_payload": 1 << 20}
     async with listening(b"INFO " + json.dumps(old).encode() + b"\r\n") as (port, _):
@@ -327,6 +339,7 @@ async def test_a_flood_of_subscriptions_that_the_broker_does_not_read(
 ) -> None:
     """What waits is bounded; what is subscribed in the end holds once the broker reads again."""
     monkeypatch.setattr(f"fabric.broker.{broker.scheme}.MAX_QUEUED", 20_000)
+    monkeypatch.setattr(f"fabric.broker.{broker.scheme}.PROBE_INTERVAL", 3600)  # only the flood tells
     await stack.enter_async_context(broker)
     held = Held()
     near, far = await serve(stack, held, broker=broker.url), await serve(stack, Held(), broker=broker.url)
@@ -433,6 +446,7 @@ async def test_an_embedded_server_that_is_killed_is_started_again(
     first = EmbeddedNatsBroker()
     held = Held()
     near = WebSocketServer.bind("127.0.0.1:0", held, broker=first, ping_interval=None)
+    stack.push_async_callback(near.shutdown)
     listener = near.topic("early")  # before it has started
     await near.start()
     far = await serve(stack, Held(), broker="nats:embedded")
