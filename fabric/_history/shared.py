@@ -314,8 +314,13 @@ class SharedLogs:
         self._read(topic, mirror)
 
     def _accept(self, topic: str, mirror: _Mirror, log: Log, entry: _Entry, left_out: Iterable[Subscriber]) -> None:
-        """The next message: keep it, and deliver it."""
-        message = _message(entry.envelope)
+        """The next message: keep it, and deliver it; what is none is counted, and left out."""
+        try:
+            message = _message(entry.envelope)
+        except ValueError:
+            self.malformed += 1
+            log.top = max(log.top, entry.offset)
+            return
         log.add(message, self._clock() - entry.age, entry.offset)
         self._trim(topic, log)
         own = None
@@ -332,6 +337,13 @@ class SharedLogs:
             return
         if own is not None:
             own.outcome.value = reached
+
+    def _add(self, log: Log, envelope: bytes, now: float, offset: int) -> None:
+        """Keep a message that was kept by the broker; what is none is counted, and left out."""
+        try:
+            log.add(_message(envelope), now, offset)
+        except ValueError:
+            self.malformed += 1
 
     def _trim(self, topic: str, log: Log) -> None:
         size, ttl = self._limits(topic)
@@ -385,11 +397,7 @@ class SharedLogs:
             if wants_whole or mirror.is_whole or not mirror.joiners:
                 break
         mirror.reading = None
-        try:
-            self._merge(topic, mirror, window, after)
-        except ValueError:
-            self.malformed += 1
-            logger.error("the history of topic %r has what is no message", topic)
+        self._merge(topic, mirror, window, after)
 
     def _merge(self, topic: str, mirror: _Mirror, window: Window, after: int) -> None:
         """Make the mirror as the window is: what its subscribers lack is delivered, and those that wait are served."""
@@ -414,7 +422,7 @@ class SharedLogs:
             if offset > base:
                 newer.append(_Entry(window.epoch, offset, age, envelope))
             elif offset > log.top:
-                log.add(_message(envelope), self._clock() - age, offset)
+                self._add(log, envelope, self._clock() - age, offset)
         log.top = max(log.top, base)
         mirror.log = log
         lost_since = mirror.heard
@@ -429,6 +437,7 @@ class SharedLogs:
         for entry in newer:
             left_out = [subscriber for subscriber, offset in ahead.items() if offset >= entry.offset]
             self._accept(topic, mirror, log, entry, left_out)
+        log.top = max(log.top, window.top)
         for entry in pending:
             if self._mirrors.get(topic) is mirror:
                 self._take(topic, mirror, entry)
@@ -447,7 +456,7 @@ class SharedLogs:
         window = await self._broker.read(topic, size, ttl, None, 0, wait=False)
         log = Log(window.epoch, window.floor)
         for offset, age, envelope in window.kept:
-            log.add(_message(envelope), -age, offset)
+            self._add(log, envelope, -age, offset)
         log.top = max(log.top, window.top)
         return log.read(since, limit, reverse=reverse)
 

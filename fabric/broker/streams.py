@@ -63,7 +63,7 @@ top = top + 1
 local offset = string.format('%.0f', top)
 redis.call('XADD', KEYS[1], 'MAXLEN', size, offset .. '-0', 'at', string.format('%.0f', now), 'data', ARGV[8])
 for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 4)) do
-  if tonumber(entry[2][2]) >= now - ttl then break end
+  if (tonumber(entry[2][2]) or 0) >= now - ttl then break end
   redis.call('XDEL', KEYS[1], entry[1])
 end
 redis.call('PEXPIRE', KEYS[1], ttl)
@@ -348,11 +348,14 @@ class Streams:
         epoch, top, floor, now, entries = reply
         kept = []
         for key, fields in entries:
-            offset, age = int(key.partition(b"-")[0]), (now - int(fields[1])) / 1000
+            try:
+                offset, age, envelope = int(key.partition(b"-")[0]), (now - int(fields[1])) / 1000, fields[3]
+            except (ValueError, IndexError):
+                continue  # none that a server of ours has written
             if age > ttl:
                 floor = offset
             else:
-                kept.append(Kept(offset, max(0.0, age), fields[3]))
+                kept.append(Kept(offset, max(0.0, age), envelope))
         return Window(epoch.decode(), top, floor, kept)
 
 

@@ -138,3 +138,39 @@ async def test_what_ends_a_subscription_cancels_nobody_who_waits_for_it(
     leave(rig.logs, subscriber)
     with pytest.raises(kind):
         await waiting
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+async def test_what_is_no_message_is_left_out_of_a_window(rig: Rig, place: int) -> None:
+    """The topic goes on, and what comes next is the next."""
+    wrong = [envelope("x")[:5], envelope("x")[:13] + b"\xff", b""]
+    kept = [Kept(n, 0.0, wrong[n - 1] if n == place else envelope(str(n))) for n in range(1, 4)]
+    others = [(str(n), n) for n in range(1, 4) if n != place]
+    rig.broker.windows.put_nowait(Window(EPOCH, 0, 0, []))
+    rig.logs.resume()
+    rig.logs.hear("a")
+    await turns()
+    rig.logs.deliver("a", numbered(3, envelope("3")))  # the rest has to be read
+    rig.broker.windows.put_nowait(Window(EPOCH, 3, 0, kept))
+    await turns()
+    rig.logs.deliver("a", numbered(4, envelope("4")))
+    assert rig.got == [*others, ("4", 4)]
+    assert rig.logs.malformed == 1
+    assert rig.gaps == []
+    rig.broker.windows.put_nowait(Window(EPOCH, 3, 0, kept))
+    history = await rig.logs.read("a", None, None, reverse=False)
+    assert [(text.text, offset) for offset, text in history.publications] == others
+    assert history.position == (EPOCH, 3)
+
+
+async def test_what_is_no_message_is_left_out_as_it_comes(rig: Rig) -> None:
+    rig.broker.windows.put_nowait(Window(EPOCH, 0, 0, []))
+    rig.logs.resume()
+    rig.logs.hear("a")
+    await turns()
+    rig.logs.deliver("a", numbered(1, b"none"))
+    rig.logs.deliver("a", numbered(2, envelope("2")))
+    rig.broker.windows.put_nowait(Window(EPOCH, 2, 0, [Kept(1, 0.0, b"none"), Kept(2, 0.0, envelope("2"))]))
+    await turns()
+    rig.logs.deliver("a", numbered(3, envelope("3")))
+    assert rig.got == [("2", 2), ("3", 3)]
