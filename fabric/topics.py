@@ -381,7 +381,7 @@ class Topics:
         return Outcome(None, self.broker.flush if self._is_shared else None)
 
     def _has_subscribers(self, topic: str) -> bool:
-        return bool(self._index.subscribers(topic))
+        return self._index.has_subscribers(topic)
 
     def _history_limits(self, topic: str) -> tuple[int, float]:
         settings = self.settings(topic)
