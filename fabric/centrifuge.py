@@ -88,7 +88,9 @@ class Centrifuge:
     Args:
         server: whose clients speak it.
         authorize: called with a client, an `Action` and a topic: may the client do this? The topic is "" for "connect",
-            and the name of the method for "rpc". A plain or a coroutine function. It may raise `Refused`.
+            and the name of the method for "rpc". A plain or a coroutine function. It may raise `Refused`. Who may
+            "subscribe" may recover as well: an offset of 0 gets all that is kept of the topic. As in Centrifugo,
+            "history" is asked only for the command of that name.
         methods: what clients call by "rpc": names, and functions that are called with the client and any JSON value,
             and return one. Plain or coroutine functions. They may raise `Refused`.
     """
@@ -299,6 +301,11 @@ class Translator:
             self._protocol.watchers.setdefault(channel, {})[self._client] = None
         try:
             return await self._join(number, request)
+        except InvalidState:
+            if channel in self._channels:
+                self._leave(channel)
+                raise
+            raise Refused(*wire.DENIED) from None  # unsubscribed meanwhile
         except BaseException:
             self._leave(channel)
             raise
@@ -308,11 +315,14 @@ class Translator:
         channel = request.channel
         if not self._has_history(channel):
             await self._client.subscribe(channel)
+            if channel not in self._channels:  # unsubscribed meanwhile
+                raise Refused(*wire.DENIED)
             return '{"was_recovering":true}' if request.recover else "{}"
         since = _position(request.epoch, request.offset) if request.recover else None
 
         def answer(history: History) -> None:
             if since is not None and not history.recovered and request.flag & wire.REJECT_UNRECOVERED:
+                self._forget(channel)  # the error says that it has no subscription
                 raise Refused(*wire.UNRECOVERABLE)
             result = {"recoverable": True, "positioned": True, "epoch": history.position.epoch}
             result["offset"] = history.position.offset
@@ -335,9 +345,12 @@ class Translator:
 
     def _leave(self, channel: str) -> None:
         """The client itself ends a subscription."""
+        self._forget(channel)
+        self._client.unsubscribe(channel)
+
+    def _forget(self, channel: str) -> None:
         self._channels.pop(channel, None)
         self._unwatch(channel)
-        self._client.unsubscribe(channel)
 
     def _unwatch(self, channel: str) -> None:
         watchers = self._protocol.watchers.get(channel)

@@ -381,7 +381,7 @@ class Topics:
         return Outcome(None, self.broker.flush if self._is_shared else None)
 
     def _has_subscribers(self, topic: str) -> bool:
-        return bool(self._index.subscribers(topic))
+        return self._index.has_subscribers(topic)
 
     def _history_limits(self, topic: str) -> tuple[int, float]:
         settings = self.settings(topic)
@@ -486,7 +486,9 @@ class Topics:
         topics = subscriber.topics if self._shared is not None and len(self._shared) else ()
         gone = self._index.leave(subscriber)
         if self._shared is not None and topics:
-            self._shared.unsubscribed(subscriber, topics)
+            target = subscriber.target
+            error = target._closed_error() if isinstance(target, BaseConnection) else None
+            self._shared.unsubscribed(subscriber, topics, error)
         if gone:
             try:
                 self.broker.unsubscribe(gone)

@@ -64,6 +64,8 @@ class Index:
         """End all its subscriptions; return the topics and patterns that have no subscriber any more."""
     def subscribers(self, name: str) -> list[Any]:
         """The targets of all that a message published to `name` goes to, each once."""
+    def has_subscribers(self, name: str) -> bool:
+        """Does a message published to `name` go to any?"""
     def publish(self, name: str, shared: Shared, exclude: Iterable[Subscriber] = ()) -> tuple[int, list[Any]]:
         """Send a message to those connections that take it now; return their number, and the targets that do not.
 

@@ -343,6 +343,14 @@ cdef class Index:
                 found[(<Subscriber>topic.entries.at[i].other).target] = None
         return list(found)
 
+    def has_subscribers(self, str name not None):
+        """Does a message published to `name` go to any?"""
+        cdef Topic topic
+        for topic in self.find(name):
+            if topic.entries.count:
+                return True
+        return False
+
     def publish(self, str name not None, Shared shared not None, exclude=()):
         """Send a message to those connections that take it now; return their number, and the targets that do not.
 

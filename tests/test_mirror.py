@@ -22,7 +22,6 @@ ELSEWHERE = {
     "fabric._handshake.response_reader": "integration/test_client_connect.py",
     "fabric._history.log": "unit/test_history.py",
     "fabric._history.logs": "unit/test_history.py",
-    "fabric._history.shared": "integration/test_histories_redis.py",
     "fabric._pool.host": "unit/test_pool.py",
     "fabric._server.connected_client": "integration/test_server.py",
     "fabric._version": "test_packaging.py",

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from fabric._history.log import Log
 from fabric.broker import Broker, BrokerUnavailable, Window
+from fabric.error import ConnectionClosed, Error, InvalidState
 from fabric.history import History, Position
 from fabric.message import Message, MessageType
 from fabric_ext.remote import wrap
@@ -62,6 +63,7 @@ class _Joiner:
         self.since = since
         self.serve = serve
         self.outcome = outcome
+        self.is_awaited = False
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def fail(self, error: BaseException) -> None:
@@ -69,11 +71,16 @@ class _Joiner:
             self.done.set_exception(error)
             self.done.exception()  # nobody may wait for it
 
+    async def wait(self) -> None:
+        self.is_awaited = True
+        await asyncio.shield(self.done)
+
     def finish(self, history: History) -> None:
         try:
             self.serve(history)
         except Exception as error:
-            logger.error("a client could not be given what it has missed", exc_info=error)
+            if not self.is_awaited or self.done.done():  # else it is raised there
+                logger.error("a client could not be given what it has missed", exc_info=error)
             self.fail(error)
             return
         self.outcome.value = history
@@ -233,6 +240,7 @@ class SharedLogs:
         joiner = _Joiner(since, serve, outcome)
         if mirror.reading is None and mirror.log is not None and (mirror.is_whole or since is None):
             self._trim(topic, mirror.log)
+            joiner.is_awaited = True  # what goes wrong is raised here
             joiner.finish(_part(mirror.log, since, mirror.log.top))
             if (error := joiner.done.exception()) is not None:
                 raise error
@@ -243,12 +251,12 @@ class SharedLogs:
         async def confirm() -> None:
             if not self._broker.is_healthy:
                 raise BrokerUnavailable("the broker is away; what was missed is sent when it is back")
-            await asyncio.shield(joiner.done)
+            await joiner.wait()
 
         return confirm
 
-    def unsubscribed(self, subscriber: Subscriber, topics: Iterable[str]) -> None:
-        """A subscriber has left topics or patterns."""
+    def unsubscribed(self, subscriber: Subscriber, topics: Iterable[str], error: Error | None = None) -> None:
+        """A subscriber has left topics or patterns; where it waited for one, that fails with `error`."""
         if not self._mirrors:
             return
         for topic in topics:
@@ -260,7 +268,7 @@ class SharedLogs:
             if mirror is not None:
                 joiner = mirror.joiners.pop(subscriber, None)
                 if joiner is not None:
-                    joiner.done.cancel()
+                    joiner.fail(error or InvalidState(f"unsubscribed from {topic!r} meanwhile"))
                 self._drop_unheard(topic)
 
     def _drop_unheard(self, topic: str) -> None:
@@ -306,8 +314,13 @@ class SharedLogs:
         self._read(topic, mirror)
 
     def _accept(self, topic: str, mirror: _Mirror, log: Log, entry: _Entry, left_out: Iterable[Subscriber]) -> None:
-        """The next message: keep it, and deliver it."""
-        message = _message(entry.envelope)
+        """The next message: keep it, and deliver it; what is none is counted, and left out."""
+        try:
+            message = _message(entry.envelope)
+        except ValueError:
+            self.malformed += 1
+            log.top = max(log.top, entry.offset)
+            return
         log.add(message, self._clock() - entry.age, entry.offset)
         self._trim(topic, log)
         own = None
@@ -324,6 +337,13 @@ class SharedLogs:
             return
         if own is not None:
             own.outcome.value = reached
+
+    def _add(self, log: Log, envelope: bytes, now: float, offset: int) -> None:
+        """Keep a message that was kept by the broker; what is none is counted, and left out."""
+        try:
+            log.add(_message(envelope), now, offset)
+        except ValueError:
+            self.malformed += 1
 
     def _trim(self, topic: str, log: Log) -> None:
         size, ttl = self._limits(topic)
@@ -347,7 +367,7 @@ class SharedLogs:
             if mirror.reading is not None:
                 mirror.reading.cancel()
             for joiner in mirror.joiners.values():
-                joiner.done.cancel()
+                joiner.fail(ConnectionClosed(1001, "the server has shut down", by="local"))
         self._mirrors.clear()
 
     def _read(self, topic: str, mirror: _Mirror) -> None:
@@ -365,6 +385,8 @@ class SharedLogs:
             try:
                 await self._broker.flush()  # it hears the topic
                 window = await self._broker.read(topic, size, ttl, known, after, wait=True)
+                if log is None:
+                    await self._broker.flush()  # what a subscriber by a pattern has yet to get is pending by now
             except Exception as error:
                 if not isinstance(error, BrokerUnavailable):
                     logger.error("the history of topic %r cannot be read", topic, exc_info=error)
@@ -375,11 +397,7 @@ class SharedLogs:
             if wants_whole or mirror.is_whole or not mirror.joiners:
                 break
         mirror.reading = None
-        try:
-            self._merge(topic, mirror, window, after)
-        except ValueError:
-            self.malformed += 1
-            logger.error("the history of topic %r has what is no message", topic)
+        self._merge(topic, mirror, window, after)
 
     def _merge(self, topic: str, mirror: _Mirror, window: Window, after: int) -> None:
         """Make the mirror as the window is: what its subscribers lack is delivered, and those that wait are served."""
@@ -404,7 +422,7 @@ class SharedLogs:
             if offset > base:
                 newer.append(_Entry(window.epoch, offset, age, envelope))
             elif offset > log.top:
-                log.add(_message(envelope), self._clock() - age, offset)
+                self._add(log, envelope, self._clock() - age, offset)
         log.top = max(log.top, base)
         mirror.log = log
         lost_since = mirror.heard
@@ -419,6 +437,7 @@ class SharedLogs:
         for entry in newer:
             left_out = [subscriber for subscriber, offset in ahead.items() if offset >= entry.offset]
             self._accept(topic, mirror, log, entry, left_out)
+        log.top = max(log.top, window.top)
         for entry in pending:
             if self._mirrors.get(topic) is mirror:
                 self._take(topic, mirror, entry)
@@ -437,13 +456,13 @@ class SharedLogs:
         window = await self._broker.read(topic, size, ttl, None, 0, wait=False)
         log = Log(window.epoch, window.floor)
         for offset, age, envelope in window.kept:
-            log.add(_message(envelope), -age, offset)
+            self._add(log, envelope, -age, offset)
         log.top = max(log.top, window.top)
         return log.read(since, limit, reverse=reverse)
 
 
 async def _follow(joiner: _Joiner, outcome: Any) -> None:
-    await asyncio.shield(joiner.done)
+    await joiner.wait()
     outcome.value = joiner.outcome.value
 
 

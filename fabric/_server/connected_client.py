@@ -121,7 +121,8 @@ class ConnectedClient(BaseConnection):
         Raises:
             ValueError: the name is not that of a topic or pattern, or `since` is out of range.
             TypeError: `since` is no position.
-            InvalidState: `since` or `on_recovery` is given, and the topic has no history.
+            InvalidState: `since` or `on_recovery` is given, and the topic has no history; where it is awaited, also: it
+                was unsubscribed meanwhile.
             BrokerUnavailable: where it is awaited: the broker is away. The client is subscribed, and gets what it has
                 missed when the broker is back.
             TooManyTopics: it has subscribed to `ServerConfig.max_topics` others.

@@ -146,7 +146,7 @@ class Broker(abc.ABC):
             its exception where the broker refuses it.
 
         Raises:
-            BrokerUnavailable: the bound of what waits is reached.
+            BrokerUnavailable: the bound of what waits is reached, or the message is larger than the broker takes.
         """
         raise BrokerUnavailable(f"{self!r} keeps no histories")
 
@@ -157,7 +157,7 @@ class Broker(abc.ABC):
 
         Args:
             size, ttl, known: as for `append`.
-            wait: until the broker is there.
+            wait: for the next attempt to connect, where the broker is away.
 
         Raises:
             BrokerUnavailable: the broker is away, or its connection was lost meanwhile.

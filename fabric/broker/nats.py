@@ -129,11 +129,15 @@ class NatsBroker(Broker):
         self._again: asyncio.Future[None] | None = None
 
     def _aim(self, url: str) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port or 4222
+        except ValueError:  # its text may have part of the password
+            raise ValueError("the URL of a NATS server is malformed: is its password percent-encoded?") from None
         if parts.scheme not in ("nats", "tls") or not parts.hostname:
             raise ValueError("the URL of a NATS server is nats://host[:port]")
         self._url = url
-        self._where = f"{parts.scheme}://{parts.hostname}:{parts.port or 4222}"  # without the password
+        self._where = f"{parts.scheme}://{parts.hostname}:{port}"  # without the password
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._where} {'healthy' if self.is_healthy else 'unavailable'}>"
@@ -277,18 +281,24 @@ class NatsBroker(Broker):
         """Ask every two seconds whether the broker is there. One that does not answer in time is connected to anew."""
         while True:
             await asyncio.sleep(PROBE_INTERVAL)
-            if not self._out.is_open or self._client is None:
-                continue
             try:
-                await self._round_trip()
-                await self._probe_once()
-            except (BrokerUnavailable, TimeoutError):
-                if self._out.is_open:
-                    self._is_answering = False
-                    logger.warning("broker %s does not answer", self._where)
-                    for client in (self._prober, self._client):
-                        if client is not None:
-                            await client.force_reconnect()
+                await self._look()
+            except Exception as error:  # else it would never look again
+                logger.error("broker %s: what was not expected", self._where, exc_info=error)
+
+    async def _look(self) -> None:
+        if not self._out.is_open or self._client is None:
+            return
+        try:
+            await self._round_trip()
+            await self._probe_once()
+        except (BrokerUnavailable, TimeoutError):
+            if self._out.is_open:
+                self._is_answering = False
+                logger.warning("broker %s does not answer", self._where)
+                for client in (self._prober, self._client):
+                    if client is not None:
+                        await client.force_reconnect()
 
     async def _probe_once(self) -> None:
         """Publish to ourselves, and hear it; raise TimeoutError if we do not. Pass where nobody can publish it now."""
@@ -366,11 +376,11 @@ class NatsBroker(Broker):
         """Wait for the server's answer to all that went before."""
         if self._client is None or not self._out.is_open:
             raise self._unavailable("there is no connection")
-        self._out.flush()
-        question = self._losses.asked()
         try:
+            self._out.flush()
+            question = self._losses.asked()
             await self._client.flush(timeout=PROBE_INTERVAL)
-        except (nats.errors.Error, OSError, TimeoutError) as error:
+        except (nats.errors.Error, OSError, TimeoutError, RuntimeError) as error:  # uvloop's, of a closed transport
             self._error = error
             raise self._unavailable("it does not answer") from error
         self._is_answering = True

@@ -121,7 +121,8 @@ class _Connection(asyncio.Protocol):
             waiter.set_exception(error)
 
     def write(self, data: bytes) -> None:
-        self._transport.write(data)
+        if not self.lost.done() and not self._transport.is_closing():  # uvloop would raise
+            self._transport.write(data)
 
     def unwritten(self) -> int:
         return self._transport.get_write_buffer_size()
@@ -163,10 +164,14 @@ class RedisBroker(Broker):
     keeps_histories = True
 
     def __init__(self, url: str, *, ssl_context: ssl.SSLContext | None = None) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port or 6379
+        except ValueError:  # its text may have part of the password
+            raise ValueError("the URL of a Redis server is malformed: is its password percent-encoded?") from None
         if parts.scheme not in ("redis", "rediss") or not parts.hostname:
             raise ValueError("the URL of a Redis server is redis://host[:port]")
-        self._host, self._port = parts.hostname, parts.port or 6379
+        self._host, self._port = parts.hostname, port
         self._login = tuple(unquote(word) for word in (parts.username, parts.password) if word)
         self._where = f"{parts.scheme}://{self._host}:{self._port}"  # without the password
         self._ssl = (ssl_context or ssl.create_default_context()) if parts.scheme == "rediss" else None
@@ -276,23 +281,26 @@ class RedisBroker(Broker):
     async def _live(self) -> None:
         """Look every two seconds whether the broker is there, and connect anew where it is not."""
         while True:
-            assert self._hears is not None
-            assert self._speaks is not None
-            await asyncio.wait(
-                [self._hears.lost, self._speaks.lost],
-                timeout=PROBE_INTERVAL,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if await self._is_well():
-                continue
-            logger.warning("broker %s: connection lost", self._where)
-            since = self._heard
-            self._losses.disconnected(since)
-            await self._connect_again()
-            logger.info("broker %s: connected again", self._where)
-            if self._node is not None:
-                self._node.gap(since)
-            self._tell_losses()
+            try:
+                await self._look()
+            except Exception as error:  # else it would never connect again
+                logger.error("broker %s: what was not expected", self._where, exc_info=error)
+                await asyncio.sleep(PROBE_INTERVAL)
+
+    async def _look(self) -> None:
+        lost = [connection.lost for connection in (self._hears, self._speaks) if connection is not None]
+        if lost:
+            await asyncio.wait(lost, timeout=PROBE_INTERVAL, return_when=asyncio.FIRST_COMPLETED)
+        if await self._is_well():
+            return
+        logger.warning("broker %s: connection lost", self._where)
+        since = self._heard
+        self._losses.disconnected(since)
+        await self._connect_again()
+        logger.info("broker %s: connected again", self._where)
+        if self._node is not None:
+            self._node.gap(since)
+        self._tell_losses()
 
     async def _is_well(self) -> bool:
         """Does the broker answer, and send us what we publish?"""
@@ -354,15 +362,21 @@ class RedisBroker(Broker):
 
     def publish(self, topic: str, envelope: bytes) -> None:
         """Send a message to the other servers; see `Broker.publish`."""
-        limit = min(self._largest, MAX_QUEUED)
-        if len(envelope) > limit:
+        try:
+            self._check_size(envelope)
+        except BrokerUnavailable:
             self._losses.refused(topic)
-            raise BrokerUnavailable(f"the broker takes messages of {limit} bytes, not of {len(envelope)}")
+            raise
         if not self._out.has_room(len(envelope)):
             self._losses.refused(topic)
             raise self._unavailable("what waits for it is up to its bound")
         self._losses.published(topic)
         self._out.add(_publication(topic, envelope))
+
+    def _check_size(self, envelope: bytes) -> None:
+        limit = min(self._largest, MAX_QUEUED)
+        if len(envelope) > limit:
+            raise BrokerUnavailable(f"the broker takes messages of {limit} bytes, not of {len(envelope)}")
 
     async def flush(self) -> None:
         """Wait until the broker has all that went before; see `Broker.flush`."""
@@ -419,6 +433,7 @@ class RedisBroker(Broker):
         self, topic: str, envelope: bytes, number: int, size: int, ttl: float, known: tuple[str, int] | None
     ) -> asyncio.Future[tuple[str, int]]:
         """Keep a message; see `Broker.append`."""
+        self._check_size(envelope)  # Redis would close the connection, each time that it is sent again
         return self._histories().append(topic, (PREFIX + topic).encode(), envelope, number, size, ttl, known)
 
     async def read(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import hashlib
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -20,6 +21,8 @@ from fabric.broker import BrokerUnavailable, Kept, Window
 
 __all__ = ["Replies", "Streams", "pack"]
 
+logger = logging.getLogger("fabric.broker")
+
 STREAM, META, NUMBER = "fabric-stream:", "fabric-meta:", "fabric-number:"  # of keys
 REMEMBERED = 30 * 86400  # seconds for which the epoch of a quiet topic is kept
 NUMBERS = 86400  # seconds for which the number of a server is kept that has published
@@ -27,6 +30,8 @@ RECONNECT_WAIT = 0.1  # seconds between attempts
 PROBE_INTERVAL = 2.0  # seconds
 SILENCE = 4.0  # seconds in which a connection has to answer
 MOST_READS = 10_000  # that wait for an answer
+AGAIN = ("NOSCRIPT", "LOADING")  # errors of Redis for which it is connected to anew
+REFUSALS = ("NOPERM", "NOAUTH", "WRONGPASS", "ERR")  # errors of Redis that do not pass by themselves
 
 # Both begin alike: what is the epoch, and the newest offset? Where the data is older than what the server has seen, for
 # Redis was started with an old copy, offsets would be given twice: a new epoch begins.
@@ -58,7 +63,7 @@ top = top + 1
 local offset = string.format('%.0f', top)
 redis.call('XADD', KEYS[1], 'MAXLEN', size, offset .. '-0', 'at', string.format('%.0f', now), 'data', ARGV[8])
 for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 4)) do
-  if tonumber(entry[2][2]) >= now - ttl then break end
+  if (tonumber(entry[2][2]) or 0) >= now - ttl then break end
   redis.call('XDEL', KEYS[1], entry[1])
 end
 redis.call('PEXPIRE', KEYS[1], ttl)
@@ -196,11 +201,9 @@ class Streams:
             await asyncio.wait([self._unconfirmed[-1].done], timeout=timeout)
         self._life.cancel()
         await asyncio.wait([self._life])
-        for append in self._unconfirmed:
-            if not append.done.done():
-                append.done.set_exception(self._explain("the server has closed", None))
-                append.done.exception()  # nobody may wait for it
-        self._unconfirmed.clear()
+        self._error = ConnectionResetError("the server has closed")
+        self._changed.set()
+        self._give_up(self._explain("there is no connection", self._error))
 
     async def _live(self) -> None:
         while True:
@@ -214,7 +217,10 @@ class Streams:
                     await asyncio.wait([connection.lost], timeout=PROBE_INTERVAL)
                     await connection.call("PING")
             except (OSError, TimeoutError, hiredis.HiredisError) as error:
-                self._error = error
+                self._failed(error)
+            except Exception as error:
+                logger.error("the histories of a broker: what was not expected", exc_info=error)
+                self._failed(error)
             finally:
                 self._connection = None
                 if connection is not None:
@@ -226,8 +232,34 @@ class Streams:
         self._connection, self._error = connection, None
         self._unwritten = list(self._unconfirmed)
         self._write()
+        self._tell()
+
+    def _failed(self, error: Exception) -> None:
+        """There is no connection, for now: nobody is left to wait for one that Redis refuses."""
+        explained = self._explain("there are no histories", error)
+        if self._error is None:
+            logger.warning("%s", explained)
+        self._connection, self._error = None, error
+        if self._is_refused():
+            self._give_up(explained)
+        self._tell()
+
+    def _is_refused(self) -> bool:
+        return isinstance(self._error, hiredis.ReplyError) and str(self._error).startswith(REFUSALS)
+
+    def _tell(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+    def _give_up(self, error: BrokerUnavailable) -> None:
+        """What Redis has not confirmed has failed."""
+        for append in self._unconfirmed:
+            if not append.done.done():
+                append.done.set_exception(error)
+                append.done.exception()  # nobody may wait for it
+        self._unconfirmed.clear()
+        self._unwritten.clear()
+        self._size = 0
 
     # -- messages
 
@@ -242,6 +274,8 @@ class Streams:
         known: tuple[str, int] | None,
     ) -> asyncio.Future[tuple[str, int]]:
         """See `Broker.append`."""
+        if self._is_refused():
+            raise self._explain("there are no histories", self._error)
         if self._size + len(envelope) > self._limit:
             raise self._explain("what waits for it is up to its bound", self._error)
         tail: tuple[str | bytes, ...] = (channel, envelope, str(number), str(NUMBERS))
@@ -268,7 +302,7 @@ class Streams:
 
     def _confirm(self, reply: Any) -> None:
         """The oldest message that is not confirmed is answered."""
-        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith(("NOSCRIPT", "LOADING")):
+        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith(AGAIN):
             if self._connection is not None:
                 self._connection.abort()  # it is all sent again
             raise hiredis.ProtocolError(str(reply))
@@ -288,8 +322,9 @@ class Streams:
     ) -> Window:
         """See `Broker.read`."""
         while (connection := self._connection) is None:
-            if not wait and self._error is not None:  # else it is about to be there
+            if self._error is not None and not wait:  # else it is about to be there
                 raise self._explain("there is no connection", self._error)
+            wait = False  # for longer than the next attempt takes
             await self._changed.wait()
         if self._reads >= MOST_READS:
             raise self._explain("too many histories are asked for", None)
@@ -306,16 +341,21 @@ class Streams:
             done.cancel()
             raise self._explain("it does not answer", connection.error)
         reply = done.result()
+        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith(AGAIN):
+            connection.abort()  # the scripts are loaded anew
         if not isinstance(reply, list):
             raise self._explain("it does not give a history", reply if isinstance(reply, Exception) else None)
         epoch, top, floor, now, entries = reply
         kept = []
         for key, fields in entries:
-            offset, age = int(key.partition(b"-")[0]), (now - int(fields[1])) / 1000
+            try:
+                offset, age, envelope = int(key.partition(b"-")[0]), (now - int(fields[1])) / 1000, fields[3]
+            except (ValueError, IndexError):
+                continue  # none that a server of ours has written
             if age > ttl:
                 floor = offset
             else:
-                kept.append(Kept(offset, max(0.0, age), fields[3]))
+                kept.append(Kept(offset, max(0.0, age), envelope))
         return Window(epoch.decode(), top, floor, kept)
 
 

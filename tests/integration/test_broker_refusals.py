@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -14,15 +15,16 @@ from typing import Any
 
 import pytest
 
-from fabric.broker import Broker, BrokerUnavailable
+from fabric.broker import Broker, BrokerUnavailable, make_broker
 from fabric.broker.echo import Echo
 from fabric.broker.embedded import find_nats_server
 from fabric.broker.nats import EMBEDDED, EmbeddedNatsBroker, NatsBroker
-from fabric.broker.redis import RedisBroker
+from fabric.broker.redis import RedisBroker, _Connection
+from fabric.broker.streams import Streams
 from fabric.server import WebSocketServer
 from support.brokers import NatsServer, RealBroker, RedisServer
 from support.raw_peer import RawPeer
-from support.serving import Held, serve, until
+from support.serving import Held, serve, turns, until
 from support.tls import certificate_file, client_context, server_context
 
 Stack = contextlib.AsyncExitStack
@@ -209,6 +211,17 @@ async def listening(first: bytes, answers: dict[bytes, bytes] | None = None) -> 
                 await writer.wait_closed()
 
 
+@pytest.mark.parametrize("scheme", ["nats", "tls", "redis", "rediss"])
+@pytest.mark.parametrize(
+    "rest", ["user:sec/ret@host:1", "user:sec#ret@host", "user:secret@host:secret", "user:[ret@host"]
+)
+def test_a_malformed_url_is_refused_without_its_password(scheme: str, rest: str) -> None:
+    with pytest.raises(ValueError, match="malformed") as caught:
+        make_broker(f"{scheme}://{rest}")
+    assert not re.search("sec|ret\\b", str(caught.value))
+    assert caught.value.__suppress_context__
+
+
 async def test_a_nats_server_that_is_too_old() -> None:
     old = {"server_id": "x", "version": "1.4.1", "proto": 1, "max_payload": 1 << 20}
     async with listening(b"INFO " + json.dumps(old).encode() + b"\r\n") as (port, _):
@@ -240,6 +253,56 @@ async def test_a_message_over_the_limit_of_redis(
         await far.publish("a", "after")
         assert [await peer.payload() for _ in range(2)] == [b"before", b"after"]
         assert far.topics.drops["broker"] == 1
+
+
+async def test_a_message_over_the_limit_of_redis_keeps_no_history_from_going_on(
+    stack: Stack, tmp_path: Path, require: Callable[[object, str], None]
+) -> None:
+    require(RedisServer.program(), "redis-server is not in PATH: .ci/setup installs it")
+    async with RedisServer(tmp_path, "proto-max-bulk-len 1048576") as broker:
+        server = await serve(stack, Held(), broker=broker.url)
+        server.topics.configure("a", history=10)
+        with pytest.raises(BrokerUnavailable, match="takes messages of 1048576 bytes"):
+            await server.publish("a", bytes(1 << 20))
+        await server.publish("a", "after")
+        assert [str(each.message.text) for each in (await server.history("a")).publications] == ["after"]
+        assert server.topics.drops["broker"] == 1
+
+
+async def test_histories_that_redis_forbids(
+    stack: Stack, tmp_path: Path, require: Callable[[object, str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody waits for them for ever, and it is logged once."""
+    require(RedisServer.program(), "redis-server is not in PATH: .ci/setup installs it")
+    async with RedisServer(tmp_path, "user user on >secret ~* &* +@all -script") as broker:
+        held = Held()
+        server = await serve(stack, held, broker=adapter(broker, login="user:secret@"))
+        server.topics.configure("a", history=10)
+        await stack.enter_async_context(await RawPeer.open(server.port))
+        client = await held.next()
+        for awaited in (lambda: server.publish("a", "x"), lambda: client.subscribe("a"), lambda: server.history("a")):
+            for _ in range(2):
+                with pytest.raises(BrokerUnavailable, match="NOPERM"):
+                    await awaited()
+        assert server.topics.drops["broker"] == 2
+        assert len([record for record in caplog.records if "no histories" in record.getMessage()]) == 1
+        assert server.broker_healthy
+
+
+@pytest.mark.parametrize("made", ["asked", "asking"])
+async def test_nobody_waits_for_histories_of_a_server_that_has_closed(made: str) -> None:
+    async def connect(_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    streams = Streams(connect, lambda what, error: BrokerUnavailable(f"{what}: {error}"), "node", 1000)
+    appended = streams.append("a", b"a", b"x", 1, 10, 1.0, None)
+    reading = asyncio.ensure_future(streams.read("a", 10, 1.0, None, 0, wait=True))
+    if made == "asking":
+        await turns()
+    await streams.close(0)
+    for waiting in (appended, reading):
+        with pytest.raises(BrokerUnavailable, match="the server has closed"):
+            await waiting
 
 
 @pytest.mark.parametrize("scheme", ["nats", "redis"])
@@ -276,6 +339,7 @@ async def test_a_flood_of_subscriptions_that_the_broker_does_not_read(
 ) -> None:
     """What waits is bounded; what is subscribed in the end holds once the broker reads again."""
     monkeypatch.setattr(f"fabric.broker.{broker.scheme}.MAX_QUEUED", 20_000)
+    monkeypatch.setattr(f"fabric.broker.{broker.scheme}.PROBE_INTERVAL", 3600)  # only the flood tells
     await stack.enter_async_context(broker)
     held = Held()
     near, far = await serve(stack, held, broker=broker.url), await serve(stack, Held(), broker=broker.url)
@@ -335,6 +399,45 @@ async def test_a_server_that_is_deaf_is_noticed(stack: Stack, broker: RealBroker
 
 
 @pytest.mark.deadline(60)
+async def test_an_error_that_nobody_expected_does_not_keep_it_from_connecting_again(
+    stack: Stack, broker: RealBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await stack.enter_async_context(broker)
+    held = Held()
+    near, far = await serve(stack, held, broker=broker.url), await serve(stack, Held(), broker=broker.url)
+    peer = await stack.enter_async_context(await RawPeer.open(near.port))
+    await (await held.next()).subscribe("a")
+
+    async def fail() -> None:
+        monkeypatch.undo()
+        raise KeyError("nobody expected this")
+
+    monkeypatch.setattr(near.topics.broker, "_round_trip", fail)
+    await until(lambda: any("not expected" in record.getMessage() for record in caplog.records))
+    await broker.kill()
+    await until(lambda: not near.broker_healthy and not far.broker_healthy)
+    await broker.start()
+    await until(lambda: near.broker_healthy and far.broker_healthy)
+    await far.publish("a", "again")
+    assert await peer.payload() == b"again"
+
+
+async def test_a_closed_transport_is_not_written_to() -> None:
+    """One of uvloop would raise."""
+
+    class Closed(asyncio.Transport):
+        def is_closing(self) -> bool:
+            return True
+
+        def write(self, data: bytes | bytearray | memoryview) -> None:
+            raise RuntimeError("it is closed")
+
+    connection = _Connection(lambda _: None)
+    connection.connection_made(Closed())
+    connection.write(b"x")
+
+
+@pytest.mark.deadline(60)
 async def test_an_embedded_server_that_is_killed_is_started_again(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, require: Callable[[object, str], None]
 ) -> None:
@@ -343,6 +446,7 @@ async def test_an_embedded_server_that_is_killed_is_started_again(
     first = EmbeddedNatsBroker()
     held = Held()
     near = WebSocketServer.bind("127.0.0.1:0", held, broker=first, ping_interval=None)
+    stack.push_async_callback(near.shutdown)
     listener = near.topic("early")  # before it has started
     await near.start()
     far = await serve(stack, Held(), broker="nats:embedded")

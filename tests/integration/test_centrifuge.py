@@ -18,7 +18,8 @@ from fabric.broker.embedded import find_nats_server
 from fabric.centrifuge import Action, Refused
 from fabric.message import Message
 from fabric.server import ConnectedClient
-from support.brokers import NatsServer
+from support.brokers import NatsServer, RedisServer
+from support.fake_broker import FakeBroker, Hub
 from support.raw_peer import RawPeer
 from support.serving import serve, until
 
@@ -166,8 +167,12 @@ async def test_connect_comes_first(stack: Stack, frame: str) -> None:
 async def test_what_follows_a_malformed_command_is_not_done(stack: Stack) -> None:
     server = await speaking(stack)
     peer = await connect(stack, server, "", "chat")
+    listener = server.topic("chat")
     peer.send_text('{"id":1,"unsubscribe":{"channel":""}}\n{"id":2,"publish":{"channel":"chat","data":1}}')
     assert (await peer.close_seen())[0] == 3501
+    await until(lambda: server.connection_count == 0)
+    server.publish("chat", "nothing before")
+    assert await anext(listener) == "nothing before"
 
 
 async def test_one_who_does_not_connect_is_closed(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -501,6 +506,58 @@ async def test_a_channel_without_history_recovers_nothing(stack: Stack) -> None:
     peer = await connect(stack, server)
     asked = {"channel": "chat", "recover": True, "recoverable": True, "offset": 7, "epoch": "x"}
     assert await peer.ask(subscribe=asked) == {"subscribe": {"was_recovering": True}}
+
+
+async def test_a_refused_recovery_over_a_broker_is_an_error_and_nothing_else(
+    stack: Stack, tmp_path: Path, require: Callable[[object, str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    require(RedisServer.program(), "redis-server is not in PATH: .ci/setup installs it")
+    broker = await stack.enter_async_context(RedisServer(tmp_path))
+    server = await speaking(stack, broker=broker.url)
+    server.topics.configure("log.>", history=5)
+    peer = await connect(stack, server)
+    recover = {"channel": "log.1", "recover": True, "epoch": "x", "flag": 2}
+    for _ in range(2):
+        assert await peer.refused(subscribe=recover) == 112
+    (client,) = server.clients()
+    assert client.topics == frozenset()
+    assert "subscribe" in await peer.ask(subscribe={"channel": "log.1"})
+    assert await peer.refused(subscribe={**recover, "channel": "log.2"}) == 112
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize("history", [0, 5])
+async def test_a_client_that_is_unsubscribed_before_it_has_subscribed(stack: Stack, history: int) -> None:
+    """While the broker is to confirm it: the client is told that it has no subscription."""
+    hub = Hub()
+    broker = Slow(hub)
+    server = await speaking(stack, broker=broker)
+    server.topics.configure("log.>", history=history)
+    peer = await connect(stack, server)
+    (client,) = server.clients()
+    peer.say({"id": 1, "subscribe": {"channel": "log.1"}})
+    await until(lambda: broker.waiting)
+    client.unsubscribe("log.1")
+    broker.going.set()
+    left = {"code": 2000, "reason": "server unsubscribe"}
+    assert await peer.hear() == {"push": {"channel": "log.1", "unsubscribe": left}}
+    assert (await peer.hear())["error"]["code"] == 103
+    assert "presence_stats" in await peer.ask(presence_stats={"channel": "room.1"})
+
+
+class Slow(FakeBroker):
+    """A broker that confirms nothing until `going` is set; `waiting` counts what waits."""
+
+    keeps_histories = True
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(hub)
+        self.going = asyncio.Event()
+        self.waiting = 0
+
+    async def flush(self) -> None:
+        self.waiting += 1
+        await self.going.wait()
 
 
 async def test_channels_of_several_servers(

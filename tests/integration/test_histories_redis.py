@@ -398,6 +398,25 @@ async def test_redis_refuses_a_message(stack: Stack, redis: RedisServer) -> None
     await broker._streams._connection.call("SCRIPT", "FLUSH")
     await near.publish("room.7", "3")  # the script is loaded again
     assert (await near.history("room.7")).position.offset == 3
+    before = broker._streams._connection
+    await before.call("SCRIPT", "FLUSH")
+    with pytest.raises(BrokerUnavailable, match="NOSCRIPT"):
+        await near.history("room.7")
+    await until(lambda: broker._streams._connection not in (None, before))
+    assert (await near.history("room.7")).position.offset == 3  # and so it is for one who only reads
+
+
+async def test_what_nobody_of_ours_has_written_into_a_stream(stack: Stack, redis: RedisServer) -> None:
+    near, far = await started(stack, redis, Held())
+    broker: Any = near.topics.broker
+    await near.publish("room.7", "0")
+    for offset, fields in ((2, ("what", "ever")), (3, ("at", "noon", "data", "x")), (4, ("at", "9" * 15, "data", "x"))):
+        await broker._streams._connection.call("XADD", "fabric-stream:room.7", f"{offset}-0", *fields)
+    await broker._streams._connection.call("XDEL", "fabric-stream:room.7", "1-0")
+    await broker._streams._connection.call("HSET", "fabric-meta:room.7", "top", "4")
+    await near.publish("room.7", "5")
+    history = await far.history("room.7")
+    assert [(offset, message.text) for offset, message in history.publications] == [(5, "5")]
 
 
 async def test_what_is_no_message_of_a_history(stack: Stack, redis: RedisServer) -> None:

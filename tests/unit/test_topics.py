@@ -106,9 +106,11 @@ def test_what_fits(pattern: str, fitting: list[str], others: list[str]) -> None:
     index.subscribe(subscriber, pattern)
     for topic in fitting:
         assert fits(pattern, topic)
+        assert index.has_subscribers(topic)
         assert published(index, topic) == [7]
     for topic in others:
         assert not fits(pattern, topic)
+        assert not index.has_subscribers(topic)
         assert published(index, topic) == []
 
 

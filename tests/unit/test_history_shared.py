@@ -1,0 +1,176 @@
+"""The mirror of a topic, over a broker that says what the test wants, when it wants."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+from fabric._history.shared import SharedLogs
+from fabric.broker import Kept, Window
+from fabric.error import ConnectionClosed, Error, InvalidState
+from fabric.history import Position
+from fabric.message import Message, MessageType
+from fabric.topics import Outcome
+from fabric_ext.remote import wrap
+from fabric_ext.topics import Subscriber
+from support.fake_broker import FakeBroker, Hub
+from support.serving import turns
+
+Leave = Callable[[SharedLogs, Subscriber], None]
+
+EPOCH = "e" * 16
+NODE = b"another."
+
+
+def envelope(text: str) -> bytes:
+    return wrap(MessageType.TEXT, NODE, 1, text.encode())
+
+
+def numbered(offset: int, data: bytes) -> bytes:
+    """As it comes from the broker."""
+    return b"\x04" + EPOCH.encode() + b"%016d" % offset + data
+
+
+class KeepingBroker(FakeBroker):
+    """Gives the test's windows.
+
+    Attributes:
+        windows: what is read, one after the other; while there is none, reading waits.
+        on_flush: called by `flush`, with how many there were before.
+    """
+
+    keeps_histories = True
+
+    def __init__(self) -> None:
+        super().__init__(Hub())
+        self.windows: asyncio.Queue[Window] = asyncio.Queue()
+        self.on_flush: Callable[[int], None] = lambda _: None
+        self.flushes = 0
+
+    async def flush(self) -> None:
+        self.on_flush(self.flushes)
+        self.flushes += 1
+
+    async def read(
+        self, topic: str, size: int, ttl: float, known: tuple[str, int] | None, after: int, *, wait: bool
+    ) -> Window:
+        return await self.windows.get()
+
+
+class Rig:
+    """The histories of one server.
+
+    Attributes:
+        got: texts and offsets of what its subscribers got.
+        has_subscribers: what is said of any topic.
+    """
+
+    def __init__(self) -> None:
+        self.got: list[tuple[str, int]] = []
+        self.gaps: list[str] = []
+        self.has_subscribers = True
+        self.broker = KeepingBroker()
+        self.logs = SharedLogs(
+            self.broker,
+            b"01234567",
+            lambda _: self.has_subscribers,
+            lambda _: (10, 60.0),
+            self.fan_out,
+            lambda topic, _: self.gaps.append(topic),
+            lambda: 1000.0,
+        )
+
+    def fan_out(
+        self, topic: str, data: Message, position: Position, compress: bool | None, left_out: Iterable[Subscriber]
+    ) -> int:
+        self.got.append((data.text, position.offset))
+        return 1
+
+    async def close(self) -> None:
+        self.logs.close()
+        await turns()
+
+
+@pytest.fixture
+def rig(stack: contextlib.AsyncExitStack) -> Rig:
+    rig = Rig()
+    stack.push_async_callback(rig.close)
+    return rig
+
+
+async def test_what_comes_after_the_window_was_read_that_has_it_is_not_lost(rig: Rig) -> None:
+    """A subscriber by a pattern gets it, though another one by name makes the mirror meanwhile."""
+
+    def on_flush(before: int) -> None:
+        if before == 1:
+            rig.logs.deliver("a", numbered(1, envelope("one")))
+
+    rig.broker.on_flush = on_flush
+    rig.broker.windows.put_nowait(Window(EPOCH, 1, 0, [Kept(1, 0.0, envelope("one"))]))
+    rig.logs.resume()
+    rig.logs.hear("a")
+    await turns()
+    assert rig.got == [("one", 1)]
+
+
+@pytest.mark.parametrize(
+    ("leave", "kind"),
+    [
+        (lambda logs, subscriber: logs.unsubscribed(subscriber, ["a"]), InvalidState),
+        (lambda logs, subscriber: logs.unsubscribed(subscriber, ["a"], ConnectionClosed(1001)), ConnectionClosed),
+        (lambda logs, subscriber: logs.close(), ConnectionClosed),
+    ],
+)
+async def test_what_ends_a_subscription_cancels_nobody_who_waits_for_it(
+    rig: Rig, leave: Leave, kind: type[Error]
+) -> None:
+    rig.logs.resume()
+    subscriber = Subscriber("someone")
+    outcome: Outcome[Any] = Outcome(None)
+    confirm = rig.logs.join("a", subscriber, Position(EPOCH, 0), lambda _: None, outcome)
+    assert confirm is not None
+    waiting = asyncio.ensure_future(confirm())
+    await turns()
+    leave(rig.logs, subscriber)
+    with pytest.raises(kind):
+        await waiting
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+async def test_what_is_no_message_is_left_out_of_a_window(rig: Rig, place: int) -> None:
+    """The topic goes on, and what comes next is the next."""
+    wrong = [envelope("x")[:5], envelope("x")[:13] + b"\xff", b""]
+    kept = [Kept(n, 0.0, wrong[n - 1] if n == place else envelope(str(n))) for n in range(1, 4)]
+    others = [(str(n), n) for n in range(1, 4) if n != place]
+    rig.broker.windows.put_nowait(Window(EPOCH, 0, 0, []))
+    rig.logs.resume()
+    rig.logs.hear("a")
+    await turns()
+    rig.logs.deliver("a", numbered(3, envelope("3")))  # the rest has to be read
+    rig.broker.windows.put_nowait(Window(EPOCH, 3, 0, kept))
+    await turns()
+    rig.logs.deliver("a", numbered(4, envelope("4")))
+    assert rig.got == [*others, ("4", 4)]
+    assert rig.logs.malformed == 1
+    assert rig.gaps == []
+    rig.broker.windows.put_nowait(Window(EPOCH, 3, 0, kept))
+    history = await rig.logs.read("a", None, None, reverse=False)
+    assert [(text.text, offset) for offset, text in history.publications] == others
+    assert history.position == (EPOCH, 3)
+
+
+async def test_what_is_no_message_is_left_out_as_it_comes(rig: Rig) -> None:
+    rig.broker.windows.put_nowait(Window(EPOCH, 0, 0, []))
+    rig.logs.resume()
+    rig.logs.hear("a")
+    await turns()
+    rig.logs.deliver("a", numbered(1, b"none"))
+    rig.logs.deliver("a", numbered(2, envelope("2")))
+    rig.broker.windows.put_nowait(Window(EPOCH, 2, 0, [Kept(1, 0.0, b"none"), Kept(2, 0.0, envelope("2"))]))
+    await turns()
+    rig.logs.deliver("a", numbered(3, envelope("3")))
+    assert rig.got == [("2", 2), ("3", 3)]
