@@ -77,6 +77,7 @@ class Slot:
     def __init__(self, number: int, restart: ReconnectConfig) -> None:
         self.number = number
         self.worker: WorkerProcess | None = None
+        self.changed = asyncio.Event()  # its worker has been replaced, or one of its processes has ended
         self.schedule = ReconnectState(restart)
         self.filled = asyncio.Event()  # once a worker has been ready
         self.hurry = asyncio.Event()  # wait no longer until the next start
@@ -226,13 +227,13 @@ class Supervisor:
             async with slot.lock:
                 if slot.worker is None or slot.worker.has_ended:
                     await self._start(slot)
-            worker = slot.worker
+            while (worker := slot.worker) is not None and not worker.has_ended:
+                slot.changed.clear()
+                await slot.changed.wait()
             assert worker is not None
-            await worker.ended.wait()
-            if slot.worker is worker:
-                self._restarts += 1
-                slot.schedule.disconnected(time.monotonic())
-                logger.error("worker %d (process %d) has ended: %s", slot.number, worker.pid, worker.cause)
+            self._restarts += 1
+            slot.schedule.disconnected(time.monotonic())
+            logger.error("worker %d (process %d) has ended: %s", slot.number, worker.pid, worker.cause)
 
     async def _start(self, slot: Slot) -> None:
         """Start a worker, again and again, until one is ready."""
@@ -301,6 +302,7 @@ class Supervisor:
                 )
                 return False
             slot.worker = new
+            slot.changed.set()
             slot.schedule.connected(time.monotonic())
             self._admit(new)
             if old is not None and not old.has_ended:
@@ -315,6 +317,7 @@ class Supervisor:
         if process.is_ready and process.is_ending:
             logger.info("worker %d (process %d) has ended", process.number, process.pid)
         del self._processes[process]
+        self._slots[process.number].changed.set()
         if process.handover is not None:
             if self._balancer is not None:
                 self._balancer.remove(process.handover)
