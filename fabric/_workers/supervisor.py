@@ -53,6 +53,18 @@ class WorkersFailed(Error, RuntimeError):
         return type(self), (self.number, self.failures, self.cause)
 
 
+class StartFailed(Exception):
+    """A worker did not become ready; the text says why.
+
+    Attributes:
+        process: the process that was started for it, in words.
+    """
+
+    def __init__(self, cause: str, process: str) -> None:
+        super().__init__(cause)
+        self.process = process
+
+
 @dataclass(frozen=True)
 class Settings:
     """What `fabric.workers.run` is given, see there; `program` and `loop` as in `Order`."""
@@ -221,6 +233,20 @@ class Supervisor:
         process.poll()  # it may have ended meanwhile
         return process
 
+    async def _launch(self, slot: Slot) -> WorkerProcess:
+        """Start a process for this slot, and return it once it is ready.
+
+        Raises:
+            StartFailed: it does not become ready, or the system does not start it.
+        """
+        try:
+            process = await self._spawn(slot)
+        except OSError as error:  # no descriptors, processes or memory are left; or the interpreter is being updated
+            raise StartFailed(f"the system starts no process: {error.strerror or error}", "no process") from error
+        if not await process.becomes_ready():
+            raise StartFailed(process.cause, f"process {process.pid}")
+        return process
+
     async def _keep(self, slot: Slot) -> None:
         """See to it that there is a worker in this slot, for ever."""
         while True:
@@ -241,18 +267,19 @@ class Supervisor:
         if slot.worker is not None:
             await self._wait(slot)
         while True:
-            worker = slot.worker = await self._spawn(slot)
-            if await worker.becomes_ready():
+            try:
+                slot.worker = await self._launch(slot)
                 break
-            failures += 1
-            most = self._settings.max_failures
-            text = "worker %d (process %d) failed to start (%d of %d): %s"
-            logger.error(text, slot.number, worker.pid, failures, most, worker.cause)
-            if failures >= most:
-                raise WorkersFailed(slot.number, failures, worker.cause)
+            except StartFailed as error:
+                failures += 1
+                most = self._settings.max_failures
+                text = "worker %d (%s) failed to start (%d of %d): %s"
+                logger.error(text, slot.number, error.process, failures, most, error)
+                if failures >= most:
+                    raise WorkersFailed(slot.number, failures, str(error)) from None
             await self._wait(slot)
         slot.schedule.connected(time.monotonic())
-        self._admit(worker)
+        self._admit(slot.worker)
         slot.filled.set()
 
     async def _wait(self, slot: Slot) -> None:
@@ -293,13 +320,12 @@ class Supervisor:
     async def _replace(self, slot: Slot) -> bool:
         """Start a new process, and have the old one end once the new one is ready; False if it fails to be."""
         async with slot.lock:
-            old, new = slot.worker, await self._spawn(slot)
-            if not await new.becomes_ready():
-                logger.error(
-                    "worker %d is not replaced, nor are those behind it: the new process failed to start: %s",
-                    slot.number,
-                    new.cause,
-                )
+            old = slot.worker
+            try:
+                new = await self._launch(slot)
+            except StartFailed as error:
+                text = "worker %d is not replaced, nor are those behind it: the new process failed to start: %s"
+                logger.error(text, slot.number, error)
                 return False
             slot.worker = new
             slot.changed.set()

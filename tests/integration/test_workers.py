@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import errno
 import json
 import os
 import re
@@ -300,6 +301,39 @@ async def test_one_that_fails_to_start_is_tried_so_often(program: Callable[..., 
     ]
     last = "WorkersFailed: worker 1 failed to start, 3 times in a row: LookupError: no such table"
     assert said.rstrip().endswith(last)
+
+
+async def test_a_process_that_the_system_does_not_start_is_a_failed_start(
+    stack: Stack, program: Callable[..., Any]
+) -> None:
+    """Once in the place of a worker that has ended, and once at a replacement."""
+    running = await program(
+        n=1,
+        more="""
+        if __name__ == "__main__":
+            import errno, subprocess
+            answers = iter([True, False, True, False, True])
+            class Popen(subprocess.Popen):
+                def __init__(self, *args, **options):
+                    if not next(answers):
+                        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+                    super().__init__(*args, **options)
+            subprocess.Popen = Popen
+        """,
+    )
+    _, victim = await running.join(stack)
+    os.kill(victim, signal.SIGKILL)
+    cause = f": the system starts no process: {os.strerror(errno.EAGAIN)}"
+    await running.until(rf"worker 0 \(no process\) failed to start \(1 of 5\){cause}")
+    await running.until(r"worker 0 \(process \d+\) is ready")
+    client, _ = await running.join(stack)
+    running.process.send_signal(signal.SIGHUP)
+    await running.until(rf"is not replaced, .* failed to start{cause}")
+    await client.send("hello")
+    assert await text(client) == "hello"
+    running.process.send_signal(signal.SIGHUP)
+    await running.until("all workers have been replaced")
+    await running.end()
 
 
 @pytest.mark.parametrize(
