@@ -14,7 +14,7 @@ from typing import Self
 import pytest
 
 from fabric import ServerConfig, WebSocketClient, WebSocketServer
-from fabric._server.handover import Handover, HandoverSocket
+from fabric._server.handover import AT_ONCE, CLOSED, Handover, HandoverSocket
 from fabric._workers.balance import MAX_UNRECEIVED, Balancer
 
 Stack = contextlib.AsyncExitStack
@@ -151,6 +151,37 @@ def test_without_a_descriptor_it_goes_back(listening: socket.socket) -> None:
     for sock in (client, accepted, end):
         sock.close()
     handover.close()
+
+
+def test_at_the_end_all_is_read_that_was_said(listening: socket.socket) -> None:
+    """More than is read at a time: what was received is not closed, or handed to another one, once more."""
+    handover = Handover()
+    end = other_end(handover, listening)
+    client, accepted = connection(listening)
+    handover.hand(accepted)
+    assert end.send(CLOSED * (AT_ONCE + 1)) == AT_ONCE + 1
+    received, _ = end.accept()
+    end.close()
+    assert handover.close() == []
+    for sock in (client, received):
+        sock.close()
+
+
+async def test_what_found_no_room_is_said_later(listening: socket.socket) -> None:
+    handover = Handover()
+    end = other_end(handover, listening)
+    client, accepted = connection(listening)
+    handover.hand(accepted)
+    with pytest.raises(BlockingIOError):
+        while True:
+            end.send(CLOSED * 1024)
+    received, _ = end.accept()
+    while handover.unreceived:  # nothing else is said
+        assert handover.read() == []
+        await asyncio.sleep(0)
+    for sock in (client, received, end):
+        sock.close()
+    assert handover.close() == []
 
 
 # The process that accepts: as the parent of workers it is on asyncio's own loop.
