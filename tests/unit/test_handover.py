@@ -314,6 +314,72 @@ async def test_without_workers_connections_wait(listening: socket.socket) -> Non
             await asyncio.sleep(0)
 
 
+@on_asyncio
+async def test_what_the_only_worker_has_not_received_when_it_ends_waits_for_the_next(
+    listening: socket.socket,
+) -> None:
+    with Workers(1, listening) as one:
+        await one.come(3)
+        one.ends[0].close()
+        while one.handovers[0].fileno() >= 0:  # the balancer notices by itself
+            await asyncio.sleep(0)
+        new = Handover()
+        one.handovers.append(new)
+        one.ends.append(other_end(new, listening))
+        one.received.append([])
+        one.balancer.add(new)
+        assert new.count == 3
+        await one.receive(1)
+        addresses = [client.getsockname() for client in one.clients]
+        assert [received.getpeername() for received in one.received[1]] == addresses
+        await one.come()
+        assert new.count == 4
+
+
+@on_asyncio
+async def test_what_waits_for_a_worker_is_closed_with_the_balancer(listening: socket.socket) -> None:
+    with Workers(1, listening) as one:
+        await one.come()
+        one.ends[0].close()
+        while one.handovers[0].fileno() >= 0:
+            await asyncio.sleep(0)
+        one.balancer.close()
+        assert await asyncio.get_running_loop().sock_recv(one.clients[0], 1) == b""
+
+
+@on_asyncio
+async def test_a_pause_for_want_of_descriptors_lasts(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker says of its connections does not end it. A new worker does."""
+    with Workers(1, listening) as one:
+        await one.come()
+        attempts = []
+
+        def none_left(self: socket.socket) -> tuple[socket.socket, object]:
+            attempts.append(self)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        monkeypatch.setattr("fabric._workers.balance.RETRY", 3600.0)
+        with monkeypatch.context() as patched:
+            patched.setattr(socket.socket, "accept", none_left)
+            client = socket.socket()
+            client.setblocking(False)
+            one.clients.append(client)
+            await asyncio.get_running_loop().sock_connect(client, one.address)
+            while not attempts:
+                await asyncio.sleep(0)
+        await one.receive(0)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert one.counts == [1]
+        new = Handover()
+        one.handovers.append(new)
+        one.ends.append(other_end(new, listening))
+        one.received.append([])
+        one.balancer.add(new)
+        while one.counts != [1, 1]:
+            await asyncio.sleep(0)
+
+
 # A server takes the other end for a socket.
 
 
