@@ -132,6 +132,11 @@ class WorkerProcess:
         self._channel.send(event="end", goodbye=goodbye)
         self._kill_after(timeout + LAST_MOMENT)
 
+    def fail(self, cause: str) -> None:
+        """Kill it, for this cause."""
+        self._cause = cause
+        self._popen.kill()  # without effect on one that has ended
+
     def poll(self) -> None:
         """Look whether it has ended."""
         if self._popen.poll() is not None:

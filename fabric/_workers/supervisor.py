@@ -77,6 +77,7 @@ class Settings:
     broker: str
     metrics: str | None
     drain: float
+    start_timeout: float
     shutdown_timeout: float
     restart: ReconnectConfig
     max_failures: int
@@ -237,13 +238,20 @@ class Supervisor:
         """Start a process for this slot, and return it once it is ready.
 
         Raises:
-            StartFailed: it does not become ready, or the system does not start it.
+            StartFailed: it does not become ready, or not in time; or the system does not start it.
         """
         try:
             process = await self._spawn(slot)
         except OSError as error:  # no descriptors, processes or memory are left; or the interpreter is being updated
             raise StartFailed(f"the system starts no process: {error.strerror or error}", "no process") from error
-        if not await process.becomes_ready():
+        try:
+            async with asyncio.timeout(self._settings.start_timeout):
+                is_ready = await process.becomes_ready()
+        except TimeoutError:
+            process.fail(f"not ready within {self._settings.start_timeout:g} s")
+            await process.ended.wait()
+            is_ready = False
+        if not is_ready:
             raise StartFailed(process.cause, f"process {process.pid}")
         return process
 

@@ -173,10 +173,16 @@ def program(tmp_path: Path, stack: Stack) -> Callable[..., Any]:
 
 
 async def gone(process: asyncio.subprocess.Process) -> None:
-    """Kill it, if it is still there; its workers then end by themselves."""
+    """End it, if it is still there, as by a second signal; and wait for its workers, but not for ever."""
     with contextlib.suppress(ProcessLookupError):
-        process.kill()
-    await process.communicate()
+        for number in (signal.SIGTERM, signal.SIGINT):  # two different ones, as equal ones may count as one
+            process.send_signal(number)
+    try:
+        async with asyncio.timeout(20):
+            await process.communicate()
+    except TimeoutError:
+        process._transport.close()  # which kills it; its workers then end by themselves
+        await process.wait()
 
 
 @pytest.fixture
@@ -301,6 +307,21 @@ async def test_one_that_fails_to_start_is_tried_so_often(program: Callable[..., 
     ]
     last = "WorkersFailed: worker 1 failed to start, 3 times in a row: LookupError: no such table"
     assert said.rstrip().endswith(last)
+
+
+async def test_one_that_is_never_ready_is_killed(program: Callable[..., Any]) -> None:
+    running = await program(
+        "max_failures=1, start_timeout=3",
+        n=1,
+        ready=False,
+        more="""
+        def main(worker):
+            time.sleep(3600)
+        """,
+    )
+    said = await running.rest()
+    assert await running.process.wait() == 1
+    assert "WorkersFailed: worker 0 failed to start, 1 times in a row: not ready within 3 s" in said
 
 
 async def test_a_process_that_the_system_does_not_start_is_a_failed_start(
@@ -522,7 +543,8 @@ async def test_one_page_for_all(stack: Stack, program: Callable[..., Any]) -> No
         await client.send("hello")
         assert await text(client) == "hello"
         await client.ping()
-    told = await running.totals()
+    while (told := await running.totals())["total"]["messages_received"] < 2:
+        pass  # a worker that answers late is in the next totals
     assert {worker["pid"] for worker in told["workers"]} == set(clients)
     assert {worker["state"] for worker in told["workers"]} == {"ready"}
     assert all(worker["memory"] > 0 for worker in told["workers"])

@@ -37,9 +37,7 @@ async def test_what_comes_right_behind_the_end_counts(stack: contextlib.AsyncExi
     channel = await Channel.open(ours)
     stack.push_async_callback(channel.close)
     assert await channel.receive() == {"event": "ready"}
-    client = await stack.enter_async_context(
-        WebSocketClient.connect(f"ws://127.0.0.1:{port}/", auto_reconnect=False)
-    )
+    client = await stack.enter_async_context(WebSocketClient.connect(f"ws://127.0.0.1:{port}/", auto_reconnect=False))
     channel.send(event="end", goodbye=Goodbye(1012, HOUR, HOUR))
     channel.send(event="end", goodbye=Goodbye(1001, HOUR))
     assert await client.recv() is None
