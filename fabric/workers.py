@@ -47,6 +47,7 @@ def run(
     broker: str = "memory:",
     metrics: str | None = None,
     drain: float | timedelta = 0.0,
+    start_timeout: float | timedelta = 60.0,
     shutdown_timeout: float | timedelta = 10.0,
     restart: ReconnectConfig = RESTART,
     max_failures: int = 5,
@@ -69,6 +70,7 @@ def run(
         broker: for `worker.broker`. "nats:embedded" is started once, by the parent.
         metrics: "host:port" of a page about all workers: /dashboard, /metrics for Prometheus, /metrics.json, /health.
         drain: seconds for which the connections of a worker that is replaced may go on, before they are closed.
+        start_timeout: seconds until a worker has to be ready. One that is not is killed, and has failed to start.
         shutdown_timeout: seconds until connections that are still closing are aborted.
         restart: delays until a worker that has ended is started again. They start over when one has lived for
             `stable_after`. `enabled`, `max_attempts` and `decide` are not used.
@@ -90,6 +92,7 @@ def run(
         broker=broker,
         metrics=metrics,
         drain=drain,
+        start_timeout=start_timeout,
         shutdown_timeout=shutdown_timeout,
         restart=restart,
         max_failures=max_failures,
@@ -123,6 +126,7 @@ def make_settings(
     broker: str,
     metrics: str | None,
     drain: float | timedelta = 0.0,
+    start_timeout: float | timedelta = 60.0,
     shutdown_timeout: float | timedelta = 10.0,
     restart: ReconnectConfig = RESTART,
     max_failures: int = 5,
@@ -158,6 +162,7 @@ def make_settings(
         broker=broker,
         metrics=metrics,
         drain=_seconds("drain", drain),
+        start_timeout=_seconds("start_timeout", start_timeout),
         shutdown_timeout=_seconds("shutdown_timeout", shutdown_timeout),
         restart=restart.with_max_attempts(0).with_enabled(True),
         max_failures=max_failures,

@@ -8,6 +8,7 @@ comes back.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -21,6 +22,7 @@ __all__ = ["HandedConnection", "Handover", "HandoverSocket"]
 ONE = b"\0"  # goes with each descriptor: there are none without data
 RECEIVED, REFUSED, CLOSED = b"+", b"!", b"-"
 AT_ONCE = 4096  # bytes that are read at a time
+AGAIN = 0.05  # seconds until what found no room in the buffer is said again
 CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
@@ -67,9 +69,16 @@ class Handover:
             EOFError: it takes no more.
         """
         try:
-            data = self._sock.recv(AT_ONCE)
-        except (BlockingIOError, InterruptedError):
+            return self._read()
+        except BlockingIOError:
             return []
+
+    def _read(self) -> list[socket.socket]:
+        """As `read`; raises BlockingIOError when nothing was said."""
+        try:
+            data = self._sock.recv(AT_ONCE)
+        except BlockingIOError:
+            raise
         except OSError:
             data = b""
         if not data:
@@ -95,8 +104,9 @@ class Handover:
     def close(self) -> list[socket.socket]:
         """Close this end; the connections that the other process has not received."""
         left = []
-        with contextlib.suppress(EOFError):
-            left += self.read()
+        with contextlib.suppress(EOFError, BlockingIOError):
+            while True:
+                left += self._read()
         self._sock.close()
         self._other.close()
         left += self._unreceived
@@ -120,6 +130,7 @@ class HandoverSocket(socket.socket):
         self._address = address
         self._listening_family = socket.AddressFamily(listening_family)
         self._unsaid = b""
+        self._is_waiting = False  # to say it again
         self.on_end: Callable[[], None] | None = None
 
     @property
@@ -163,8 +174,21 @@ class HandoverSocket(socket.socket):
 
     def _say(self, what: bytes) -> None:
         self._unsaid += what
-        with contextlib.suppress(OSError):  # the buffer is full: later; or the other process has gone
+        if not self._is_waiting:
+            self._say_all()
+
+    def _say_all(self) -> None:
+        self._is_waiting = False
+        try:
             self._unsaid = self._unsaid[self.send(self._unsaid) :]
+        except BlockingIOError:
+            pass  # the buffer is full
+        except OSError:
+            self._unsaid = b""  # the other process has gone, or this socket is closed
+        loop = asyncio._get_running_loop()
+        if self._unsaid and loop is not None:
+            self._is_waiting = True
+            loop.call_later(AGAIN, self._say_all)
 
 
 class HandedConnection(socket.socket):

@@ -70,6 +70,8 @@ class Addresses:
             port = free_port()  # the same on each address
             places = dict.fromkeys((family, (address[0], port, *address[2:])) for family, address in places)
         for family, address in places:
+            if many and port:  # another program's sockets that share the port would let ours in: a plain one is refused
+                _bound(family, address, reuse_port=False).close()
             first = _bound(family, address, reuse_port=many)
             if not many:
                 self._share([first])

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import socket
+from collections import deque
 from collections.abc import Iterable
 
 from fabric._server.handover import Handover
@@ -27,6 +28,9 @@ class Balancer:
         self._loop = asyncio.get_running_loop()
         self._listening = list(listening)
         self._workers: dict[Handover, float] = {}  # until when (loop.time()) each is to get none
+        # Accepted, but nobody can take them for now: a worker that had not received them has ended. Beside them none is
+        # accepted, so these and those on their way are never more than MAX_UNRECEIVED for each process.
+        self._unplaced: deque[socket.socket] = deque()
         self._is_accepting = False
         self._later: asyncio.TimerHandle | None = None
 
@@ -34,7 +38,7 @@ class Balancer:
         """A worker is ready."""
         self._workers[handover] = 0.0
         self._loop.add_reader(handover.fileno(), self._hear, handover)
-        self._go_on()
+        self._resume()
 
     def retire(self, handover: Handover) -> None:
         """A worker is to get no more; it receives what is on its way."""
@@ -46,17 +50,17 @@ class Balancer:
         self._workers.pop(handover, None)
         if handover.fileno() >= 0:
             self._loop.remove_reader(handover.fileno())
-            for connection in handover.close():
-                self._place(connection)
+            self._place(handover.close())
 
     def close(self) -> None:
-        """Accept no more."""
+        """Accept no more, and close what no worker has."""
         self._pause()
         for sock in self._listening:
             sock.close()
         self._listening.clear()
         if self._later is not None:
             self._later.cancel()
+        self._place([])
 
     def _pause(self) -> None:
         if self._is_accepting:
@@ -64,9 +68,17 @@ class Balancer:
             for sock in self._listening:
                 self._loop.remove_reader(sock.fileno())
 
+    def _resume(self) -> None:
+        """Go on: there is a new worker, or a pause is over."""
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        self._go_on()
+
     def _go_on(self) -> None:
-        self._later = None
-        if not self._is_accepting and self._choose() is not None:
+        """Place what waits, and accept more, unless there is a pause."""
+        self._place([])
+        if self._later is None and not self._is_accepting and self._choose() is not None:
             self._is_accepting = True
             for sock in self._listening:
                 self._loop.add_reader(sock.fileno(), self._accept, sock)
@@ -74,7 +86,7 @@ class Balancer:
     def _go_on_later(self) -> None:
         self._pause()
         if self._later is None and self._listening:
-            self._later = self._loop.call_later(RETRY, self._go_on)
+            self._later = self._loop.call_later(RETRY, self._resume)
 
     def _choose(self) -> Handover | None:
         """The worker with the fewest connections, of those that take any."""
@@ -100,16 +112,20 @@ class Balancer:
                 self._go_on_later()
                 return
             connection.setblocking(False)
-            self._place(connection)
+            self._place([connection])
 
-    def _place(self, connection: socket.socket) -> None:
-        """Hand a connection to a worker; where none can take it, close it."""
-        while (chosen := self._choose()) is not None:
-            if chosen.hand(connection):
-                return
-            self._workers[chosen] = self._loop.time() + RETRY  # it has ended, which is about to be noticed
-        connection.close()
-        self._go_on_later()
+    def _place(self, connections: Iterable[socket.socket]) -> None:
+        """Hand connections to workers, behind those that wait already; where none can take them, they wait."""
+        self._unplaced.extend(connections)
+        while self._unplaced and self._listening and (chosen := self._choose()) is not None:
+            if chosen.hand(self._unplaced[0]):
+                self._unplaced.popleft()
+            else:
+                self._workers[chosen] = self._loop.time() + RETRY  # it has ended, which is about to be noticed
+        if self._unplaced and self._listening:
+            self._go_on_later()
+        while self._unplaced and not self._listening:  # closed
+            self._unplaced.popleft().close()
 
     def _hear(self, handover: Handover) -> None:
         try:
@@ -117,8 +133,7 @@ class Balancer:
         except EOFError:
             self.remove(handover)
             return
-        for connection in refused:
-            if handover in self._workers:
-                self._workers[handover] = self._loop.time() + RETRY  # it has no descriptors left
-            self._place(connection)
+        if refused and handover in self._workers:
+            self._workers[handover] = self._loop.time() + RETRY  # it has no descriptors left
+        self._place(refused)
         self._go_on()

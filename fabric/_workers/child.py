@@ -146,8 +146,8 @@ class _Life:
         self._order = order
         self._function = function
         self._server: WebSocketServer | None = None  # once it runs
-        self._told: asyncio.Future[Goodbye] = asyncio.Future()
-        self._goodbye = order.goodbye
+        self._told: asyncio.Future[None] = asyncio.Future()  # to end
+        self._goodbye = order.goodbye  # how: the newest that came
         self._draining: asyncio.Future[None] | None = None
         self._all_received = asyncio.Event()  # of what is handed over
         self._process = Process()
@@ -209,7 +209,6 @@ class _Life:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if gone.done():
                 return
-            self._goodbye = self._told.result()
             if self._goodbye.drain is not None:
                 self._draining = asyncio.ensure_future(self._drain(server, self._goodbye.drain))
                 await asyncio.wait([self._draining])
@@ -245,12 +244,12 @@ class _Life:
 
     def _end(self, goodbye: Goodbye) -> None:
         """End, as `goodbye` says; at once before the server runs. One without time aborts what is shutting down."""
+        self._goodbye = goodbye
         if self._server is None:
             self._serving.cancel()
         elif not self._told.done():
-            self._told.set_result(goodbye)
+            self._told.set_result(None)
         elif self._draining is not None and not self._draining.done():
-            self._goodbye = goodbye
             self._draining.cancel()
         elif not goodbye.timeout:
             self._serving.cancel()

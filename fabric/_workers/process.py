@@ -20,11 +20,14 @@ from fabric._workers.child import LAST_MOMENT, Goodbye
 
 __all__ = ["WorkerProcess"]
 
-# Where `fabric` is, as the interpreter may find another one, or none. The program's own path is set afterwards.
+# This `fabric`, as the interpreter may find another one, or none. It comes last again, behind the standard library; and
+# the program's own path is set afterwards.
 START = """\
 import sys
-sys.path[:] = [*filter(None, sys.path), {folder!r}]
+path = [*filter(None, sys.path)]
+sys.path[:] = [{folder!r}, *path]
 from fabric._workers.child import main
+sys.path[:] = [*path, {folder!r}]
 main({descriptor})
 """
 
@@ -65,28 +68,33 @@ class WorkerProcess:
 
     @classmethod
     async def start(cls, number: int, order: bytes, passed: Sequence[socket.socket], handover: Handover | None) -> Self:
-        """Start a process that does what `order` says, an `Order` pickled, and has the descriptors of `passed`."""
-        ours, theirs = socket.socketpair()
+        """Start a process that does what `order` says, an `Order` pickled, and has the descriptors of `passed`.
+
+        Where that fails or is cancelled, neither a process nor a descriptor is left, and `handover` is closed.
+
+        Raises:
+            OSError: the system does not start it.
+        """
         folder = str(Path(__file__).parents[2])
-        start = START.format(folder=folder, descriptor=theirs.fileno())
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-        try:
-            popen = subprocess.Popen(  # noqa: ASYNC220  (it waits for no more than the start)
-                [sys.executable, *flags, "-c", start],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno(), *(sock.fileno() for sock in passed)],
-                process_group=0,  # Ctrl-C on a terminal is for the parent
-            )
-        except BaseException:
-            ours.close()
+        with contextlib.ExitStack() as undoing:
             if handover is not None:
-                handover.close()
-            raise
-        finally:
-            theirs.close()
+                undoing.callback(handover.close)
+            ours, theirs = socket.socketpair()
+            undoing.callback(ours.close)
+            with theirs:
+                popen = subprocess.Popen(  # noqa: ASYNC220  (it waits for no more than the start)
+                    [sys.executable, *flags, "-c", START.format(folder=folder, descriptor=theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno(), *(sock.fileno() for sock in passed)],
+                    process_group=0,  # Ctrl-C on a terminal is for the parent
+                )
+            undoing.callback(popen.wait)
+            undoing.callback(popen.kill)
             if handover is not None:
                 handover.take_other_end().close()
-        channel = await Channel.open(ours)
+            channel = await Channel.open(ours)
+            undoing.pop_all()
         channel.send_bytes(order)
         return cls(number, popen, channel, handover)
 
@@ -123,6 +131,11 @@ class WorkerProcess:
         self.is_ending = True
         self._channel.send(event="end", goodbye=goodbye)
         self._kill_after(timeout + LAST_MOMENT)
+
+    def fail(self, cause: str) -> None:
+        """Kill it, for this cause."""
+        self._cause = cause
+        self._popen.kill()  # without effect on one that has ended
 
     def poll(self) -> None:
         """Look whether it has ended."""

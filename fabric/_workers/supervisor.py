@@ -53,6 +53,18 @@ class WorkersFailed(Error, RuntimeError):
         return type(self), (self.number, self.failures, self.cause)
 
 
+class StartFailed(Exception):
+    """A worker did not become ready; the text says why.
+
+    Attributes:
+        process: the process that was started for it, in words.
+    """
+
+    def __init__(self, cause: str, process: str) -> None:
+        super().__init__(cause)
+        self.process = process
+
+
 @dataclass(frozen=True)
 class Settings:
     """What `fabric.workers.run` is given, see there; `program` and `loop` as in `Order`."""
@@ -65,6 +77,7 @@ class Settings:
     broker: str
     metrics: str | None
     drain: float
+    start_timeout: float
     shutdown_timeout: float
     restart: ReconnectConfig
     max_failures: int
@@ -77,6 +90,7 @@ class Slot:
     def __init__(self, number: int, restart: ReconnectConfig) -> None:
         self.number = number
         self.worker: WorkerProcess | None = None
+        self.changed = asyncio.Event()  # its worker has been replaced, or one of its processes has ended
         self.schedule = ReconnectState(restart)
         self.filled = asyncio.Event()  # once a worker has been ready
         self.hurry = asyncio.Event()  # wait no longer until the next start
@@ -220,19 +234,40 @@ class Supervisor:
         process.poll()  # it may have ended meanwhile
         return process
 
+    async def _launch(self, slot: Slot) -> WorkerProcess:
+        """Start a process for this slot, and return it once it is ready.
+
+        Raises:
+            StartFailed: it does not become ready, or not in time; or the system does not start it.
+        """
+        try:
+            process = await self._spawn(slot)
+        except OSError as error:  # no descriptors, processes or memory are left; or the interpreter is being updated
+            raise StartFailed(f"the system starts no process: {error.strerror or error}", "no process") from error
+        try:
+            async with asyncio.timeout(self._settings.start_timeout):
+                is_ready = await process.becomes_ready()
+        except TimeoutError:
+            process.fail(f"not ready within {self._settings.start_timeout:g} s")
+            await process.ended.wait()
+            is_ready = False
+        if not is_ready:
+            raise StartFailed(process.cause, f"process {process.pid}")
+        return process
+
     async def _keep(self, slot: Slot) -> None:
         """See to it that there is a worker in this slot, for ever."""
         while True:
             async with slot.lock:
                 if slot.worker is None or slot.worker.has_ended:
                     await self._start(slot)
-            worker = slot.worker
+            while (worker := slot.worker) is not None and not worker.has_ended:
+                slot.changed.clear()
+                await slot.changed.wait()
             assert worker is not None
-            await worker.ended.wait()
-            if slot.worker is worker:
-                self._restarts += 1
-                slot.schedule.disconnected(time.monotonic())
-                logger.error("worker %d (process %d) has ended: %s", slot.number, worker.pid, worker.cause)
+            self._restarts += 1
+            slot.schedule.disconnected(time.monotonic())
+            logger.error("worker %d (process %d) has ended: %s", slot.number, worker.pid, worker.cause)
 
     async def _start(self, slot: Slot) -> None:
         """Start a worker, again and again, until one is ready."""
@@ -240,18 +275,19 @@ class Supervisor:
         if slot.worker is not None:
             await self._wait(slot)
         while True:
-            worker = slot.worker = await self._spawn(slot)
-            if await worker.becomes_ready():
+            try:
+                slot.worker = await self._launch(slot)
                 break
-            failures += 1
-            most = self._settings.max_failures
-            text = "worker %d (process %d) failed to start (%d of %d): %s"
-            logger.error(text, slot.number, worker.pid, failures, most, worker.cause)
-            if failures >= most:
-                raise WorkersFailed(slot.number, failures, worker.cause)
+            except StartFailed as error:
+                failures += 1
+                most = self._settings.max_failures
+                text = "worker %d (%s) failed to start (%d of %d): %s"
+                logger.error(text, slot.number, error.process, failures, most, error)
+                if failures >= most:
+                    raise WorkersFailed(slot.number, failures, str(error)) from None
             await self._wait(slot)
         slot.schedule.connected(time.monotonic())
-        self._admit(worker)
+        self._admit(slot.worker)
         slot.filled.set()
 
     async def _wait(self, slot: Slot) -> None:
@@ -292,15 +328,15 @@ class Supervisor:
     async def _replace(self, slot: Slot) -> bool:
         """Start a new process, and have the old one end once the new one is ready; False if it fails to be."""
         async with slot.lock:
-            old, new = slot.worker, await self._spawn(slot)
-            if not await new.becomes_ready():
-                logger.error(
-                    "worker %d is not replaced, nor are those behind it: the new process failed to start: %s",
-                    slot.number,
-                    new.cause,
-                )
+            old = slot.worker
+            try:
+                new = await self._launch(slot)
+            except StartFailed as error:
+                text = "worker %d is not replaced, nor are those behind it: the new process failed to start: %s"
+                logger.error(text, slot.number, error)
                 return False
             slot.worker = new
+            slot.changed.set()
             slot.schedule.connected(time.monotonic())
             self._admit(new)
             if old is not None and not old.has_ended:
@@ -315,6 +351,7 @@ class Supervisor:
         if process.is_ready and process.is_ending:
             logger.info("worker %d (process %d) has ended", process.number, process.pid)
         del self._processes[process]
+        self._slots[process.number].changed.set()
         if process.handover is not None:
             if self._balancer is not None:
                 self._balancer.remove(process.handover)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -133,8 +135,8 @@ class EmbeddedNats:
                 await asyncio.wait_for(process.wait(), READY)
         finally:  # also where this is cancelled
             if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended
+                    os.killpg(process.pid, signal.SIGKILL)  # the shell alone would leave the server behind
         await process.wait()
 
 

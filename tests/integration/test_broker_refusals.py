@@ -17,7 +17,7 @@ import pytest
 
 from fabric.broker import Broker, BrokerUnavailable, make_broker
 from fabric.broker.echo import Echo
-from fabric.broker.embedded import find_nats_server
+from fabric.broker.embedded import EmbeddedNats, find_nats_server
 from fabric.broker.nats import EMBEDDED, EmbeddedNatsBroker, NatsBroker
 from fabric.broker.redis import RedisBroker, _Connection
 from fabric.broker.streams import Streams
@@ -468,3 +468,31 @@ async def test_an_embedded_server_that_is_killed_is_started_again(
     await near.shutdown()
     assert again.returncode is not None
     assert EMBEDDED not in os.environ
+
+
+async def test_a_server_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only the shell between: as long as it lives, it holds a pipe open."""
+    pipe, program = tmp_path / "pipe", tmp_path / "nats-server"
+    os.mkfifo(pipe)
+    program.write_text(f"""#!/bin/sh
+trap '' TERM
+exec 9>'{pipe}'
+echo '"nats://127.0.0.1:4222"' >"$(dirname "$2")/1.ports"
+while :; do sleep 3600; done
+""")
+    program.chmod(0o700)
+    monkeypatch.setattr("fabric.broker.embedded.find_nats_server", lambda: str(program))
+    monkeypatch.setattr("fabric.broker.embedded.READY", 60.0)  # the machine may stall
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        server = EmbeddedNats()
+        await server.start()
+        monkeypatch.setattr("fabric.broker.embedded.READY", 0.0)
+        await server.stop()
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                assert os.read(reading, 1) == b""
+                break
+            await asyncio.sleep(0.01)
+    finally:
+        os.close(reading)

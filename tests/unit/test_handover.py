@@ -14,7 +14,7 @@ from typing import Self
 import pytest
 
 from fabric import ServerConfig, WebSocketClient, WebSocketServer
-from fabric._server.handover import Handover, HandoverSocket
+from fabric._server.handover import AT_ONCE, CLOSED, Handover, HandoverSocket
 from fabric._workers.balance import MAX_UNRECEIVED, Balancer
 
 Stack = contextlib.AsyncExitStack
@@ -153,6 +153,37 @@ def test_without_a_descriptor_it_goes_back(listening: socket.socket) -> None:
     handover.close()
 
 
+def test_at_the_end_all_is_read_that_was_said(listening: socket.socket) -> None:
+    """More than is read at a time: what was received is not closed, or handed to another one, once more."""
+    handover = Handover()
+    end = other_end(handover, listening)
+    client, accepted = connection(listening)
+    handover.hand(accepted)
+    assert end.send(CLOSED * (AT_ONCE + 1)) == AT_ONCE + 1
+    received, _ = end.accept()
+    end.close()
+    assert handover.close() == []
+    for sock in (client, received):
+        sock.close()
+
+
+async def test_what_found_no_room_is_said_later(listening: socket.socket) -> None:
+    handover = Handover()
+    end = other_end(handover, listening)
+    client, accepted = connection(listening)
+    handover.hand(accepted)
+    with pytest.raises(BlockingIOError):
+        while True:
+            end.send(CLOSED * 1024)
+    received, _ = end.accept()
+    while handover.unreceived:  # nothing else is said
+        assert handover.read() == []
+        await asyncio.sleep(0)
+    for sock in (client, received, end):
+        sock.close()
+    assert handover.close() == []
+
+
 # The process that accepts: as the parent of workers it is on asyncio's own loop.
 
 on_asyncio = pytest.mark.parametrize("loop_factory", ["asyncio"], indirect=True)
@@ -280,6 +311,72 @@ async def test_without_workers_connections_wait(listening: socket.socket) -> Non
         one.received.append([])
         one.balancer.add(new)
         while not new.count:
+            await asyncio.sleep(0)
+
+
+@on_asyncio
+async def test_what_the_only_worker_has_not_received_when_it_ends_waits_for_the_next(
+    listening: socket.socket,
+) -> None:
+    with Workers(1, listening) as one:
+        await one.come(3)
+        one.ends[0].close()
+        while one.handovers[0].fileno() >= 0:  # the balancer notices by itself
+            await asyncio.sleep(0)
+        new = Handover()
+        one.handovers.append(new)
+        one.ends.append(other_end(new, listening))
+        one.received.append([])
+        one.balancer.add(new)
+        assert new.count == 3
+        await one.receive(1)
+        addresses = [client.getsockname() for client in one.clients]
+        assert [received.getpeername() for received in one.received[1]] == addresses
+        await one.come()
+        assert new.count == 4
+
+
+@on_asyncio
+async def test_what_waits_for_a_worker_is_closed_with_the_balancer(listening: socket.socket) -> None:
+    with Workers(1, listening) as one:
+        await one.come()
+        one.ends[0].close()
+        while one.handovers[0].fileno() >= 0:
+            await asyncio.sleep(0)
+        one.balancer.close()
+        assert await asyncio.get_running_loop().sock_recv(one.clients[0], 1) == b""
+
+
+@on_asyncio
+async def test_a_pause_for_want_of_descriptors_lasts(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker says of its connections does not end it. A new worker does."""
+    with Workers(1, listening) as one:
+        await one.come()
+        attempts = []
+
+        def none_left(self: socket.socket) -> tuple[socket.socket, object]:
+            attempts.append(self)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        monkeypatch.setattr("fabric._workers.balance.RETRY", 3600.0)
+        with monkeypatch.context() as patched:
+            patched.setattr(socket.socket, "accept", none_left)
+            client = socket.socket()
+            client.setblocking(False)
+            one.clients.append(client)
+            await asyncio.get_running_loop().sock_connect(client, one.address)
+            while not attempts:
+                await asyncio.sleep(0)
+        await one.receive(0)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert one.counts == [1]
+        new = Handover()
+        one.handovers.append(new)
+        one.ends.append(other_end(new, listening))
+        one.received.append([])
+        one.balancer.add(new)
+        while one.counts != [1, 1]:
             await asyncio.sleep(0)
 
 

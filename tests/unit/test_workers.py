@@ -28,6 +28,7 @@ def main(worker: workers.Worker) -> None:
         ({"bind": "8080"}, ValueError, "bind = '8080'"),
         ({"metrics": "9090"}, ValueError, "bind = '9090'"),
         ({"drain": -1}, ValueError, "drain = -1"),
+        ({"start_timeout": -1}, ValueError, "start_timeout = -1"),
         ({"shutdown_timeout": "1"}, TypeError, "shutdown_timeout is a number of seconds"),
         ({"main": 1}, TypeError, "main is a function, not int"),
         ({"main": lambda worker: None}, ValueError, "a worker imports it"),
