@@ -17,6 +17,7 @@ CALLBACK_CANCELLED = "a plain function that waits cannot be cancelled: what is b
 ASYNC_PARTS = "the parts of a message are a plain iterable"
 COROUTINE_FUNCTION = "the functions that fabric.sync is given are plain ones"
 ON_MESSAGE = "fabric.sync has no on_message"
+ORDER = "calls of several threads begin in any order"
 
 LEFT_OUT: dict[str, dict[str, str]] = {
     "integration/test_client_close": {},
@@ -28,6 +29,8 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         "test_what_came_with_the_head_is_answered_before_a_fault_behind_it_is_seen": ON_MESSAGE,
     },
     "integration/test_client_control": {
+        "test_an_outage_that_is_waited_for": ORDER,
+        "test_nobody_overtakes_those_who_wait_for_the_end_of_an_outage": ORDER,
         "test_the_first_connection_is_not_tried_for_ever": CANCELS,
         "test_url_and_headers_are_asked_at_each_attempt": COROUTINE_FUNCTION,
     },
