@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from werkzeug.routing import Map, Rule
 
 import fabric.websockets.sync.server as server_module
 from fabric.websockets.exceptions import (
@@ -380,8 +379,13 @@ def test_routes(tmp_path: Path) -> None:
     def name(connection: ServerConnection, **found: Any) -> None:
         connection.send(str(sorted(found.items())))
 
-    rules = Map(
-        [Rule("/", endpoint=name), Rule("/user/<int:number>", endpoint=name), Rule("/r", redirect_to="/user/9")]
+    routing = pytest.importorskip("werkzeug.routing")
+    rules = routing.Map(
+        [
+            routing.Rule("/", endpoint=name),
+            routing.Rule("/user/<int:number>", endpoint=name),
+            routing.Rule("/r", redirect_to="/user/9"),
+        ]
     )
     with running(route(rules, "127.0.0.1", 0)) as server:
         with connect(url(server, "/user/7?x=1")) as client:
