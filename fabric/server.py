@@ -404,6 +404,7 @@ class WebSocketServer:
                     len(self._other_tasks()),
                     timeout,
                 )
+            await self._handshakes.answers_taken(max(deadline - time.monotonic(), 0))
         finally:
             try:
                 await self._abort_rest(deadline)
@@ -446,11 +447,13 @@ class WebSocketServer:
             logger.warning("shutdown: %r goes on although it was cancelled", task)
         await self._leave_broker(max(deadline - time.monotonic(), BROKER_MOMENT))
         assert self._listener is not None
+        assert self._handshakes is not None
         if self._loop.is_closed():
             return
         closed = asyncio.ensure_future(self._listener.wait_closed())
         await asyncio.wait([closed], timeout=LAST_MOMENT)
         closed.cancel()
+        self._handshakes.abort_answered()
 
     async def _leave_broker(self, timeout: float) -> None:
         with contextlib.suppress(TimeoutError):

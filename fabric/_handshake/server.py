@@ -8,6 +8,7 @@ request is, `fabric._handshake.rules` says; whom to let in, the application (`pr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import ipaddress
 import logging
@@ -85,7 +86,9 @@ class PendingHandshakes:
         self._per_ip: Counter[str] = Counter()
         self._timer: asyncio.TimerHandle | None = None
         self._closed: Rejection | None = None
-        self.lingering = 0  # answered connections that wait for their client to hang up
+        self.lingering: dict[ServerHandshake, asyncio.Transport] = {}  # answered; their clients have not hung up yet
+        self._none_lingers = asyncio.Event()
+        self._none_lingers.set()
 
     def accept(self) -> ServerHandshake:
         """The protocol for a connection that was accepted."""
@@ -102,6 +105,17 @@ class PendingHandshakes:
                 handshake.refuse(rejection)
             except Exception as error:
                 self.logger.error("an opening handshake could not be refused", exc_info=error)
+
+    async def answers_taken(self, timeout: float) -> None:
+        """After `close`: wait until the clients have hung up, for `timeout` seconds at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._none_lingers.wait()
+
+    def abort_answered(self) -> None:
+        """Hang up on the clients that were answered: no transport may outlive the server."""
+        for transport in list(self.lingering.values()):
+            transport.abort()
 
     # -- for ServerHandshake
 
@@ -185,6 +199,16 @@ class PendingHandshakes:
     def tell(self, text: str, peer: Any, *args: object, **extra: object) -> None:
         """Write to the log, at DEBUG, what has become of the connection of the client at `peer`."""
         log_event(self.logger, logging.DEBUG, text, peer, *args, address=peer, **extra)
+
+    def linger(self, handshake: ServerHandshake, transport: asyncio.Transport) -> None:
+        """A connection was answered, and is open until its client hangs up."""
+        self.lingering[handshake] = transport
+        self._none_lingers.clear()
+
+    def lost(self, handshake: ServerHandshake) -> None:
+        """A connection has gone that may have been one of those."""
+        if self.lingering.pop(handshake, None) is not None and not self.lingering:
+            self._none_lingers.set()
 
     def sockets(self) -> list[Any]:
         """The sockets of the connections that are in their handshake, as transports give them."""
@@ -322,7 +346,7 @@ class ServerHandshake(asyncio.Protocol):
         if self._lingering is not None:
             self._lingering.cancel()
             self._lingering = None
-            self._handshakes.lingering -= 1
+        self._handshakes.lost(self)
         if self._task is not None:
             self._task.cancel()
 
@@ -409,22 +433,23 @@ class ServerHandshake(asyncio.Protocol):
             return
         self._handshakes.note_answer(self.remote_addr, response.status, why)
         transport.write(response.encode(with_body=not self._head.is_head))
-        if not transport.can_write_eof():
-            transport.close()
-            return
-        if self._handshakes.lingering >= MAX_LINGERING:
+        if len(self._handshakes.lingering) >= MAX_LINGERING:
             if transport.get_write_buffer_size():
                 transport.abort()
             else:
                 transport.close()
             return
-        # Closing with bytes unread would reset the connection, and the answer with it.
         try:
-            transport.write_eof()
+            if (
+                transport.can_write_eof()
+            ):  # closing with bytes unread would reset the connection, and the answer with it
+                transport.write_eof()
+            else:  # over TLS
+                transport.close()
         except OSError:  # the client has closed, and asyncio tells the system at once
             transport.abort()
             return
-        self._handshakes.lingering += 1
+        self._handshakes.linger(self, transport)
         self._linger(transport)
 
     def _linger(self, transport: asyncio.Transport, unsent: int | None = None) -> None:

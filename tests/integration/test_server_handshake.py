@@ -24,6 +24,7 @@ from fabric.error import Timeout, Tls
 from support.frames import TEXT, encode
 from support.raw_peer import ACCEPT, Answer, RawPeer, request
 from support.serving import Held, echo, serve, until
+from support.tls import client_context, server_context
 
 Stack = contextlib.AsyncExitStack
 
@@ -682,6 +683,35 @@ async def test_stragglers_are_told(stack: Stack) -> None:
         await stopping
     with pytest.raises(ConnectionRefusedError):
         await RawPeer.connect(port)
+
+
+def is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+async def test_no_straggler_outlives_the_server(stack: Stack, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    """Some never ask and never hang up, as browsers connect in advance: a loop with open transports may not close."""
+    monkeypatch.setattr("fabric._handshake.server.LINGER", 60)
+    server = await serve(stack, echo, **({"ssl": server_context()} if scheme == "wss" else {}))
+    tls = client_context() if scheme == "wss" else None
+    peers: list[socket.socket] = []
+    for _ in range(2):
+        peer = await asyncio.to_thread(socket.create_connection, ("127.0.0.1", server.port))
+        if tls is not None:
+            peer = await asyncio.to_thread(tls.wrap_socket, peer, server_hostname="localhost")
+        peers.append(stack.enter_context(contextlib.closing(peer)))
+    peers[1].sendall(request()[:-2])
+    await until(lambda: sum(each.is_connected + bool(each._buffer) for each in server._handshakes._pending) == 3)
+    theirs = [sock.fileno() for sock in server._handshakes.sockets()]
+    await server.shutdown(timeout=0.1)
+    await until(lambda: not any(is_open(number) for number in theirs))
+    for peer in peers:
+        assert (await asyncio.to_thread(peer.recv, 4096)).startswith(b"HTTP/1.1 503 ")
 
 
 async def test_a_straggler_whose_request_is_being_judged(stack: Stack) -> None:
