@@ -52,7 +52,8 @@ LAYERS = {
         fabric.broker fabric._history.logs fabric._history.shared
         fabric._history fabric.topics fabric._fleet.wire fabric._fleet.directory fabric._fleet fabric.fleet
         fabric._centrifuge.wire fabric._centrifuge fabric.centrifuge
-        fabric._server.connected_client fabric.server fabric.runner
+        fabric._server.negotiation fabric._server.connected_client fabric._server.connections fabric._server.broadcast
+        fabric.server fabric.runner
         fabric._workers.report fabric._workers.channel fabric._workers.child fabric._workers.process
         fabric._workers.addresses fabric._workers.balance fabric._workers.page fabric._workers.supervisor
         fabric._workers fabric.workers fabric.websockets
