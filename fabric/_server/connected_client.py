@@ -180,5 +180,5 @@ class ConnectedClient(BaseConnection):
 
     def _on_writable(self) -> None:
         if self._subscriber is not None and self._subscriber.waiting:
-            self._server.topics._send_waiting(self, self._subscriber.waiting)
+            self._server.topics._delivery.send_waiting(self, self._subscriber.waiting)
         super()._on_writable()
