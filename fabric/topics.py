@@ -50,7 +50,7 @@ __all__ = ["Listener", "OnFull", "Outcome", "TooManyTopics", "Topics", "check_to
 LISTENER_LIMIT = 1000  # messages that a listener keeps
 LOSSES = "$losses"  # where servers tell each other what may be lost
 SERVERS = 3  # the kind of such envelopes, see fabric_ext.remote
-HEAD = 13  # bytes of an envelope
+HEAD = 13  # bytes of an envelope before what it carries: the kind, 8 of the server, 4 of the number
 NUMBERED = 4  # the first byte of what comes from a topic with history, see `fabric.broker.Node`
 
 logger = logging.getLogger("fabric.topics")
@@ -188,7 +188,7 @@ class Topics:
         self.broker = broker
         self._loop: asyncio.AbstractEventLoop | None = None  # these once the server has started
         self._thread = 0
-        self._hear: Callable[[str, bytes], Any] | None = None  # what servers tell each other, see fabric.fleet
+        self._hear: Callable[[str, bytes, bytes], Any] | None = None  # what servers tell each other, see fabric.fleet
         self._on_return: Callable[[], Any] | None = None  # the broker is back
         self._is_shared = not isinstance(broker, MemoryBroker)
         self._node = os.urandom(8)
@@ -496,7 +496,7 @@ class Topics:
                 elif topic == LOSSES:
                     self._gaps.hear(data[HEAD:])
                 elif self._hear is not None:
-                    self._hear(topic, data)
+                    self._hear(topic, data[1:9], data[HEAD:])
             else:
                 self._delivery.fan_out_safely(topic, data, None)
 
@@ -511,8 +511,16 @@ class Topics:
     def lost(self, told: list[bytes]) -> None:
         """What this server has published may be lost to others; see `fabric.broker.Node`."""
         for part in told:
-            number = next(self._numbers) & 0xFFFFFFFF
-            self.broker.publish(LOSSES, wrap(SERVERS, self._node, number, part))
+            self._tell(LOSSES, part)
+
+    def _tell(self, topic: str, said: bytes) -> None:
+        """Tell other servers something.
+
+        Raises:
+            BrokerUnavailable: the broker does not take it.
+        """
+        number = next(self._numbers) & 0xFFFFFFFF
+        self.broker.publish(topic, wrap(SERVERS, self._node, number, said))
 
     # -- life, as the server's
 
