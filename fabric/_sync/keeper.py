@@ -16,7 +16,7 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fabric_ext.blocking import Driver
+    from fabric_ext.driver import Driver
 
 __all__ = ["Keeper", "keeper"]
 
