@@ -87,3 +87,5 @@ cdef class Receiver:
     cdef bint _is_over(self) noexcept
     @final
     cdef bint _is_readable(self) except -1
+    @final
+    cdef bint _is_put_off(self) except -1

@@ -202,6 +202,7 @@ cdef class Driver:
         """Have `loop` stepped, whose selector is `descriptor`; `wake_keeper()` when nobody else is there to do it."""
         self.loop = loop
         self._writer = loop_writer_of(loop)
+        self._writer.by_threads = True
         self._wake_keeper = wake_keeper
         self._loop_fd = descriptor
         self.is_closed = False
@@ -416,6 +417,10 @@ cdef class Driver:
                 block = session._read_buffer.block()
                 p, size = block.data, block.size
                 fd = session._transport._socket
+            elif receiver._is_put_off():           # it has taken what came before, and comes back for more
+                uninterrupted(receiver._user.session_now()._say_fault)
+                if self._due:
+                    return self._step()
         if self._times:
             at = min(at, <int64_t>self._times[0])
         self._until = at
@@ -737,6 +742,11 @@ cdef class Receiver:
         return (session is not None and session.closing is None and session._read_pauses == 0
                 and not session._discarding and session._early is None and not session._transport.is_secure
                 and not session._transport.closed and self._user._waiter is None)
+
+    cdef bint _is_put_off(self) except -1:
+        """Does a fault of the peer wait until this one has taken what came before it?"""
+        cdef Session session = self._user.session_now()
+        return session is not None and session.closing is not None and session.closing.is_put_off
 
 
 TICK = 0.05                      # seconds between two looks of the keeper at connections that are in use

@@ -18,10 +18,11 @@ from conftest import descriptors
 from fabric._sync.keeper import keeper
 from fabric.config import BackpressureConfig, ClientConfig, HeartbeatConfig, ReconnectConfig
 from fabric.error import ConnectionClosed, ConnectionFailed, InvalidState, ReconnectTimeout, Timeout
-from fabric.message import Message
+from fabric.message import Frame, Message
 from fabric.sync import SyncClient, connect
 from fabric_ext.protocol import State
 from integration.raw import RawServer, Visit
+from support.frames import CLOSE, TEXT, encode
 from support.ports import reserved_port
 from support.serving import Held, Recorder, echo, serve
 from support.threads import DEADLINE, Caller, Elsewhere, another_loop
@@ -500,6 +501,74 @@ def test_an_end_that_is_not_normal_is_raised(there: Elsewhere) -> None:
             client.recv()
         with pytest.raises(ConnectionClosed, match="broken"):
             next(client)
+
+
+class AtFault:
+    """A server that sends a message and a frame with reserved bits in one piece, when it is told to."""
+
+    def __init__(self, there: Elsewhere) -> None:
+        self.frames: list[Frame] = []
+        self._there = there
+        self._sent = asyncio.Event()
+        self.server = there.enter(RawServer(self._handle))
+
+    async def _handle(self, visit: Visit) -> None:
+        await visit.accept()
+        await self._sent.wait()
+        visit.writer.write(encode(TEXT, "good", mask=False) + encode(TEXT, "bad", rsv=1, mask=False))
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                self.frames.append(await visit.frame())
+
+    def send(self) -> None:
+        self._there.loop.call_soon_threadsafe(self._sent.set)
+
+    def connect(self, *, close_timeout: float = 1000.0) -> SyncClient:
+        return connect(self.server.url, auto_reconnect=False, heartbeat=None, close_timeout=close_timeout)
+
+    def heard(self) -> list[int]:
+        return [frame.opcode for frame in self.frames]
+
+
+def receive_good(peer: AtFault, client: SyncClient) -> None:
+    """Receive what comes before the fault in one read: the thread waits before it is sent."""
+    caller = Caller(client.recv)
+    until(lambda: client._is_awaited)
+    peer.send()
+    assert caller.result() == "good"
+    assert client.state is State.OPEN
+
+
+def test_what_came_before_a_fault_in_the_same_read_can_be_answered(there: Elsewhere) -> None:
+    peer = AtFault(there)
+    with peer.connect() as client:
+        receive_good(peer, client)
+        client.send("answer")
+        with pytest.raises(ConnectionClosed, match="reserved bits"):
+            client.recv()
+        until(lambda: len(peer.frames) == 2)
+        assert peer.heard() == [TEXT, CLOSE]
+        assert client.close_code == 1002
+
+
+def test_a_fault_is_told_though_nobody_receives_any_more(there: Elsewhere) -> None:
+    peer = AtFault(there)
+    with peer.connect(close_timeout=0.1) as client:
+        receive_good(peer, client)
+        until(lambda: client.state is State.CLOSED)
+        assert peer.heard() == [CLOSE]
+        with pytest.raises(ConnectionClosed, match="reserved bits"):
+            client.recv()
+
+
+def test_close_tells_a_fault_that_was_put_off(there: Elsewhere) -> None:
+    peer = AtFault(there)
+    client = peer.connect()
+    receive_good(peer, client)
+    client.close()
+    until(lambda: peer.frames)
+    assert peer.heard() == [CLOSE]
+    assert client.close_code == 1002
 
 
 def test_calls_after_close(there: Elsewhere) -> None:
