@@ -200,7 +200,12 @@ class SyncClient(Blocking):
 
         def connect() -> None:
             stays_with_parent(SteppedLoop(driver, keeper.wake))
-            driver.run(connected())
+            try:
+                driver.run(connected())
+            except InvalidState:
+                if self._connection is None or not self._closing:
+                    raise
+                # It was closed by on_connect, or by another thread meanwhile: the caller gets a client that is closed.
             uninterrupted(keeper.add, driver)
             opened.append(True)
 

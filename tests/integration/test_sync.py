@@ -16,10 +16,12 @@ import pytest
 import fabric
 from conftest import descriptors
 from fabric._sync.keeper import keeper
+from fabric._sync.loop import SteppedLoop
 from fabric.config import BackpressureConfig, ClientConfig, HeartbeatConfig, ReconnectConfig
 from fabric.error import ConnectionClosed, ConnectionFailed, InvalidState, ReconnectTimeout, Timeout
 from fabric.message import Frame, Message
 from fabric.sync import SyncClient, connect
+from fabric_ext.driver import Driver
 from fabric_ext.protocol import State
 from integration.raw import RawServer, Visit
 from support.frames import CLOSE, TEXT, encode
@@ -454,6 +456,16 @@ def test_one_thread_keeps_all_clients_and_ends_with_the_last(there: Elsewhere) -
     assert keepers() == 0
 
 
+def test_a_driver_that_another_thread_has_closed_is_not_kept() -> None:
+    driver = Driver()
+    SteppedLoop(driver, keeper.wake)
+    driver._close()
+    keeper.remove(driver)
+    keeper.add(driver)
+    assert not keeper._drivers
+    assert keeper._thread is None
+
+
 def test_messages_that_came_meanwhile_are_there(there: Elsewhere) -> None:
     held = Held()
     server = start(there, held)
@@ -667,6 +679,26 @@ def test_a_callback_may_close(there: Elsewhere) -> None:
     client.send("x")
     assert client.recv(DEADLINE) is None
     assert client.state is State.CLOSED
+
+
+def test_on_connect_may_close(there: Elsewhere) -> None:
+    client = connect(url(start(there)), on_connect=lambda client: client.close())
+    assert client.state is State.CLOSED
+    assert client.recv() is None
+    with pytest.raises(ConnectionClosed):
+        client.send("x")
+    client.close()
+
+
+def test_another_thread_may_close_during_on_connect(there: Elsewhere) -> None:
+    def wait(client: SyncClient) -> None:
+        closing = Caller(client.close)
+        assert client.recv() is None  # until it is closed
+        closing.result()
+
+    client = connect(url(start(there)), on_connect=wait)
+    assert client.state is State.CLOSED
+    assert client.close_code == 1000
 
 
 def test_it_gives_up(there: Elsewhere) -> None:
