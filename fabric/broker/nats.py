@@ -38,6 +38,7 @@ CONNECT_TIMEOUT = 5.0  # seconds
 RECONNECT_WAIT = 0.1  # seconds between attempts
 PROBE_INTERVAL = 2  # seconds
 MAX_QUEUED = 8 << 20  # bytes that wait for the broker, or for its socket
+AGAIN = 0.1  # seconds until a task that goes on although it was cancelled is cancelled again
 LAST_MOMENT = 0.5  # seconds for what was published last
 CHUNK = 2000  # subscriptions that are sent at a time after a reconnection
 PER_SECOND = 10_000  # subscriptions that a slow server takes
@@ -207,10 +208,10 @@ class NatsBroker(Broker):
     async def close(self) -> None:
         """Send what was published, and disconnect."""
         self._is_closing = True
-        if self._probe is not None:
-            self._probe.cancel()
-            await asyncio.wait([self._probe])
-            self._probe = None
+        while self._probe is not None and not self._probe.done():
+            self._probe.cancel()  # more than once: nats-py ignores what comes while it flushes
+            await asyncio.wait([self._probe], timeout=AGAIN)
+        self._probe = None
         if self._out.is_open:
             with contextlib.suppress(BrokerUnavailable, TimeoutError):
                 await asyncio.wait_for(self.flush(), LAST_MOMENT)
