@@ -14,8 +14,6 @@ import errno
 import socket
 from typing import TYPE_CHECKING, Any
 
-import aiofastnet
-
 from fabric._handshake.proxy_header import MAX_HEADER, BadProxyHeader, ProxyHeader, parse_proxy_header
 from fabric._handshake.rules import Rejection
 from fabric._handshake.tls import AlertingContext
@@ -229,6 +227,8 @@ class Acceptor:
 
     async def _secure(self, sock: socket.socket, handshake: ServerHandshake, tls: dict[str, Any]) -> None:
         """Do the TLS handshake; when it succeeds, aiofastnet tells `handshake` of its transport."""
+        import aiofastnet  # what listens for TLS has imported it
+
         context = AlertingContext(tls["ssl"], sock)
         tls = tls | {"ssl": context}
         try:
