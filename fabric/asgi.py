@@ -109,6 +109,7 @@ class _Settings:
         self.max_size = sys.maxsize if config.ws_max_size is None else max(config.ws_max_size, 1)
         self.max_queue = max(config.ws_max_queue, 1) if config.ws_max_queue else sys.maxsize
         self.logger = logging.getLogger("uvicorn.error")
+        self.graceful_timeout = config.timeout_graceful_shutdown
         self.has_ping_timeout = bool(config.ws_ping_timeout)
         self.keepalive: HeartbeatManager | None = None
         interval = config.ws_ping_interval
@@ -272,7 +273,7 @@ class WebSocketProtocol(AsgiConnection, asyncio.Protocol):
         self._on_lost(None)
 
     def shutdown(self) -> None:
-        """uvicorn shuts down: close with 1012."""
+        """uvicorn shuts down: close with 1012. No transport outlives `timeout_graceful_shutdown`."""
         session = self._session_now
         if session is None:
             if self._phase is _Phase.CONNECTING:
@@ -284,6 +285,8 @@ class WebSocketProtocol(AsgiConnection, asyncio.Protocol):
         else:
             session.begin_close(SHUTDOWN_CODE, "")
             self._finish_with({"type": "websocket.disconnect", "code": SHUTDOWN_CODE}, ClientDisconnected())
+        if self._settings.graceful_timeout is not None:
+            self.loop.call_later(self._settings.graceful_timeout, self._abort)
 
     # -- the request
 
@@ -525,10 +528,20 @@ class WebSocketProtocol(AsgiConnection, asyncio.Protocol):
         self._close_transport()
 
     def _close_transport(self) -> None:
-        """Close the connection; a client that does not take what was written has `DEFAULT_CLOSE_TIMEOUT` for it."""
-        self.transport.close()
-        if self.transport.get_write_buffer_size():
-            self.loop.call_later(DEFAULT_CLOSE_TIMEOUT, self.transport.abort)
+        """Close the connection; a client has `DEFAULT_CLOSE_TIMEOUT` to take what was written, and to end TLS."""
+        if self._is_lost:
+            return
+        if not self.transport.is_closing():  # asyncio's TLS lets go of its connection when closed twice
+            self.transport.close()
+        if self.transport.get_write_buffer_size() or is_ssl(self.transport):
+            self.loop.call_later(DEFAULT_CLOSE_TIMEOUT, self._abort)
+
+    def _abort(self) -> None:
+        session = self._session_now
+        if session is not None:
+            session.abort()
+        elif not self._is_lost:
+            self.transport.abort()
 
     # -- for the keepalive
 
