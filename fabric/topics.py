@@ -354,7 +354,7 @@ class Topics:
         if self._shared is not None:
             return self._join_shared(self._shared, client, topic, since, on_recovery)
         if self._index.subscribe(subscriber, topic) is None:
-            return Outcome(self._logs.read(topic, None, 0))
+            return Outcome(replace(self._logs.read(topic, None), publications=()))
         history = self._logs.read(topic, since)
         if since is None or not history.recovered:
             history = replace(history, publications=())
@@ -411,8 +411,8 @@ class Topics:
         self._check_here()
         self._check_history(topic)
         if self._shared is not None:
-            return await self._shared.read(topic, since, limit, reverse=reverse)
-        return self._logs.read(topic, since, limit, reverse=reverse)
+            return await self._shared.peek(topic, since, limit, reverse=reverse)
+        return self._logs.peek(topic, since, limit, reverse=reverse)
 
     def _unsubscribe(self, subscriber: Subscriber, topic: str) -> None:
         if self._index.unsubscribe(subscriber, topic):

@@ -27,6 +27,7 @@ __all__ = ["FanOut", "SharedLogs"]
 
 HEAD, INNER, NODE = 33, 13, slice(1, 9)  # bytes before an envelope, bytes of that before its payload, its node's name
 MOST_PENDING = 10_000  # messages that wait while a window is read
+MOST_READS = 64  # windows that are read at a time, as all topics are read anew when the broker is back
 RETRY = 1.0  # seconds; when the broker is back it is tried at once
 
 logger = logging.getLogger("fabric.topics")
@@ -142,6 +143,7 @@ class SharedLogs:
         self._mirrors: dict[str, _Mirror] = {}
         self._own: dict[int, _Own] = {}
         self._is_running = False
+        self._reads = asyncio.Semaphore(MOST_READS)
         self.malformed = 0
 
     def __len__(self) -> int:
@@ -354,6 +356,7 @@ class SharedLogs:
     def resume(self) -> None:
         """The broker is connected, perhaps again: read what was missed of all topics."""
         self._is_running = True
+        self._reads = asyncio.Semaphore(MOST_READS)  # those that are cancelled here have the old one
         for topic, mirror in self._mirrors.items():
             if mirror.reading is not None:
                 mirror.reading.cancel()  # it may have asked before the subscriptions were made again
@@ -376,22 +379,27 @@ class SharedLogs:
 
     async def _reading(self, topic: str, mirror: _Mirror) -> None:
         """Read what is missing, and deliver it."""
+        reads = self._reads
         while True:
-            size, ttl = self._limits(topic)
-            log = mirror.log
-            wants_whole = log is None or (not mirror.is_whole and bool(mirror.joiners))
-            known = None if log is None else log.position
-            after = 0 if log is None or wants_whole else log.top
-            try:
-                await self._broker.flush()  # the topic is subscribed to by then
-                window = await self._broker.read(topic, size, ttl, known, after, wait=True)
-                if log is None:
-                    await self._broker.flush()  # messages for subscribers by patterns are in `pending` by then
-            except Exception as error:
-                if not isinstance(error, BrokerUnavailable):
-                    logger.error("the history of topic %r cannot be read", topic, exc_info=error)
-                for joiner in mirror.joiners.values():
-                    joiner.fail(error)
+            async with reads:
+                size, ttl = self._limits(topic)
+                log = mirror.log
+                wants_whole = log is None or (not mirror.is_whole and bool(mirror.joiners))
+                known = None if log is None else log.position
+                after = 0 if log is None or wants_whole else log.top
+                window = None
+                try:
+                    await self._broker.flush()  # the topic is subscribed to by then
+                    window = await self._broker.read(topic, size, ttl, known, after, wait=True)
+                    if log is None:
+                        await self._broker.flush()  # messages for subscribers by patterns are in `pending` by then
+                except Exception as error:
+                    window = None
+                    if not isinstance(error, BrokerUnavailable):
+                        logger.error("the history of topic %r cannot be read", topic, exc_info=error)
+                    for joiner in mirror.joiners.values():
+                        joiner.fail(error)
+            if window is None:
                 await asyncio.sleep(RETRY)
                 continue
             if wants_whole or mirror.is_whole or not mirror.joiners:
@@ -450,14 +458,13 @@ class SharedLogs:
         if is_lost:
             self._report_gap(topic, lost_since)
 
-    async def read(self, topic: str, since: Position | None, limit: int | None, *, reverse: bool) -> History:
+    async def peek(self, topic: str, since: Position | None, limit: int | None, *, reverse: bool) -> History:
         """What the broker keeps of a topic; see `WebSocketServer.history`."""
-        size, ttl = self._limits(topic)
-        window = await self._broker.read(topic, size, ttl, None, 0, wait=False)
-        log = Log(window.epoch, window.floor)
+        window = await self._broker.peek(topic, self._limits(topic)[1], since, limit, reverse=reverse)
+        log = Log(window.epoch)
         for offset, age, envelope in window.kept:
             self._add(log, envelope, -age, offset)
-        log.top = max(log.top, window.top)
+        log.floor, log.top = window.floor, window.top
         return log.read(since, limit, reverse=reverse)
 
 

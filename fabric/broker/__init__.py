@@ -14,7 +14,9 @@ from typing import NamedTuple, Protocol
 
 from fabric.error import Error
 
-__all__ = ["Broker", "BrokerUnavailable", "Kept", "MemoryBroker", "Node", "Window", "make_broker"]
+__all__ = ["NO_EPOCH", "Broker", "BrokerUnavailable", "Kept", "MemoryBroker", "Node", "Window", "make_broker"]
+
+NO_EPOCH = "0" * 16  # of a topic that nobody has used
 
 
 class BrokerUnavailable(Error, ConnectionError):
@@ -44,7 +46,7 @@ class Window(NamedTuple):
     """What the broker keeps of a topic with history.
 
     Attributes:
-        epoch: of the topic, 16 characters.
+        epoch: of the topic, 16 characters; `NO_EPOCH` if nobody has used it.
         top: the offset of its newest message.
         floor: the largest offset that it does not keep any more.
         kept: in the order of their offsets.
@@ -158,6 +160,22 @@ class Broker(abc.ABC):
         Args:
             size, ttl, known: as for `append`.
             wait: if the broker is away, wait for the next attempt to connect.
+
+        Raises:
+            BrokerUnavailable: the broker is away, or its connection was lost meanwhile.
+        """
+        raise BrokerUnavailable(f"{self!r} keeps no histories")
+
+    async def peek(
+        self, topic: str, ttl: float, since: tuple[str, int] | None, limit: int | None, *, reverse: bool
+    ) -> Window:
+        """What is kept of a topic that need not be heard; one that nobody has used does not begin by that.
+
+        Args:
+            ttl: as for `append`.
+            since: epoch and offset: only what comes after it, nothing if the epoch is another one.
+            limit: so many messages at most, the oldest of them.
+            reverse: of `since` what comes before it, of a limit the newest.
 
         Raises:
             BrokerUnavailable: the broker is away, or its connection was lost meanwhile.

@@ -442,6 +442,12 @@ class RedisBroker(Broker):
         """What is kept of a topic; see `Broker.read`."""
         return await self._histories().read(topic, size, ttl, known, after, wait=wait)
 
+    async def peek(
+        self, topic: str, ttl: float, since: tuple[str, int] | None, limit: int | None, *, reverse: bool
+    ) -> Window:
+        """What is kept of a topic that need not be heard; see `Broker.peek`."""
+        return await self._histories().peek(topic, ttl, since, limit, reverse=reverse)
+
     def _tell_losses(self) -> None:
         """Tell the other servers what they may not have got."""
         told = self._losses.tell()

@@ -17,7 +17,7 @@ from typing import Any
 
 import hiredis
 
-from fabric.broker import BrokerUnavailable, Kept, Window
+from fabric.broker import NO_EPOCH, BrokerUnavailable, Kept, Window
 
 __all__ = ["Replies", "Streams", "pack"]
 
@@ -86,9 +86,51 @@ if epoch == ARGV[2] then start = string.format('%.0f-0', tonumber(ARGV[7]) + 1) 
 return {epoch, top, floor, now, redis.call('XRANGE', KEYS[1], start, '+')}
 """
 )
+# KEYS as above, ARGV: ttl, offset or '', limit or -1, 1 for the newest first, epoch or ''. It changes nothing. The
+# first message that is not too old is searched for by halves, as times grow with offsets.
+PEEK = """
+local now = redis.call('TIME')
+now = now[1] * 1000 + math.floor(now[2] / 1000)
+local meta = redis.call('HMGET', KEYS[2], 'epoch', 'top')
+local epoch, top = meta[1], tonumber(meta[2] or '0')
+if not epoch then return {false, 0, 0, now, {}} end
+local function id(offset) return string.format('%.0f', offset) end
+local function first(offset)
+  local entry = redis.call('XRANGE', KEYS[1], id(offset), '+', 'COUNT', 1)[1]
+  if entry then return tonumber(string.match(entry[1], '^%d+')), tonumber(entry[2][2]) or 0 end
+end
+local low, high = first(0) or top + 1, top + 1
+while low < high do
+  local middle = math.floor((low + high) / 2)
+  local offset, at = first(middle)
+  if not offset or at >= now - tonumber(ARGV[1]) then high = middle else low = offset + 1 end
+end
+local from, to, count = id(low), '+', tonumber(ARGV[3])
+if ARGV[2] ~= '' then
+  if ARGV[5] ~= epoch then count = 0 end
+  if ARGV[4] == '1' then
+    to = id(tonumber(ARGV[2]) - 1)
+    if tonumber(ARGV[2]) <= low then count = 0 end
+  else
+    from = id(math.max(low, tonumber(ARGV[2]) + 1))
+  end
+end
+local entries = {}
+if count ~= 0 then
+  local command, start, stop = 'XRANGE', from, to
+  if ARGV[4] == '1' then command, start, stop = 'XREVRANGE', to, from end
+  if count > 0 then
+    entries = redis.call(command, KEYS[1], start, stop, 'COUNT', count)
+  else
+    entries = redis.call(command, KEYS[1], start, stop)
+  end
+end
+return {epoch, top, low - 1, now, entries}
+"""
 
 
-HASHES = tuple(hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest() for script in (APPEND, READ))
+SCRIPTS = APPEND, READ, PEEK
+HASHES = tuple(hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest() for script in SCRIPTS)
 
 
 class Replies(asyncio.Protocol):
@@ -210,7 +252,7 @@ class Streams:
             connection: Replies | None = None
             try:
                 connection = await self._connect(Replies)
-                for script in (APPEND, READ):
+                for script in SCRIPTS:
                     await connection.call("SCRIPT", "LOAD", script)
                 self._begin(connection)
                 while not connection.lost.done():
@@ -292,7 +334,7 @@ class Streams:
         self, script: int, keys: list[str], size: int, ttl: float, known: tuple[str, int] | None, *more: str | bytes
     ) -> bytes:
         epoch, top = known or ("", 0)
-        head = [os.urandom(8).hex(), epoch, str(top), str(REMEMBERED), str(size), str(max(1, int(ttl * 1000)))]
+        head = [os.urandom(8).hex(), epoch, str(top), str(REMEMBERED), str(size), _milliseconds(ttl)]
         return pack("EVALSHA", HASHES[script], str(len(keys)), *keys, *head, *more)
 
     def _write(self) -> None:
@@ -321,6 +363,31 @@ class Streams:
         self, topic: str, size: int, ttl: float, known: tuple[str, int] | None, after: int, *, wait: bool
     ) -> Window:
         """See `Broker.read`."""
+        command = self._command(1, list(_keys(topic)), size, ttl, known, str(after))
+        epoch, top, floor, now, entries = await self._ask(command, wait=wait)
+        kept = []
+        for offset, age, envelope in _kept(now, entries):
+            if age > ttl:
+                floor = offset
+            else:
+                kept.append(Kept(offset, age, envelope))
+        return Window(epoch.decode(), top, floor, kept)
+
+    async def peek(
+        self, topic: str, ttl: float, since: tuple[str, int] | None, limit: int | None, *, reverse: bool
+    ) -> Window:
+        """See `Broker.peek`."""
+        epoch, offset = (b"", "") if since is None else (since[0].encode(errors="replace"), str(since[1]))
+        numbers = [_milliseconds(ttl), offset, str(-1 if limit is None else limit), str(int(reverse))]
+        command = pack("EVALSHA", HASHES[2], "2", *_keys(topic), *numbers, epoch)
+        found, top, floor, now, entries = await self._ask(command, wait=False)
+        if found is None:
+            return Window(NO_EPOCH, 0, 0, [])
+        kept = _kept(now, entries)
+        return Window(found.decode(), top, floor, kept[::-1] if reverse else kept)
+
+    async def _ask(self, command: bytes, *, wait: bool) -> list[Any]:
+        """The reply of a script that reads."""
         while (connection := self._connection) is None:
             if self._error is not None and not wait:  # without an error the first attempt is under way
                 raise self._explain("there is no connection", self._error)
@@ -331,7 +398,6 @@ class Streams:
         self._write()
         self._reads += 1
         try:
-            command = self._command(1, list(_keys(topic)), size, ttl, known, str(after))
             done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             connection.write(command, lambda reply: None if done.done() else done.set_result(reply))
             await asyncio.wait([done, connection.lost], timeout=SILENCE, return_when=asyncio.FIRST_COMPLETED)
@@ -345,18 +411,23 @@ class Streams:
             connection.abort()  # the scripts are loaded anew
         if not isinstance(reply, list):
             raise self._explain("it does not give a history", reply if isinstance(reply, Exception) else None)
-        epoch, top, floor, now, entries = reply
-        kept = []
-        for key, fields in entries:
-            try:
-                offset, age, envelope = int(key.partition(b"-")[0]), (now - int(fields[1])) / 1000, fields[3]
-            except (ValueError, IndexError):
-                continue  # not written by `append`
-            if age > ttl:
-                floor = offset
-            else:
-                kept.append(Kept(offset, max(0.0, age), envelope))
-        return Window(epoch.decode(), top, floor, kept)
+        return reply
+
+
+def _kept(now: int, entries: list[Any]) -> list[Kept]:
+    """The messages among the entries of a stream."""
+    kept = []
+    for key, fields in entries:
+        try:
+            offset, age, envelope = int(key.partition(b"-")[0]), (now - int(fields[1])) / 1000, fields[3]
+        except (ValueError, IndexError):
+            continue  # not written by `append`
+        kept.append(Kept(offset, max(0.0, age), envelope))
+    return kept
+
+
+def _milliseconds(ttl: float) -> str:
+    return str(max(1, int(ttl * 1000)))
 
 
 def _keys(topic: str) -> tuple[str, str]:
