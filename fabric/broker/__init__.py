@@ -16,7 +16,7 @@ from fabric.error import Error
 
 __all__ = ["NO_EPOCH", "Broker", "BrokerUnavailable", "Kept", "MemoryBroker", "Node", "Window", "make_broker"]
 
-NO_EPOCH = "0" * 16  # of a topic that nobody has used
+NO_EPOCH = "0" * 16  # of a topic to which nothing was published
 
 
 class BrokerUnavailable(Error, ConnectionError):
@@ -169,7 +169,7 @@ class Broker(abc.ABC):
     async def peek(
         self, topic: str, ttl: float, since: tuple[str, int] | None, limit: int | None, *, reverse: bool
     ) -> Window:
-        """What is kept of a topic that need not be heard; one that nobody has used does not begin by that.
+        """What is kept of a topic, which need not be subscribed to. It creates nothing for a topic without messages.
 
         Args:
             ttl: as for `append`.
