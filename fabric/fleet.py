@@ -21,7 +21,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fabric._connection.base import check_close, data_message
@@ -147,7 +147,8 @@ class Fleet:
         self._changes: list[Named | Left | Entered | Exited] = []
         self._numbers = itertools.count(1)
         self._calls: dict[int, _Call] = {}
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[None]] = set()  # requests of other servers that are being answered
+        self._telling: set[asyncio.Task[None]] = set()  # on_join and on_leave that are coroutine functions
         self._timer: asyncio.TimerHandle | None = None
         self._due = self._next_beat = 0.0
         self._settled = 0.0  # on the loop's clock
@@ -184,10 +185,11 @@ class Fleet:
             self._timer.cancel()
         if loop is None or loop.is_closed():
             return
-        for task in self._running:
+        tasks = self._running | self._telling
+        for task in tasks:
             task.cancel()
-        if self._running:
-            await asyncio.wait(self._running)
+        if tasks:
+            await asyncio.wait(tasks)
         for call in self._calls.values():
             if not call.reply.done():
                 call.reply.set_exception(RequestFailed("the server is shutting down"))
@@ -354,9 +356,24 @@ class Fleet:
     def _changed(self, has_joined: bool, topic: str, member: Member) -> None:  # of Directory
         function = self.on_join if has_joined else self.on_leave
         if function is not None and self._loop is not None:
-            self._loop.call_soon(_survive, function, topic, member)
+            self._loop.call_soon(self._call_back, function, topic, member)
         if self.watch is not None and self._loop is not None:
             self._loop.call_soon(self.watch, has_joined, topic, member)
+
+    def _call_back(self, function: Callable[[str, Member], Any], topic: str, member: Member) -> None:
+        """Call `on_join` or `on_leave`, a plain or a coroutine function."""
+        try:
+            result = function(topic, member)
+        except Exception as error:
+            logger.error("%s raised", function, exc_info=error)
+            return
+        if inspect.iscoroutine(result):  # what `publish` returns need not be awaited
+            if self._loop is None:
+                result.close()
+                return
+            task = self._loop.create_task(_survive(function, result))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
 
     # -- by name
 
@@ -704,8 +721,8 @@ def _message(kind: int, payload: bytes) -> Message:
     return Message.text(payload.decode()) if kind == MessageType.TEXT else Message.binary(payload)
 
 
-def _survive(function: Callable[[str, Member], Any], topic: str, member: Member) -> None:
+async def _survive(function: Callable[[str, Member], Any], result: Coroutine[Any, Any, Any]) -> None:
     try:
-        function(topic, member)
+        await result
     except Exception as error:
         logger.error("%s raised", function, exc_info=error)
