@@ -55,6 +55,12 @@ class Logs:
         self._trim(topic, log)
         return log.read(since, limit, reverse=reverse)
 
+    def catch_up(self, topic: str, since: Position | None, recent: int) -> History:
+        """See `Log.catch_up`."""
+        log = self._current(topic)
+        self._trim(topic, log)
+        return log.catch_up(since, recent)
+
     def _current(self, topic: str) -> Log:
         self._forget_old()
         log = self._logs.get(topic)
