@@ -31,6 +31,7 @@ from own_redis import NotInstalled, own_redis
 
 from fabric import (
     ConnectedClient,
+    Error,
     JsonError,
     Message,
     RateLimitConfig,
@@ -67,6 +68,8 @@ HEADERS = {
 Room = Literal["lobby", "kitchen", "garden"]
 Name = Annotated[str, msgspec.Meta(pattern=r"^\w[\w-]{0,29}\Z")]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+Epoch = Annotated[str, msgspec.Meta(max_length=64)]
+Offset = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 Key = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{0,64}\Z")]
 
 
@@ -81,7 +84,7 @@ class Enter(msgspec.Struct, tag="enter", forbid_unknown_fields=True):
     """Go into a room, out of the one before; `since` is the position of the last line that the page has of it."""
 
     room: Room
-    since: tuple[str, int] | None = None
+    since: tuple[Epoch, Offset] | None = None
 
 
 class Say(msgspec.Struct, tag="say", forbid_unknown_fields=True):
@@ -230,7 +233,7 @@ def serve() -> None:
     parser = argparse.ArgumentParser(description="A chat on several processes.")
     parser.add_argument("--bind", default="127.0.0.1:8080", help="where to listen (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="how many processes (%(default)s)")
-    parser.add_argument("--broker", help="redis://host; a Redis of its own, if left out")
+    parser.add_argument("--broker", help="redis://host, say; a Redis of its own, if left out")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with contextlib.ExitStack() as stack:
@@ -240,8 +243,11 @@ def serve() -> None:
         except NotInstalled as error:
             count, broker = 1, "memory:"
             print(f"{error}, so one process keeps all in its memory", file=sys.stderr)
-        print(f"Open http://{options.bind} in two windows")
-        workers.run(main, count, bind=options.bind, balance="least", broker=broker)
+        print(f"http://{options.bind} in two windows; Ctrl-C ends it")
+        try:
+            workers.run(main, count, bind=options.bind, balance="least", broker=broker)
+        except Error as error:
+            sys.exit(str(error))
 
 
 if __name__ == "__main__":

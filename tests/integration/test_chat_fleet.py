@@ -44,7 +44,7 @@ async def started(stack: Stack, folder: Path, *arguments: str, **environment: st
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder), **environment},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     stack.push_async_callback(gone, process)
@@ -80,10 +80,9 @@ class Visitor:
 
 async def visit(stack: Stack, program: Program, name: str, **more: Any) -> Visitor:
     """Connect, and say hello."""
-    client = await stack.enter_async_context(
-        await WebSocketClient.connect(f"ws://127.0.0.1:{program.port}/chat", auto_reconnect=False)
-    )
-    visitor = Visitor(client)
+    url = f"ws://127.0.0.1:{program.port}/chat"
+    client = await WebSocketClient.connect(url, auto_reconnect=False, connection_timeout=60)
+    visitor = Visitor(await stack.enter_async_context(client))
     await visitor.say("hello", name=name, **more)
     return visitor
 
@@ -140,8 +139,12 @@ async def test_both_processes_are_one_chat(redis: None, stack: Stack, tmp_path: 
     assert (missed["recovered"], [each["text"] for each in missed["lines"]]) == (True, ["while you were away"])
     await grace.client.close()
     await ada.hear("person", name="Grace", here=False)
-    await ada.client.close()
-    await program.end()
+
+    # So is the one that keeps them all: nothing is left behind.
+    program.process.kill()
+    await program.rest()  # every process has ended by then, Redis too
+    assert await program.process.wait() == -signal.SIGKILL
+    assert await closed(ada.client) == 1001
 
 
 async def test_without_redis_one_process_does_it_all(stack: Stack, tmp_path: Path) -> None:
@@ -165,6 +168,8 @@ async def test_without_redis_one_process_does_it_all(stack: Stack, tmp_path: Pat
         {"type": "say", "text": ""},
         {"type": "enter", "room": "lobby.*"},
         {"type": "enter", "room": "lobby", "since": ["e", "1"]},
+        {"type": "enter", "room": "lobby", "since": ["e", -1]},
+        {"type": "enter", "room": "lobby", "since": ["e" * 65, 1]},
         {"type": "shout", "text": "x"},
         {"type": "hello", "name": "Eve"},
         [],
@@ -182,7 +187,7 @@ async def test_without_redis_one_process_does_it_all(stack: Stack, tmp_path: Pat
     assert await closed(eve.client) == 1009
     for path, status in (("/", 200), ("/chat.js", 200), ("/chat.css", 200), ("/../chat.py", 404)):
         with pytest.raises(HandshakeFailed) as answer:
-            await WebSocketClient.connect(f"ws://127.0.0.1:{program.port}{path}", auto_reconnect=False)
+            await WebSocketClient.connect(f"ws://127.0.0.1:{program.port}{path}", connection_timeout=60)
         assert answer.value.status == status
 
     # The page comes back while its old connection is still there.

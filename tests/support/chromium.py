@@ -17,8 +17,8 @@ import msgspec
 
 from fabric.client import WebSocketClient
 
-STARTUP = 30.0  # seconds
-ANSWER = 30.0  # seconds
+STARTUP = 60.0  # seconds
+ANSWER = 60.0  # seconds
 
 FLAGS = """
 --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking
