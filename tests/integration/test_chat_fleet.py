@@ -20,7 +20,7 @@ from support.brokers import RedisServer
 from support.pages import ROOT
 
 Stack = contextlib.AsyncExitStack
-CHAT = ROOT / "examples/chat_fleet/chat.py"
+CHAT = ROOT / "examples/chat_fleet/serve.py"
 
 pytestmark = [
     pytest.mark.parametrize("loop_factory", ["asyncio"], indirect=True),  # the program is what is tested
@@ -185,7 +185,7 @@ async def test_without_redis_one_process_does_it_all(stack: Stack, tmp_path: Pat
     assert (await eve.hear("refused"))["why"] == "nobody has the name 'Nobody'"
     await eve.client.send("x" * 9000)
     assert await closed(eve.client) == 1009
-    for path, status in (("/", 200), ("/chat.js", 200), ("/chat.css", 200), ("/../chat.py", 404)):
+    for path, status in (("/", 200), ("/chat.js", 200), ("/chat.css", 200), ("/../serve.py", 404)):
         with pytest.raises(HandshakeFailed) as answer:
             await WebSocketClient.connect(f"ws://127.0.0.1:{program.port}{path}", connection_timeout=60)
         assert answer.value.status == status

@@ -1,7 +1,7 @@
 """A chat on two processes: rooms, who is there, private messages, and what was said before.
 
     pip install "websocket-fabric[redis]"    # and redis-server, a package of your system
-    python chat.py                           # then open http://127.0.0.1:8080 in two windows
+    python serve.py                          # then open http://127.0.0.1:8080 in two windows
 
 The processes share a broker that keeps histories: the Redis of `--broker`, or one that is started with them. Where
 there is none to start, one process serves, and keeps all in its memory.
@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import msgspec
-from own_redis import NotInstalled, own_redis
 
 from fabric import (
     ConnectedClient,
@@ -45,6 +44,7 @@ from fabric import (
 from fabric.broker import BrokerUnavailable
 from fabric.fleet import Member, NobodyThere, RequestFailed
 from fabric.history import History, Position
+from own_redis import NotInstalled, own_redis
 
 KEPT = 50  # lines of a room that one who comes gets
 KEPT_FOR = 24 * 3600  # seconds
