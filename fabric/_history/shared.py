@@ -60,8 +60,9 @@ class _Own(NamedTuple):
 class _Joiner:
     """A subscriber that waits for the mirror."""
 
-    def __init__(self, since: Position | None, serve: Callable[[History], None], outcome: Any) -> None:
+    def __init__(self, since: Position | None, recent: int, serve: Callable[[History], None], outcome: Any) -> None:
         self.since = since
+        self.recent = recent
         self.serve = serve
         self.outcome = outcome
         self.is_awaited = False
@@ -76,7 +77,13 @@ class _Joiner:
         self.is_awaited = True
         await asyncio.shield(self.done)
 
-    def finish(self, history: History) -> None:
+    def finish(self, log: Log, top: int) -> None:
+        """Serve it from `log`. It may be ahead of that, up to `top`, the newest offset that the broker has."""
+        since = self.since
+        if since is not None and since.epoch == log.epoch and log.top < since.offset <= top:
+            history = History(since, True)
+        else:
+            history = log.catch_up(since, self.recent)
         try:
             self.serve(history)
         except Exception as error:
@@ -222,12 +229,14 @@ class SharedLogs:
         topic: str,
         subscriber: Subscriber,
         since: Position | None,
+        recent: int,
         serve: Callable[[History], None],
         outcome: Any,
     ) -> Callable[[], Awaitable[None]] | None:
         """Give a new subscriber what it has missed, now, or as soon as the mirror is whole.
 
         Args:
+            recent: how many of the latest messages it is given where it cannot be known what it has missed.
             serve: called with what it has missed; newer messages follow.
             outcome: its `value` is set to the same.
 
@@ -239,11 +248,18 @@ class SharedLogs:
         first = mirror.joiners.get(subscriber)
         if first is not None:  # it has subscribed before, and waits
             return lambda: _follow(first, outcome)
-        joiner = _Joiner(since, serve, outcome)
-        if mirror.reading is None and mirror.log is not None and (mirror.is_whole or since is None):
-            self._trim(topic, mirror.log)
+        joiner = _Joiner(since, recent, serve, outcome)
+        log = mirror.log
+        is_ahead = log is not None and since is not None and since.epoch == log.epoch and since.offset > log.top
+        if (
+            mirror.reading is None
+            and log is not None
+            and (mirror.is_whole or (since is None and not recent))
+            and not is_ahead  # another server was faster
+        ):
+            self._trim(topic, log)
             joiner.is_awaited = True  # an error is raised here
-            joiner.finish(_part(mirror.log, since, mirror.log.top))
+            joiner.finish(log, log.top)
             if (error := joiner.done.exception()) is not None:
                 raise error
             return None
@@ -438,10 +454,12 @@ class SharedLogs:
         joiners, mirror.joiners = mirror.joiners, {}
         pending, mirror.pending = mirror.pending, []
         ahead = {}
+        top = max(base, window.top)
         for subscriber, joiner in joiners.items():
-            joiner.finish(_part(log, joiner.since, max(base, window.top)))
-            if joiner.since is not None and joiner.since.epoch == window.epoch:
-                ahead[subscriber] = joiner.since.offset
+            joiner.finish(log, top)
+            since = joiner.since
+            if since is not None and since.epoch == window.epoch and since.offset <= top:
+                ahead[subscriber] = since.offset
         for entry in newer:
             left_out = [subscriber for subscriber, offset in ahead.items() if offset >= entry.offset]
             self._accept(topic, mirror, log, entry, left_out)
@@ -471,14 +489,6 @@ class SharedLogs:
 async def _follow(joiner: _Joiner, outcome: Any) -> None:
     await joiner.wait()
     outcome.value = joiner.outcome.value
-
-
-def _part(log: Log, since: Position | None, top: int) -> History:
-    """What a subscriber has missed. It may be ahead of the log, up to `top`, the newest offset of the broker."""
-    if since is not None and since.epoch == log.epoch and log.top < since.offset <= top:
-        return History(since, True)
-    history = log.read(since)
-    return history if history.recovered else History(history.position, False)
 
 
 def _message(envelope: bytes) -> Message:

@@ -12,7 +12,7 @@ import pytest
 from fabric._history.shared import SharedLogs
 from fabric.broker import Kept, Window
 from fabric.error import ConnectionClosed, Error, InvalidState
-from fabric.history import Position
+from fabric.history import History, Position
 from fabric.message import Message, MessageType
 from fabric.topics import Outcome
 from fabric_ext.remote import wrap
@@ -76,11 +76,13 @@ class Rig:
 
     Attributes:
         got: texts and offsets of what its subscribers got.
+        left_out: for each, who was left out.
         has_subscribers: what is said of any topic.
     """
 
     def __init__(self) -> None:
         self.got: list[tuple[str, int]] = []
+        self.left_out: list[list[Subscriber]] = []
         self.gaps: list[str] = []
         self.has_subscribers = True
         self.broker = KeepingBroker()
@@ -98,6 +100,7 @@ class Rig:
         self, topic: str, data: Message, position: Position, compress: bool | None, left_out: Iterable[Subscriber]
     ) -> int:
         self.got.append((data.text, position.offset))
+        self.left_out.append(list(left_out))
         return 1
 
     async def close(self) -> None:
@@ -141,13 +144,72 @@ async def test_what_ends_a_subscription_cancels_nobody_who_waits_for_it(
     rig.logs.resume()
     subscriber = Subscriber("someone")
     outcome: Outcome[Any] = Outcome(None)
-    confirm = rig.logs.join("a", subscriber, Position(EPOCH, 0), lambda _: None, outcome)
+    confirm = rig.logs.join("a", subscriber, Position(EPOCH, 0), 0, lambda _: None, outcome)
     assert confirm is not None
     waiting = asyncio.ensure_future(confirm())
     await turns()
     leave(rig.logs, subscriber)
     with pytest.raises(kind):
         await waiting
+
+
+async def mirrored(rig: Rig, count: int) -> None:
+    """This server has `count` messages of the topic."""
+    rig.broker.windows.put_nowait(window(count))
+    rig.logs.resume()
+    rig.logs.hear("a")
+    await turns()
+
+
+def window(count: int) -> Window:
+    return Window(EPOCH, count, 0, [Kept(n, 0.0, envelope(str(n))) for n in range(1, count + 1)])
+
+
+def join(rig: Rig, since: Position | None, recent: int = 0) -> tuple[Subscriber, Outcome[Any]]:
+    subscriber = Subscriber("someone")
+    outcome: Outcome[Any] = Outcome(None)
+    rig.logs.join("a", subscriber, since, recent, lambda _: None, outcome)
+    return subscriber, outcome
+
+
+async def test_one_that_comes_from_a_server_that_was_faster(rig: Rig) -> None:
+    """It has what has not arrived here yet: it lacks nothing, and gets nothing twice."""
+    await mirrored(rig, 2)
+    subscriber, outcome = join(rig, Position(EPOCH, 3))
+    rig.broker.windows.put_nowait(window(4))
+    await turns()
+    assert outcome.value == History(Position(EPOCH, 3), True)
+    assert rig.got == [("3", 3), ("4", 4)]
+    assert rig.left_out == [[subscriber], []]
+
+
+async def test_one_that_claims_to_have_what_nobody_has(rig: Rig) -> None:
+    await mirrored(rig, 2)
+    _, outcome = join(rig, Position(EPOCH, 9), recent=1)
+    rig.broker.windows.put_nowait(window(3))
+    await turns()
+    assert (outcome.value.recovered, outcome.value.position) == (False, Position(EPOCH, 2))
+    assert [offset for offset, _ in outcome.value.publications] == [2]
+    assert (rig.got, rig.left_out) == ([("3", 3)], [[]])
+
+
+async def test_one_that_is_new_gets_the_latest(rig: Rig) -> None:
+    await mirrored(rig, 5)
+    _, outcome = join(rig, None, recent=2)
+    assert [offset for offset, _ in outcome.value.publications] == [4, 5]
+    assert (outcome.value.recovered, outcome.value.position) == (False, Position(EPOCH, 5))
+
+
+async def test_the_latest_are_read_where_only_what_came_lately_is_known(rig: Rig) -> None:
+    """The topic was heard through a pattern."""
+    rig.logs.resume()
+    rig.logs.deliver("a", numbered(3, envelope("3")))
+    _, outcome = join(rig, None, recent=2)
+    assert outcome.value is None
+    rig.broker.windows.put_nowait(window(3))
+    await turns()
+    assert [offset for offset, _ in outcome.value.publications] == [2, 3]
+    assert rig.got == [("3", 3)]
 
 
 @pytest.mark.parametrize("place", [1, 2, 3])
