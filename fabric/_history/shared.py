@@ -25,7 +25,7 @@ from fabric_ext.topics import Subscriber
 
 __all__ = ["FanOut", "SharedLogs"]
 
-HEAD, INNER, NODE = 33, 13, slice(1, 9)  # bytes before an envelope, bytes of that before its payload, its node's name
+HEAD, INNER, NODE = 49, 13, slice(1, 9)  # bytes before an envelope, bytes of that before its payload, its node's name
 MOST_PENDING = 10_000  # messages that wait while a window is read
 MOST_READS = 64  # windows that are read at a time, as all topics are read anew when the broker is back
 RETRY = 1.0  # seconds; when the broker is back it is tried at once
@@ -44,6 +44,7 @@ class FanOut(Protocol):
 class _Entry(NamedTuple):
     epoch: str
     offset: int
+    before: int  # no message of the topic lies between
     age: float
     envelope: bytes
 
@@ -200,7 +201,9 @@ class SharedLogs:
         done.add_done_callback(confirmed)
 
         async def confirm() -> None:
-            await asyncio.shield(done)
+            epoch, offset = await asyncio.shield(done)
+            if offset:  # `confirmed` may be about to be called
+                outcome.position = Position(epoch, offset)
             if topic in self._mirrors:
                 try:
                     await self._broker.flush()  # what it sent before its answer has come by now
@@ -240,10 +243,12 @@ class SharedLogs:
         if first is not None:  # it has subscribed already, and waits
             return lambda: _follow(first, outcome)
         joiner = _Joiner(since, serve, outcome)
-        if mirror.reading is None and mirror.log is not None and (mirror.is_whole or since is None):
-            self._trim(topic, mirror.log)
+        log = mirror.log
+        is_ahead = log is not None and since is not None and since.epoch == log.epoch and since.offset > log.top
+        if mirror.reading is None and log is not None and not is_ahead and (mirror.is_whole or since is None):
+            self._trim(topic, log)
             joiner.is_awaited = True  # what goes wrong is raised here
-            joiner.finish(_part(mirror.log, since, mirror.log.top))
+            joiner.finish(_part(log, since, log.top))
             if (error := joiner.done.exception()) is not None:
                 raise error
             return None
@@ -287,7 +292,7 @@ class SharedLogs:
     def deliver(self, topic: str, data: bytes) -> None:
         """A message of a topic with history has come."""
         try:
-            entry = _Entry(data[1:17].decode("ascii"), int(data[17:HEAD]), 0.0, data[HEAD:])
+            entry = _Entry(data[1:17].decode("ascii"), int(data[17:33]), int(data[33:HEAD]), 0.0, data[HEAD:])
             _message(entry.envelope)
         except ValueError:
             self.malformed += 1
@@ -306,7 +311,7 @@ class SharedLogs:
         if mirror.reading is None and log is not None and log.epoch == entry.epoch:
             if entry.offset <= log.top:
                 return
-            if entry.offset == log.top + 1:
+            if entry.before <= log.top:
                 self._accept(topic, mirror, log, entry, ())
                 mirror.heard = time.time()
                 return
@@ -387,7 +392,7 @@ class SharedLogs:
                 wants_whole = log is None or (not mirror.is_whole and bool(mirror.joiners))
                 known = None if log is None else log.position
                 after = 0 if log is None or wants_whole else log.top
-                window = None
+                window, asked = None, list(mirror.pending)
                 try:
                     await self._broker.flush()  # it hears the topic
                     window = await self._broker.read(topic, size, ttl, known, after, wait=True)
@@ -405,7 +410,24 @@ class SharedLogs:
             if wants_whole or mirror.is_whole or not mirror.joiners:
                 break
         mirror.reading = None
+        self._leave_epoch(topic, mirror, window.epoch, asked)
         self._merge(topic, mirror, window, after)
+
+    def _leave_epoch(self, topic: str, mirror: _Mirror, epoch: str, asked: list[_Entry]) -> None:
+        """The epoch is this: deliver what has come of the former one, and forget what is even older.
+
+        Args:
+            asked: what was pending before the broker was asked. Of that nothing belongs to an epoch that is to come.
+        """
+        old = mirror.log
+        outdated = {id(entry) for entry in asked if entry.epoch != epoch}
+        pending, mirror.pending = mirror.pending, []
+        for entry in pending:
+            if old is not None and entry.epoch == old.epoch != epoch:
+                if entry.offset > old.top:
+                    self._accept(topic, mirror, old, entry, tuple(mirror.joiners))
+            elif id(entry) not in outdated:
+                mirror.pending.append(entry)
 
     def _merge(self, topic: str, mirror: _Mirror, window: Window, after: int) -> None:
         """Make the mirror as the window is: what its subscribers lack is delivered, and those that wait are served."""
@@ -428,7 +450,7 @@ class SharedLogs:
         newer = []
         for offset, age, envelope in window.kept:
             if offset > base:
-                newer.append(_Entry(window.epoch, offset, age, envelope))
+                newer.append(_Entry(window.epoch, offset, base, age, envelope))
             elif offset > log.top:
                 self._add(log, envelope, self._clock() - age, offset)
         log.top = max(log.top, base)
@@ -460,7 +482,8 @@ class SharedLogs:
 
     async def peek(self, topic: str, since: Position | None, limit: int | None, *, reverse: bool) -> History:
         """What the broker keeps of a topic; see `WebSocketServer.history`."""
-        window = await self._broker.peek(topic, self._limits(topic)[1], since, limit, reverse=reverse)
+        size, ttl = self._limits(topic)
+        window = await self._broker.peek(topic, size, ttl, since, limit, reverse=reverse)
         log = Log(window.epoch)
         for offset, age, envelope in window.kept:
             self._add(log, envelope, -age, offset)
