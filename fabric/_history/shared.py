@@ -25,7 +25,7 @@ from fabric_ext.topics import Subscriber
 
 __all__ = ["FanOut", "SharedLogs"]
 
-HEAD, INNER, NODE = 33, 13, slice(1, 9)  # bytes before an envelope, bytes of that before its payload, its node's name
+HEAD, INNER, NODE = 49, 13, slice(1, 9)  # bytes before an envelope, bytes of that before its payload, its node's name
 MOST_PENDING = 10_000  # messages that wait while a window is read
 MOST_READS = 64  # windows that are read at a time, as all topics are read anew when the broker is back
 RETRY = 1.0  # seconds; when the broker is back it is tried at once
@@ -44,6 +44,7 @@ class FanOut(Protocol):
 class _Entry(NamedTuple):
     epoch: str
     offset: int
+    before: int  # no message of the topic lies between
     age: float
     envelope: bytes
 
@@ -207,7 +208,9 @@ class SharedLogs:
         done.add_done_callback(confirmed)
 
         async def confirm() -> None:
-            await asyncio.shield(done)
+            epoch, offset = await asyncio.shield(done)
+            if offset:  # `confirmed` may be about to be called
+                outcome.position = Position(epoch, offset)
             if topic in self._mirrors:
                 try:
                     await self._broker.flush()  # what the broker sent before its answer has been delivered by then
@@ -303,7 +306,7 @@ class SharedLogs:
     def deliver(self, topic: str, data: bytes) -> None:
         """A message of a topic with history has come."""
         try:
-            entry = _Entry(data[1:17].decode("ascii"), int(data[17:HEAD]), 0.0, data[HEAD:])
+            entry = _Entry(data[1:17].decode("ascii"), int(data[17:33]), int(data[33:HEAD]), 0.0, data[HEAD:])
             _message(entry.envelope)
         except ValueError:
             self.malformed += 1
@@ -322,7 +325,7 @@ class SharedLogs:
         if mirror.reading is None and log is not None and log.epoch == entry.epoch:
             if entry.offset <= log.top:
                 return
-            if entry.offset == log.top + 1:
+            if entry.before <= log.top:
                 self._accept(topic, mirror, log, entry, ())
                 mirror.heard = time.time()
                 return
@@ -403,7 +406,7 @@ class SharedLogs:
                 wants_whole = log is None or (not mirror.is_whole and bool(mirror.joiners))
                 known = None if log is None else log.position
                 after = 0 if log is None or wants_whole else log.top
-                window = None
+                window, asked = None, list(mirror.pending)
                 try:
                     await self._broker.flush()  # the topic is subscribed to by then
                     window = await self._broker.read(topic, size, ttl, known, after, wait=True)
@@ -421,7 +424,24 @@ class SharedLogs:
             if wants_whole or mirror.is_whole or not mirror.joiners:
                 break
         mirror.reading = None
+        self._leave_epoch(topic, mirror, window.epoch, asked)
         self._merge(topic, mirror, window, after)
+
+    def _leave_epoch(self, topic: str, mirror: _Mirror, epoch: str, asked: list[_Entry]) -> None:
+        """The epoch is this: deliver what has come of the former one, and forget what is even older.
+
+        Args:
+            asked: what was pending before the broker was asked. Of that nothing belongs to an epoch that is to come.
+        """
+        old = mirror.log
+        outdated = {id(entry) for entry in asked if entry.epoch != epoch}
+        pending, mirror.pending = mirror.pending, []
+        for entry in pending:
+            if old is not None and entry.epoch == old.epoch != epoch:
+                if entry.offset > old.top:
+                    self._accept(topic, mirror, old, entry, tuple(mirror.joiners))
+            elif id(entry) not in outdated:
+                mirror.pending.append(entry)
 
     def _merge(self, topic: str, mirror: _Mirror, window: Window, after: int) -> None:
         """Bring the mirror up to the window: deliver what subscribers have missed, and serve those that wait."""
@@ -444,7 +464,7 @@ class SharedLogs:
         newer = []
         for offset, age, envelope in window.kept:
             if offset > base:
-                newer.append(_Entry(window.epoch, offset, age, envelope))
+                newer.append(_Entry(window.epoch, offset, base, age, envelope))
             elif offset > log.top:
                 self._add(log, envelope, self._clock() - age, offset)
         log.top = max(log.top, base)
@@ -478,7 +498,8 @@ class SharedLogs:
 
     async def peek(self, topic: str, since: Position | None, limit: int | None, *, reverse: bool) -> History:
         """What the broker keeps of a topic; see `WebSocketServer.history`."""
-        window = await self._broker.peek(topic, self._limits(topic)[1], since, limit, reverse=reverse)
+        size, ttl = self._limits(topic)
+        window = await self._broker.peek(topic, size, ttl, since, limit, reverse=reverse)
         log = Log(window.epoch)
         for offset, age, envelope in window.kept:
             self._add(log, envelope, -age, offset)

@@ -443,7 +443,14 @@ class RedisBroker(Broker):
         return await self._histories().read(topic, size, ttl, known, after, wait=wait)
 
     async def peek(
-        self, topic: str, ttl: float, since: tuple[str, int] | None, limit: int | None, *, reverse: bool
+        self,
+        topic: str,
+        size: int,
+        ttl: float,
+        since: tuple[str, int] | None,
+        limit: int | None,
+        *,
+        reverse: bool,
     ) -> Window:
         """What is kept of a topic, which need not be subscribed to; see `Broker.peek`."""
         return await self._histories().peek(topic, ttl, since, limit, reverse=reverse)

@@ -30,9 +30,9 @@ def envelope(text: str) -> bytes:
     return wrap(MessageType.TEXT, NODE, 1, text.encode())
 
 
-def numbered(offset: int, data: bytes) -> bytes:
+def numbered(offset: int, data: bytes, before: int | None = None, epoch: str = EPOCH) -> bytes:
     """As it comes from the broker."""
-    return b"\x04" + EPOCH.encode() + b"%016d" % offset + data
+    return b"\x04%b%016d%016d%b" % (epoch.encode(), offset, offset - 1 if before is None else before, data)
 
 
 class KeepingBroker(FakeBroker):
@@ -66,7 +66,14 @@ class KeepingBroker(FakeBroker):
             self.reading -= 1
 
     async def peek(
-        self, topic: str, ttl: float, since: tuple[str, int] | None, limit: int | None, *, reverse: bool
+        self,
+        topic: str,
+        size: int,
+        ttl: float,
+        since: tuple[str, int] | None,
+        limit: int | None,
+        *,
+        reverse: bool,
     ) -> Window:
         return await self.windows.get()
 
@@ -266,3 +273,52 @@ async def test_not_all_topics_are_read_at_once(rig: Rig, monkeypatch: pytest.Mon
     for number in range(20):
         rig.logs.deliver(str(number), numbered(2, envelope(f"new {number}")))
     assert rig.got == [(f"new {number}", 2) for number in range(20)]
+
+
+async def test_an_epoch_that_ends_while_a_window_is_read(rig: Rig) -> None:
+    """What has come of it is delivered, what is even older is forgotten, and it is not read again and again."""
+    rig.broker.windows.put_nowait(Window(EPOCH, 1, 0, []))
+    rig.logs.resume()
+    rig.logs.hear("a")
+    await turns()
+    rig.logs.deliver("a", numbered(3, envelope("3")))  # 2 is missing: it is read
+    rig.logs.deliver("a", numbered(7, envelope("ancient"), epoch="o" * 16))
+    await turns()
+    rig.logs.resume()  # the broker was away
+    await turns()
+    rig.broker.windows.put_nowait(Window("n" * 16, 0, 0, []))
+    await turns()
+    assert rig.broker.reading == 0
+    rig.logs.deliver("a", numbered(1, envelope("new"), epoch="n" * 16))
+    assert rig.got == [("3", 3), ("new", 1)]
+    assert rig.gaps == ["a"]
+
+
+async def test_offsets_that_grow_by_more_than_one(rig: Rig) -> None:
+    """A message says what stands before it on its topic: where that is missing it is read."""
+    rig.broker.windows.put_nowait(Window(EPOCH, 10, 0, []))
+    rig.logs.resume()
+    rig.logs.hear("a")
+    await turns()
+    rig.logs.deliver("a", numbered(15, envelope("15"), before=4))
+    rig.logs.deliver("a", numbered(40, envelope("40"), before=30))
+    assert rig.got == [("15", 15)]
+    rig.broker.windows.put_nowait(Window(EPOCH, 40, 0, [Kept(30, 0.0, envelope("30")), Kept(40, 0.0, envelope("40"))]))
+    await turns()
+    assert rig.got == [("15", 15), ("30", 30), ("40", 40)]
+    assert rig.gaps == []
+
+
+async def test_a_client_that_is_ahead_of_the_mirror(rig: Rig) -> None:
+    """Another server was faster: the broker is asked what it has."""
+    rig.broker.windows.put_nowait(Window(EPOCH, 2, 0, []))
+    rig.logs.resume()
+    rig.logs.hear("a")
+    await turns()
+    outcome: Outcome[Any] = Outcome(None)
+    confirm = rig.logs.join("a", Subscriber("someone"), Position(EPOCH, 3), lambda _: None, outcome)
+    assert confirm is not None
+    rig.broker.windows.put_nowait(Window(EPOCH, 3, 0, [Kept(3, 0.0, envelope("3"))]))
+    await confirm()
+    assert outcome.value.recovered
+    assert outcome.value.position == (EPOCH, 3)
