@@ -1,7 +1,8 @@
-"""The histories of a server without a broker: they are kept in its memory, and end with it."""
+"""The histories of a server without a broker: they are kept in its memory, and lost when it ends."""
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import os
 import time
@@ -22,7 +23,7 @@ class Logs:
     A topic that has no subscribers, and has been quiet for its `ttl` and an hour, is forgotten: its epoch ends.
 
     Args:
-        has_subscribers: asked with a topic.
+        has_subscribers: has a topic subscribers?
         limits: says how many messages of a topic are kept, and for how many seconds.
         clock: seconds.
     """
@@ -36,6 +37,7 @@ class Logs:
         self._has_subscribers = has_subscribers
         self._limits = limits
         self._clock = clock
+        self._seed = os.urandom(16)  # of epochs; another one after a topic was forgotten
         self._logs: dict[str, Log] = {}
         self._due: list[tuple[float, str]] = []  # a heap: when to see whether a topic may be forgotten
 
@@ -49,17 +51,31 @@ class Logs:
         self._trim(topic, log)
         return log.position
 
-    def read(self, topic: str, since: Position | None, limit: int | None = None, *, reverse: bool = False) -> History:
-        """See `Log.read`."""
+    def read(self, topic: str, since: Position | None) -> History:
+        """What comes after `since`, for a subscriber: the topic begins if it has not."""
         log = self._current(topic)
         self._trim(topic, log)
+        return log.read(since)
+
+    def peek(self, topic: str, since: Position | None, limit: int | None, *, reverse: bool) -> History:
+        """See `Log.read`: no topic begins by that."""
+        self._forget_old()
+        log = self._logs.get(topic)
+        if log is None:
+            log = Log(self._epoch(topic))
+        else:
+            self._trim(topic, log)
         return log.read(since, limit, reverse=reverse)
+
+    def _epoch(self, topic: str) -> str:
+        """The epoch that a topic has when it begins."""
+        return hashlib.blake2b(topic.encode(), digest_size=8, key=self._seed).hexdigest()
 
     def _current(self, topic: str) -> Log:
         self._forget_old()
         log = self._logs.get(topic)
         if log is None:
-            log = self._logs[topic] = Log(os.urandom(8).hex())
+            log = self._logs[topic] = Log(self._epoch(topic))
             log.touched = self._clock()
             heapq.heappush(self._due, (self._end(topic, log), topic))
         return log
@@ -85,3 +101,4 @@ class Logs:
             else:
                 heapq.heappop(self._due)
                 del self._logs[topic]
+                self._seed = os.urandom(16)

@@ -1,8 +1,8 @@
 """Histories of topics in Redis, or Valkey: a stream for each topic, written and read by Lua scripts, over a connection.
 
 A script numbers a message, keeps it and publishes it, in one step. The messages that Redis has not confirmed yet are
-sent again after a loss of the connection; each carries a number of its server, by which Redis leaves out what it has
-already. So each is kept once, whatever is lost when.
+sent again after a loss of the connection; each carries a number of its server, by which the script leaves out what
+Redis has already. So each is kept once, however often the connection is lost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import hiredis
 
-from fabric.broker import BrokerUnavailable, Kept, Window
+from fabric.broker import NO_EPOCH, BrokerUnavailable, Kept, Window
 
 __all__ = ["Replies", "Streams", "pack"]
 
@@ -30,11 +30,11 @@ RECONNECT_WAIT = 0.1  # seconds between attempts
 PROBE_INTERVAL = 2.0  # seconds
 SILENCE = 4.0  # seconds in which a connection has to answer
 MOST_READS = 10_000  # that wait for an answer
-AGAIN = ("NOSCRIPT", "LOADING")  # errors of Redis for which it is connected to anew
+AGAIN = ("NOSCRIPT", "LOADING")  # errors of Redis after which to connect anew
 REFUSALS = ("NOPERM", "NOAUTH", "WRONGPASS", "ERR")  # errors of Redis that do not pass by themselves
 
-# Both begin alike: what is the epoch, and the newest offset? Where the data is older than what the server has seen, for
-# Redis was started with an old copy, offsets would be given twice: a new epoch begins.
+# Both scripts begin with this: they read the epoch and the newest offset. If the data is older than what the server has
+# seen, because Redis was started with an old copy, a new epoch begins; else offsets would be used twice.
 HEAD = """
 local now = redis.call('TIME')
 now = now[1] * 1000 + math.floor(now[2] / 1000)
@@ -86,9 +86,51 @@ if epoch == ARGV[2] then start = string.format('%.0f-0', tonumber(ARGV[7]) + 1) 
 return {epoch, top, floor, now, redis.call('XRANGE', KEYS[1], start, '+')}
 """
 )
+# KEYS as above, ARGV: ttl, offset or '', limit or -1, 1 for the newest first, epoch or ''. It changes nothing. The
+# first message that is not too old is searched for by halves, as times grow with offsets.
+PEEK = """
+local now = redis.call('TIME')
+now = now[1] * 1000 + math.floor(now[2] / 1000)
+local meta = redis.call('HMGET', KEYS[2], 'epoch', 'top')
+local epoch, top = meta[1], tonumber(meta[2] or '0')
+if not epoch then return {false, 0, 0, now, {}} end
+local function id(offset) return string.format('%.0f', offset) end
+local function first(offset)
+  local entry = redis.call('XRANGE', KEYS[1], id(offset), '+', 'COUNT', 1)[1]
+  if entry then return tonumber(string.match(entry[1], '^%d+')), tonumber(entry[2][2]) or 0 end
+end
+local low, high = first(0) or top + 1, top + 1
+while low < high do
+  local middle = math.floor((low + high) / 2)
+  local offset, at = first(middle)
+  if not offset or at >= now - tonumber(ARGV[1]) then high = middle else low = offset + 1 end
+end
+local from, to, count = id(low), '+', tonumber(ARGV[3])
+if ARGV[2] ~= '' then
+  if ARGV[5] ~= epoch then count = 0 end
+  if ARGV[4] == '1' then
+    to = id(tonumber(ARGV[2]) - 1)
+    if tonumber(ARGV[2]) <= low then count = 0 end
+  else
+    from = id(math.max(low, tonumber(ARGV[2]) + 1))
+  end
+end
+local entries = {}
+if count ~= 0 then
+  local command, start, stop = 'XRANGE', from, to
+  if ARGV[4] == '1' then command, start, stop = 'XREVRANGE', to, from end
+  if count > 0 then
+    entries = redis.call(command, KEYS[1], start, stop, 'COUNT', count)
+  else
+    entries = redis.call(command, KEYS[1], start, stop)
+  end
+end
+return {epoch, top, low - 1, now, entries}
+"""
 
 
-HASHES = tuple(hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest() for script in (APPEND, READ))
+SCRIPTS = APPEND, READ, PEEK
+HASHES = tuple(hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest() for script in SCRIPTS)
 
 
 class Replies(asyncio.Protocol):
@@ -102,11 +144,11 @@ class Replies(asyncio.Protocol):
         self.error: BaseException | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It begins."""
+        """The connection is open."""
         self._transport = transport  # type: ignore[assignment]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It has ended."""
+        """The connection has ended."""
         self.error = self.error or exc
         if not self.lost.done():
             self.lost.set_result(None)
@@ -124,7 +166,7 @@ class Replies(asyncio.Protocol):
             self._transport.abort()
 
     def write(self, data: bytes, *replies: Callable[[Any], None]) -> None:
-        """Send commands, and call a function with the reply of each; nothing happens where the connection has ended."""
+        """Send commands, and call a function with the reply to each; nothing happens if the connection has ended."""
         if self.lost.done() or self._transport.is_closing():  # uvloop would raise
             return
         self._waiting.extend(replies)
@@ -134,7 +176,7 @@ class Replies(asyncio.Protocol):
         """Send a command, and wait for its reply.
 
         Raises:
-            hiredis.HiredisError, OSError, TimeoutError: there is none, or an error.
+            hiredis.HiredisError, OSError, TimeoutError: there is no reply, or it is an error.
         """
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.write(pack(*words), lambda reply: None if done.done() else done.set_result(reply))
@@ -149,7 +191,7 @@ class Replies(asyncio.Protocol):
         return reply
 
     def abort(self) -> None:
-        """End it at once."""
+        """End the connection at once."""
         self._transport.abort()
 
 
@@ -168,7 +210,7 @@ class Streams:
 
     Args:
         connect: makes a connection, with the protocol that it is given, and logs in.
-        explain: an error with a sentence.
+        explain: makes the error to raise, of a sentence and its cause.
         node: names the server among all that use this Redis.
         limit: bytes of messages that may wait.
     """
@@ -196,7 +238,7 @@ class Streams:
     # -- life
 
     async def close(self, timeout: float) -> None:
-        """Wait until all is confirmed, so many seconds at most, and disconnect."""
+        """Wait until all is confirmed, `timeout` seconds at most, and disconnect."""
         if self._unconfirmed and self._connection is not None:
             await asyncio.wait([self._unconfirmed[-1].done], timeout=timeout)
         self._life.cancel()
@@ -210,7 +252,7 @@ class Streams:
             connection: Replies | None = None
             try:
                 connection = await self._connect(Replies)
-                for script in (APPEND, READ):
+                for script in SCRIPTS:
                     await connection.call("SCRIPT", "LOAD", script)
                 self._begin(connection)
                 while not connection.lost.done():
@@ -235,7 +277,7 @@ class Streams:
         self._tell()
 
     def _failed(self, error: Exception) -> None:
-        """There is no connection, for now: nobody is left to wait for one that Redis refuses."""
+        """There is no connection for now; if Redis refuses us, what waits for it fails."""
         explained = self._explain("there are no histories", error)
         if self._error is None:
             logger.warning("%s", explained)
@@ -252,11 +294,11 @@ class Streams:
         changed.set()
 
     def _give_up(self, error: BrokerUnavailable) -> None:
-        """What Redis has not confirmed has failed."""
+        """Fail all messages that Redis has not confirmed."""
         for append in self._unconfirmed:
             if not append.done.done():
                 append.done.set_exception(error)
-                append.done.exception()  # nobody may wait for it
+                append.done.exception()  # perhaps no task waits for it
         self._unconfirmed.clear()
         self._unwritten.clear()
         self._size = 0
@@ -292,7 +334,7 @@ class Streams:
         self, script: int, keys: list[str], size: int, ttl: float, known: tuple[str, int] | None, *more: str | bytes
     ) -> bytes:
         epoch, top = known or ("", 0)
-        head = [os.urandom(8).hex(), epoch, str(top), str(REMEMBERED), str(size), str(max(1, int(ttl * 1000)))]
+        head = [os.urandom(8).hex(), epoch, str(top), str(REMEMBERED), str(size), _milliseconds(ttl)]
         return pack("EVALSHA", HASHES[script], str(len(keys)), *keys, *head, *more)
 
     def _write(self) -> None:
@@ -321,17 +363,41 @@ class Streams:
         self, topic: str, size: int, ttl: float, known: tuple[str, int] | None, after: int, *, wait: bool
     ) -> Window:
         """See `Broker.read`."""
+        command = self._command(1, list(_keys(topic)), size, ttl, known, str(after))
+        epoch, top, floor, now, entries = await self._ask(command, wait=wait)
+        kept = []
+        for offset, age, envelope in _kept(now, entries):
+            if age > ttl:
+                floor = offset
+            else:
+                kept.append(Kept(offset, age, envelope))
+        return Window(epoch.decode(), top, floor, kept)
+
+    async def peek(
+        self, topic: str, ttl: float, since: tuple[str, int] | None, limit: int | None, *, reverse: bool
+    ) -> Window:
+        """See `Broker.peek`."""
+        epoch, offset = (b"", "") if since is None else (since[0].encode(errors="replace"), str(since[1]))
+        numbers = [_milliseconds(ttl), offset, str(-1 if limit is None else limit), str(int(reverse))]
+        command = pack("EVALSHA", HASHES[2], "2", *_keys(topic), *numbers, epoch)
+        found, top, floor, now, entries = await self._ask(command, wait=False)
+        if found is None:
+            return Window(NO_EPOCH, 0, 0, [])
+        kept = _kept(now, entries)
+        return Window(found.decode(), top, floor, kept[::-1] if reverse else kept)
+
+    async def _ask(self, command: bytes, *, wait: bool) -> list[Any]:
+        """The reply of a script that reads."""
         while (connection := self._connection) is None:
-            if self._error is not None and not wait:  # else it is about to be there
+            if self._error is not None and not wait:  # without an error the first attempt is under way
                 raise self._explain("there is no connection", self._error)
-            wait = False  # for longer than the next attempt takes
+            wait = False  # for one attempt only
             await self._changed.wait()
         if self._reads >= MOST_READS:
             raise self._explain("too many histories are asked for", None)
         self._write()
         self._reads += 1
         try:
-            command = self._command(1, list(_keys(topic)), size, ttl, known, str(after))
             done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             connection.write(command, lambda reply: None if done.done() else done.set_result(reply))
             await asyncio.wait([done, connection.lost], timeout=SILENCE, return_when=asyncio.FIRST_COMPLETED)
@@ -345,18 +411,23 @@ class Streams:
             connection.abort()  # the scripts are loaded anew
         if not isinstance(reply, list):
             raise self._explain("it does not give a history", reply if isinstance(reply, Exception) else None)
-        epoch, top, floor, now, entries = reply
-        kept = []
-        for key, fields in entries:
-            try:
-                offset, age, envelope = int(key.partition(b"-")[0]), (now - int(fields[1])) / 1000, fields[3]
-            except (ValueError, IndexError):
-                continue  # none that a server of ours has written
-            if age > ttl:
-                floor = offset
-            else:
-                kept.append(Kept(offset, max(0.0, age), envelope))
-        return Window(epoch.decode(), top, floor, kept)
+        return reply
+
+
+def _kept(now: int, entries: list[Any]) -> list[Kept]:
+    """The messages among the entries of a stream."""
+    kept = []
+    for key, fields in entries:
+        try:
+            offset, age, envelope = int(key.partition(b"-")[0]), (now - int(fields[1])) / 1000, fields[3]
+        except (ValueError, IndexError):
+            continue  # not written by `append`
+        kept.append(Kept(offset, max(0.0, age), envelope))
+    return kept
+
+
+def _milliseconds(ttl: float) -> str:
+    return str(max(1, int(ttl * 1000)))
 
 
 def _keys(topic: str) -> tuple[str, str]:

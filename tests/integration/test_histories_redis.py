@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fabric.broker import BrokerUnavailable
+from fabric.broker import NO_EPOCH, BrokerUnavailable
 from fabric.history import History, Position
 from fabric.server import ConnectedClient, WebSocketServer
 from support.brokers import RedisServer
@@ -433,3 +433,41 @@ async def test_what_is_no_message_of_a_history(stack: Stack, redis: RedisServer)
     shared = near.topics._shared
     assert shared is not None
     assert shared.malformed == 4
+
+
+async def test_reading_leaves_no_key_and_asks_for_no_more_than_it_needs(stack: Stack, redis: RedisServer) -> None:
+    near, _ = await started(stack, redis, Held())
+    broker: Any = near.topics.broker
+    nothing = await near.history("room.guessed")
+    assert nothing == History(Position(NO_EPOCH, 0), False)
+    connection = broker._streams._connection
+    assert await connection.call("KEYS", "*") == []
+    outcomes = [near.publish("room.7", str(number)) for number in range(1, 11)]
+    for outcome in outcomes:
+        await outcome
+    position = outcomes[4].position
+    assert position is not None
+    replies: list[Any] = []
+    ask = broker._streams._ask
+
+    async def watch(command: bytes, *, wait: bool) -> Any:
+        replies.append(await ask(command, wait=wait))
+        return replies[-1]
+
+    broker._streams._ask = watch
+    for arguments, expected in (
+        ({"limit": 2, "reverse": True}, ["10", "9"]),
+        ({"limit": 2}, ["1", "2"]),
+        ({"limit": 0}, []),
+        ({"limit": 2, "since": position}, ["6", "7"]),
+        ({"limit": 2, "since": position, "reverse": True}, ["4", "3"]),
+        ({"since": (position.epoch, 1), "reverse": True}, []),
+        ({"since": position}, ["6", "7", "8", "9", "10"]),
+        ({"since": ("other", 5)}, []),
+        ({"since": ("\udc80", 5)}, []),
+    ):
+        history = await near.history("room.7", **arguments)
+        assert [message.text for _, message in history.publications] == expected
+        assert len(replies[-1][4]) == len(expected)
+        assert history.position == (position.epoch, 10)
+        assert history.recovered == (arguments.get("since") in (position, (position.epoch, 1)))

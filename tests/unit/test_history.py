@@ -144,8 +144,20 @@ def test_topics_are_apart_and_forgotten_in_the_end() -> None:
     clock.now += QUIET
     assert logs.read("a", position).recovered  # it has a subscriber
     assert len(logs) == 1
-    assert logs.read("b", other) == History(Position(logs.read("b", None).position.epoch, 0), False)
+    assert logs.peek("b", other, None, reverse=False) == History(logs.read("b", None).position, False)
     subscribed.clear()
     clock.now += 2 * QUIET
     logs.read("c", None)
     assert len(logs) == 1
+
+
+def test_a_topic_that_nobody_has_used_does_not_begin_when_it_is_read() -> None:
+    logs = Logs(lambda _: False, lambda _: (2, 10.0))
+    for number in range(100):
+        logs.peek(f"guessed.{number}", None, None, reverse=False)
+    assert len(logs) == 0
+    position = logs.peek("a", None, 10, reverse=True).position
+    assert position.offset == 0
+    logs.add("a", Message("first"))
+    assert texts(logs.peek("a", position, None, reverse=False)) == ["first"]  # the position that was told holds
+    assert logs.read("a", position).recovered

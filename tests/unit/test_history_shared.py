@@ -50,6 +50,7 @@ class KeepingBroker(FakeBroker):
         self.windows: asyncio.Queue[Window] = asyncio.Queue()
         self.on_flush: Callable[[int], None] = lambda _: None
         self.flushes = 0
+        self.reading = 0  # windows that are waited for
 
     async def flush(self) -> None:
         self.on_flush(self.flushes)
@@ -57,6 +58,15 @@ class KeepingBroker(FakeBroker):
 
     async def read(
         self, topic: str, size: int, ttl: float, known: tuple[str, int] | None, after: int, *, wait: bool
+    ) -> Window:
+        self.reading += 1
+        try:
+            return await self.windows.get()
+        finally:
+            self.reading -= 1
+
+    async def peek(
+        self, topic: str, ttl: float, since: tuple[str, int] | None, limit: int | None, *, reverse: bool
     ) -> Window:
         return await self.windows.get()
 
@@ -158,7 +168,7 @@ async def test_what_is_no_message_is_left_out_of_a_window(rig: Rig, place: int) 
     assert rig.logs.malformed == 1
     assert rig.gaps == []
     rig.broker.windows.put_nowait(Window(EPOCH, 3, 0, kept))
-    history = await rig.logs.read("a", None, None, reverse=False)
+    history = await rig.logs.peek("a", None, None, reverse=False)
     assert [(text.text, offset) for offset, text in history.publications] == others
     assert history.position == (EPOCH, 3)
 
@@ -174,3 +184,23 @@ async def test_what_is_no_message_is_left_out_as_it_comes(rig: Rig) -> None:
     await turns()
     rig.logs.deliver("a", numbered(3, envelope("3")))
     assert rig.got == [("2", 2), ("3", 3)]
+
+
+async def test_not_all_topics_are_read_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the broker is back, and when it was lost meanwhile; in the end each has been read."""
+    monkeypatch.setattr("fabric._history.shared.MOST_READS", 3)
+    rig.logs.resume()
+    for number in range(20):
+        rig.logs.hear(str(number))
+    await turns()
+    assert rig.broker.reading == 3
+    rig.logs.resume()
+    await turns()
+    assert rig.broker.reading == 3
+    for _ in range(20):
+        rig.broker.windows.put_nowait(Window(EPOCH, 1, 0, [Kept(1, 0.0, envelope("old"))]))
+    await turns(200)
+    assert rig.broker.reading == 0
+    for number in range(20):
+        rig.logs.deliver(str(number), numbered(2, envelope(f"new {number}")))
+    assert rig.got == [(f"new {number}", 2) for number in range(20)]
