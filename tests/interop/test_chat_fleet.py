@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from integration.test_chat_fleet import processes, redis, started
+from integration.test_chat_fleet import nats, processes, started, until_nothing_is_left
 from integration.test_workers import Program
 from support.chromium import Page, find_chromium
 
-__all__ = ["redis"]  # a fixture
+__all__ = ["nats"]  # a fixture
 
 Stack = contextlib.AsyncExitStack
 
@@ -74,7 +74,7 @@ async def until_lines(page: Any, *lines: str) -> None:
     await until(page, f"JSON.stringify({LINES}) === JSON.stringify({list(lines)!r})")
 
 
-async def test_two_pages_on_two_processes(redis: None, browser: str, stack: Stack, tmp_path: Path) -> None:
+async def test_two_pages_on_two_processes(nats: None, browser: str, stack: Stack, tmp_path: Path) -> None:
     program, ada, grace = await asyncio.gather(
         started(stack, tmp_path),
         stack.enter_async_context(Page.open(browser, tmp_path / "ada")),
@@ -111,11 +111,10 @@ async def test_two_pages_on_two_processes(redis: None, browser: str, stack: Stac
     await grace.evaluate("location.hash = '#lobby'")
     await until(ada, f"{PEOPLE} === 'Ada, Grace'")
     await until_lines(grace, "only for you", nasty)  # and the room has its history
-    assert await ada.evaluate("[...document.querySelectorAll('#log .notice')].map((each) => each.textContent)") == [
-        "Grace has come",
-        "Grace has left",
-        "Grace has come",
-    ]
+    notices = await ada.evaluate("[...document.querySelectorAll('#log .notice')].map((each) => each.textContent)")
+    assert len(notices) >= 3
+    again = ["Grace has left", "Grace has come"]  # also when she has to come to another process, above
+    assert notices == ["Grace has come", *again * (len(notices) // 2)]
 
     # A process is killed, and what is said meanwhile is not lost.
     ada.freeze()
@@ -140,3 +139,4 @@ async def test_two_pages_on_two_processes(redis: None, browser: str, stack: Stac
         assert [problem for problem in page.problems if "WebSocket" not in problem] == []
     await ada.goto("about:blank")
     await program.end()
+    await until_nothing_is_left(tmp_path)

@@ -4,7 +4,7 @@ const NAME_TAKEN = 4001, NOT_UNDERSTOOD = 4000; // close codes
 
 const at = (id) => document.getElementById(id);
 const me = { name: sessionStorage.getItem("name"), key: sessionStorage.getItem("key") ?? "" };
-const people = new Set(); // in the room
+const people = new Set(); // in the room; empty until the server has listed them
 const partners = new Set(); // in private talk, wherever they are
 let room = ""; // that is shown
 let position = null; // of the last line that is shown
@@ -88,7 +88,7 @@ const hear = {
   },
 
   person({ room: where, name, here }) {
-    if (where !== room || people.has(name) === here) return;
+    if (where !== room || !people.size || people.has(name) === here) return;
     here ? people.add(name) : people.delete(name);
     if (name !== me.name) notice(`${name} has ${here ? "come" : "left"}`);
     list();
@@ -164,7 +164,10 @@ function enter() {
   for (const each of rooms) each.removeAttribute("aria-current");
   link.setAttribute("aria-current", "page");
   const name = link.hash.slice(1);
-  if (name !== room) position = null;
+  if (name !== room) {
+    position = null;
+    people.clear();
+  }
   room = name;
   at("title").textContent = document.title = room;
   tell({ type: "enter", room, since: position });
