@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 
 from fabric._asgi.messages import BODY, START, Denial, encode_lines, header_lines, plain_response, scope_of
 from fabric._config.defaults import DEFAULT_CLOSE_TIMEOUT, DEFAULT_MAX_FRAGMENTS
-from fabric._connection.base import check_close
+from fabric._connection.base import MAX_REASON, check_close
 from fabric._connection.liveness import LivenessProbe
 from fabric._handshake.rules import Rejection, check_upgrade, rejection_of, switching_protocols, unavailable
 from fabric._handshake.server import NOBODY
@@ -64,7 +64,6 @@ TRIED = (0, 34), (0, 54)
 
 MAX_HEAD = 256 * 1024  # bytes of a request; uvicorn has its own limits, and has read it
 MAX_EARLY = 65536  # bytes kept of a client that does not wait for the answer; then it is not read any more
-MAX_REASON = 123  # bytes of UTF-8 (RFC 6455 §5.5: 125 less the close code)
 WRITE_LIMIT = 65536  # bytes that the transport may hold before `send` waits
 KEEPALIVE_REASON = "keepalive ping timeout"
 SHUTDOWN_CODE = 1012  # service restart, as uvicorn says it
@@ -109,6 +108,7 @@ class _Settings:
         self.max_size = sys.maxsize if config.ws_max_size is None else max(config.ws_max_size, 1)
         self.max_queue = max(config.ws_max_queue, 1) if config.ws_max_queue else sys.maxsize
         self.logger = logging.getLogger("uvicorn.error")
+        self.graceful_timeout = config.timeout_graceful_shutdown
         self.has_ping_timeout = bool(config.ws_ping_timeout)
         self.keepalive: HeartbeatManager | None = None
         interval = config.ws_ping_interval
@@ -272,7 +272,7 @@ class WebSocketProtocol(AsgiConnection, asyncio.Protocol):
         self._on_lost(None)
 
     def shutdown(self) -> None:
-        """uvicorn shuts down: close with 1012."""
+        """uvicorn shuts down: close with 1012. No transport outlives `timeout_graceful_shutdown`."""
         session = self._session_now
         if session is None:
             if self._phase is _Phase.CONNECTING:
@@ -284,6 +284,8 @@ class WebSocketProtocol(AsgiConnection, asyncio.Protocol):
         else:
             session.begin_close(SHUTDOWN_CODE, "")
             self._finish_with({"type": "websocket.disconnect", "code": SHUTDOWN_CODE}, ClientDisconnected())
+        if self._settings.graceful_timeout is not None:
+            self.loop.call_later(self._settings.graceful_timeout, self._abort)
 
     # -- the request
 
@@ -525,10 +527,20 @@ class WebSocketProtocol(AsgiConnection, asyncio.Protocol):
         self._close_transport()
 
     def _close_transport(self) -> None:
-        """Close the connection; a client that does not take what was written has `DEFAULT_CLOSE_TIMEOUT` for it."""
-        self.transport.close()
-        if self.transport.get_write_buffer_size():
-            self.loop.call_later(DEFAULT_CLOSE_TIMEOUT, self.transport.abort)
+        """Close the connection; a client has `DEFAULT_CLOSE_TIMEOUT` to take what was written, and to end TLS."""
+        if self._is_lost:
+            return
+        if not self.transport.is_closing():  # asyncio's TLS lets go of its connection when closed twice
+            self.transport.close()
+        if self.transport.get_write_buffer_size() or is_ssl(self.transport):
+            self.loop.call_later(DEFAULT_CLOSE_TIMEOUT, self._abort)
+
+    def _abort(self) -> None:
+        session = self._session_now
+        if session is not None:
+            session.abort()
+        elif not self._is_lost:
+            self.transport.abort()
 
     # -- for the keepalive
 

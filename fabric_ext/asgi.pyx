@@ -97,7 +97,8 @@ cdef class AsgiConnection(SessionUser):
         self._dropping = True
         if session is not None and session._transport.io is not None:
             session.hand_over()
-            session._transport.io.close()
+            if not session._transport.io.is_closing():   # asyncio's TLS lets go of its connection when closed twice
+                session._transport.io.close()
             session.watch()
 
     # ------------------------------------------------------------------ receiving

@@ -105,6 +105,9 @@ class PendingHandshakes:
                 handshake.refuse(rejection)
             except Exception as error:
                 self.logger.error("an opening handshake could not be refused", exc_info=error)
+        if self._timer is not None:  # none is left to be late
+            self._timer.cancel()
+            self._timer = None
 
     async def answers_taken(self, timeout: float) -> None:
         """After `close`: wait until the clients have hung up, for `timeout` seconds at most."""

@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import inspect
 import logging
+import socket
 import sys
 import zlib
 from typing import Any
@@ -16,7 +17,7 @@ import uvicorn
 
 from fabric.client import WebSocketClient
 from support.asgi import Notes, Receive, Script, Send, accepted, echo, serve
-from support.frames import BINARY, CONTINUATION, PING, PONG, TEXT, encode
+from support.frames import BINARY, CONTINUATION, PING, PONG, TEXT, close_frame, encode
 from support.raw_peer import RawPeer, request
 from support.serving import turns, until
 from support.tls import client_context, server_context
@@ -894,6 +895,32 @@ async def test_a_client_that_does_not_answer_the_close(
     script.release()
 
 
+async def tls_peer(stack: contextlib.AsyncExitStack, port: int, said: bytes) -> socket.socket:
+    """A client that has said this over TLS, and hangs up at the end of `stack` only, whatever it is told."""
+    peer = await asyncio.to_thread(socket.create_connection, ("127.0.0.1", port))
+    secure = await asyncio.to_thread(client_context().wrap_socket, peer, server_hostname="localhost")
+    await asyncio.to_thread(secure.sendall, said)
+    return stack.enter_context(contextlib.closing(secure))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(request() + encode(0x3), id="a fault"),
+        pytest.param(request() + close_frame(1000), id="a close"),
+        pytest.param(request(Sec_WebSocket_Key=None), id="no upgrade"),
+    ],
+)
+async def test_a_client_that_does_not_end_tls(
+    stack: contextlib.AsyncExitStack, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr("fabric.asgi.DEFAULT_CLOSE_TIMEOUT", 0.05)
+    served = await serve(stack, Notes(), tls=server_context())
+    peer = await tls_peer(stack, served.port, said)
+    assert await asyncio.to_thread(peer.recv, 9) == b"HTTP/1.1 "
+    await until(lambda: not served.state.connections)
+
+
 # --- uvicorn shuts down ------------------------------------------------------------------------------------
 
 
@@ -953,6 +980,43 @@ async def test_shutdown_cancels_what_takes_too_long(
         assert await peer.rest() == []
         await served.ended()
     assert "timeout graceful shutdown exceeded" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "said", [pytest.param(encode(0x3), id="a fault"), pytest.param(close_frame(1000), id="a close")]
+)
+async def test_shutdown_where_a_client_does_not_end_tls(
+    stack: contextlib.AsyncExitStack, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """The connection is being closed when uvicorn closes it: a transport of asyncio's TLS bears that once."""
+    monkeypatch.setattr("fabric.asgi.DEFAULT_CLOSE_TIMEOUT", 0.3)
+    served = await serve(stack, Notes(), tls=server_context())
+    peer = await tls_peer(stack, served.port, request() + said)
+    assert await asyncio.to_thread(peer.recv, 9) == b"HTTP/1.1 "
+    await until(lambda: not served.connection.is_connected)
+    served.shut_down()
+    await served.ended()
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("accept", [False, True])
+async def test_no_connection_outlives_the_graceful_timeout(
+    stack: contextlib.AsyncExitStack, monkeypatch: pytest.MonkeyPatch, accept: bool, secure: bool
+) -> None:
+    """A loop with open transports may not close."""
+    monkeypatch.setattr("fabric.asgi.DEFAULT_CLOSE_TIMEOUT", 60)
+    script = Script(accept=accept)
+    served = await serve(stack, script, tls=server_context() if secure else None, timeout_graceful_shutdown=0.05)
+    if secure:
+        await tls_peer(stack, served.port, request())
+    else:
+        peer = await RawPeer.connect(served.port)
+        stack.callback(peer.writer.close)
+        peer.send(request())
+    await script.called()
+    served.shut_down()
+    script.release()
+    await served.ended()
 
 
 # --- keepalive ---------------------------------------------------------------------------------------------
