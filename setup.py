@@ -16,7 +16,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCE = Path("fabric_ext")
+PROJECT = tomllib.loads(Path("pyproject.toml").read_text())["project"]
 DEBUG = os.environ.get("FABRIC_DEBUG") == "1"
+LINK = r"""(?P<mark>!?)\[(?P<words>[^\]]*)\]\((?P<link>[^)\s]+)\)|<img [^>]*src="(?P<source>[^"]+)"[^>]*>"""
 ONLY = set(filter(None, os.environ.get("FABRIC_ONLY", "").split(",")))
 BUILD = "build/debug" if DEBUG else "build/release"
 JOBS = os.cpu_count() or 1
@@ -61,21 +63,26 @@ def extensions() -> list[Extension]:
     return found
 
 
-def description() -> str:
-    """The README with absolute links: package indexes show it without the files beside it, and without `<picture>`."""
-    urls = tomllib.loads(Path("pyproject.toml").read_text())["project"]["urls"]
-    files = urls["Source"].rstrip("/") + "/blob/main/"
+def description(repository: str | None) -> str:
+    """The README as package indexes show it: without `<picture>`, and without the files beside it.
 
-    def absolute(match: re.Match[str]) -> str:
-        before, link = match.groups()
+    Links to those lead to the `repository`, an address. If it is None, the words of the links stay and pictures go.
+    """
+
+    def shown(match: re.Match[str]) -> str:
+        link = match["link"] or match["source"]
         if re.match(r"[a-z]+:|#", link):
             return match[0]
-        raw = "?raw=true" if link.endswith((".svg", ".png")) else ""
-        return f"{before}{files}{link}{raw}"
+        is_picture = match["source"] or match["mark"]
+        if repository is None:
+            return "" if is_picture else match["words"]
+        start, end = (place - match.start() for place in match.span("link" if match["link"] else "source"))
+        raw = "?raw=true" if is_picture else ""
+        return f"{match[0][:start]}{repository.rstrip('/')}/blob/main/{link}{raw}{match[0][end:]}"
 
     text = re.sub(r"</?picture>|<source [^>]*>", "", Path("README.md").read_text())
     text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.S)
-    return re.sub(r"""(\]\(|(?:src|href)=")([^)"\s]+)""", absolute, text)
+    return re.sub(LINK, shown, text)
 
 
 class Build(build_ext):
@@ -97,7 +104,7 @@ class Build(build_ext):
 # The guard matters: cythonize's workers import this file again where processes are spawned.
 if __name__ == "__main__":
     setup(
-        long_description=description(),
+        long_description=description(PROJECT.get("urls", {}).get("Source")),
         long_description_content_type="text/markdown",
         ext_modules=extensions(),
         cmdclass={"build_ext": Build},

@@ -24,6 +24,7 @@ version = release = VERSION
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+pygments_dark_style = "github-dark"  # furo's own underlines the names of modules, as if they were links
 html_title = f"fabric {VERSION}"
 html_show_sphinx = False
 html_show_copyright = False

@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 
 from fabric._asgi.messages import BODY, START, Denial, encode_lines, header_lines, plain_response, scope_of
 from fabric._config.defaults import DEFAULT_CLOSE_TIMEOUT, DEFAULT_MAX_FRAGMENTS
-from fabric._connection.base import check_close
+from fabric._connection.base import MAX_REASON, check_close
 from fabric._connection.liveness import LivenessProbe
 from fabric._handshake.rules import Rejection, check_upgrade, rejection_of, switching_protocols, unavailable
 from fabric._handshake.server import NOBODY
@@ -64,7 +64,6 @@ TRIED = (0, 34), (0, 54)
 
 MAX_HEAD = 256 * 1024  # bytes of a request; uvicorn has its own limits, and has read it
 MAX_EARLY = 65536  # bytes kept of a client that does not wait for the answer; then it is not read any more
-MAX_REASON = 123  # bytes of UTF-8 (RFC 6455 §5.5: 125 less the close code)
 WRITE_LIMIT = 65536  # bytes that the transport may hold before `send` waits
 KEEPALIVE_REASON = "keepalive ping timeout"
 SHUTDOWN_CODE = 1012  # service restart, as uvicorn says it

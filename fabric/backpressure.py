@@ -48,9 +48,9 @@ class BackpressureController:
             high=config.backpressure_threshold,
             low=config.recovery_threshold,
         )
-        # Each with the size it waits for, oldest first; None until somebody waits.
+        # Each with the size that it waits for, oldest first; None until there is one.
         self._waiters: OrderedDict[asyncio.Future[None], int] | None = None
-        # Let in, and not yet running again: nobody overtakes these either.
+        # Those that were admitted and do not run again yet: later ones do not overtake them.
         self._woken: set[asyncio.Future[None]] = set()
         self._listeners: tuple[Callable[[bool], object], ...] = ()
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from fabric._config.compression import CompressionConfig
+from fabric._config.defaults import DEFAULT_MAX_MESSAGE_SIZE
 from fabric.error import CompressionError, HandshakeFailed, InvalidHeader, MessageTooLarge
 from fabric.headers import parse_items
 from fabric_ext.deflate import Codec, CorruptData, DeflateCodec, OutputLimit, ZstdCodec
@@ -30,7 +31,6 @@ HEADER = "Sec-WebSocket-Extensions"
 DEFLATE = "permessage-deflate"
 ZSTD = "permessage-zstd"
 
-MAX_MESSAGE_SIZE = 10 * 1024 * 1024
 MAX_BITS = 15
 _BITS = {
     DEFLATE: {str(bits): bits for bits in range(8, 16)},
@@ -182,8 +182,8 @@ def _offers(config: CompressionConfig) -> list[tuple[str, Parameters]]:
         if config.zstd_dictionary is not None:
             parameters["dictionary"] = _dictionary_id(config.zstd_dictionary)
         offers.append((ZSTD, parameters))
-    # Without a value: the server may limit our window. That we use less than it allows is nobody's business but ours,
-    # and some servers answer with more than a value says.
+    # Without a value: the server may limit our window. We may use a smaller one without saying so, and some servers
+    # answer with more than a value says.
     general = common | {"client_max_window_bits": None}
     if config.server_max_window_bits < MAX_BITS:
         offers.append((DEFLATE, common | {"server_max_window_bits": str(config.server_max_window_bits)} | general))
@@ -373,7 +373,7 @@ class Decompressor(_Statistics):
         config: CompressionConfig | None = None,
         *,
         sender: Side = "server",
-        max_message_size: int = MAX_MESSAGE_SIZE,
+        max_message_size: int = DEFAULT_MAX_MESSAGE_SIZE,
     ) -> None:
         if max_message_size < 0:
             raise ValueError(f"max_message_size must be 0 or more, not {max_message_size}")

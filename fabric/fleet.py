@@ -20,7 +20,7 @@ import inspect
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fabric._connection.base import check_close, data_message
@@ -127,7 +127,8 @@ class Fleet:
         self._local: dict[ConnectedClient, Entry] = {}
         self._numbers = itertools.count(1)
         self._calls: dict[int, _Call] = {}
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[None]] = set()  # requests of other servers that are being answered
+        self._telling: set[asyncio.Task[None]] = set()  # on_join and on_leave that are coroutine functions
 
     # -- life
 
@@ -151,10 +152,11 @@ class Fleet:
         self._membership.stop()
         if loop is None or loop.is_closed():
             return
-        for task in self._running:
+        tasks = self._running | self._telling
+        for task in tasks:
             task.cancel()
-        if self._running:
-            await asyncio.wait(self._running)
+        if tasks:
+            await asyncio.wait(tasks)
         for call in self._calls.values():
             if not call.reply.done():
                 call.reply.set_exception(RequestFailed("the server is shutting down"))
@@ -259,9 +261,25 @@ class Fleet:
         loop = self._membership.loop
         function = self.on_join if has_joined else self.on_leave
         if function is not None and loop is not None:
-            loop.call_soon(_survive, function, topic, member)
+            loop.call_soon(self._call_back, function, topic, member)
         if self.watch is not None and loop is not None:
             loop.call_soon(self.watch, has_joined, topic, member)
+
+    def _call_back(self, function: Callable[[str, Member], Any], topic: str, member: Member) -> None:
+        """Call `on_join` or `on_leave`, a plain or a coroutine function."""
+        try:
+            result = function(topic, member)
+        except Exception as error:
+            logger.error("%s raised", function, exc_info=error)
+            return
+        if inspect.iscoroutine(result):  # what `publish` returns need not be awaited
+            loop = self._membership.loop
+            if loop is None:
+                result.close()
+                return
+            task = loop.create_task(_survive(function, result))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
 
     # -- by name
 
@@ -539,8 +557,8 @@ def _message(kind: int, payload: bytes) -> Message:
     return Message.text(payload.decode()) if kind == MessageType.TEXT else Message.binary(payload)
 
 
-def _survive(function: Callable[[str, Member], Any], topic: str, member: Member) -> None:
+async def _survive(function: Callable[[str, Member], Any], result: Coroutine[Any, Any, Any]) -> None:
     try:
-        function(topic, member)
+        await result
     except Exception as error:
         logger.error("%s raised", function, exc_info=error)

@@ -1,4 +1,4 @@
-"""Who is still there: pings for peers that are silent, one timer for all of them.
+"""Finds dead peers: pings those that are silent, with one timer for all of them.
 
 Owns, for each peer, when it was last heard and which ping it has not answered; and one timer, or none while
 there are no peers. Touches no socket: what it needs of a connection is `HeartbeatTarget`. Reads no clock but
@@ -8,17 +8,17 @@ The rules (RFC 6455 §5.5.2 leaves them open):
 
 - Any inbound traffic proves life. A peer is pinged only after `ping_interval` of silence; in the mode "always" once in
   each `ping_interval`, for a peer or a proxy that takes a connection without pings for dead.
-- A ping unanswered for `ping_timeout`, with nothing else received since, is death; unless the peer is borne
-  with: for `busy_timeout` longer it is asked again, a ping each `ping_timeout`, if its kernel acknowledges them.
-- Silence that is ours proves nothing. While the ping still waits behind our own data the peer cannot answer;
-  it is given up only if its kernel is silent as well. While we do not read we cannot hear; we go on sending
-  pings then, which prove our own life. After the loop stood still, or the machine slept, everybody has all
-  the time again.
-- Nobody is condemned on what may lie unread: between the end of the time and the verdict the loop reads.
+- A peer is dead when a ping has not been answered for `ping_timeout`, and nothing else was received since. If its
+  kernel acknowledges the pings, it has `busy_timeout` longer, with another ping each `ping_timeout`.
+- Silence for which this side is the cause proves nothing. While the ping still waits behind our own data, the peer
+  cannot answer; it fails only if its kernel is silent as well. While we do not read, no answer can be seen; pings
+  go on then, to show the peer that we are alive. After the loop stood still, or the machine slept, all deadlines
+  begin again.
+- An answer may lie unread when the time is over: the loop reads once more before the peer fails.
 
 How it is kept cheap: each peer is looked at 16 times in an interval, which is one flag and one comparison.
-Peers due at about the same moment share a timer, large numbers are done in slices, and queues in which
-everybody has the same delay are sorted by themselves.
+Peers due at about the same moment share a timer, large numbers are done in slices, and queues whose entries all
+have the same delay are in order without sorting.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ logger = logging.getLogger(__name__)
 
 LOOKS = 16  # at each peer, in one ping_interval
 GROUPS = 16  # timers, at most, in the time between two looks at one peer
-SLICE = 500  # peers looked at before the loop may see to something else,
+SLICE = 500  # peers looked at before the loop may run something else,
 PING_COST = 25  # of which a ping, with the system call that sends it, counts for so many
-GRACE = 0.05  # seconds between the end of a peer's time and the verdict
+GRACE = 0.05  # seconds between the end of a peer's time and its failure, in which the loop reads once more
 GAP = 0.5  # seconds by which a timer must be late, at least, to mean that the loop or the machine stood still
 RESOLUTION = 0.001  # seconds: what the coarsest loop's clock shows (uvloop)
 PAYLOAD_SIZE = 8  # bytes
@@ -114,13 +114,12 @@ def _is_owed(_: float, slot: _Slot, ping: bytes) -> bool:
 class HeartbeatManager:
     """Watches any number of peers of one event loop.
 
-    A dead peer is found within `ping_interval + ping_timeout` of its last sign of life; one that is cut off while
-    it is borne with as busy, within two `ping_timeout` of the cut.
+    A dead peer is found within `ping_interval + ping_timeout` of its last sign of life; one that is cut off during
+    `busy_timeout`, within two `ping_timeout` of the cut.
 
     Args:
         config: interval and timeouts. With `enabled` false no peer is ever watched.
         loop: the scheduler; None = the running loop, when the first peer is added.
-        on_rtt: called with a target and the round trip of its ping in seconds.
         on_late: called with the seconds by which the timer was late, each time that it rings; below 0 it was early.
         clock: for round trips, in seconds; finer than the loop's.
 
@@ -141,7 +140,6 @@ class HeartbeatManager:
         "_grace",
         "_loop",
         "_on_late",
-        "_on_rtt",
         "_patience",
         "_quantum",
         "_quiet",
@@ -160,13 +158,11 @@ class HeartbeatManager:
         config: HeartbeatConfig | None = None,
         loop: Scheduler | None = None,
         *,
-        on_rtt: Callable[[HeartbeatTarget, float], object] | None = None,
         on_late: Callable[[float], object] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._config = config or HeartbeatConfig()
         self._loop = loop
-        self._on_rtt = on_rtt
         self._on_late = on_late
         self._clock = clock
         self._always = self._config.mode == "always"
@@ -227,7 +223,7 @@ class HeartbeatManager:
                 self.stop()
 
     def stop(self) -> None:
-        """Watch nobody, and stop the timer."""
+        """Watch no peer any more, and stop the timer."""
         for slot in self._slots.values():
             slot.target = None
         self._slots.clear()
@@ -251,8 +247,6 @@ class HeartbeatManager:
         slot.heard = self._loop.time()
         slot.ping = None
         slot.waiting = False
-        if self._on_rtt is not None:
-            self._on_rtt(target, rtt)
         return rtt
 
     # -- the sweep
@@ -260,7 +254,7 @@ class HeartbeatManager:
     def sweep(self, now: float) -> float | None:
         """Do what is due at `now`; return when to come next, None = never."""
         if self._wake and now - self._wake > self._gap:
-            self._forgive(now)
+            self._reset_deadlines(now)
         due, visits, left = now + RESOLUTION, self._visits, SLICE
         while visits and visits[0].due <= due and left > 0:
             slot = visits.popleft()
@@ -276,7 +270,7 @@ class HeartbeatManager:
             self._time_out(slot, ping, now)
         while self._suspects and self._suspects[0][0] <= due:
             _, slot, ping = self._suspects.popleft()
-            self._condemn(slot, ping, now)
+            self._fail(slot, ping, now)
         when = self._next(now)
         self._wake = when or 0.0
         return when
@@ -322,7 +316,7 @@ class HeartbeatManager:
         return target
 
     def _time_out(self, slot: _Slot, ping: bytes, now: float) -> None:
-        """The time for an answer to `ping` is over: find out whether the peer is to blame."""
+        """The time for an answer to `ping` is over: find out whether this side is the cause."""
         target = self._silent(slot, ping, now)
         if target is None:
             return
@@ -333,7 +327,7 @@ class HeartbeatManager:
                 self._deadlines.append((now + timeout, slot, ping))
                 return
         elif target.is_reading_paused:
-            self._excuse(slot, now)
+            self._ask_later(slot, now)
             return
         elif slot.deferred:
             # It has left only since we last looked: now its time begins.
@@ -351,17 +345,18 @@ class HeartbeatManager:
         ask = getattr(target, "kernel_alive", None)
         return None if ask is None else ask(self._config.ping_timeout)
 
-    def _excuse(self, slot: _Slot, now: float) -> None:
-        """We have not read what the peer may have answered: ask again, an interval after the last ping."""
+    def _ask_later(self, slot: _Slot, now: float) -> None:
+        """An answer may be unread, as reading is paused: ping again, an interval after the last ping."""
         slot.waiting = False
         slot.heard = now - self._config.ping_timeout
 
-    def _condemn(self, slot: _Slot, ping: bytes, now: float) -> None:
+    def _fail(self, slot: _Slot, ping: bytes, now: float) -> None:
+        """The loop has read once more: the peer is dead if it is still silent."""
         target = self._silent(slot, ping, now)
         if target is None:
             return
         if target.is_reading_paused:
-            self._excuse(slot, now)
+            self._ask_later(slot, now)
             return
         self.remove(target)
         self.peers_failed += 1
@@ -371,8 +366,8 @@ class HeartbeatManager:
         except Exception:
             logger.exception("a dead peer could not be dropped: %r", target)
 
-    def _forgive(self, now: float) -> None:
-        """We have not looked for too long to judge: everybody was heard now, and has all his time."""
+    def _reset_deadlines(self, now: float) -> None:
+        """The last sweep is too long ago to judge by it: all peers count as heard now, and have their whole time."""
         deadline = now + self._config.ping_timeout
         owed = (*self._suspects, *self._deadlines)
         self._deadlines = deque((deadline, slot, ping) for _, slot, ping in owed)

@@ -88,7 +88,8 @@ class History:
             `client.subscribe` returns, of the newest that the client need not expect any more.
         recovered: `since` was given, and nothing that came after it is missing. If not, the epoch is another one, or
             messages after it are kept no more.
-        publications: messages after `since` in the order of their offsets; without it, all that are kept.
+        publications: messages after `since` in the order of their offsets; without it, all that are kept. What
+            `client.subscribe` returns, those that the client was sent by it: after `since`, or the latest `recent`.
     """
 
     position: Position

@@ -99,7 +99,7 @@ class WebSocketServer:
         on_request: called with (client, message) for `request` of this server or another, where the client with that
             name is this server's: asks the client, and returns the answer. A plain or a coroutine function.
         on_join, on_leave: called with a topic and a `fabric.fleet.Member`, of any server, that has joined this topic
-            with presence, or left it.
+            with presence, or left it. A plain or a coroutine function.
         protocol: what clients speak instead of the application's own messages: "centrifuge", the Centrifugal client
             protocol in JSON. There is no `handler` then. See `fabric.centrifuge`.
         authorize, methods: of that protocol: who may do what, and what clients can call.

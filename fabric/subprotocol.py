@@ -1,7 +1,7 @@
 """Subprotocols (RFC 6455 §1.9): lists of names in order of preference, and the choice among them.
 
-Owns: which names are valid, and which one both sides get. A list comes from header
-values and goes back to one; requests and responses are somebody else's.
+Owns which names are valid, and which one both sides get. A list is made from header values, and `str()` makes one of
+it; requests and responses are made elsewhere.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SubprotocolList", "SubprotocolNegotiator"]
 
+HEADER = "Sec-WebSocket-Protocol"
 ANY = "*"
 
 
@@ -51,7 +52,7 @@ class SubprotocolList(tuple[str, ...]):
             InvalidSubprotocol: as above.
             InvalidHeader: the header is not a list (RFC 9110 §5.6.1).
         """
-        return cls(parse_list("Sec-WebSocket-Protocol", lines))
+        return cls(parse_list(HEADER, lines))
 
     def __str__(self) -> str:
         return ", ".join(self)

@@ -15,6 +15,7 @@ Owns how the calls of `WebSocketClient` block. Who works on the connection, and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import threading
 import warnings
@@ -199,7 +200,7 @@ class SyncClient(Blocking):
                 self._attach(driver, client, config)
 
         def connect() -> None:
-            stays_with_parent(SteppedLoop(driver, keeper.wake))
+            stays_with_parent(uninterrupted(SteppedLoop, driver, keeper.wake))
             try:
                 driver.run(connected())
             except InvalidState:
@@ -383,8 +384,6 @@ class SyncClient(Blocking):
         me = threading.get_ident()
         if me in self._feeders:
             raise InvalidState("a part of a message cannot be a message of its own", state=self.state.name)
-        if self._driver.is_closed and not self._driver.is_forked:
-            raise self._connection._closed_error()
         queue: asyncio.Queue[Any] = asyncio.Queue(1)
         sending = self._connection.send_parts(_Parts(queue), compress=compress)
         tasks: list[asyncio.Task[None]] = []
@@ -406,20 +405,27 @@ class SyncClient(Blocking):
             for task in tasks:
                 if not task.done():
                     self._driver.soon(task.cancel)
+            tasks.clear()  # here: asyncio is told of a task's end by a weak reference, in which Ctrl-C would be lost
 
         guarded(feed, end)
 
     def _start(self, coroutine: Any, tasks: list[asyncio.Task[None]]) -> None:
-        """Have `coroutine` run in a task, which becomes one of `tasks`."""
+        """Have `coroutine` run in a task, which becomes one of `tasks`; ConnectionClosed if the client is closed."""
+
+        def start() -> None:
+            if self._driver.is_closed:
+                raise self._connection._closed_error()
+            task = self._driver.loop.create_task(coroutine)
+            tasks.append(task)
+            task.add_done_callback(forget)
+            self._sends.add(task)
+            task.add_done_callback(self._sends.discard)
+
         try:
-            task: asyncio.Task[None] = self._driver.soon(self._driver.loop.create_task, coroutine)
-        except BaseException:
-            coroutine.close()
-            raise
-        task.add_done_callback(forget)
-        self._sends.add(task)
-        task.add_done_callback(self._sends.discard)
-        tasks.append(task)
+            self._driver.soon(start)
+        finally:
+            if not tasks:
+                coroutine.close()
 
     def _send_later(self, message: Any, compress: bool | None) -> None:
         if isinstance(message, AsyncIterable):
@@ -461,9 +467,9 @@ class SyncClient(Blocking):
             ConnectionClosed: the connection ended inside the message.
             InvalidState: the message was given up, or another thread receives.
         """
-        stream = self._connection.recv_stream()
+        stream = [self._connection.recv_stream()]  # so that it goes where Ctrl-C has to wait
         try:
-            while (part := self._receive_by(_next_of(stream))) is not None:
+            while (part := self._receive_by(_next_of(stream[0]))) is not None:
                 yield part
         finally:
             if not self._driver.is_closed:
@@ -527,7 +533,8 @@ class SyncClient(Blocking):
         def close() -> None:
             self._end_waits()
             driver.soon(self._end_sends)
-            driver.run(client.close(code, reason))
+            with contextlib.suppress(InvalidState):  # another thread's close() was done first
+                driver.run(client.close(code, reason))
 
         def end() -> None:
             if not client._is_closed:  # interrupted, or it failed
@@ -575,6 +582,8 @@ class _Parts:
 
 async def _put(queue: asyncio.Queue[Any], part: Any, task: asyncio.Task[None]) -> None:
     """Give `task` a part to send, unless it ends before."""
+    if task.done():
+        return
     putting = asyncio.ensure_future(queue.put(part))
     try:
         await asyncio.wait([putting, task], return_when=asyncio.FIRST_COMPLETED)
@@ -583,6 +592,8 @@ async def _put(queue: asyncio.Queue[Any], part: Any, task: asyncio.Task[None]) -
 
 
 async def _result_of(task: asyncio.Task[None]) -> None:
+    if task.cancelled():
+        raise InvalidState("the connection was closed meanwhile")
     await task
 
 
@@ -590,5 +601,5 @@ async def _next_of(stream: AsyncIterator[str | bytes]) -> str | bytes | None:
     return await anext(stream, None)
 
 
-def _end_stream(loop: asyncio.AbstractEventLoop, stream: Any) -> None:
-    loop.create_task(stream.aclose()).add_done_callback(forget)
+def _end_stream(loop: asyncio.AbstractEventLoop, stream: list[Any]) -> None:
+    loop.create_task(stream.pop().aclose()).add_done_callback(forget)

@@ -330,7 +330,7 @@ class Topics:
                 self._shared.hear(topic)  # it is read once the server starts
             else:  # confirmed once it is known what is old
                 outcome: Outcome[Any] = Outcome(None)
-                outcome._confirm = self._shared.join(topic, subscriber, None, _nothing, outcome) or self.broker.flush
+                outcome._confirm = self._shared.join(topic, subscriber, None, 0, _nothing, outcome) or self.broker.flush
                 return outcome
         return Outcome(None, self.broker.flush if self._is_shared else None)
 
@@ -344,20 +344,20 @@ class Topics:
         client: Any,
         topic: str,
         since: Position | None,
+        recent: int,
         on_recovery: Callable[[History], Any] | None,
     ) -> Outcome[History | None]:
         """Subscribe a client; with a history, give it what it has missed before anything newer."""
         subscriber = client._subscriber
-        if since is None and on_recovery is None and (not self._settings.has_history(topic) or is_pattern(topic)):
+        asks = since is not None or recent or on_recovery is not None
+        if not asks and (not self._settings.has_history(topic) or is_pattern(topic)):
             return self._subscribe(subscriber, topic)  # type: ignore[return-value]
         self._check_history(topic)
         if self._shared is not None:
-            return self._join_shared(self._shared, client, topic, since, on_recovery)
+            return self._join_shared(self._shared, client, topic, since, recent, on_recovery)
         if self._index.subscribe(subscriber, topic) is None:
             return Outcome(replace(self._logs.read(topic, None), publications=()))
-        history = self._logs.read(topic, since)
-        if since is None or not history.recovered:
-            history = replace(history, publications=())
+        history = self._logs.catch_up(topic, since, recent)
         try:
             self._recover(client, topic, history, on_recovery)
         except BaseException:
@@ -371,6 +371,7 @@ class Topics:
         client: Any,
         topic: str,
         since: Position | None,
+        recent: int,
         on_recovery: Callable[[History], Any] | None,
     ) -> Outcome[History | None]:
         """The same over a broker: what was missed is given as soon as it is known."""
@@ -378,7 +379,7 @@ class Topics:
         outcome: Outcome[History | None] = Outcome(None)
         is_first = self._index.subscribe(subscriber, topic)
         if is_first is None:
-            outcome._confirm = shared.join(topic, subscriber, None, _nothing, outcome)
+            outcome._confirm = shared.join(topic, subscriber, None, 0, _nothing, outcome)
             return outcome
         if is_first:
             self.broker.subscribe((topic,))
@@ -392,7 +393,7 @@ class Topics:
                 client.unsubscribe(topic)
                 raise
 
-        outcome._confirm = shared.join(topic, subscriber, since, serve, outcome)
+        outcome._confirm = shared.join(topic, subscriber, since, recent, serve, outcome)
         return outcome
 
     def _recover(self, client: Any, topic: str, history: History, on_recovery: Callable[[History], Any] | None) -> None:

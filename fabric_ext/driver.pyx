@@ -565,8 +565,14 @@ cdef class Driver:
             if task is not None and not task.done():
                 task.add_done_callback(forget)
                 task.cancel()
-            task = None
-            self.leave()
+            try:
+                if task is not None:
+                    held = hold_interrupts()       # asyncio is told of its end by a weak reference, where it would be lost
+                    task = None
+                    if held:
+                        release_interrupts()
+            finally:
+                self.leave()
 
     async def call_outside(self, function, *arguments):
         """Have `function` called by a thread that waits, without the lock; return what it returns."""

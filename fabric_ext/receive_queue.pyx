@@ -219,7 +219,7 @@ cdef class ReceiveQueue:
         if not self._knows_tasks:
             self._knows_tasks = True
             self._may_step = STEPS and nobody_runs(self._loop)
-        # A future that is done already has been cancelled, and its task is about to be told.
+        # A future that is done already has been cancelled: the cancellation of its task is scheduled.
         if not (self._may_step and self._step_in_place()) and not self._future.done():
             self._future.set_result(None)
             self._future = None
@@ -304,7 +304,7 @@ cdef class Recv:
         return queue._future
 
     cdef int _displace(self) except -1:
-        """Take the place of a receiver whose wait was cancelled, which is about to be told; of no other."""
+        """Take the place of a receiver whose wait was cancelled, and whose task has not run since; of no other."""
         cdef ReceiveQueue queue = self._queue
         if queue._future is None or not queue._future.cancelled():
             self._spent = True

@@ -32,6 +32,8 @@ class Incoming:
 class NatsReader:
     """Takes the messages out of what a NATS server sends whose subscription begins with `f`; the rest is the client's.
 
+    Those that a stream of `fabric.broker.jetstream` has kept and sent are made what `fabric.broker.Node.deliver` takes.
+
     Args:
         prefix: what stands before the topic in a subject.
     """

@@ -27,6 +27,8 @@ cdef enum:
     LONGEST_LINE = 65536
     LARGEST = 1 << 30            # bytes of a message
     MOST_TOKENS = 5
+    EPOCH = 16                   # characters
+    DIGITS = 16                  # of an offset
 
 
 def wrap(int kind, bytes node not None, uint32_t number, bytes payload not None):
@@ -115,9 +117,33 @@ cdef class Incoming:
         return left
 
 
+cdef bytes field(bytes head, bytes name):
+    """A field of a header of NATS; empty if it is not there."""
+    cdef Py_ssize_t at = head.find(b"\r\n" + name + b": "), end
+    if at < 0:
+        return b""
+    at += PyBytes_GET_SIZE(name) + 4
+    end = head.find(b"\r\n", at)
+    return head[at:end] if end > 0 else b""
+
+
+cdef bytes numbered(bytes head, bytes payload):
+    """A message as `fabric.broker.Node.deliver` takes it; if no stream of ours has numbered it, the payload."""
+    cdef bytes stream = field(head, b"Nats-Stream")
+    cdef bytes number = field(head, b"Nats-Sequence")
+    cdef bytes before = field(head, b"Nats-Last-Sequence")
+    if not stream.startswith(b"fabric-") or PyBytes_GET_SIZE(stream) != 7 + EPOCH:
+        return payload
+    if not (number.isdigit() and before.isdigit() and len(number) <= DIGITS and len(before) <= DIGITS):
+        return payload
+    return b"\4%b%b%b%b" % (stream[7:], number.zfill(DIGITS), before.zfill(DIGITS), payload)
+
+
 @final
 cdef class NatsReader:
     """Takes the messages out of what a NATS server sends whose subscription begins with `f`; the rest is the client's.
+
+    Those that a stream of `fabric.broker.jetstream` has kept and sent are made what `fabric.broker.Node.deliver` takes.
 
     Args:
         prefix: what stands before the topic in a subject.
@@ -160,6 +186,7 @@ cdef class NatsReader:
         cdef Py_ssize_t ends[MOST_TOKENS + 1]
         cdef Py_ssize_t count, payload, head
         cdef bint with_head
+        cdef bytes message
         if self._tail:
             data = self._tail + data
             self._tail = b""
@@ -200,8 +227,10 @@ cdef class NatsReader:
             if size - line < payload + 2:
                 break
             if p[starts[1]] == c"f":
-                batch.append((self.topic_of(p + starts[0], ends[0] - starts[0]),
-                              PyBytes_FromStringAndSize(p + line + head, payload - head)))
+                message = PyBytes_FromStringAndSize(p + line + head, payload - head)
+                if with_head:
+                    message = numbered(PyBytes_FromStringAndSize(p + line, head), message)
+                batch.append((self.topic_of(p + starts[0], ends[0] - starts[0]), message))
             else:
                 others.append(data[at:line + payload + 2])
             at = line + payload + 2

@@ -31,6 +31,7 @@ ELSEWHERE = {
     "fabric._version": "test_packaging.py",
     "fabric.broker.echo": "integration/test_broker_refusals.py",
     "fabric.broker.embedded": "integration/test_brokers.py",
+    "fabric.broker.jetstream": "integration/test_histories_nats.py",
     "fabric.broker.nats": "integration/test_brokers.py",
     "fabric.broker.outgoing": "integration/test_brokers.py",
     "fabric.broker.redis": "integration/test_brokers.py",

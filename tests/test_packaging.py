@@ -114,25 +114,43 @@ def test_the_command_exists() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-def shown_description() -> str:
+REPOSITORY = "https://git.example/fabric"
+
+
+def shown_description(repository: str | None = PROJECT["project"].get("urls", {}).get("Source")) -> str:
     """The README as package indexes get it."""
     pytest.importorskip("Cython")
     pytest.importorskip("setuptools")
-    program = "import runpy; print(runpy.run_path('setup.py', run_name='setup')['description']())"
+    program = f"import runpy; print(runpy.run_path('setup.py', run_name='setup')['description']({repository!r}))"
     run = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT, timeout=60
     )
     return run.stdout
 
 
+def shown_links(repository: str | None) -> list[str]:
+    """Where the links and pictures of the description lead to."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", shown_description(repository), flags=re.S)
+    return [match[1] or match[2] for match in re.finditer(r'\]\(([^)\s]+)\)|(?:src|href|srcset)="([^"]+)"', text)]
+
+
 def test_the_description_has_absolute_links() -> None:
-    text = re.sub(r"```.*?```|`[^`\n]*`", "", shown_description(), flags=re.S)
-    links = [match[1] or match[2] for match in re.finditer(r'\]\(([^)\s]+)\)|(?:src|href|srcset)="([^"]+)"', text)]
+    links = shown_links(REPOSITORY)
     assert len(links) > 10
     assert [link for link in links if not link.startswith(("https://", "#"))] == []
-    files = PROJECT["project"]["urls"]["Source"] + "/blob/main/"
+    files = f"{REPOSITORY}/blob/main/"
+    assert f"{files}docs/images/dashboard.png?raw=true" in links
     inside = [link.removeprefix(files).partition("#")[0].partition("?")[0] for link in links if link.startswith(files)]
     assert [path for path in inside if not (ROOT / path).exists()] == []
+
+
+def test_the_description_links_to_no_files_while_they_have_no_address() -> None:
+    links = shown_links(None)
+    assert links
+    assert [link for link in links if not link.startswith("https://")] == []
+    text = shown_description(None)
+    assert "\nTutorial · User guide ·" in text
+    assert not re.search(r"<img|!\[", text)
 
 
 def test_the_description_can_be_shown() -> None:

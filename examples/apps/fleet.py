@@ -1,4 +1,4 @@
-"""A fleet: 50 agents with names, and a coordinator that gives work to those who are there, all at once.
+"""A fleet: 50 agents with names, and a server that gives work to those who are there, all at once.
 
     python fleet.py                    one server
     python fleet.py nats:embedded      two servers, with the agents of both; as well nats://host, redis://host
@@ -20,11 +20,13 @@ AGENTS, JOBS = 50, 500
 
 
 class Base:
-    """A server that agents connect to, each under the name in its path. What they are asked goes on as a call."""
+    """A server that agents connect to, each under the name in its path. It knows who is free, on all servers."""
 
     def __init__(self, broker: str = "memory:") -> None:
         self.agents: dict[ConnectedClient, Rpc] = {}
+        self.free: asyncio.Queue[str] = asyncio.Queue()
         self.server = WebSocketServer.bind("127.0.0.1:0", self.handler, broker=broker, on_request=self.ask)
+        self.server.on_join = lambda topic, member: self.free.put_nowait(member.name)
         self.server.topics.configure("fleet", presence=True)
 
     async def handler(self, client: ConnectedClient) -> None:
@@ -37,17 +39,8 @@ class Base:
         del self.agents[client]
 
     async def ask(self, client: ConnectedClient, message: Message) -> str:
-        """Somebody asks an agent of this server."""
+        """Somebody asks an agent of this server, which gets it as a call."""
         return str(await self.agents[client].call("square", int(message.text), type=int, timeout=10))
-
-
-class Coordinator:
-    """Knows which agents are free, on all servers."""
-
-    def __init__(self, server: WebSocketServer) -> None:
-        self.server = server
-        self.free: asyncio.Queue[str] = asyncio.Queue()
-        server.on_join = lambda topic, member: self.free.put_nowait(member.name)
 
     async def square(self, number: int) -> tuple[str, int]:
         """Have an agent do one job, and another if that one is lost: its name and the result."""
@@ -75,13 +68,12 @@ async def agent(url: str, name: str) -> None:
 async def main() -> None:
     broker = sys.argv[1] if len(sys.argv) > 1 else "memory:"
     bases = [Base(broker) for _ in range(1 if broker == "memory:" else 2)]
-    coordinator = Coordinator(bases[0].server)
     for base in bases:
         await base.server.start()
     urls = [f"ws://127.0.0.1:{base.server.port}" for base in bases]
     agents = [asyncio.create_task(agent(urls[number % len(urls)], f"agent-{number}")) for number in range(AGENTS)]
-    results = await asyncio.gather(*(coordinator.square(number) for number in range(JOBS)))
-    there = await coordinator.server.presence("fleet")
+    results = await asyncio.gather(*(bases[0].square(number) for number in range(JOBS)))
+    there = await bases[0].server.presence("fleet")
     for each in agents:
         each.cancel()
     await asyncio.wait(agents)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from fabric._http.messages import phrase
+from fabric.subprotocol import HEADER as SUBPROTOCOL
 
 if TYPE_CHECKING:
     from fabric_ext.http_head import RequestHead
@@ -35,7 +36,7 @@ def scope_of(head: RequestHead, root_path: str) -> dict[str, Any]:
     target = line.split(b" ")[1]
     authority = _AUTHORITY.match(target)
     raw_path, _, query = target[authority.end() if authority else 0 :].partition(b"?")
-    offers = [token.strip() for offered in head.get_all("Sec-WebSocket-Protocol") for token in offered.split(",")]
+    offers = [token.strip() for offered in head.get_all(SUBPROTOCOL) for token in offered.split(",")]
     return {
         "type": "websocket",
         "http_version": "1.1",

@@ -115,8 +115,8 @@ class Directory:
         """When the server was heard that has been silent for longest; infinity if there is no other."""
         return min(known.heard for known in self.nodes.values())
 
-    def excuse(self, seconds: float) -> None:
-        """This server stood still for so long, and could hear nobody."""
+    def postpone(self, seconds: float) -> None:
+        """This server stood still for so many seconds, and could hear no other: move all their deadlines."""
         for known in self.nodes.values():
             known.heard += seconds
 

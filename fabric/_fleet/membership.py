@@ -120,7 +120,7 @@ class Membership:
         assert self.loop is not None
         now = max(self.loop.time(), self._due)  # a timer may come early, by the clock's resolution
         if now - self._due > LATE:
-            self.directory.excuse(now - self._due)
+            self.directory.postpone(now - self._due)
         if now >= self._next_beat:
             self._next_beat = now + BEAT
             self.tell_changes()

@@ -21,6 +21,7 @@ from fabric._version import VERSION
 from fabric.compression import HEADER as EXTENSIONS
 from fabric.compression import accept_answer, make_offer
 from fabric.error import HandshakeFailed, Timeout
+from fabric.subprotocol import HEADER as SUBPROTOCOL
 from fabric_ext.receive_queue import fresh
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ __all__ = ["HandshakeResult", "open_connection"]
 USER_AGENT = f"websocket-fabric/{VERSION}"
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-
-_SUBPROTOCOL = "Sec-WebSocket-Protocol"
 
 
 class HandshakeResult:
@@ -72,7 +71,7 @@ class ClientHandshake(ResponseReader):
         headers = self._config.request_headers(self._address)
         headers.setdefault("User-Agent", USER_AGENT)
         if self._config.subprotocols:
-            headers[_SUBPROTOCOL] = str(self._config.subprotocols)
+            headers[SUBPROTOCOL] = str(self._config.subprotocols)
         offer = make_offer(self._config.compression)
         if offer is not None:
             headers[EXTENSIONS] = offer
@@ -96,7 +95,7 @@ class ClientHandshake(ResponseReader):
 
     def _accept(self, head: ResponseHead, rest: bytes) -> None:
         check_response(head, self._key)
-        chosen = head.get_all(_SUBPROTOCOL)
+        chosen = head.get_all(SUBPROTOCOL)
         if len(chosen) > 1:
             what = "the server chose more than one subprotocol"
             raise HandshakeFailed(what, status=head.status, headers=headers_of(head.data))

@@ -71,3 +71,11 @@ class Log:
                 if limit is not None:
                     del found[limit:]
         return History(self.position, recovered, tuple(found))
+
+    def catch_up(self, since: Position | None, recent: int) -> History:
+        """What a subscriber is to be sent: what comes after `since`; the latest `recent` where that cannot be told."""
+        history = self.read(since)
+        if history.recovered:
+            return history
+        latest = self.read(None, recent, reverse=True).publications
+        return History(self.position, False, latest[::-1])

@@ -67,6 +67,12 @@ class Logs:
             self._trim(topic, log)
         return log.read(since, limit, reverse=reverse)
 
+    def catch_up(self, topic: str, since: Position | None, recent: int) -> History:
+        """See `Log.catch_up`."""
+        log = self._current(topic)
+        self._trim(topic, log)
+        return log.catch_up(since, recent)
+
     def _epoch(self, topic: str) -> str:
         """The epoch that a topic has when it begins."""
         return hashlib.blake2b(topic.encode(), digest_size=8, key=self._seed).hexdigest()

@@ -25,7 +25,7 @@ from fabric_ext.topics import Subscriber
 
 __all__ = ["FanOut", "SharedLogs"]
 
-HEAD, INNER, NODE = 33, 13, slice(1, 9)  # bytes before an envelope, bytes of that before its payload, its node's name
+HEAD, INNER, NODE = 49, 13, slice(1, 9)  # bytes before an envelope, bytes of that before its payload, its node's name
 MOST_PENDING = 10_000  # messages that wait while a window is read
 MOST_READS = 64  # windows that are read at a time, as all topics are read anew when the broker is back
 RETRY = 1.0  # seconds; when the broker is back it is tried at once
@@ -44,6 +44,7 @@ class FanOut(Protocol):
 class _Entry(NamedTuple):
     epoch: str
     offset: int
+    before: int  # no message of the topic lies between
     age: float
     envelope: bytes
 
@@ -60,8 +61,9 @@ class _Own(NamedTuple):
 class _Joiner:
     """A subscriber that waits for the mirror."""
 
-    def __init__(self, since: Position | None, serve: Callable[[History], None], outcome: Any) -> None:
+    def __init__(self, since: Position | None, recent: int, serve: Callable[[History], None], outcome: Any) -> None:
         self.since = since
+        self.recent = recent
         self.serve = serve
         self.outcome = outcome
         self.is_awaited = False
@@ -76,7 +78,13 @@ class _Joiner:
         self.is_awaited = True
         await asyncio.shield(self.done)
 
-    def finish(self, history: History) -> None:
+    def finish(self, log: Log, top: int) -> None:
+        """Serve it from `log`. It may be ahead of that, up to `top`, the newest offset that the broker has."""
+        since = self.since
+        if since is not None and since.epoch == log.epoch and log.top < since.offset <= top:
+            history = History(since, True)
+        else:
+            history = log.catch_up(since, self.recent)
         try:
             self.serve(history)
         except Exception as error:
@@ -200,7 +208,9 @@ class SharedLogs:
         done.add_done_callback(confirmed)
 
         async def confirm() -> None:
-            await asyncio.shield(done)
+            epoch, offset = await asyncio.shield(done)
+            if offset:  # `confirmed` may be about to be called
+                outcome.position = Position(epoch, offset)
             if topic in self._mirrors:
                 try:
                     await self._broker.flush()  # what the broker sent before its answer has been delivered by then
@@ -222,12 +232,14 @@ class SharedLogs:
         topic: str,
         subscriber: Subscriber,
         since: Position | None,
+        recent: int,
         serve: Callable[[History], None],
         outcome: Any,
     ) -> Callable[[], Awaitable[None]] | None:
         """Give a new subscriber what it has missed, now, or as soon as the mirror is whole.
 
         Args:
+            recent: how many of the latest messages it is given where it cannot be known what it has missed.
             serve: called with what it has missed; newer messages follow.
             outcome: its `value` is set to the same.
 
@@ -239,11 +251,18 @@ class SharedLogs:
         first = mirror.joiners.get(subscriber)
         if first is not None:  # it has subscribed before, and waits
             return lambda: _follow(first, outcome)
-        joiner = _Joiner(since, serve, outcome)
-        if mirror.reading is None and mirror.log is not None and (mirror.is_whole or since is None):
-            self._trim(topic, mirror.log)
+        joiner = _Joiner(since, recent, serve, outcome)
+        log = mirror.log
+        is_ahead = log is not None and since is not None and since.epoch == log.epoch and since.offset > log.top
+        if (
+            mirror.reading is None
+            and log is not None
+            and (mirror.is_whole or (since is None and not recent))
+            and not is_ahead  # another server was faster
+        ):
+            self._trim(topic, log)
             joiner.is_awaited = True  # an error is raised here
-            joiner.finish(_part(mirror.log, since, mirror.log.top))
+            joiner.finish(log, log.top)
             if (error := joiner.done.exception()) is not None:
                 raise error
             return None
@@ -287,7 +306,7 @@ class SharedLogs:
     def deliver(self, topic: str, data: bytes) -> None:
         """A message of a topic with history has come."""
         try:
-            entry = _Entry(data[1:17].decode("ascii"), int(data[17:HEAD]), 0.0, data[HEAD:])
+            entry = _Entry(data[1:17].decode("ascii"), int(data[17:33]), int(data[33:HEAD]), 0.0, data[HEAD:])
             _message(entry.envelope)
         except ValueError:
             self.malformed += 1
@@ -306,7 +325,7 @@ class SharedLogs:
         if mirror.reading is None and log is not None and log.epoch == entry.epoch:
             if entry.offset <= log.top:
                 return
-            if entry.offset == log.top + 1:
+            if entry.before <= log.top:
                 self._accept(topic, mirror, log, entry, ())
                 mirror.heard = time.time()
                 return
@@ -387,7 +406,7 @@ class SharedLogs:
                 wants_whole = log is None or (not mirror.is_whole and bool(mirror.joiners))
                 known = None if log is None else log.position
                 after = 0 if log is None or wants_whole else log.top
-                window = None
+                window, asked = None, list(mirror.pending)
                 try:
                     await self._broker.flush()  # the topic is subscribed to by then
                     window = await self._broker.read(topic, size, ttl, known, after, wait=True)
@@ -405,7 +424,24 @@ class SharedLogs:
             if wants_whole or mirror.is_whole or not mirror.joiners:
                 break
         mirror.reading = None
+        self._leave_epoch(topic, mirror, window.epoch, asked)
         self._merge(topic, mirror, window, after)
+
+    def _leave_epoch(self, topic: str, mirror: _Mirror, epoch: str, asked: list[_Entry]) -> None:
+        """The epoch is this: deliver what has come of the former one, and forget what is even older.
+
+        Args:
+            asked: what was pending before the broker was asked. Of that nothing belongs to an epoch that is to come.
+        """
+        old = mirror.log
+        outdated = {id(entry) for entry in asked if entry.epoch != epoch}
+        pending, mirror.pending = mirror.pending, []
+        for entry in pending:
+            if old is not None and entry.epoch == old.epoch != epoch:
+                if entry.offset > old.top:
+                    self._accept(topic, mirror, old, entry, tuple(mirror.joiners))
+            elif id(entry) not in outdated:
+                mirror.pending.append(entry)
 
     def _merge(self, topic: str, mirror: _Mirror, window: Window, after: int) -> None:
         """Bring the mirror up to the window: deliver what subscribers have missed, and serve those that wait."""
@@ -428,7 +464,7 @@ class SharedLogs:
         newer = []
         for offset, age, envelope in window.kept:
             if offset > base:
-                newer.append(_Entry(window.epoch, offset, age, envelope))
+                newer.append(_Entry(window.epoch, offset, base, age, envelope))
             elif offset > log.top:
                 self._add(log, envelope, self._clock() - age, offset)
         log.top = max(log.top, base)
@@ -438,10 +474,12 @@ class SharedLogs:
         joiners, mirror.joiners = mirror.joiners, {}
         pending, mirror.pending = mirror.pending, []
         ahead = {}
+        top = max(base, window.top)
         for subscriber, joiner in joiners.items():
-            joiner.finish(_part(log, joiner.since, max(base, window.top)))
-            if joiner.since is not None and joiner.since.epoch == window.epoch:
-                ahead[subscriber] = joiner.since.offset
+            joiner.finish(log, top)
+            since = joiner.since
+            if since is not None and since.epoch == window.epoch and since.offset <= top:
+                ahead[subscriber] = since.offset
         for entry in newer:
             left_out = [subscriber for subscriber, offset in ahead.items() if offset >= entry.offset]
             self._accept(topic, mirror, log, entry, left_out)
@@ -460,7 +498,8 @@ class SharedLogs:
 
     async def peek(self, topic: str, since: Position | None, limit: int | None, *, reverse: bool) -> History:
         """What the broker keeps of a topic; see `WebSocketServer.history`."""
-        window = await self._broker.peek(topic, self._limits(topic)[1], since, limit, reverse=reverse)
+        size, ttl = self._limits(topic)
+        window = await self._broker.peek(topic, size, ttl, since, limit, reverse=reverse)
         log = Log(window.epoch)
         for offset, age, envelope in window.kept:
             self._add(log, envelope, -age, offset)
@@ -471,14 +510,6 @@ class SharedLogs:
 async def _follow(joiner: _Joiner, outcome: Any) -> None:
     await joiner.wait()
     outcome.value = joiner.outcome.value
-
-
-def _part(log: Log, since: Position | None, top: int) -> History:
-    """What a subscriber has missed. It may be ahead of the log, up to `top`, the newest offset of the broker."""
-    if since is not None and since.epoch == log.epoch and log.top < since.offset <= top:
-        return History(since, True)
-    history = log.read(since)
-    return history if history.recovered else History(history.position, False)
 
 
 def _message(envelope: bytes) -> Message:

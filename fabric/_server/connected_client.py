@@ -101,6 +101,7 @@ class ConnectedClient(BaseConnection):
         topic: str,
         *,
         since: Position | Sequence[Any] | None = None,
+        recent: int = 0,
         on_recovery: Callable[[History], Any] | None = None,
     ) -> Outcome[History | None]:
         """Send this client from now on what is published to a topic, or to those that fit a pattern (`fabric.topics`).
@@ -115,14 +116,16 @@ class ConnectedClient(BaseConnection):
             since: what the client has of a topic with history: `(epoch, offset)`. What came after that is sent to it,
                 in order, before anything newer. If that cannot be done, nothing of it is sent, and `History.recovered`
                 is False, as it is for a client that has subscribed already.
-            on_recovery: a plain function that is called with the `History` instead of sending what was missed. What it
-                sends comes before all that is newer. If it raises, the client is not subscribed.
+            recent: of a topic with history, how many of the latest messages a client gets that has no `since`, or
+                cannot be given what came after it: the last lines of a chat, say. They too come before anything newer.
+            on_recovery: a plain function that is called with the `History` instead of sending its `publications`. What
+                it sends comes before all that is newer. If it raises, the client is not subscribed.
 
         Raises:
-            ValueError: the name is not that of a topic or pattern, or `since` is out of range.
+            ValueError: the name is not that of a topic or pattern, or `since` or `recent` is out of range.
             TypeError: `since` is no position.
-            InvalidState: `since` or `on_recovery` is given, and the topic has no history; where it is awaited, also: it
-                was unsubscribed meanwhile.
+            InvalidState: `since`, `recent` or `on_recovery` is given, and the topic has no history; where it is
+                awaited, also: it was unsubscribed meanwhile.
             BrokerUnavailable: where it is awaited: the broker is away. The client is subscribed, and gets what it has
                 missed when the broker is back.
             TooManyTopics: it has subscribed to `ServerConfig.max_topics` others.
@@ -131,12 +134,14 @@ class ConnectedClient(BaseConnection):
         self._check_here()
         self._check_sending()
         position = None if since is None else Position.check(since)
+        if type(recent) is not int or recent < 0:
+            raise ValueError(f"recent is {recent!r}, allowed is a number of messages from 0")
         if self._subscriber is None:
             self._subscriber = Subscriber(self)
         limit = self._server.config.max_topics
         if len(self._subscriber) >= limit and topic not in self._subscriber.topics:
             raise TooManyTopics(limit)
-        outcome = self._server.topics._join(self, topic, position, on_recovery)
+        outcome = self._server.topics._join(self, topic, position, recent, on_recovery)
         self._server._fleet.subscribed(self, topic)
         if self._translator is not None:
             self._translator.subscribed(topic)

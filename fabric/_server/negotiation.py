@@ -15,6 +15,7 @@ from fabric._http.messages import encode_headers
 from fabric.compression import HEADER as EXTENSIONS
 from fabric.compression import Agreement, answer_offers
 from fabric.error import Error, InvalidHeader, SubprotocolNegotiationFailed
+from fabric.subprotocol import HEADER as SUBPROTOCOL
 from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Negotiation:
         fields = self._response_fields
         chosen = None
         if more is not None:
-            chosen = more.get("Sec-WebSocket-Protocol")
+            chosen = more.get(SUBPROTOCOL)
             fields += encode_headers((name, value) for name, value in more.items() if name.lower() not in OWN_FIELDS)
         subprotocol = self._select_subprotocol(head, chosen) if with_subprotocol else None
         agreement, extensions = self._answer_offers(*head.get_all(EXTENSIONS))
@@ -111,7 +112,7 @@ class Negotiation:
                 raise Rejection(400, f"the {name} header is required")
 
     def _select_subprotocol(self, head: RequestHead, chosen: str | None) -> str | None:
-        lines = head.get_all("Sec-WebSocket-Protocol")
+        lines = head.get_all(SUBPROTOCOL)
         if not lines and chosen is None and not self._subprotocols.required:
             return None
         try:
@@ -124,7 +125,7 @@ class Negotiation:
         except SubprotocolNegotiationFailed as error:
             raise Rejection(400, str(error), logged="no subprotocol in common") from None
         except Error as error:
-            what = "malformed Sec-WebSocket-Protocol"
+            what = f"malformed {SUBPROTOCOL}"
             raise Rejection(400, f"{what}: {error}", logged=what) from None
 
 

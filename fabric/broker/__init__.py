@@ -16,7 +16,7 @@ from fabric.error import Error
 
 __all__ = ["NO_EPOCH", "Broker", "BrokerUnavailable", "Kept", "MemoryBroker", "Node", "Window", "make_broker"]
 
-NO_EPOCH = "0" * 16  # of a topic that nobody has used
+NO_EPOCH = "0" * 16  # of a topic to which nothing was published
 
 
 class BrokerUnavailable(Error, ConnectionError):
@@ -32,7 +32,7 @@ class Kept(NamedTuple):
     """A message of a topic with history, as the broker keeps it.
 
     Attributes:
-        offset: its own, which grows by one from message to message.
+        offset: its own, which grows from message to message.
         age: seconds since it was published.
         envelope: as it was given to `Broker.append`.
     """
@@ -64,8 +64,9 @@ class Node(Protocol):
     def deliver(self, batch: list[tuple[str, bytes]]) -> None:
         """Messages have arrived: topics and envelopes, as they were published, a read of the socket at a time.
 
-        Before the envelope of one that was given to `Broker.append` stand a byte of 4, its epoch in 16 characters, and
-        its offset as 16 decimal digits. It comes to the server that has published it, too.
+        Before the envelope of one that was given to `Broker.append` stand a byte of 4, its epoch in 16 characters, its
+        offset as 16 decimal digits, and likewise that of the message before it on its topic, or a smaller one. It comes
+        to the server that has published it, too.
         """
 
     def gap(self, since: float) -> None:
@@ -167,15 +168,25 @@ class Broker(abc.ABC):
         raise BrokerUnavailable(f"{self!r} keeps no histories")
 
     async def peek(
-        self, topic: str, ttl: float, since: tuple[str, int] | None, limit: int | None, *, reverse: bool
+        self,
+        topic: str,
+        size: int,
+        ttl: float,
+        since: tuple[str, int] | None,
+        limit: int | None,
+        *,
+        reverse: bool,
     ) -> Window:
-        """What is kept of a topic that need not be heard; one that nobody has used does not begin by that.
+        """What is kept of a topic, which need not be subscribed to. It creates nothing for a topic without messages.
 
         Args:
-            ttl: as for `append`.
+            size, ttl: as for `append`.
             since: epoch and offset: only what comes after it, nothing if the epoch is another one.
             limit: so many messages at most, the oldest of them.
             reverse: of `since` what comes before it, of a limit the newest.
+
+        Returns:
+            That, and perhaps more.
 
         Raises:
             BrokerUnavailable: the broker is away, or its connection was lost meanwhile.

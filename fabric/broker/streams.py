@@ -70,7 +70,7 @@ redis.call('PEXPIRE', KEYS[1], ttl)
 redis.call('HSET', KEYS[2], 'top', offset)
 redis.call('EXPIRE', KEYS[2], ARGV[4])
 redis.call('SET', KEYS[3], ARGV[9], 'EX', ARGV[10])
-redis.call('PUBLISH', ARGV[7], '\\4' .. epoch .. string.format('%016.0f', top) .. ARGV[8])
+redis.call('PUBLISH', ARGV[7], '\\4' .. epoch .. string.format('%016.0f%016.0f', top, top - 1) .. ARGV[8])
 return {epoch, top}
 """
 )

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Self, Unpack
 
 from fabric._config.options import ServerOptions
+from fabric._connection.base import MAX_REASON
 from fabric._http.messages import Request, Response
 from fabric.error import ConnectionClosed, JsonError
 from fabric.message import Message
@@ -22,7 +23,6 @@ from fabric.testing.network import PATIENCE, in_memory
 
 __all__ = ["Script", "ScriptedServer"]
 
-MAX_REASON = 123  # bytes of the reason in a close frame (RFC 6455 §5.5.1)
 
 Expected = str | bytes | Message | re.Pattern[str] | Callable[[Message], bool]
 

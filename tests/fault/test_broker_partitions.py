@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from fabric.broker.embedded import find_nats_server
 from fault.relay import Relay
 from support.brokers import NatsServer, RealBroker, RedisServer
+from support.histories import Counted
 from support.raw_peer import RawPeer
 from support.serving import Held, serve, until
 
@@ -90,3 +92,33 @@ async def test_every_loss_lies_in_a_gap(stack: Stack, broker: RealBroker, cut: s
     lost = published.keys() - set(received)
     assert all(any(begin <= published[number] <= end for begin, end in gaps) for number in lost)
     assert set(range(last - 49, last + 1)) <= set(received)
+
+
+@pytest.mark.deadline(120)
+@pytest.mark.parametrize("loop_factory", ["uvloop"], indirect=True)
+@pytest.mark.parametrize("cut", ["silence", "reset"])
+async def test_topics_with_history_lose_nothing(stack: Stack, broker: RealBroker, cut: str) -> None:
+    """Whichever server is cut off, while both publish: nothing is lost, nothing comes twice."""
+    broker.lines += broker.KEPT
+    await stack.enter_async_context(broker)
+    relays = [await stack.enter_async_context(Relay(broker.port)) for _ in range(2)]
+    servers = [await serve(stack, Held(), broker=f"{broker.scheme}://127.0.0.1:{relay.port}") for relay in relays]
+    for server in servers:
+        server.topics.configure("room.>", history=5000)
+    counted = Counted(*servers)
+
+    async def cut_off(index: int) -> None:
+        relay, server = relays[index], servers[index]
+        if cut == "silence":
+            relay.to_client.go_silent()
+            relay.to_server.go_silent()
+            await until(lambda: not server.broker_healthy)
+            relay.to_client.resume()
+            relay.to_server.resume()
+        await relay.reset()
+
+    cuts = {40: 0, 80: 1, 120: 0} if cut == "reset" else {40: 0, 80: 1}
+    await counted.run({number: functools.partial(cut_off, index) for number, index in cuts.items()}, 160)
+    assert counted.lost() == []
+    assert counted.gaps == []
+    assert [len(epochs) for epochs in counted.epochs.values()] == [1, 1]

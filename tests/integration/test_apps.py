@@ -125,16 +125,15 @@ async def test_fleet(broker: str, require: Callable[[object, str], None], monkey
     monkeypatch.delenv(EMBEDDED, raising=False)
     with loaded("fleet") as fleet:
         bases = [fleet.Base(broker) for _ in range(1 if broker == "memory:" else 2)]
-        coordinator = fleet.Coordinator(bases[0].server)
         async with contextlib.AsyncExitStack() as started:
             for base in bases:
                 await started.enter_async_context(base.server)
             urls = [f"ws://127.0.0.1:{base.server.port}" for base in bases]
             agents = [asyncio.create_task(fleet.agent(urls[n % len(urls)], f"agent-{n}")) for n in range(4)]
-            await until(lambda: coordinator.free.qsize() == 4)
+            await until(lambda: bases[0].free.qsize() == 4)
             there = await bases[0].server.presence("fleet")
             assert sorted(member.name for member in there) == [f"agent-{n}" for n in range(4)]
-            jobs = [asyncio.create_task(coordinator.square(number)) for number in range(100)]
+            jobs = [asyncio.create_task(bases[0].square(number)) for number in range(100)]
             await jobs[5]
             await asyncio.gather(*(client.close(1012) for base in bases for client in base.server.clients()))
             results = [result for _, result in await asyncio.gather(*jobs)]

@@ -490,3 +490,26 @@ async def test_what_was_under_way_when_the_publishers_connection_was_lost_is_a_g
         sender._speaks.abort()
     await until(lambda: gaps)
     assert gaps == ["a"]
+
+
+async def test_a_check_that_ignores_its_cancellation_does_not_keep_it_open(
+    stack: Stack, nats: type[NatsServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-py ignores one that comes while it flushes."""
+    broker = await stack.enter_async_context(nats(tmp_path))
+    server = await serve(stack, Held(), broker=broker.url)
+    made: Any = server.topics.broker
+    begun = asyncio.Event()
+
+    async def look() -> None:
+        begun.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(made, "_look", look)
+    monkeypatch.setattr("fabric.broker.nats.PROBE_INTERVAL", 0.001)
+    made._probe.cancel()
+    made._probe = asyncio.create_task(made._keep_probing())
+    await begun.wait()
+    monkeypatch.setattr("fabric.broker.nats.PROBE_INTERVAL", 1000)
+    await made.close()

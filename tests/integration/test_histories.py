@@ -96,6 +96,22 @@ async def test_on_recovery_comes_before_all_that_is_newer(stack: Stack) -> None:
     assert client.topics == frozenset()
 
 
+@pytest.mark.parametrize("since", [None, ("other", 3)])
+async def test_one_that_is_new_gets_the_latest(stack: Stack, since: Any) -> None:
+    server, held = await started(stack)
+    for number in range(1, 6):
+        position = server.publish("room.7", str(number)).position
+    client, peer = await connect(stack, server, held)
+    history = await client.subscribe("room.7", since=since, recent=2)
+    server.publish("room.7", "live")
+    assert history is not None
+    assert (history.recovered, history.position) == (False, position)
+    assert [offset for offset, _ in history.publications] == [4, 5]
+    assert [await peer.payload() for _ in range(3)] == [b"4", b"5", b"live"]
+    with pytest.raises(ValueError, match="recent is -1"):
+        client.subscribe("room.8", recent=-1)
+
+
 async def test_subscribing_twice_sends_nothing_twice(stack: Stack) -> None:
     server, held = await started(stack)
     client, peer = await connect(stack, server, held)
@@ -203,6 +219,7 @@ async def test_what_has_no_history(stack: Stack) -> None:
     for call in (
         lambda: client.subscribe("plain", since=("e", 0)),
         lambda: client.subscribe("plain", on_recovery=print),
+        lambda: client.subscribe("plain", recent=1),
     ):
         with pytest.raises(InvalidState, match="'plain' has no history"):
             call()

@@ -116,7 +116,7 @@ async def test_a_greeting_to_a_client_that_has_left(stack: Stack) -> None:
     async def greet(client: ConnectedClient) -> None:
         await client.wait_closed()
         left.set()
-        await client.send("hello")
+        await client.send("hello")  # raises ConnectionClosed, which is not logged: see `quiet`
 
     server = await serve(stack, on_connect=greet, on_message=lambda *_: None)
     async with await RawPeer.open(server.port) as peer:

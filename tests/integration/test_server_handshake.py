@@ -420,7 +420,7 @@ async def test_a_path_in_utf_8_that_was_not_encoded(stack: Stack) -> None:
 async def test_a_host_with_a_zone(stack: Stack) -> None:
     server = await serve(stack, echo)
     for host in ("[fe80::1%25lo]:80", "[fe80::1%lo]"):
-        async with await RawPeer.open(server.port, Host=host):
+        async with await RawPeer.open(server.port, Host=host):  # raises unless the answer is 101
             pass
 
 

@@ -175,6 +175,20 @@ def test_parts_that_raise_end_the_connection(there: Elsewhere) -> None:
             client.send("x")
 
 
+@pytest.mark.parametrize("more", [["c"], []], ids=["before-another-part", "before-the-end"])
+def test_a_close_by_another_thread_ends_a_message_in_parts(there: Elsewhere, more: list[str]) -> None:
+    def parts() -> Iterator[str]:
+        yield "a"
+        yield "b"
+        Caller(client.close).result()
+        yield from more
+
+    client = connect(url(start(there)))
+    with pytest.raises(ConnectionClosed):
+        client.send_parts(parts())
+    assert client.state is State.CLOSED
+
+
 def test_parts_inside_parts_are_refused(there: Elsewhere) -> None:
     def parts() -> Iterator[Any]:
         yield "a"
@@ -353,6 +367,20 @@ def test_close_ends_a_thread_in_recv_though_the_peer_does_not_answer(there: Else
     assert closing.is_alive()
     client._driver.soon(client._connection._abort)
     closing.result()
+
+
+def test_a_close_that_another_one_has_overtaken_is_done(there: Elsewhere) -> None:
+    async def handle(visit: Visit) -> None:
+        await visit.accept()
+        await visit.until_closed()
+
+    client = connect(there.enter(RawServer(handle)).url, close_timeout=1000)
+    closing = Caller(client.close)
+    until(lambda: client.state is State.CLOSING)
+    client._driver.soon(client._connection._abort)
+    client._driver._close()  # as the other one does at its end
+    closing.result()
+    assert client.state is State.CLOSED
 
 
 def test_close_ends_a_thread_in_send(there: Elsewhere) -> None:

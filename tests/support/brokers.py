@@ -16,6 +16,8 @@ class RealBroker:
     """A program on loopback; `lines` are added to its configuration."""
 
     scheme = ""
+    KEPT: tuple[str, ...] = ()  # lines with which it keeps its data
+    DATA = ""  # where, below its folder
 
     def __init__(self, folder: Path, *lines: str) -> None:
         self.folder = folder
@@ -30,6 +32,10 @@ class RealBroker:
     @property
     def url(self) -> str:
         return f"{self.scheme}://{self.address}"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / self.DATA
 
     async def start(self) -> None:
         raise NotImplementedError
@@ -69,6 +75,8 @@ class NatsServer(RealBroker):
     """nats-server."""
 
     scheme = "nats"
+    KEPT = ('jetstream { store_dir: "store" }',)
+    DATA = "store"
 
     async def start(self) -> None:
         program = find_nats_server()
@@ -91,6 +99,8 @@ class RedisServer(RealBroker):
     """redis-server, or valkey-server."""
 
     scheme = "redis"
+    KEPT = ("appendonly yes", "appendfsync always")
+    DATA = "appendonlydir"
 
     @staticmethod
     def program() -> str | None:

@@ -17,8 +17,8 @@ import msgspec
 
 from fabric.client import WebSocketClient
 
-STARTUP = 30.0  # seconds
-ANSWER = 30.0  # seconds
+STARTUP = 60.0  # seconds
+ANSWER = 60.0  # seconds
 
 FLAGS = """
 --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking
@@ -90,13 +90,7 @@ class Page:
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             await self.call(f"{domain}.enable")
-        await self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=False,
-        )
+        await self.resize(width, height)
         return self
 
     def _stop(self) -> None:
@@ -162,6 +156,20 @@ class Page:
             raise AssertionError(
                 f"not within {timeout:g} s: {condition}; the page says {state}, {self.problems}"
             ) from None
+
+    def freeze(self) -> None:
+        """Stop the browser, which hears and does nothing until `thaw`."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        os.killpg(self._process.pid, signal.SIGCONT)
+
+    async def resize(self, width: int, height: int) -> None:
+        """Give the page another size, in CSS pixels."""
+        await self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
 
     async def prefer(self, scheme: str) -> None:
         """Emulate a user who prefers a "light" or "dark" colour scheme."""

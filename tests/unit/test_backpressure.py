@@ -453,7 +453,7 @@ async def test_abort_gives_each_its_own_error() -> None:
 
 
 async def test_abort_without_anybody_waiting() -> None:
-    controller().abort(AssertionError)
+    controller().abort(AssertionError)  # raises nothing
 
 
 async def test_random_use_loses_no_count(rng: random.Random) -> None:

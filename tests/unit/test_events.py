@@ -74,7 +74,7 @@ def test_a_handler_of_the_log_that_raises_changes_nothing() -> None:
     logger, handler = logging.getLogger("some.broken"), Broken()
     logger.addHandler(handler)
     try:
-        log_event(logger, logging.ERROR, "no %s", "harm", address="here")
+        log_event(logger, logging.ERROR, "no %s", "harm", address="here")  # raises nothing
     finally:
         logger.removeHandler(handler)
 

@@ -793,6 +793,37 @@ async def test_a_callback_that_raises(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @in_fake_time
+async def test_callbacks_that_are_coroutine_functions(caplog: pytest.LogCaptureFixture) -> None:
+    (server,) = await started(None, 1)
+    told: list[str] = []
+
+    async def tell(topic: str, member: Member) -> None:
+        there = await server.fleet.presence(topic)
+        told.append(f"{topic}: {member.name} of {len(there)}")
+        if member.name == "wrong":
+            raise LookupError("wrong")
+        if member.name == "slow":
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                told.append("cancelled")
+
+    server.fleet.on_join = server.fleet.on_leave = tell
+    client = server.client("a", "room.7")
+    await settle()
+    server.fleet.leave(client)  # type: ignore[arg-type]
+    await settle()
+    server.client("wrong", "room.7")
+    server.client("slow", "room.7")
+    await settle()
+    assert told == ["room.7: a of 1", "room.7: a of 0", "room.7: wrong of 2", "room.7: slow of 2"]
+    assert "LookupError: wrong" in caplog.text
+    await stop(server)
+    assert told[-1] == "cancelled"
+    assert not server.fleet._telling
+
+
+@in_fake_time
 async def test_asked_before_it_starts_and_after_it_ends() -> None:
     hub = Hub()
     server = Server(hub)

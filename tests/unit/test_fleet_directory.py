@@ -118,7 +118,7 @@ def test_silence(directory: Directory) -> None:
     directory.meet(THIRD, 4.0)
     assert directory.first_heard() == 4.0
     assert directory.silent(9.0, 4.5) == [THIRD]
-    directory.excuse(1.0)
+    directory.postpone(1.0)
     assert directory.silent(9.0, 4.5) == []
     assert directory.first_heard() == 5.0
 
@@ -133,7 +133,7 @@ def test_a_timer_set_by_the_first_heard_finds_it_silent(directory: Directory, rn
 def test_the_own_server_is_never_silent() -> None:
     directory = Directory(OWN, Told())
     directory.meet(OWN, 0.0)
-    directory.excuse(1.0)
+    directory.postpone(1.0)
     assert directory.silent(1e9, 1.0) == []
 
 

@@ -95,7 +95,7 @@ def test_deep_nests() -> None:
 
 @pytest.mark.parametrize("name", ["a", "agent-7", "user@example.com", "日本", "é" * 127, "$x", "a.*", "x" * 255])
 def test_names(name: str) -> None:
-    wire.check_name(name)
+    wire.check_name(name)  # raises nothing
 
 
 @pytest.mark.parametrize(

@@ -295,14 +295,6 @@ def test_a_late_pong_is_measured(loop: FakeLoop, manager: HeartbeatManager) -> N
     assert peer.failed is None
 
 
-def test_round_trips_are_reported(loop: FakeLoop) -> None:
-    heard: list[tuple[object, object]] = []
-    manager = HeartbeatManager(CONFIG, loop, on_rtt=lambda target, rtt: heard.append((target, rtt)), clock=loop.time)
-    peer = Peer(loop, delay=0.25).watch(manager)
-    loop.advance(INTERVAL + 1)
-    assert heard == [(peer, pytest.approx(0.25))]
-
-
 # Who is not to be taken for dead.
 
 

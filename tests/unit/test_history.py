@@ -67,6 +67,22 @@ def test_what_is_not_recovered(since: Position | None) -> None:
     assert not log.read(since).recovered
 
 
+@pytest.mark.parametrize("since", [None, Position("e", 4), Position("e", 11), Position("other", 7)])
+def test_who_cannot_be_given_the_rest_gets_the_latest(since: Position | None) -> None:
+    log = filled(10)
+    log.trim(5, 0.0)
+    history = log.catch_up(since, 2)
+    assert (texts(history), history.recovered, history.position) == (["9", "10"], False, Position("e", 10))
+    assert texts(log.catch_up(since, 7)) == ["6", "7", "8", "9", "10"]
+    assert log.catch_up(since, 0) == History(Position("e", 10), False)
+
+
+def test_who_can_gets_the_rest() -> None:
+    log = filled(10)
+    assert texts(log.catch_up(Position("e", 7), 1)) == ["8", "9", "10"]
+    assert log.catch_up(Position("e", 10), 2) == History(Position("e", 10), True)
+
+
 def test_another_epoch_has_no_messages_in_common() -> None:
     assert filled(3).read(Position("other", 0)) == History(Position("e", 3), False)
 

@@ -12,7 +12,7 @@ import pytest
 from fabric._history.shared import SharedLogs
 from fabric.broker import Kept, Window
 from fabric.error import ConnectionClosed, Error, InvalidState
-from fabric.history import Position
+from fabric.history import History, Position
 from fabric.message import Message, MessageType
 from fabric.topics import Outcome
 from fabric_ext.remote import wrap
@@ -30,9 +30,9 @@ def envelope(text: str) -> bytes:
     return wrap(MessageType.TEXT, NODE, 1, text.encode())
 
 
-def numbered(offset: int, data: bytes) -> bytes:
+def numbered(offset: int, data: bytes, before: int | None = None, epoch: str = EPOCH) -> bytes:
     """As it comes from the broker."""
-    return b"\x04" + EPOCH.encode() + b"%016d" % offset + data
+    return b"\x04%b%016d%016d%b" % (epoch.encode(), offset, offset - 1 if before is None else before, data)
 
 
 class KeepingBroker(FakeBroker):
@@ -66,7 +66,14 @@ class KeepingBroker(FakeBroker):
             self.reading -= 1
 
     async def peek(
-        self, topic: str, ttl: float, since: tuple[str, int] | None, limit: int | None, *, reverse: bool
+        self,
+        topic: str,
+        size: int,
+        ttl: float,
+        since: tuple[str, int] | None,
+        limit: int | None,
+        *,
+        reverse: bool,
     ) -> Window:
         return await self.windows.get()
 
@@ -76,11 +83,13 @@ class Rig:
 
     Attributes:
         got: texts and offsets of what its subscribers got.
+        left_out: for each, who was left out.
         has_subscribers: what is said of any topic.
     """
 
     def __init__(self) -> None:
         self.got: list[tuple[str, int]] = []
+        self.left_out: list[list[Subscriber]] = []
         self.gaps: list[str] = []
         self.has_subscribers = True
         self.broker = KeepingBroker()
@@ -98,6 +107,7 @@ class Rig:
         self, topic: str, data: Message, position: Position, compress: bool | None, left_out: Iterable[Subscriber]
     ) -> int:
         self.got.append((data.text, position.offset))
+        self.left_out.append(list(left_out))
         return 1
 
     async def close(self) -> None:
@@ -141,13 +151,72 @@ async def test_what_ends_a_subscription_cancels_nobody_who_waits_for_it(
     rig.logs.resume()
     subscriber = Subscriber("someone")
     outcome: Outcome[Any] = Outcome(None)
-    confirm = rig.logs.join("a", subscriber, Position(EPOCH, 0), lambda _: None, outcome)
+    confirm = rig.logs.join("a", subscriber, Position(EPOCH, 0), 0, lambda _: None, outcome)
     assert confirm is not None
     waiting = asyncio.ensure_future(confirm())
     await turns()
     leave(rig.logs, subscriber)
     with pytest.raises(kind):
         await waiting
+
+
+async def mirrored(rig: Rig, count: int) -> None:
+    """This server has `count` messages of the topic."""
+    rig.broker.windows.put_nowait(window(count))
+    rig.logs.resume()
+    rig.logs.hear("a")
+    await turns()
+
+
+def window(count: int) -> Window:
+    return Window(EPOCH, count, 0, [Kept(n, 0.0, envelope(str(n))) for n in range(1, count + 1)])
+
+
+def join(rig: Rig, since: Position | None, recent: int = 0) -> tuple[Subscriber, Outcome[Any]]:
+    subscriber = Subscriber("someone")
+    outcome: Outcome[Any] = Outcome(None)
+    rig.logs.join("a", subscriber, since, recent, lambda _: None, outcome)
+    return subscriber, outcome
+
+
+async def test_one_that_comes_from_a_server_that_was_faster(rig: Rig) -> None:
+    """It has what has not arrived here yet: it lacks nothing, and gets nothing twice."""
+    await mirrored(rig, 2)
+    subscriber, outcome = join(rig, Position(EPOCH, 3))
+    rig.broker.windows.put_nowait(window(4))
+    await turns()
+    assert outcome.value == History(Position(EPOCH, 3), True)
+    assert rig.got == [("3", 3), ("4", 4)]
+    assert rig.left_out == [[subscriber], []]
+
+
+async def test_one_that_claims_to_have_what_nobody_has(rig: Rig) -> None:
+    await mirrored(rig, 2)
+    _, outcome = join(rig, Position(EPOCH, 9), recent=1)
+    rig.broker.windows.put_nowait(window(3))
+    await turns()
+    assert (outcome.value.recovered, outcome.value.position) == (False, Position(EPOCH, 2))
+    assert [offset for offset, _ in outcome.value.publications] == [2]
+    assert (rig.got, rig.left_out) == ([("3", 3)], [[]])
+
+
+async def test_one_that_is_new_gets_the_latest(rig: Rig) -> None:
+    await mirrored(rig, 5)
+    _, outcome = join(rig, None, recent=2)
+    assert [offset for offset, _ in outcome.value.publications] == [4, 5]
+    assert (outcome.value.recovered, outcome.value.position) == (False, Position(EPOCH, 5))
+
+
+async def test_the_latest_are_read_where_only_what_came_lately_is_known(rig: Rig) -> None:
+    """The topic was heard through a pattern."""
+    rig.logs.resume()
+    rig.logs.deliver("a", numbered(3, envelope("3")))
+    _, outcome = join(rig, None, recent=2)
+    assert outcome.value is None
+    rig.broker.windows.put_nowait(window(3))
+    await turns()
+    assert [offset for offset, _ in outcome.value.publications] == [2, 3]
+    assert rig.got == [("3", 3)]
 
 
 @pytest.mark.parametrize("place", [1, 2, 3])
@@ -204,3 +273,52 @@ async def test_not_all_topics_are_read_at_once(rig: Rig, monkeypatch: pytest.Mon
     for number in range(20):
         rig.logs.deliver(str(number), numbered(2, envelope(f"new {number}")))
     assert rig.got == [(f"new {number}", 2) for number in range(20)]
+
+
+async def test_an_epoch_that_ends_while_a_window_is_read(rig: Rig) -> None:
+    """What has come of it is delivered, what is even older is forgotten, and it is not read again and again."""
+    rig.broker.windows.put_nowait(Window(EPOCH, 1, 0, []))
+    rig.logs.resume()
+    rig.logs.hear("a")
+    await turns()
+    rig.logs.deliver("a", numbered(3, envelope("3")))  # 2 is missing: it is read
+    rig.logs.deliver("a", numbered(7, envelope("ancient"), epoch="o" * 16))
+    await turns()
+    rig.logs.resume()  # the broker was away
+    await turns()
+    rig.broker.windows.put_nowait(Window("n" * 16, 0, 0, []))
+    await turns()
+    assert rig.broker.reading == 0
+    rig.logs.deliver("a", numbered(1, envelope("new"), epoch="n" * 16))
+    assert rig.got == [("3", 3), ("new", 1)]
+    assert rig.gaps == ["a"]
+
+
+async def test_offsets_that_grow_by_more_than_one(rig: Rig) -> None:
+    """A message says what stands before it on its topic: where that is missing it is read."""
+    rig.broker.windows.put_nowait(Window(EPOCH, 10, 0, []))
+    rig.logs.resume()
+    rig.logs.hear("a")
+    await turns()
+    rig.logs.deliver("a", numbered(15, envelope("15"), before=4))
+    rig.logs.deliver("a", numbered(40, envelope("40"), before=30))
+    assert rig.got == [("15", 15)]
+    rig.broker.windows.put_nowait(Window(EPOCH, 40, 0, [Kept(30, 0.0, envelope("30")), Kept(40, 0.0, envelope("40"))]))
+    await turns()
+    assert rig.got == [("15", 15), ("30", 30), ("40", 40)]
+    assert rig.gaps == []
+
+
+async def test_a_client_that_is_ahead_of_the_mirror(rig: Rig) -> None:
+    """Another server was faster: the broker is asked what it has."""
+    rig.broker.windows.put_nowait(Window(EPOCH, 2, 0, []))
+    rig.logs.resume()
+    rig.logs.hear("a")
+    await turns()
+    outcome: Outcome[Any] = Outcome(None)
+    confirm = rig.logs.join("a", Subscriber("someone"), Position(EPOCH, 3), lambda _: None, outcome)
+    assert confirm is not None
+    rig.broker.windows.put_nowait(Window(EPOCH, 3, 0, [Kept(3, 0.0, envelope("3"))]))
+    await confirm()
+    assert outcome.value.recovered
+    assert outcome.value.position == (EPOCH, 3)

@@ -70,7 +70,7 @@ def test_callbacks_of_a_server(options: dict[str, Any], sentence: str) -> None:
     [good, with_default, makes, makes_without_saying, Bound().handle, Bound(), functools.partial(of_two, path=1)],
 )
 def test_handlers_that_work(handler: Any) -> None:
-    WebSocketServer(ServerConfig("127.0.0.1:0"), handler)
+    WebSocketServer(ServerConfig("127.0.0.1:0"), handler)  # raises nothing
 
 
 @pytest.mark.parametrize(

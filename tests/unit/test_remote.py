@@ -114,6 +114,30 @@ def test_in_any_cut(rng: random.Random) -> None:
     assert passed == others
 
 
+def test_what_a_stream_has_kept_has_its_number() -> None:
+    reader = NatsReader(b"fabric.")
+
+    def headers(stream: str, number: str, before: str) -> bytes:
+        return (
+            f"NATS/1.0\r\nNats-Msg-Id: Nats-Sequence: 7\r\nNats-Stream: {stream}\r\nNats-Sequence: {number}\r\n"
+            f"Nats-Last-Sequence: {before}\r\n\r\n"
+        ).encode()
+
+    ours = "fabric-0123456789abcdef"
+    batch, _ = reader.feed(msg("a", b"x", headers=headers(ours, "12", "0")))
+    assert batch == [("a", b"\x040123456789abcdef" + b"12".zfill(16) + b"0".zfill(16) + b"x")]
+    for wrong in (
+        headers("theirs", "12", "0"),
+        headers("fabric-short", "12", "0"),
+        headers(ours, "-1", "0"),
+        headers(ours, "1" * 17, "0"),
+        headers(ours, "12", ""),
+        b"NATS/1.0\r\n\r\n",
+        b"NATS/1.0\r\nNats-Stream: " + ours.encode(),
+    ):
+        assert reader.feed(msg("a", b"x", headers=wrong)) == ([("a", b"x")], b"")
+
+
 def test_another_connection_begins() -> None:
     reader = NatsReader(b"fabric.")
     assert reader.feed(b"MSG fabric.a f1 5\r\nab") == ([], b"")
