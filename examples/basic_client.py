@@ -9,7 +9,7 @@ import asyncio
 import sys
 from dataclasses import dataclass
 
-from fabric import WebSocketClient, WebSocketServer
+from fabric import ConnectedClient, WebSocketClient, WebSocketServer
 
 
 @dataclass
@@ -26,14 +26,17 @@ async def talk(url: str) -> None:
 
         await client.send("hello")  # a str goes out as text, bytes as binary
         message = await client.recv()
+        assert message  # recv gives None when the server has closed the connection; this one does not
         print(f"text:   sent 'hello', received {message.text!r}")
 
         await client.send(b"\x00\x01\x02")
         message = await client.recv()
+        assert message
         print(f"binary: sent 3 bytes, received {message.as_bytes()!r}")
 
         await client.send_json(Quote("EURUSD", 1.0841, 1.0843))
         message = await client.recv()
+        assert message
         print(f"JSON:   on the wire {message.text}, decoded {message.json(Quote)}")
 
         print(f"ping:   {await client.ping() * 1e6:.0f} µs there and back")
@@ -49,7 +52,7 @@ async def talk(url: str) -> None:
     print(f"closed with {client.close_code}")
 
 
-async def echo(client):
+async def echo(client: ConnectedClient) -> None:
     async for message in client:
         await client.send(message)
 

@@ -6,7 +6,7 @@ python examples/basic_server.py
 import asyncio
 import urllib.request
 
-from fabric import ConnectedClient, WebSocketClient, WebSocketServer
+from fabric import ConnectedClient, Request, Response, WebSocketClient, WebSocketServer
 
 
 async def handler(client: ConnectedClient) -> None:
@@ -17,21 +17,22 @@ async def handler(client: ConnectedClient) -> None:
         await client.send(f"{name} said {message.text!r}")
 
 
-def process_request(request):
+def process_request(request: Request) -> Response | None:
     """Sees every request before it becomes a WebSocket: answer it, or return None to go on."""
     if request.path == "/health":
-        return 200, {"Content-Type": "text/plain"}, "ok"
+        return Response(200, {"Content-Type": "text/plain"}, "ok")
     return None
 
 
 async def visit(url: str, name: str, ready: asyncio.Barrier) -> list[str]:
     # Without auto_reconnect=False it would wait for the server to come back.
     async with WebSocketClient.connect(f"{url}?name={name}", auto_reconnect=False) as client:
-        heard = [(await client.recv()).text]
+        heard = []
         await client.send("good morning")
-        heard.append((await client.recv()).text)
-        await ready.wait()
-        heard += [message.text async for message in client]  # until the server says goodbye
+        async for message in client:  # until the server says goodbye
+            heard.append(message.text)
+            if len(heard) == 2:
+                await ready.wait()
         heard.append(f"(closed with {client.close_code}: {client.close_reason})")
         return heard
 

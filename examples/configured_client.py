@@ -64,7 +64,9 @@ async def main() -> None:
     )
     print(f"connected:    subprotocol {client.subprotocol}, extensions {', '.join(client.extensions)}")
     await client.send("one")
-    print(f"received:     {(await client.recv()).text!r}")
+    message = await client.recv()
+    assert message
+    print(f"received:     {message.text!r}")
 
     await server.shutdown()
     await client.send("two")  # kept until there is a connection again
@@ -72,7 +74,9 @@ async def main() -> None:
     server = serve(port)
     await server.start()
 
-    print(f"received:     {(await client.recv()).text!r}")
+    message = await client.recv()
+    assert message
+    print(f"received:     {message.text!r}")
     await again.wait()
     metrics = client.metrics
     print(f"reconnected:  {metrics.reconnections} time, one object, {metrics.messages_sent} messages sent")

@@ -9,12 +9,12 @@ import sys
 import time
 
 import fabric
-from fabric import ConnectedClient, Error, WebSocketClient, WebSocketServer
+from fabric import ConnectedClient, Error, Message, WebSocketClient, WebSocketServer
 
 PERIOD = 0.5  # seconds between two looks at the connections
 
 
-def on_message(client: ConnectedClient, message) -> None:
+def on_message(client: ConnectedClient, message: Message) -> None:
     """A plain function, called right where a message arrives: the fastest way to answer one."""
     client.send_nowait(message)
 

@@ -4,6 +4,7 @@ python examples/fragmentation.py
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 
 from fabric import (
     ConnectedClient,
@@ -26,8 +27,9 @@ def show_frames() -> None:
 
     reassembler = Reassembler(max_message_size=1000)
     connection = ConnectionId.new()
-    results = [reassembler.feed(connection, frame) for frame in frames]
-    print(f"  put together again: {results[:-1].count(None)} times None, then {results[-1].text!r}")
+    for frame in frames:
+        message = reassembler.feed(connection, frame)
+        print(f"  put together again: {message.text!r}" if message else "  not complete yet: None")
 
     small = Reassembler(max_message_size=50)
     try:
@@ -37,7 +39,7 @@ def show_frames() -> None:
         print(f"  with a limit of 50 bytes: {error}")
 
 
-async def parts():
+async def parts() -> AsyncIterator[str]:
     """What a message is made of, as it comes to be known."""
     for number in range(3):
         yield f"part {number}, "
@@ -49,8 +51,8 @@ async def handler(client: ConnectedClient) -> None:
     """Receives one message part by part, without holding the whole, then answers one message."""
     received = [part async for part in client.recv_stream()]
     await client.send(f"came in {len(received)} parts: {received}")
-    message = await client.recv()
-    await client.send(message)
+    async for message in client:
+        await client.send(message)
 
 
 async def show_connection() -> None:
@@ -60,10 +62,13 @@ async def show_connection() -> None:
         # A larger message goes out in frames of this size, so that pings and pongs get through between them.
         async with WebSocketClient.connect(url, fragment_size=16 * 1024, compression=None) as client:
             await client.send(parts())
-            print(f"  an iterable is sent as one message; it {(await client.recv()).text}")
+            message = await client.recv()
+            assert message  # recv gives None when the server has closed the connection; this one does not
+            print(f"  an iterable is sent as one message; it {message.text}")
             await client.send(bytes(1_000_000))
-            size = len(await client.recv())
-            print(f"  1,000,000 bytes in frames of 16 KiB came back as one message of {size:,}")
+            message = await client.recv()
+            assert message
+            print(f"  1,000,000 bytes in frames of 16 KiB came back as one message of {len(message):,}")
 
 
 if __name__ == "__main__":

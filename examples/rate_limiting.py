@@ -6,6 +6,7 @@ python examples/rate_limiting.py
 import asyncio
 import logging
 import time
+from typing import Literal
 
 from fabric import (
     ConnectedClient,
@@ -39,7 +40,7 @@ async def echo(client: ConnectedClient) -> None:
         await client.send(message)
 
 
-async def show_server(on_exceed: str) -> None:
+async def show_server(on_exceed: Literal["slow", "drop", "close"]) -> None:
     config = ServerConfig("127.0.0.1:0", rate_limit=LIMIT.with_on_exceed(on_exceed))
     async with (
         WebSocketServer(config, echo) as server,
@@ -64,8 +65,9 @@ async def show_server(on_exceed: str) -> None:
 async def main() -> None:
     await show_bucket()
     print(f"A server that allows each connection 50 messages per second, 10 at once; {SENT} are sent at once")
-    for on_exceed in ("slow", "drop", "close"):
-        await show_server(on_exceed)
+    await show_server("slow")
+    await show_server("drop")
+    await show_server("close")
 
 
 if __name__ == "__main__":

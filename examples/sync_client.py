@@ -9,15 +9,18 @@ import asyncio
 import multiprocessing
 import sys
 import threading
+from multiprocessing.queues import SimpleQueue
 
 import fabric.sync
-from fabric import Timeout, WebSocketServer
+from fabric import ConnectedClient, Timeout, WebSocketServer
 
 
 def talk(url: str) -> None:
     with fabric.sync.connect(url) as client:
         client.send("hello")
-        print(f"received: {client.recv(timeout=5).text!r}")
+        message = client.recv(timeout=5)
+        assert message  # recv gives None when the server has closed the connection; this one does not
+        print(f"received: {message.text!r}")
         print(f"ping:     {client.ping() * 1e6:.0f} µs there and back")
 
         try:
@@ -37,16 +40,18 @@ def talk(url: str) -> None:
     # This one looks for the answer instead of sleeping: the lowest latency, and a busy core while it waits.
     with fabric.sync.connect(url, busy_poll=0.001, compression=None) as client:
         client.send("quick")
-        print(f"polled:   {client.recv(timeout=5).text!r}")
+        message = client.recv(timeout=5)
+        assert message
+        print(f"polled:   {message.text!r}")
     print(f"closed with {client.close_code}")
 
 
-async def echo(client):
+async def echo(client: ConnectedClient) -> None:
     async for message in client:
         await client.send(message)
 
 
-def serve(told) -> None:
+def serve(told: "SimpleQueue[int]") -> None:
     async def main() -> None:
         async with WebSocketServer.bind("127.0.0.1:0", echo) as server:
             told.put(server.port)
@@ -60,7 +65,7 @@ def main() -> None:
         talk(sys.argv[1])
         return
     context = multiprocessing.get_context("spawn")
-    told = context.SimpleQueue()
+    told: SimpleQueue[int] = context.SimpleQueue()
     server = context.Process(target=serve, args=(told,), daemon=True)
     server.start()
     try:

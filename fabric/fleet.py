@@ -19,18 +19,15 @@ import asyncio
 import inspect
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fabric._connection.base import check_close, data_message
-from fabric._fleet.directory import MOST_MEMBERS, Directory, Entry, Member, Node
+from fabric._fleet.directory import Entry, Member
+from fabric._fleet.membership import EVERYBODY, Membership, inbox
 from fabric._fleet.wire import (
-    Ask,
-    Beat,
     Bye,
-    Changes,
     Disconnect,
     Entered,
     Exited,
@@ -41,17 +38,14 @@ from fabric._fleet.wire import (
     Request,
     Send,
     Spoken,
-    State,
     Status,
     Unsubscribe,
     check_name,
     decode,
-    encode,
 )
 from fabric.broker import BrokerUnavailable
 from fabric.error import BufferFull, ConnectionClosed, Error, InvalidState, Timeout
 from fabric.message import Message, MessageType
-from fabric_ext.remote import wrap
 from fabric_ext.topics import check_topic
 
 if TYPE_CHECKING:
@@ -61,19 +55,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Fleet", "Member", "NameTaken", "NobodyThere", "RequestFailed"]
 
-BEAT = 2.0  # seconds
-SILENCE = 6.0  # seconds after which a server is forgotten
-SETTLING = 0.5  # seconds in which the others answer one that comes, or comes back
-LATE = 0.5  # seconds; a timer that is later says that this server stood still
-ASKED = 1.0  # seconds until a server that has not told its state is asked again
 FULL = 10_000  # calls to other servers that wait for an answer
 MOST_RUNNING = 1000  # requests of other servers that are being answered
-AT_ONCE = 1000  # changes in one message
-PART = 64 << 10  # bytes of names and topics in one part of a state
-
-EVERYBODY = "$fleet"
-KIND = 3  # of envelopes, see fabric_ext.remote
-HEAD = 13  # bytes of an envelope
 
 logger = logging.getLogger("fabric.fleet")
 
@@ -135,29 +118,22 @@ class Fleet:
         self.replaced = 1008, "another connection has this name"  # how one is closed whose name another has got
         self.malformed = 0  # messages of other servers that were none
         self._topics = topics
-        topics._hear, topics._on_return = self.hear, self.broker_is_back
         self._duplicates = config.duplicate_names
         self._own = topics._node
-        self._directory = Directory(self._own, self._changed)
+        self._membership = Membership(topics, self._changed, self._resolve, self._fail_calls)
+        self._directory = self._membership.directory
+        topics._hear, topics._on_return = self.hear, self._membership.broker_is_back
         self._clients: dict[bytes, ConnectedClient] = {}  # those of this server that have names, by id
         self._local: dict[ConnectedClient, Entry] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None  # from start to close
-        self._has_begun = False
-        self._version = 0
-        self._changes: list[Named | Left | Entered | Exited] = []
         self._numbers = itertools.count(1)
         self._calls: dict[int, _Call] = {}
         self._running: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._due = self._next_beat = 0.0
-        self._settled = 0.0  # on the loop's clock
-        self._news = asyncio.Event()
 
     # -- life
 
     def start(self) -> None:
         """The server has connected to its broker."""
-        self._loop = asyncio.get_running_loop()
+        self._membership.loop = asyncio.get_running_loop()
         if self.on_join is not None or self.on_leave is not None:
             self.begin()
 
@@ -167,21 +143,12 @@ class Fleet:
         Raises InvalidState in another thread than the server's.
         """
         self._topics._check_here()
-        if self._has_begun or self._loop is None:
-            return
-        self._has_begun = True
-        if not self._topics._is_shared:
-            return
-        self._topics.broker.subscribe((EVERYBODY, _inbox(self._own)))
-        self._greet()
-        self._next_beat = self._loop.time() + BEAT
-        self._set_timer()
+        self._membership.begin()
 
     async def close(self) -> None:
         """The server has shut down; its broker is still there."""
-        loop, self._loop = self._loop, None
-        if self._timer is not None:
-            self._timer.cancel()
+        loop = self._membership.loop
+        self._membership.stop()
         if loop is None or loop.is_closed():
             return
         for task in self._running:
@@ -191,42 +158,10 @@ class Fleet:
         for call in self._calls.values():
             if not call.reply.done():
                 call.reply.set_exception(RequestFailed("the server is shutting down"))
-        if self._has_begun and self._topics._is_shared:
-            self._say(EVERYBODY, Bye())
+        self._membership.say_bye()
 
-    def _greet(self) -> None:
-        """Say that this server is there, and give the others a moment to say who they have."""
-        assert self._loop is not None
-        self._tell_changes()
-        self._say(EVERYBODY, Beat(self._version, hello=True))
-        self._settled = self._loop.time() + SETTLING
-
-    def broker_is_back(self) -> None:
-        """What others have said meanwhile may be lost."""
-        if self._has_begun and self._loop is not None:
-            self._greet()
-
-    def _set_timer(self) -> None:
-        assert self._loop is not None
-        self._due = min(self._next_beat, self._directory.first_heard() + SILENCE)
-        self._timer = self._loop.call_at(self._due, self._tick)
-
-    def _tick(self) -> None:
-        assert self._loop is not None
-        now = max(self._loop.time(), self._due)  # a timer may come early, by the clock's resolution
-        if now - self._due > LATE:
-            self._directory.excuse(now - self._due)
-        if now >= self._next_beat:
-            self._next_beat = now + BEAT
-            self._tell_changes()
-            self._say(EVERYBODY, Beat(self._version, hello=False))
-        for node in self._directory.silent(now, SILENCE):
-            logger.warning("server %s has been silent for %g seconds: its members are gone", node.hex(), SILENCE)
-            self._forget(node)
-        self._set_timer()
-
-    def _forget(self, node: bytes) -> None:
-        self._directory.forget(node)
+    def _fail_calls(self, node: bytes) -> None:
+        """A server has gone: nothing answers what it was asked."""
         for call in self._calls.values():
             if call.node == node and not call.reply.done():
                 call.reply.set_exception(RequestFailed("the server of the client has gone; it may have been done"))
@@ -278,7 +213,7 @@ class Fleet:
         assert entry is not None
         self._local[client] = entry
         self._clients[key] = client
-        self._announce(named)
+        self._membership.announce(named)
         self._resolve(name)
 
     def leave(self, client: ConnectedClient) -> None:
@@ -287,7 +222,7 @@ class Fleet:
             key = client.id.bytes
             del self._clients[key]
             self._directory.drop(self._own, key)
-            self._announce(Left(key))
+            self._membership.announce(Left(key))
 
     def subscribed(self, client: ConnectedClient, topic: str) -> None:
         """A client has a subscription; if it has a name, and the topic presence, it is a member."""
@@ -295,7 +230,7 @@ class Fleet:
         if entry is not None and topic not in entry.topics and self._has_presence(topic):
             key = client.id.bytes
             self._directory.enter(self._own, key, topic)
-            self._announce(Entered(key, topic))
+            self._membership.announce(Entered(key, topic))
 
     def unsubscribed(self, client: ConnectedClient, topic: str) -> None:
         """A client has ended a subscription."""
@@ -303,7 +238,7 @@ class Fleet:
         if entry is not None and topic in entry.topics:
             key = client.id.bytes
             self._directory.exit(self._own, key, topic)
-            self._announce(Exited(key, topic))
+            self._membership.announce(Exited(key, topic))
 
     def _has_presence(self, topic: str) -> bool:
         return self._topics.settings(topic).presence and "*" not in topic and ">" not in topic
@@ -320,43 +255,13 @@ class Fleet:
                 self.leave(client)
                 client._say_goodbye(*self.replaced)
 
-    def _announce(self, change: Named | Left | Entered | Exited) -> None:
-        """Tell the other servers at the end of the turn."""
-        if not self._topics._is_shared or self._loop is None:
-            return
-        if not self._changes:
-            self._loop.call_soon(self._tell_changes)
-        self._changes.append(change)
-
-    def _tell_changes(self) -> None:
-        if self._loop is None:
-            return
-        changes, self._changes = self._changes, []
-        for start in range(0, len(changes), AT_ONCE):
-            self._version += 1
-            self._say(EVERYBODY, Changes(self._version, changes[start : start + AT_ONCE]))
-
-    def _tell_state(self, node: bytes) -> None:
-        """Tell another server who is here."""
-        self._tell_changes()
-        parts: list[list[Named]] = [[]]
-        size = 0
-        for named in self._directory.own_members():
-            weight = 32 + len(named.name) + sum(map(len, named.topics))
-            if size + weight > PART and parts[-1]:
-                parts.append([])
-                size = 0
-            parts[-1].append(named)
-            size += weight
-        for number, members in enumerate(parts):
-            self._say(_inbox(node), State(self._version, number, number == len(parts) - 1, members))
-
     def _changed(self, has_joined: bool, topic: str, member: Member) -> None:  # of Directory
+        loop = self._membership.loop
         function = self.on_join if has_joined else self.on_leave
-        if function is not None and self._loop is not None:
-            self._loop.call_soon(_survive, function, topic, member)
-        if self.watch is not None and self._loop is not None:
-            self._loop.call_soon(self.watch, has_joined, topic, member)
+        if function is not None and loop is not None:
+            loop.call_soon(_survive, function, topic, member)
+        if self.watch is not None and loop is not None:
+            loop.call_soon(self.watch, has_joined, topic, member)
 
     # -- by name
 
@@ -400,7 +305,8 @@ class Fleet:
         check_topic(topic)
         if not self._topics.settings(topic).presence:
             raise InvalidState(f"{topic!r} has no presence: say topics.configure({topic!r}, presence=True) before")
-        await self._settle()
+        self.begin()
+        await self._membership.settle()
         return self._directory.members(topic)
 
     async def disconnect(self, name: str, code: int, reason: str, timeout: float) -> int:
@@ -435,25 +341,13 @@ class Fleet:
         except NobodyThere:
             return 0
 
-    async def _settle(self) -> None:
-        """Wait until the other servers have had time to say who they have."""
-        self.begin()
-        if self._loop is not None and (left := self._settled - self._loop.time()) > 0:
-            await asyncio.sleep(left)
-
     async def _find(self, name: str) -> list[Member]:
         """Those that have a name, at least one; wait only where this server has just come or come back."""
         check_name(name)
         self.begin()
         while not (holders := self._directory.holders(name)):
-            if self._loop is None or self._loop.time() >= self._settled:
+            if not await self._membership.news():
                 raise NobodyThere(name)
-            self._news.clear()
-            try:
-                async with asyncio.timeout_at(self._settled):
-                    await self._news.wait()
-            except TimeoutError:
-                continue
         return holders
 
     async def _each(
@@ -498,7 +392,7 @@ class Fleet:
         call = _Call(node, asyncio.get_running_loop().create_future())
         self._calls[number] = call
         try:
-            self._say(_inbox(node), said(number), must=True)
+            self._membership.say(inbox(node), said(number), must=True)
             async with asyncio.timeout(timeout):
                 reply = await call.reply
         except TimeoutError:
@@ -567,85 +461,30 @@ class Fleet:
 
     # -- between servers
 
-    def _say(self, topic: str, said: Spoken, *, must: bool = False) -> None:
-        """Tell other servers. What is lost is noticed by the number of the next thing that they hear."""
-        number = next(self._topics._numbers) & 0xFFFFFFFF
-        try:
-            self._topics.broker.publish(topic, wrap(KIND, self._own, number, encode(said)))
-        except BrokerUnavailable:
-            if must:
-                raise
-
-    def hear(self, topic: str, envelope: bytes) -> None:
+    def hear(self, topic: str, node: bytes, data: bytes) -> None:
         """Another server has said something to all, or to this one."""
-        if self._loop is None or not self._has_begun or topic not in (EVERYBODY, _inbox(self._own)):
+        if not self._membership.is_running or topic not in (EVERYBODY, inbox(self._own)):
             return
-        node = envelope[1:9]
         try:
-            said = decode(envelope[HEAD:])
+            said = decode(data)
         except Malformed as error:
             self.malformed += 1
             logger.debug("server %s said something malformed: %s", node.hex(), error)
             return
         if isinstance(said, Bye):
-            if node in self._directory.nodes:
-                self._forget(node)
+            self._membership.hear_bye(node)
+        elif not self._membership.meet(node):
             return
-        known = self._directory.meet(node, self._loop.time())
-        if known is None:
-            return
-        if isinstance(said, Beat):
-            if said.hello:
-                self._tell_state(node)
-            if said.version != known.version:
-                self._ask(node, known, said.version)
-        elif isinstance(said, Changes):
-            if said.version == known.version + 1 and known.version >= 0:
-                self._heard_names(self._directory.change(node, said))
-            elif said.version > known.version:
-                self._ask(node, known, said.version)
-        elif isinstance(said, State):
-            self._hear_state(node, known, said)
-        elif isinstance(said, Ask):
-            self._tell_state(node)
         elif isinstance(said, Reply):
             call = self._calls.get(said.number)
             if call is not None and call.node == node and not call.reply.done():
                 call.reply.set_result(said)
-        else:
+        elif isinstance(said, (Send, Request, Disconnect, Unsubscribe)):
             self._hear_call(node, said)
-
-    def _ask(self, node: bytes, known: Node, version: int) -> None:
-        """What is known of a server is not what it has; ask it, once for all that arrives until it answers."""
-        assert self._loop is not None
-        now = self._loop.time()
-        if version == 0:
-            known.version = 0  # it has had no members
-        elif now - known.asked >= ASKED:
-            known.asked = now
-            self._say(_inbox(node), Ask())
-
-    def _hear_state(self, node: bytes, known: Node, said: State) -> None:
-        parts, known.parts = known.parts, None
-        if said.part == 0:
-            parts = said.version, 0, []
-        if parts is None or parts[:2] != (said.version, said.part):
-            return  # a part is lost; it is asked again after the next beat
-        members = parts[2]
-        members += said.members
-        if not said.is_last and len(members) < MOST_MEMBERS:
-            known.parts = said.version, said.part + 1, members
         else:
-            known.asked = -math.inf
-            self._heard_names(self._directory.replace(node, said.version, members))
-
-    def _heard_names(self, names: Iterable[str]) -> None:
-        for name in names:
-            self._resolve(name)
-        self._news.set()
+            self._membership.hear(node, said)
 
     def _hear_call(self, node: bytes, said: Send | Request | Disconnect | Unsubscribe) -> None:
-        assert self._loop is not None
         try:
             if isinstance(said, Request):
                 message = _message(said.kind, said.payload)
@@ -655,7 +494,8 @@ class Fleet:
                 elif len(self._running) >= MOST_RUNNING:
                     self._reply(node, said.number, Status.FAILED, payload=b"the server of the client is busy")
                 else:
-                    task = self._loop.create_task(self._answer_to(node, said, client, message))
+                    assert self._membership.loop is not None
+                    task = self._membership.loop.create_task(self._answer_to(node, said, client, message))
                     self._running.add(task)
                     task.add_done_callback(self._running.discard)
                 return
@@ -688,16 +528,11 @@ class Fleet:
     def _reply(
         self, node: bytes, number: int, status: int, count: int = 0, kind: int = 2, payload: bytes = b""
     ) -> None:
-        self._say(_inbox(node), Reply(number, status, count, kind, payload), must=status == Status.DONE)
+        self._membership.say(inbox(node), Reply(number, status, count, kind, payload), must=status == Status.DONE)
 
 
 def _with(said: Callable[[int, list[bytes]], Spoken], ids: list[bytes]) -> Callable[[int], Spoken]:
     return lambda number: said(number, ids)
-
-
-def _inbox(node: bytes) -> str:
-    """What a server alone hears."""
-    return f"{EVERYBODY}.{node.hex()}"
 
 
 def _message(kind: int, payload: bytes) -> Message:

@@ -8,40 +8,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import functools
 import inspect
 import logging
-import re
 import socket
 import time
 import uuid
-from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Never, NoReturn, Self, Unpack
 
 from fabric._connection import tracing
-from fabric._connection.base import check_close, data_message, is_end
+from fabric._connection.base import check_close, data_message
 from fabric._connection.callbacks import check_callback, check_handler
 from fabric._connection.fork import stays_with_parent
-from fabric._handshake.rules import Rejection, switching_protocols, unavailable
+from fabric._handshake.rules import Rejection, unavailable
 from fabric._handshake.server import PendingHandshakes, ServerHandshake, too_many_from_one_address
-from fabric._http.messages import Request, as_response, encode_headers
+from fabric._http.messages import Request, as_response
 from fabric._server import listening
+from fabric._server.broadcast import send_to_all
 from fabric._server.connected_client import ConnectedClient
+from fabric._server.connections import Connections
 from fabric._server.descriptors import DescriptorWatch
+from fabric._server.negotiation import Negotiation
 from fabric.broker import Broker, BrokerUnavailable, make_broker
-from fabric.compression import HEADER as EXTENSIONS
-from fabric.compression import Agreement, answer_offers
-from fabric.config import CompressionConfig, ServerConfig
-from fabric.error import (
-    BufferFull,
-    ConnectionClosed,
-    Error,
-    InvalidHeader,
-    InvalidState,
-    Io,
-    SubprotocolNegotiationFailed,
-)
+from fabric.config import ServerConfig
+from fabric.error import InvalidState, Io
 from fabric.fleet import Fleet, Member
 from fabric.headers import HeaderMap
 from fabric.heartbeat import HeartbeatManager
@@ -50,9 +40,7 @@ from fabric.message import Message
 from fabric.metrics import MetricsCollector, ServerMetrics, loop_metrics_of
 from fabric.ratelimit import GlobalRateLimiter, connection_gate
 from fabric.router import Router
-from fabric.subprotocol import SubprotocolList, SubprotocolNegotiator
 from fabric.topics import LISTENER_LIMIT, Listener, Outcome, Topics
-from fabric_ext.broadcast import Shared
 from fabric_ext.http_head import RequestHead
 
 if TYPE_CHECKING:
@@ -66,26 +54,11 @@ logger = logging.getLogger("fabric.server")
 
 Handler = Callable[[ConnectedClient], Awaitable[Any]]
 
-# Of the answer to an opening handshake, what is not the application's to write; and a 101 has no content.
-OWN_FIELDS = frozenset(
-    {
-        "upgrade",
-        "connection",
-        "sec-websocket-accept",
-        "sec-websocket-protocol",
-        "sec-websocket-extensions",
-        "content-type",
-        "content-length",
-    }
-)
-
 DEFAULT_SHUTDOWN_TIMEOUT = 10.0  # seconds
 CALL_TIMEOUT = 5.0  # seconds for another server to do something for one of its clients
 LOOK = 0.01  # seconds between two looks whether opening handshakes are over
 LAST_MOMENT = 0.1  # seconds that what was aborted and cancelled has to end
-
 BROKER_MOMENT = 1.0  # seconds that the broker has to close, whatever is left of the deadline
-KNOWN_OFFERS = 64  # different Sec-WebSocket-Extensions whose answer is kept
 
 
 class Phase(enum.Enum):
@@ -183,7 +156,6 @@ class WebSocketServer:
         self._metrics = ServerMetrics()
         self._dashboard: Dashboard | None = None
         self._sampling: asyncio.Task[None] | None = None  # of the dashboard
-        self._viewers: dict[ConnectedClient, None] = {}  # its pages, which are none of the application's connections
         self._viewer_metrics = MetricsCollector()
         self.topics = Topics(self.config, self._metrics, make_broker(broker))
         self.topics.on_gap = on_gap
@@ -199,20 +171,13 @@ class WebSocketServer:
         own, common = self.config.rate_limit, self.config.global_rate_limit
         # Without a limit of its own, a connection asks the common one as if it were its own.
         self._on_exceed = (own if own.is_limited else common).on_exceed, common.on_exceed
-        self._negotiator = SubprotocolNegotiator(self.config.subprotocols, required=self.config.require_subprotocol)
-        self._clients: dict[ConnectedClient, None] = {}  # in order of arrival, as their memory and sockets are
-        self._by_id: dict[uuid.UUID, ConnectedClient] = {}
-        self._per_ip: Counter[str] = Counter()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._negotiation = Negotiation(self.config)
+        self._connections = Connections()
         self._listener: listening.Listener | None = None
         self._phase = Phase.NEW
-        self._changed = asyncio.Event()  # a connection or a task has ended
         self._descriptor_watch = DescriptorWatch(logger, self._count, self._turns_away)
         self._gone = asyncio.Event()  # shut down
         self._handshakes: PendingHandshakes | None = None
-        self._response_fields = encode_headers(self.config.headers.items())  # of each 101
-        # Most clients make one of a few offers.
-        self._answer_offers = functools.lru_cache(KNOWN_OFFERS)(functools.partial(_answer, self.config.compression))
 
     @classmethod
     def bind(
@@ -324,7 +289,7 @@ class WebSocketServer:
         handshakes = [] if self._handshakes is None else self._handshakes.sockets()
         mine = [] if self._listener is None else self._listener.descriptors
         mine += [sock.fileno() for sock in handshakes if sock is not None]
-        return mine + [number for client in self._connections() for number in client._descriptors()]
+        return mine + [number for client in self._connections.all() for number in client._descriptors()]
 
     async def serve_forever(self) -> None:
         """Serve until cancelled or shut down; starts the server when that has not been done."""
@@ -366,7 +331,7 @@ class WebSocketServer:
         await self._listener.wait_closed()
         while self._handshakes:  # noqa: ASYNC110  each within the handshake timeout
             await asyncio.sleep(LOOK)
-        await self._all_gone(timeout)
+        await self._connections.all_gone(timeout)
 
     async def shutdown(self, timeout: float = DEFAULT_SHUTDOWN_TIMEOUT, *, code: int = 1001) -> None:
         """Stop: refuse what comes (503), deliver what was sent, close each connection, then abort.
@@ -394,14 +359,14 @@ class WebSocketServer:
             self._handshakes.close(unavailable("the server is shutting down"))
             if self._sampling is not None:
                 self._sampling.cancel()
-            for client in self._connections():
+            for client in self._connections.all():
                 self._survive(client._say_goodbye, code, "server shutdown")
-            await self._all_gone(timeout)
-            if self._connections() or self._other_tasks():
+            await self._connections.all_gone(timeout)
+            if self._connections or self._connections.other_tasks():
                 logger.warning(
                     "shutdown: %d connections aborted, %d handlers cancelled after %g seconds",
-                    len(self._connections()),
-                    len(self._other_tasks()),
+                    len(self._connections),
+                    len(self._connections.other_tasks()),
                     timeout,
                 )
             await self._handshakes.answers_taken(max(deadline - time.monotonic(), 0))
@@ -420,30 +385,18 @@ class WebSocketServer:
         except Exception as error:
             logger.error("shutdown: %s raised", function, exc_info=error)
 
-    async def _all_gone(self, timeout: float) -> None:
-        """Wait until no connection and no handler is left, for `timeout` seconds at most."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                while self._clients or self._viewers or self._other_tasks():
-                    self._changed.clear()
-                    await self._changed.wait()
-
-    def _other_tasks(self) -> set[asyncio.Task[Any]]:
-        """All but the one that is in shutdown(), which may be a handler's."""
-        return {task for task in self._tasks if task is not asyncio.current_task()}
-
     async def _abort_rest(self, deadline: float) -> None:
         self._descriptor_watch.stop()
-        for client in self._connections():
+        for client in self._connections.all():
             self._survive(client._abort)
-        for task in self._other_tasks():
+        for task in self._connections.other_tasks():
             task.cancel()
         if self._heartbeat is not None:
             self._heartbeat.stop()
-        await self._all_gone(LAST_MOMENT)
+        await self._connections.all_gone(LAST_MOMENT)
         if self._sampling is not None and not self._loop.is_closed():
             await asyncio.wait([self._sampling], timeout=LAST_MOMENT)
-        for task in self._other_tasks():
+        for task in self._connections.other_tasks():
             logger.warning("shutdown: %r goes on although it was cancelled", task)
         await self._leave_broker(max(deadline - time.monotonic(), BROKER_MOMENT))
         assert self._listener is not None
@@ -508,19 +461,15 @@ class WebSocketServer:
     @property
     def connection_count(self) -> int:
         """Open connections."""
-        return len(self._clients)
-
-    def _connections(self) -> list[ConnectedClient]:
-        """All that are open: the application's, and those of the dashboard."""
-        return [*self._clients, *self._viewers]
+        return len(self._connections.clients)
 
     def clients(self) -> list[ConnectedClient]:
         """The open connections, as they are now."""
-        return list(self._clients)
+        return list(self._connections.clients)
 
     def get_client(self, id: uuid.UUID) -> ConnectedClient | None:  # noqa: A002  # the contract's name
         """The open connection with this `id`, or None."""
-        return self._by_id.get(id)
+        return self._connections.by_id.get(id)
 
     @property
     def metrics(self) -> ServerMetrics:
@@ -535,7 +484,7 @@ class WebSocketServer:
     @property
     def backpressure(self) -> dict[uuid.UUID, float]:
         """How full the outbox of each connection is that has something waiting, 0 to 1, by id."""
-        return {client.id: client.backpressure.level for client in self._clients if client._outbox_size}
+        return {client.id: client.backpressure.level for client in self._connections.clients if client._outbox_size}
 
     def __repr__(self) -> str:
         state = "running" if self.is_running else "stopped"
@@ -560,7 +509,7 @@ class WebSocketServer:
 
     def _count(self) -> int:
         """Connections, those in their opening handshake too."""
-        return len(self._clients) + len(self._viewers) + (0 if self._handshakes is None else len(self._handshakes))
+        return len(self._connections) + (0 if self._handshakes is None else len(self._handshakes))
 
     def _turns_away(self) -> bool:
         """Does the event loop turn clients away in silence where there is no file descriptor for them?"""
@@ -571,16 +520,8 @@ class WebSocketServer:
         self._check_capacity(handshake)
         is_viewer = self._dashboard is not None and self._dashboard.is_feed(handshake.request)
         if not is_viewer:
-            self._check_origin(head)
-            self._check_required(head)
-        fields = self._response_fields
-        chosen = None
-        if more is not None:
-            chosen = more.get("Sec-WebSocket-Protocol")
-            fields += encode_headers((name, value) for name, value in more.items() if name.lower() not in OWN_FIELDS)
-        subprotocol = None if is_viewer else self._select_subprotocol(head, chosen)
-        agreement, extensions = self._answer_offers(*head.get_all(EXTENSIONS))
-        answer = switching_protocols(head.key, fields, subprotocol, extensions)
+            self._negotiation.check(head)
+        answer, subprotocol, agreement = self._negotiation.agree(head, more, with_subprotocol=not is_viewer)
         name = handshake.request.name
         if name is not None and self._fleet.is_taken(name):
             raise Rejection(409, f"the name {name!r} is taken", logged="name taken")
@@ -599,58 +540,15 @@ class WebSocketServer:
         client._metrics.record_handshake(time.perf_counter() - handshake.began)
 
     def _check_capacity(self, handshake: ServerHandshake) -> None:
-        if len(self._clients) + len(self._viewers) >= self.config.max_connections:
+        if len(self._connections) >= self.config.max_connections:
             raise unavailable(f"the server has its {self.config.max_connections} connections")
-        if handshake.ip is not None and self._per_ip[handshake.ip] >= self.config.max_connections_per_ip:
+        if handshake.ip is not None and self._connections.per_ip[handshake.ip] >= self.config.max_connections_per_ip:
             raise too_many_from_one_address(self.config.max_connections_per_ip)
-
-    def _check_origin(self, head: RequestHead) -> None:
-        """RFC 6455 §10.2: browsers say which site's script connects."""
-        allowed = self.config.origins
-        if allowed is None:
-            return
-        origins = head.get_all("Origin")
-        if len(origins) > 1:
-            raise Rejection(403, "more than one Origin header")
-        origin = origins[0] if origins else None
-        for pattern in allowed:
-            if isinstance(pattern, re.Pattern):
-                if origin is not None and pattern.fullmatch(origin):
-                    return
-            elif origin == pattern:
-                return
-        raise Rejection(403, "this origin is not allowed")
-
-    def _check_required(self, head: RequestHead) -> None:
-        for name in self.config.required_headers:
-            if not head.has(name):
-                if name.lower() == "authorization":
-                    raise Rejection(401, "authorization is required", [("WWW-Authenticate", "Bearer")])
-                raise Rejection(400, f"the {name} header is required")
-
-    def _select_subprotocol(self, head: RequestHead, chosen: str | None) -> str | None:
-        lines = head.get_all("Sec-WebSocket-Protocol")
-        if not lines and chosen is None and not self._negotiator.required:
-            return None
-        try:
-            offered = SubprotocolList.parse(lines)
-            if chosen is None:
-                return self._negotiator.select(offered)
-            if chosen not in offered:
-                raise ValueError(f"process_request chose the subprotocol {chosen!r}, which was not offered")
-            return chosen
-        except SubprotocolNegotiationFailed as error:
-            raise Rejection(400, str(error), logged="no subprotocol in common") from None
-        except Error as error:
-            what = "malformed Sec-WebSocket-Protocol"
-            raise Rejection(400, f"{what}: {error}", logged=what) from None
 
     # -- connections come and go, called by ConnectedClient
 
     def _connected(self, client: ConnectedClient) -> None:
-        (self._viewers if client._is_viewer else self._clients)[client] = None
-        if client._ip is not None:
-            self._per_ip[client._ip] += 1
+        self._connections.add(client)
         client._metrics.record_connection()
         client._begin_heartbeat(self._heartbeat)
         if client._request.name is not None:
@@ -663,68 +561,24 @@ class WebSocketServer:
             if self._dashboard is not None:
                 self._dashboard.opened(client)
             if self._on_connect is not None:
-                self._call(self._on_connect, client)
+                self._connections.call(self._on_connect, client)
         tracer = None if client._is_viewer else tracing.tracer
         if handler is not None and tracer is None:
-            self._handle(handler, client)
+            self._connections.handle(handler, client, self._loop)
         elif handler is not None and tracer is not None:
             with tracer.handling(client) as done:
-                self._handle(handler, client).add_done_callback(done)
-
-    def _handle(self, handler: Handler, client: ConnectedClient) -> asyncio.Task[Any]:
-        """Start the task of a connection."""
-        running = handler(client)
-        if not inspect.isawaitable(running):
-            raise TypeError(f"the handler returned {running!r}, which cannot be awaited: write it as `async def`")
-        task: asyncio.Task[Any] = asyncio.ensure_future(running, loop=self._loop)
-        client._task = task
-        self._tasks.add(task)
-        task.add_done_callback(client._handler_done)
-        return task
+                self._connections.handle(handler, client, self._loop).add_done_callback(done)
 
     def _disconnected(self, client: ConnectedClient) -> None:
-        (self._viewers if client._is_viewer else self._clients).pop(client, None)
+        self._connections.remove(client)
         self._fleet.leave(client)
         if client._subscriber is not None:
             self.topics._leave(client._subscriber)
-        self._changed.set()
-        if client._id is not None:
-            self._by_id.pop(client._id, None)
-        if client._ip is not None:
-            self._per_ip[client._ip] -= 1
-            if not self._per_ip[client._ip]:
-                del self._per_ip[client._ip]
         client._metrics.record_disconnection(client._close_code)
         if self._dashboard is not None:
             self._dashboard.ended(client)
         if self._on_disconnect is not None and not client._is_viewer and not client._is_loop_closed:
-            self._call(self._on_disconnect, client)
-
-    def _call(self, function: Callable[[ConnectedClient], Any], client: ConnectedClient) -> None:
-        """Call a plain or a coroutine function of the application."""
-        try:
-            result = function(client)
-        except Exception as error:
-            logger.error("%s raised for connection %s", function, client.id, exc_info=error)
-            return
-        if inspect.isawaitable(result):
-            self._spawn(result, client)
-
-    def _spawn(self, awaitable: Awaitable[Any], client: ConnectedClient) -> None:
-        """Run something for `client` whose end only shutdown() waits for."""
-        task: asyncio.Task[Any] = asyncio.ensure_future(awaitable)
-        self._tasks.add(task)
-        task.add_done_callback(functools.partial(self._spawned_done, client))
-
-    def _task_done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        self._changed.set()
-
-    def _spawned_done(self, client: ConnectedClient, task: asyncio.Task[Any]) -> None:
-        self._task_done(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None and (client._is_open or not is_end(error)):
-            logger.error("a callback of connection %s raised", client.id, exc_info=error)
+            self._connections.call(self._on_disconnect, client)
 
     async def _handle_messages(self, client: ConnectedClient) -> None:
         assert self._on_message is not None
@@ -908,45 +762,14 @@ class WebSocketServer:
             exclude: one connection, or several, that do not get it: the one it came from, say.
             compress: as in `send`.
         """
-        peers = self.topics.clients(to) if isinstance(to, str) else list(self._clients if to is None else to)
+        if isinstance(to, str):
+            peers = self.topics.clients(to)
+        else:
+            peers = list(self._connections.clients if to is None else to)
         if exclude is not None:
             left_out = (exclude,) if isinstance(exclude, ConnectedClient) else exclude
             peers = [peer for peer in peers if peer not in left_out]
-        data = data_message(message)
-        shared = Shared(data, compress, self.config.fragment_size or 0)
-        reached, later = shared.send_to(peers)
-        waiting = []
-        for client in later:
-            try:
-                client.send_nowait(data, compress=compress)
-                reached += 1
-            except BufferFull:
-                if self.config.slow_peer == "wait":
-                    waiting.append(self._send_to_slow(client, data, compress))
-                    continue
-                self._metrics.record_slow_peer_drop()
-                if self.config.slow_peer == "close":
-                    client._begin_closing(1008, "too slow")
-            except (ConnectionClosed, InvalidState):
-                pass
-        if waiting:
-            sent = sum(await asyncio.gather(*waiting))
-            self._metrics.record_slow_peer_drop(len(waiting) - sent)
-            reached += sent
-        return reached
-
-    async def _send_to_slow(self, client: ConnectedClient, message: Message, compress: bool | None) -> bool:
-        """Wait as long as the peer takes bytes; one that takes none for `close_timeout` is cut off. Is it kept?"""
-        sending = asyncio.ensure_future(client.send(message, compress=compress))
-        try:
-            left = client._left_to_send()
-            while not (await asyncio.wait([sending], timeout=self.config.close_timeout))[0]:
-                before, left = left, client._left_to_send()
-                if left >= before:
-                    client._cut_off()
-            return sending.exception() is None
-        finally:
-            sending.cancel()
+        return await send_to_all(peers, data_message(message), compress, self.config, self._metrics)
 
     async def broadcast_text(self, text: str, *, compress: bool | None = None) -> int:
         """Send a text message to every connection; see `broadcast`."""
@@ -965,12 +788,3 @@ def _report_sampling(task: asyncio.Task[None]) -> None:
     error = None if task.cancelled() else task.exception()
     if error is not None:
         logger.error("the dashboard has stopped", exc_info=error)
-
-
-def _answer(config: CompressionConfig, *offers: str) -> tuple[Agreement | None, str | None]:
-    """What is agreed on with a client that sends `offers`, its Sec-WebSocket-Extensions, and the answer to them."""
-    try:
-        agreement = answer_offers(offers, config)
-    except InvalidHeader as error:
-        raise Rejection(400, str(error)) from None
-    return agreement, None if agreement is None else str(agreement)

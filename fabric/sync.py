@@ -9,7 +9,7 @@
 It is the same client as `WebSocketClient`, with the same options and the same life over reconnections. What `recv`
 waits for is read in the thread that waits, straight from the socket. Any thread may send; one at a time receives.
 
-Owns how the calls of `WebSocketClient` block. Who works on the connection, and when, is `fabric_ext.blocking`'s.
+Owns how the calls of `WebSocketClient` block. Who works on the connection, and when, is `fabric_ext.driver`'s.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from fabric.client import WebSocketClient
 from fabric.config import ClientConfig
 from fabric.error import ConnectionClosed, InvalidState, ReconnectTimeout, Timeout
 from fabric.message import Message
-from fabric_ext import blocking
-from fabric_ext.blocking import Blocking, Driver
+from fabric_ext.blocking import Blocking
+from fabric_ext.driver import Driver, bind_errors, forget
+from fabric_ext.interrupts import guarded, uninterrupted
 from fabric_ext.protocol import State
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SyncClient", "connect"]
 
-blocking.bind_errors(invalid_state=InvalidState, timed_out=Timeout)
+bind_errors(invalid_state=InvalidState, timed_out=Timeout)
 
 # What each callback is called with.
 _CALLED_WITH = {
@@ -199,8 +200,13 @@ class SyncClient(Blocking):
 
         def connect() -> None:
             stays_with_parent(SteppedLoop(driver, keeper.wake))
-            driver.run(connected())
-            blocking.uninterrupted(keeper.add, driver)
+            try:
+                driver.run(connected())
+            except InvalidState:
+                if self._connection is None or not self._closing:
+                    raise
+                # It was closed by on_connect, or by another thread meanwhile: the caller gets a client that is closed.
+            uninterrupted(keeper.add, driver)
             opened.append(True)
 
         def end() -> None:
@@ -209,7 +215,7 @@ class SyncClient(Blocking):
                 keeper.remove(driver)
 
         opened: list[bool] = []
-        blocking.guarded(connect, end)
+        guarded(connect, end)
 
     def _attach(self, driver: Driver, client: _Client, config: ClientConfig, *, is_session: bool = False) -> None:
         self._config = config
@@ -227,7 +233,7 @@ class SyncClient(Blocking):
             driver._remove(self._connection)
         elif not driver.is_closed:
             unclosed = not self._connection._is_closed
-            blocking.uninterrupted(keeper.give_up, driver)  # first: a warning may be an error
+            uninterrupted(keeper.give_up, driver)  # first: a warning may be an error
             if unclosed:
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
 
@@ -385,7 +391,7 @@ class SyncClient(Blocking):
 
         def feed() -> None:
             self._feeders.add(me)
-            blocking.uninterrupted(self._start, sending, tasks)
+            uninterrupted(self._start, sending, tasks)
             (task,) = tasks
             for part in parts:
                 self._run_send(_put(queue, part, task))
@@ -401,7 +407,7 @@ class SyncClient(Blocking):
                 if not task.done():
                     self._driver.soon(task.cancel)
 
-        blocking.guarded(feed, end)
+        guarded(feed, end)
 
     def _start(self, coroutine: Any, tasks: list[asyncio.Task[None]]) -> None:
         """Have `coroutine` run in a task, which becomes one of `tasks`."""
@@ -410,7 +416,7 @@ class SyncClient(Blocking):
         except BaseException:
             coroutine.close()
             raise
-        task.add_done_callback(blocking.forget)
+        task.add_done_callback(forget)
         self._sends.add(task)
         task.add_done_callback(self._sends.discard)
         tasks.append(task)
@@ -529,7 +535,7 @@ class SyncClient(Blocking):
             driver._close()
             threads.append(keeper.remove(driver))
 
-        blocking.guarded(close, end)
+        guarded(close, end)
         for thread in threads:
             if thread is not None:
                 thread.join()
@@ -585,4 +591,4 @@ async def _next_of(stream: AsyncIterator[str | bytes]) -> str | bytes | None:
 
 
 def _end_stream(loop: asyncio.AbstractEventLoop, stream: Any) -> None:
-    loop.create_task(stream.aclose()).add_done_callback(blocking.forget)
+    loop.create_task(stream.aclose()).add_done_callback(forget)

@@ -21,25 +21,23 @@ import itertools
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Awaitable, Callable, Generator, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-import msgspec
-
-from fabric._connection.base import BaseConnection, data_message
+from fabric._connection.base import BaseConnection
 from fabric._connection.callbacks import check_callback
 from fabric._history.logs import Logs
 from fabric._history.shared import SharedLogs
+from fabric._topics.delivery import Delivery
+from fabric._topics.gaps import Gaps
+from fabric._topics.settings import OnFull, Settings, SettingsByPattern, is_pattern
 from fabric.broker import Broker, BrokerUnavailable, MemoryBroker
-from fabric.broker.losses import EVERYTHING, Lost
-from fabric.error import BufferFull, ConnectionClosed, Error, InvalidState, NotSupported
+from fabric.error import Error, InvalidState
 from fabric.history import History, Position
 from fabric.metrics import MetricsCollector, TopicMetrics
-from fabric_ext.broadcast import Shared
 from fabric_ext.remote import Incoming, wrap
 from fabric_ext.topics import Index, Subscriber, check_topic
 
@@ -49,17 +47,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Listener", "OnFull", "Outcome", "TooManyTopics", "Topics", "check_topic"]
 
-OnFull = Literal["drop", "close", "latest"]
-
 LISTENER_LIMIT = 1000  # messages that a listener keeps
-ON_ITS_WAY = 1.0  # seconds for which a message may have been under way when the broker was last heard
 LOSSES = "$losses"  # where servers tell each other what may be lost
 SERVERS = 3  # the kind of such envelopes, see fabric_ext.remote
-HEAD = 13  # bytes of an envelope
+HEAD = 13  # bytes of an envelope before what it carries: the kind, 8 of the server, 4 of the number
 NUMBERED = 4  # the first byte of what comes from a topic with history, see `fabric.broker.Node`
-KNOWN_SETTINGS = 1024  # topics whose settings are remembered
-MOST_KEPT = 100_000  # messages of a history
-LONGEST_TTL = 30 * 86400  # seconds
 
 logger = logging.getLogger("fabric.topics")
 
@@ -99,16 +91,6 @@ class Outcome(Generic[T]):
         if self._confirm is not None:
             yield from self._confirm().__await__()
         return self.value
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What holds for a topic."""
-
-    on_full: OnFull = "drop"
-    presence: bool = False
-    history: int = 0
-    ttl: float = 300.0
 
 
 class Listener:
@@ -204,38 +186,38 @@ class Topics:
 
     def __init__(self, config: ServerConfig, metrics: MetricsCollector, broker: Broker) -> None:
         self.broker = broker
-        self._on_gap: Callable[[str, float], Any] | None = None
-        self._wrap: Callable[[str, Message, Position | None], Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # these once the server has started
         self._thread = 0
-        self._hear: Callable[[str, bytes], Any] | None = None  # what servers tell each other, see fabric.fleet
+        self._hear: Callable[[str, bytes, bytes], Any] | None = None  # what servers tell each other, see fabric.fleet
         self._on_return: Callable[[], Any] | None = None  # the broker is back
-        self._reported = 0.0, 0.0  # begin and end of the latest gap of this server's own connection
         self._is_shared = not isinstance(broker, MemoryBroker)
         self._node = os.urandom(8)
         self._numbers = itertools.count(1)
-        self._metrics = metrics
-        self._fragment_size = config.fragment_size or 0
         self._index = Index()
         self._incoming = Incoming(self._index, self._node, config.fragment_size or 0)
-        self._configured: list[tuple[str, dict[str, Any]]] = []
-        self._settings: dict[str, Settings] = {}
-        self._default = Settings("close" if config.slow_peer == "close" else "drop")
-        self._logs = Logs(self._has_subscribers, self._history_limits)
+        self._settings = SettingsByPattern(Settings("close" if config.slow_peer == "close" else "drop"), broker)
+        self.drops: collections.Counter[str] = collections.Counter(full=0, closed=0, replaced=0, listener=0, broker=0)
+        self._delivery = Delivery(self._index, self._settings, self.drops, metrics, config.fragment_size or 0)
+        self._gaps = Gaps(self._index)
+        self._logs = Logs(self._index.has_subscribers, self._settings.history_limits)
         self._shared: SharedLogs | None = None  # instead of them, where the broker keeps histories
         if self._is_shared and broker.keeps_histories:
-            self._shared = SharedLogs(
-                broker, self._node, self._has_subscribers, self._history_limits, self._fan_out, self._report_gap
+            self._shared = self._gaps.recovered = SharedLogs(
+                broker,
+                self._node,
+                self._index.has_subscribers,
+                self._settings.history_limits,
+                self._delivery.fan_out,
+                self._gaps.report,
             )
         self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
-        self.drops: collections.Counter[str] = collections.Counter(full=0, closed=0, replaced=0, listener=0, broker=0)
 
     @property
     def on_gap(self) -> Callable[[str, float], Any] | None:
         """A plain function that is called with a topic or pattern of this server, and a time (as `time.time()`): what
         was published on other servers since then may be lost, as the broker was away from this server or from them.
         """
-        return self._on_gap
+        return self._gaps.on_gap
 
     @on_gap.setter
     def on_gap(self, function: Callable[[str, float], Any] | None) -> None:
@@ -243,7 +225,7 @@ class Topics:
             check_callback("on_gap", function, ("topic", "since"))
             if inspect.iscoroutinefunction(function):
                 raise TypeError("on_gap must be a plain function; it can make a task")
-        self._on_gap = function
+        self._gaps.on_gap = function
 
     @property
     def wrap(self) -> Callable[[str, Message, Position | None], Any] | None:
@@ -253,7 +235,7 @@ class Topics:
         It is called once for a message, however many get it, and for each that a client has missed. What
         `server.topic` and `server.history` return is as it was published.
         """
-        return self._wrap
+        return self._delivery.wrap
 
     @wrap.setter
     def wrap(self, function: Callable[[str, Message, Position | None], Any] | None) -> None:
@@ -261,7 +243,7 @@ class Topics:
             check_callback("wrap", function, ("topic", "message", "position"))
             if inspect.iscoroutinefunction(function):
                 raise TypeError("wrap must be a plain function, which returns a message")
-        self._wrap = function
+        self._delivery.wrap = function
         self._incoming.hold = function is not None
 
     def __len__(self) -> int:
@@ -309,39 +291,11 @@ class Topics:
         Raises:
             NotSupported: the broker keeps no histories.
         """
-        check_topic(pattern, pattern=True)
-        if on_full is not None and on_full not in get_args(OnFull):
-            raise ValueError(f"on_full is {on_full!r}, allowed are: {', '.join(map(repr, get_args(OnFull)))}")
-        if presence is not None and not isinstance(presence, bool):
-            raise TypeError(f"presence is {presence!r}, allowed are True and False")
-        if history is not None:
-            if type(history) is not int or not 0 <= history <= MOST_KEPT:
-                raise ValueError(f"history is {history!r}, allowed are 0 to {MOST_KEPT} messages")
-            if history and not self.broker.keeps_histories:
-                raise NotSupported(f"history={history}: the broker {self.broker!r} keeps no histories")
-        if ttl is not None:
-            ttl = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
-            if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not 0 < ttl <= LONGEST_TTL:
-                raise ValueError(f"ttl is {ttl!r}, allowed is a duration above 0 and up to {LONGEST_TTL} seconds")
-        given = {"on_full": on_full, "presence": presence, "history": history, "ttl": ttl}
-        self._configured.append((pattern, {name: value for name, value in given.items() if value is not None}))
-        self._settings.clear()
+        self._settings.configure(pattern, on_full=on_full, presence=presence, history=history, ttl=ttl)
 
     def settings(self, topic: str) -> Settings:
         """What holds for a topic."""
-        known = self._settings.get(topic)
-        if known is None:
-            fitting: dict[str, Any] = {}
-            for pattern, given in self._configured:
-                if fits(pattern, topic):
-                    fitting |= given
-            if fitting.get("history"):
-                fitting.setdefault("on_full", "close")
-            known = replace(self._default, **fitting)
-            if len(self._settings) >= KNOWN_SETTINGS:
-                self._settings.clear()
-            self._settings[topic] = known
-        return known
+        return self._settings.of(topic)
 
     def __repr__(self) -> str:
         return f"<Topics: {len(self)} topics, {self._index.subscriptions} subscriptions>"
@@ -371,7 +325,7 @@ class Topics:
     def _subscribe(self, subscriber: Subscriber, topic: str) -> Outcome[None]:
         if self._index.subscribe(subscriber, topic):
             self.broker.subscribe((topic,))
-        if self._shared is not None and not _is_pattern(topic) and self._has_history(topic):
+        if self._shared is not None and not is_pattern(topic) and self._settings.has_history(topic):
             if self._loop is None:
                 self._shared.hear(topic)  # it is read once the server starts
             else:  # confirmed once it is known what is old
@@ -380,19 +334,9 @@ class Topics:
                 return outcome
         return Outcome(None, self.broker.flush if self._is_shared else None)
 
-    def _has_subscribers(self, topic: str) -> bool:
-        return self._index.has_subscribers(topic)
-
-    def _history_limits(self, topic: str) -> tuple[int, float]:
-        settings = self.settings(topic)
-        return settings.history, settings.ttl
-
-    def _has_history(self, topic: str) -> bool:
-        return bool(self._configured) and isinstance(topic, str) and self.settings(topic).history > 0
-
     def _check_history(self, topic: str) -> None:
         check_topic(topic)
-        if not self._has_history(topic):
+        if not self._settings.has_history(topic):
             raise InvalidState(f"{topic!r} has no history: say topics.configure({topic!r}, history=...) before")
 
     def _join(
@@ -404,7 +348,7 @@ class Topics:
     ) -> Outcome[History | None]:
         """Subscribe a client; with a history, give it what it has missed before anything newer."""
         subscriber = client._subscriber
-        if since is None and on_recovery is None and (not self._has_history(topic) or _is_pattern(topic)):
+        if since is None and on_recovery is None and (not self._settings.has_history(topic) or is_pattern(topic)):
             return self._subscribe(subscriber, topic)  # type: ignore[return-value]
         self._check_history(topic)
         if self._shared is not None:
@@ -456,10 +400,10 @@ class Topics:
         if on_recovery is not None:
             on_recovery(history)
             return
-        on_full = self.settings(topic).on_full if history.publications else "drop"
+        on_full = self._settings.of(topic).on_full if history.publications else "drop"
         for offset, message in history.publications:
-            shown = self._shown(topic, message, Position(history.position.epoch, offset))
-            if not self._keep(client, shown, None, on_full) and on_full == "close":
+            shown = self._delivery.shown(topic, message, Position(history.position.epoch, offset))
+            if not self._delivery.keep(client, shown, None, on_full) and on_full == "close":
                 break
 
     async def _read(self, topic: str, since: Position | None, limit: int | None, reverse: bool) -> History:
@@ -469,10 +413,6 @@ class Topics:
         if self._shared is not None:
             return await self._shared.peek(topic, since, limit, reverse=reverse)
         return self._logs.peek(topic, since, limit, reverse=reverse)
-
-    def _shown(self, topic: str, message: Message, position: Position | None) -> Message:
-        """What connections get instead of a message."""
-        return message if self._wrap is None else data_message(self._wrap(topic, message, position))
 
     def _unsubscribe(self, subscriber: Subscriber, topic: str) -> None:
         if self._index.unsubscribe(subscriber, topic):
@@ -508,13 +448,13 @@ class Topics:
         if exclude is not None:
             clients: Iterable[Any] = (exclude,) if isinstance(exclude, BaseConnection) else exclude
             left_out = [client._subscriber for client in clients if client._subscriber is not None]
-        if self._has_history(topic):
+        if self._settings.has_history(topic):
             check_topic(topic)
             if self._shared is not None:
                 return self._append(self._shared, topic, data, compress, left_out)
             position = self._logs.add(topic, data)
-            return Outcome(self._fan_out(topic, data, position, compress, left_out), position=position)
-        reached = self._fan_out(topic, data, None, compress, left_out)
+            return Outcome(self._delivery.fan_out(topic, data, position, compress, left_out), position=position)
+        reached = self._delivery.fan_out(topic, data, None, compress, left_out)
         if not self._is_shared:
             return Outcome(reached)
         number = next(self._numbers) & 0xFFFFFFFF
@@ -542,107 +482,23 @@ class Topics:
     def _count_refused(self) -> None:
         self.drops["broker"] += 1
 
-    def _fan_out(
-        self,
-        topic: str,
-        data: Message,
-        position: Position | None,
-        compress: bool | None,
-        left_out: Iterable[Subscriber],
-    ) -> int:
-        """Send a message to this server's subscribers; return how many connections it is sent to or kept for."""
-        shown = data if self._wrap is None else self._shown(topic, data, position)
-        shared = Shared(shown, compress, self._fragment_size)
-        reached, rest = self._index.publish(topic, shared, left_out)
-        if rest:
-            reached += self._publish_to_rest(topic, data, position, shown, shared, compress, rest)
-        return reached
-
-    def _publish_to_rest(
-        self,
-        topic: str,
-        data: Message,
-        position: Position | None,
-        shown: Message,
-        shared: Shared,
-        compress: bool | None,
-        rest: list[Any],
-    ) -> int:
-        """The same for those who cannot be written to in compiled code."""
-        peers = []
-        for target in rest:
-            if isinstance(target, weakref.ref):
-                listener = target()
-                if listener is not None:
-                    listener._put(topic, data, position)
-            else:
-                peers.append(target)
-        reached, later = shared.send_to(peers)
-        on_full = self.settings(topic).on_full if later else "drop"
-        for client in later:
-            reached += (
-                self._keep_latest(client, topic, shown, compress)
-                if on_full == "latest"
-                else self._keep(client, shown, compress, on_full)
-            )
-        return reached
-
-    def _keep(self, client: Any, data: Message, compress: bool | None, on_full: OnFull) -> bool:
-        """Put the message into the outbox of a client that cannot take it now, if there is room."""
-        try:
-            client.send_nowait(data, compress=compress)
-        except BufferFull:
-            self._metrics.record_slow_peer_drop()
-            self.drops["closed" if on_full == "close" else "full"] += 1
-            if on_full == "close":
-                client._begin_closing(1008, "too slow")
-        except (ConnectionClosed, InvalidState):
-            pass
-        else:
-            return True
-        return False
-
-    def _keep_latest(self, client: Any, topic: str, data: Message, compress: bool | None) -> bool:
-        """Remember it as the one message of its topic that the client gets when it can take one."""
-        assert client._subscriber is not None
-        waiting = client._subscriber.waiting
-        if waiting is None:
-            waiting = client._subscriber.waiting = {}
-        if waiting.pop(topic, None) is not None:
-            self.drops["replaced"] += 1
-        waiting[topic] = data, compress
-        return True
-
-    def _send_waiting(self, client: Any, waiting: dict[str, Any]) -> None:
-        """Nothing stands before a new message any more: send what is kept for the client, as far as that goes."""
-        while waiting and client._is_open and not client._is_blocked and not client._outbox_size:
-            data, compress = waiting.pop(next(iter(waiting)))
-            client.send_nowait(data, compress=compress)
-
     # -- what the broker reports
 
     def deliver(self, batch: list[tuple[str, bytes]]) -> None:
         """Messages of other servers have arrived; see `fabric.broker.Node`."""
         for topic, data, shared, rest in self._incoming.deliver(batch):
             if shared is not None:
-                self._publish_to_rest(topic, data, None, data, shared, None, rest)
+                self._delivery.send_to_rest(topic, data, None, data, shared, None, rest)
             elif isinstance(data, bytes):
                 if data[0] == NUMBERED:
                     if self._shared is not None:
                         self._shared.deliver(topic, data)
                 elif topic == LOSSES:
-                    self._hear_losses(data)
+                    self._gaps.hear(data[HEAD:])
                 elif self._hear is not None:
-                    self._hear(topic, data)
+                    self._hear(topic, data[1:9], data[HEAD:])
             else:
-                self._fan_out_safely(topic, data, None)
-
-    def _fan_out_safely(self, topic: str, data: Message, position: Position | None) -> None:
-        """As `_fan_out`, for what came from elsewhere: what the application's `wrap` raises is logged."""
-        try:
-            self._fan_out(topic, data, position, None, ())
-        except Exception as error:
-            logger.error("a message of topic %r was left out", topic, exc_info=error)
+                self._delivery.fan_out_safely(topic, data, None)
 
     def gap(self, since: float) -> None:
         """The broker was away since then; see `fabric.broker.Node`."""
@@ -650,46 +506,21 @@ class Topics:
             self._on_return()
         if self._shared is not None:
             self._shared.resume()  # of topics with history, what was missed is read
-        self._reported = since - ON_ITS_WAY, time.time()
-        for topic in self._index.names():
-            if self._shared is None or topic not in self._shared:
-                self._report_gap(topic, since - ON_ITS_WAY)
+        self._gaps.was_away(since)
 
     def lost(self, told: list[bytes]) -> None:
         """What this server has published may be lost to others; see `fabric.broker.Node`."""
         for part in told:
-            number = next(self._numbers) & 0xFFFFFFFF
-            self.broker.publish(LOSSES, wrap(SERVERS, self._node, number, part))
+            self._tell(LOSSES, part)
 
-    def _hear_losses(self, envelope: bytes) -> None:
-        """What another server has published may be lost."""
-        try:
-            lost = msgspec.msgpack.decode(envelope[HEAD:], type=Lost)
-        except msgspec.MsgspecError:
-            logger.debug("another server said something malformed")
-            return
-        now = time.time()
-        begin, end = now - lost.begins, now - lost.ends
-        if self._reported[0] <= begin and end <= self._reported[1]:
-            return  # the broker was away from all, and that is reported already
-        topics = set(lost.topics)
-        for name in self._index.names():
-            if self._shared is not None and name in self._shared:
-                continue
-            if (
-                name in topics
-                or EVERYTHING in topics
-                or (_is_pattern(name) and any(fits(name, topic) for topic in topics))
-            ):
-                self._report_gap(name, begin - ON_ITS_WAY)
+    def _tell(self, topic: str, said: bytes) -> None:
+        """Tell other servers something.
 
-    def _report_gap(self, topic: str, since: float) -> None:
-        if self._on_gap is None:
-            return
-        try:
-            self._on_gap(topic, since)
-        except (Exception, asyncio.CancelledError, GeneratorExit) as error:  # none may end the broker's life
-            logger.error("on_gap raised", exc_info=error)
+        Raises:
+            BrokerUnavailable: the broker does not take it.
+        """
+        number = next(self._numbers) & 0xFFFFFFFF
+        self.broker.publish(topic, wrap(SERVERS, self._node, number, said))
 
     # -- life, as the server's
 
@@ -738,18 +569,3 @@ class _Failure:
 
     async def __call__(self) -> None:
         raise self._error
-
-
-def _is_pattern(topic: str) -> bool:
-    return "*" in topic or ">" in topic
-
-
-def fits(pattern: str, topic: str) -> bool:
-    """Does a topic fit a pattern?"""
-    wanted, tokens = pattern.split("."), topic.split(".")
-    if wanted[-1] == ">":
-        wanted.pop()
-        if len(tokens) <= len(wanted):
-            return False
-        tokens = tokens[: len(wanted)]
-    return len(wanted) == len(tokens) and all(a in ("*", b) for a, b in zip(wanted, tokens, strict=True))

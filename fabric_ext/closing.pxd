@@ -14,4 +14,5 @@ cdef class CloseHandshake:
     cdef readonly str received_reason    # of the one received
     cdef readonly int fault          # the frames.Fault for which we failed the connection
     cdef readonly object cause       # the exception behind it, or None
+    cdef bint is_put_off             # our close frame waits until a thread has taken what came before the fault
     cdef readonly uint64_t oversize      # bytes that a message refused with 1009 has, or has at least

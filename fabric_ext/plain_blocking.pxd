@@ -1,6 +1,6 @@
 from cython cimport final
 
-from fabric_ext.blocking cimport Receiver
+from fabric_ext.driver cimport Receiver
 from fabric_ext.plain_connection cimport PlainConnection
 
 

@@ -2,7 +2,7 @@ from typing import Any, Literal, NoReturn, overload
 
 from typing_extensions import disjoint_base
 
-from fabric_ext.blocking import Driver, Receiver
+from fabric_ext.driver import Driver, Receiver
 from fabric_ext.session_user import SessionUser
 
 @disjoint_base

@@ -1,6 +1,6 @@
 """`recv` and `send` of a connection of `fabric.websockets.sync`, for threads.
 
-A sibling of `Blocking` in `fabric_ext.blocking`, on the same driver: over a connection that gives messages as `str` and
+A sibling of `Blocking` in `fabric_ext.blocking`, on the same `fabric_ext.driver`: over a connection that gives messages as `str` and
 `bytes` (`fabric_ext.plain_connection`). The Python class above it is `fabric.websockets.sync.connection.Connection`.
 The hooks it overrides are at the end.
 """
@@ -10,8 +10,8 @@ from cython cimport final, unlikely
 from libc.stdint cimport INT64_MAX, int64_t
 
 from fabric_ext.awaitable cimport take_reference
-from fabric_ext.blocking cimport Driver
 from fabric_ext.clock cimport monotonic_ns
+from fabric_ext.driver cimport Driver
 from fabric_ext.plain_connection cimport AS_IT_IS, BYTES, MESSAGE, PlainConnection
 from fabric_ext.protocol cimport OPEN
 from fabric_ext.receive_queue cimport fresh

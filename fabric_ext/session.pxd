@@ -104,6 +104,8 @@ cdef class Session(Sender):
     @final
     cdef int fail_with(self, int fault, int code, str reason, object cause) except -1
     @final
+    cdef int say_fault(self) except -1
+    @final
     cdef int on_error(self, object error) except -1
     @final
     cdef int end_transport(self) except -1

@@ -596,7 +596,10 @@ cdef class Session(Sender):
     def begin_close(self, int code, str reason not None):
         """Begin the close handshake: send our close frame and wait for the peer's."""
         cdef bytes body
-        if self.closing is not None or self._user is None:
+        if self.closing is not None:
+            self._say_fault()
+            return
+        if self._user is None:
             return
         self.closing = CloseHandshake()
         self.closing.began_by = "local"
@@ -671,11 +674,31 @@ cdef class Session(Sender):
         try:
             self._user.hand_over()                 # what was good may still be answered
         finally:
-            if self._user is not None:
-                self._user.on_closing()
-                self.write_control(K_CLOSE, code.to_bytes(2, "big") + reason.encode()[:MAX_REASON])
-                self.end_transport()
+            if self._user is None:
+                pass
+            elif (self._loop_writer.by_threads and self._user._items.size and self._timer is None
+                    and fault != CALLBACK_FAILED and fault != READ_FAILED):
+                # A thread takes it only now. So the rest follows when it waits for more, or has not for too long.
+                self.closing.is_put_off = True
+                self._timer = self._loop.call_later(self.close_timeout / LOOKS, self._say_fault)
+            else:
+                self.say_fault()
         return 0
+
+    cdef int say_fault(self) except -1:
+        """Send the close frame that tells why the connection has failed, and hang up."""
+        self._user.on_closing()
+        self.write_control(K_CLOSE, self.closing.sent_code.to_bytes(2, "big") + self.closing.reason.encode()[:MAX_REASON])
+        return self.end_transport()
+
+    def _say_fault(self):
+        """Go on with failing the connection, which was put off."""
+        if self._user is not None and self.closing.is_put_off:
+            self.closing.is_put_off = False
+            self._timer.cancel()
+            self._timer = None
+            self.say_fault()
+            self.flush()
 
     cdef int end_transport(self) except -1:
         """All that is to be said has been: the server hangs up first (RFC 6455 §7.1.1), the client waits for it."""

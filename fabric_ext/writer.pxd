@@ -40,6 +40,7 @@ cdef class LoopWriter:
     cdef char* _spare            # one BLOCK, lent to the writer that gathers
     cdef FanOut fan_out          # of this turn
     cdef int64_t due_since       # ns; when its first item was added; 0: nothing is due
+    cdef bint by_threads         # no task takes the messages of its connections, but a thread behind the read
 
     @final
     cdef int look(self) except -1

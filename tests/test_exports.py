@@ -143,7 +143,7 @@ def imported_by(code: str) -> set[str]:
         ),
         (
             "from fabric import WebSocketServer",
-            "fabric.client fabric.pool zstandard fabric._server.dashboard picows.api python_socks",
+            "fabric.client fabric.pool zstandard fabric._server.dashboard picows.api python_socks aiofastnet",
         ),
         ("from fabric import ClientConfig, Message", "fabric.client fabric.server msgspec aiofastnet picows.api"),
     ],

@@ -15,15 +15,15 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "leaves": """
         fabric_ext.clock fabric_ext.bucket fabric_ext.counters fabric_ext.deflate fabric_ext.histogram
-        fabric_ext.http_head fabric_ext.mask fabric_ext.message fabric_ext.sequence fabric_ext.assembler
-        fabric_ext.frames fabric_ext.protocol fabric_ext.awaitable fabric_ext.ring fabric_ext.watermarks
-        fabric_ext.fanout
+        fabric_ext.http_head fabric_ext.interrupts fabric_ext.mask fabric_ext.message fabric_ext.sequence
+        fabric_ext.assembler fabric_ext.frames fabric_ext.protocol fabric_ext.awaitable fabric_ext.ring
+        fabric_ext.watermarks fabric_ext.fanout
     """,
     "core": """
         fabric_ext.receive_queue fabric_ext.read_buffer fabric_ext.transport fabric_ext.writer fabric_ext.throttle
         fabric_ext.session_user fabric_ext.sender fabric_ext.closing fabric_ext.session fabric_ext.poller
         fabric_ext.connection fabric_ext.broadcast fabric_ext.plain_connection fabric_ext.asgi fabric_ext.topics
-        fabric_ext.remote fabric_ext.blocking fabric_ext.plain_blocking fabric_ext
+        fabric_ext.remote fabric_ext.driver fabric_ext.blocking fabric_ext.plain_blocking fabric_ext
     """,
     "vocabulary": """
         fabric._version fabric._namesake fabric.error fabric._http.url fabric.headers fabric.message fabric.subprotocol
@@ -50,9 +50,11 @@ LAYERS = {
         fabric._server.handover fabric._server.listening fabric._server.descriptors fabric._server.dashboard
         fabric._server
         fabric.broker fabric._history.logs fabric._history.shared
-        fabric._history fabric.topics fabric._fleet.wire fabric._fleet.directory fabric._fleet fabric.fleet
+        fabric._history fabric._topics.settings fabric._topics.delivery fabric._topics.gaps fabric._topics fabric.topics
+        fabric._fleet.wire fabric._fleet.directory fabric._fleet.membership fabric._fleet fabric.fleet
         fabric._centrifuge.wire fabric._centrifuge fabric.centrifuge
-        fabric._server.connected_client fabric.server fabric.runner
+        fabric._server.negotiation fabric._server.connected_client fabric._server.connections fabric._server.broadcast
+        fabric.server fabric.runner
         fabric._workers.report fabric._workers.channel fabric._workers.child fabric._workers.process
         fabric._workers.addresses fabric._workers.balance fabric._workers.page fabric._workers.supervisor
         fabric._workers fabric.workers fabric.websockets

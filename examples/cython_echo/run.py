@@ -6,13 +6,13 @@ Needs Cython and a C compiler, which fabric itself does not.
 """
 
 import asyncio
-import importlib.util
+import importlib
 import sys
 import tempfile
 import types
 from pathlib import Path
 
-from fabric import LatencyPercentiles, WebSocketClient, WebSocketServer
+from fabric import ConnectedClient, LatencyPercentiles, Message, WebSocketClient, WebSocketServer
 
 SOURCE = Path(__file__).with_name("pinger.pyx")
 COUNT = 20_000
@@ -32,18 +32,16 @@ def build(folder: str) -> types.ModuleType:
     command.build_lib = command.build_temp = folder
     command.ensure_finalized()
     command.run()
-    spec = importlib.util.spec_from_file_location("pinger", command.get_ext_fullpath("pinger"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, folder)
+    return importlib.import_module("pinger")
 
 
-def echo(client, message) -> None:
+def echo(client: ConnectedClient, message: Message) -> None:
     client.send_nowait(message)
 
 
 async def main(pinger: types.ModuleType) -> None:
-    done = asyncio.get_running_loop().create_future()
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     ping = pinger.Pinger(COUNT, done)
     async with (
         WebSocketServer.bind("127.0.0.1:0", on_message=echo) as server,

@@ -9,14 +9,14 @@ transport of a connection that may stay.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 from typing import TYPE_CHECKING, Any
 
-import aiofastnet
-
 from fabric._handshake.proxy_header import MAX_HEADER, BadProxyHeader, ProxyHeader, parse_proxy_header
 from fabric._handshake.rules import Rejection
+from fabric._handshake.tls import AlertingContext
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Acceptor", "start_accepting"]
 
 LEAST = 0.001  # seconds for a TLS handshake whose time is over
+LINGER = 1.0  # seconds that a client has to hang up once it was told why its TLS handshake has failed
 RETRY = 1.0  # seconds until connections are accepted again after descriptors or memory have run out
 _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -87,6 +88,15 @@ async def _readable(loop: Any, sock: socket.socket) -> None:
         await waiter
     finally:
         loop.remove_reader(sock.fileno())
+
+
+async def _until_it_hangs_up(loop: Any, sock: socket.socket, seconds: float) -> None:
+    """Throw away what still comes. Closing with bytes unread would reset the connection, and what was sent be lost."""
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(seconds):
+            sock.shutdown(socket.SHUT_WR)
+            while await loop.sock_recv(sock, 4096):
+                pass
 
 
 def _finish(waiter: asyncio.Future[None]) -> None:
@@ -217,6 +227,10 @@ class Acceptor:
 
     async def _secure(self, sock: socket.socket, handshake: ServerHandshake, tls: dict[str, Any]) -> None:
         """Do the TLS handshake; when it succeeds, aiofastnet tells `handshake` of its transport."""
+        import aiofastnet  # what listens for TLS has imported it
+
+        context = AlertingContext(tls["ssl"], sock)
+        tls = tls | {"ssl": context}
         try:
             if handshake.awaits_proxy_header:
                 async with asyncio.timeout(self._handshakes.left(handshake)):
@@ -232,7 +246,12 @@ class Acceptor:
             self._handshakes.dropped(handshake.remote_addr, rejection)
         except OSError as error:  # the client is gone, speaks no TLS, or takes too long: as health checks do
             self._handshakes.tls_failed(handshake, error)
+            if context.told is not None:
+                # Half of what it has left: it is not late, and is counted meanwhile.
+                await _until_it_hangs_up(self._loop, context.told, min(LINGER, self._handshakes.left(handshake) / 2))
         finally:
+            if context.told is not None:
+                context.told.close()
             if not handshake.is_connected:
                 self._handshakes.remove(handshake)
                 sock.close()

@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import _ssl
 import asyncio
+import contextlib
 import functools
+import socket
 import ssl
 import weakref
 from collections.abc import Callable
@@ -29,7 +31,16 @@ from typing import Any
 
 from fabric.error import Tls
 
-__all__ = ["TLS_BUFFERS", "TlsLoop", "default_context", "has_own_tls", "tls_context", "tls_failure", "without_buffers"]
+__all__ = [
+    "TLS_BUFFERS",
+    "AlertingContext",
+    "TlsLoop",
+    "default_context",
+    "has_own_tls",
+    "tls_context",
+    "tls_failure",
+    "without_buffers",
+]
 
 # Bytes of either TLS buffer of a connection: one record, which is 16 KB and a bit, and some more. The default
 # of aiofastnet is 263 KB each.
@@ -101,6 +112,56 @@ class _StandardEngine:
     def __class__(self) -> Any:
         """`aiofastnet.start_tls` asks whether it is an `ssl.SSLContext`."""
         return type(self._context)
+
+
+class AlertingContext(_StandardEngine):
+    """A server's context for one connection: a TLS handshake that fails ends in an alert (RFC 8446 §6.2).
+
+    aiofastnet 1.2 closes the socket as soon as OpenSSL has refused the client, and never sends the alert that OpenSSL
+    has made. The client would only see that the server hung up.
+
+    Args:
+        context: a `_StandardEngine`.
+        sock: the connection, not blocking.
+
+    Attributes:
+        told: a duplicate of `sock` by which an alert was sent; the caller closes it.
+    """
+
+    __slots__ = ("_sock", "told")
+
+    def __init__(self, context: Any, sock: socket.socket) -> None:
+        super().__init__(context)
+        self._sock = sock
+        self.told: socket.socket | None = None
+
+    def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, **options: Any) -> ssl.SSLObject:
+        """As `ssl.SSLContext.wrap_bio`. The `do_handshake` of what it returns is ours until the handshake is over."""
+        tls: ssl.SSLObject = self._context.wrap_bio(incoming, outgoing, **options)
+        # A weak reference: one that never comes to its end would keep itself.
+        self._replace(tls, functools.partial(self._do_handshake, weakref.ref(tls), outgoing))
+        return tls
+
+    def _replace(self, tls: ssl.SSLObject, method: Callable[[], None]) -> None:
+        tls.do_handshake = method  # type: ignore[method-assign]
+
+    def _do_handshake(self, reference: weakref.ref[ssl.SSLObject], outgoing: ssl.MemoryBIO) -> None:
+        tls = reference()
+        assert tls is not None
+        mine = vars(tls).pop("do_handshake")
+        try:
+            tls.do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            self._replace(tls, mine)
+            raise
+        except ssl.SSLError:
+            self._tell(outgoing.read())
+            raise
+
+    def _tell(self, alert: bytes) -> None:
+        with contextlib.suppress(OSError):  # the client has gone, or there is no file descriptor
+            if alert and self._sock.send(alert) == len(alert):
+                self.told = self._sock.dup()
 
 
 class TlsLoop:

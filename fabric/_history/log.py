@@ -18,7 +18,7 @@ class Log:
         top: the offset of its newest message, 0 before the first.
 
     Attributes:
-        floor: the largest offset that is not here any more. All messages after it are.
+        floor: the largest offset that is not kept any more; all messages after it are kept.
         touched: when the newest message came.
     """
 
@@ -35,7 +35,7 @@ class Log:
 
     @property
     def position(self) -> Position:
-        """Of the newest message."""
+        """The position of the newest message."""
         return Position(self.epoch, self.top)
 
     def add(self, message: Message, now: float, offset: int | None = None) -> None:

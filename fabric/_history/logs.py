@@ -1,4 +1,4 @@
-"""The histories of a server without a broker: they are kept in its memory, and end with it."""
+"""The histories of a server without a broker: they are kept in its memory, and lost when it ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Logs:
     A topic that has no subscribers, and has been quiet for its `ttl` and an hour, is forgotten: its epoch ends.
 
     Args:
-        has_subscribers: asked with a topic.
+        has_subscribers: has a topic subscribers?
         limits: says how many messages of a topic are kept, and for how many seconds.
         clock: seconds.
     """

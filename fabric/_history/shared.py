@@ -1,9 +1,9 @@
 """The histories of a server whose broker keeps them.
 
-Of each topic with history that this server hears, it has a mirror: the window as the broker keeps it, up to the message
-that was delivered last. Every message carries its offset. So one that comes twice is left out; where one is missing,
-and after the broker was away, the rest is read before anything newer is delivered. A client that comes back gets what
-it lacks from the mirror, in the same step in which it becomes a subscriber.
+For each topic with history that this server has subscribers for, it has a mirror: the window as the broker keeps it, up
+to the message that was delivered last. Every message carries its offset. So a message that comes twice is left out; if
+one is missing, and after the broker was away, the missing ones are read before anything newer is delivered. A client
+that comes back gets what it has missed from the mirror, in the same step in which it becomes a subscriber.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class _Joiner:
     def fail(self, error: BaseException) -> None:
         if not self.done.done():
             self.done.set_exception(error)
-            self.done.exception()  # nobody may wait for it
+            self.done.exception()  # perhaps no task waits for it
 
     async def wait(self) -> None:
         self.is_awaited = True
@@ -81,7 +81,7 @@ class _Joiner:
         try:
             self.serve(history)
         except Exception as error:
-            if not self.is_awaited or self.done.done():  # else it is raised there
+            if not self.is_awaited or self.done.done():  # else it is raised in the task that waits
                 logger.error("a client could not be given what it has missed", exc_info=error)
             self.fail(error)
             return
@@ -91,13 +91,13 @@ class _Joiner:
 
 
 class _Mirror:
-    """What this server knows of a topic.
+    """A copy of the window that the broker keeps of a topic.
 
     Attributes:
         log: None until it has been read.
-        is_whole: does the log begin where the broker's window does?
+        is_whole: does the log begin where the broker's window begins?
         reading: the task that reads what is missing; messages wait meanwhile.
-        heard: `time.time()` at which nothing was missing.
+        heard: the latest `time.time()` at which nothing was missing.
     """
 
     __slots__ = ("heard", "is_whole", "joiners", "log", "pending", "reading")
@@ -117,7 +117,7 @@ class SharedLogs:
     Args:
         broker: which keeps the histories.
         node: 8 bytes that name this server.
-        has_subscribers: asked with a topic.
+        has_subscribers: has a topic subscribers?
         limits: says how many messages of a topic are kept, and for how many seconds.
         fan_out: sends to this server's subscribers.
         report_gap: called with a topic and a time: messages since then are lost.
@@ -173,7 +173,7 @@ class SharedLogs:
             refused: called if the broker does not take it.
 
         Returns:
-            What waits until the broker has it.
+            A coroutine function that waits until the broker has it.
 
         Raises:
             BrokerUnavailable: too much waits for the broker.
@@ -206,7 +206,7 @@ class SharedLogs:
                 outcome.position = Position(epoch, offset)
             if topic in self._mirrors:
                 try:
-                    await self._broker.flush()  # what it sent before its answer has come by now
+                    await self._broker.flush()  # what the broker sent before its answer has been delivered by then
                 except BrokerUnavailable as error:
                     logger.debug("%s", error)
 
@@ -215,7 +215,7 @@ class SharedLogs:
     # -- subscribers
 
     def hear(self, topic: str) -> None:
-        """This server has a subscriber of the topic, which it hears from now on."""
+        """This server has a subscriber of the topic: keep a mirror of it from now on."""
         if topic not in self._mirrors:
             self._mirrors[topic] = mirror = _Mirror()
             self._read(topic, mirror)
@@ -228,26 +228,26 @@ class SharedLogs:
         serve: Callable[[History], None],
         outcome: Any,
     ) -> Callable[[], Awaitable[None]] | None:
-        """A subscriber has come: give it what it lacks, now, or as soon as the mirror is whole.
+        """Give a new subscriber what it has missed, now, or as soon as the mirror is whole.
 
         Args:
-            serve: called with what it lacks; newer messages follow.
+            serve: called with what it has missed; newer messages follow.
             outcome: its `value` is set to the same.
 
         Returns:
-            What waits for that; None if it has been done.
+            A coroutine function that waits for that; None if it has been done.
         """
         self.hear(topic)
         mirror = self._mirrors[topic]
         first = mirror.joiners.get(subscriber)
-        if first is not None:  # it has subscribed already, and waits
+        if first is not None:  # it has subscribed before, and waits
             return lambda: _follow(first, outcome)
         joiner = _Joiner(since, serve, outcome)
         log = mirror.log
         is_ahead = log is not None and since is not None and since.epoch == log.epoch and since.offset > log.top
         if mirror.reading is None and log is not None and not is_ahead and (mirror.is_whole or since is None):
             self._trim(topic, log)
-            joiner.is_awaited = True  # what goes wrong is raised here
+            joiner.is_awaited = True  # an error is raised here
             joiner.finish(_part(log, since, log.top))
             if (error := joiner.done.exception()) is not None:
                 raise error
@@ -301,7 +301,7 @@ class SharedLogs:
         if mirror is None:
             if not self._has_subscribers(topic):
                 return
-            # Heard through a pattern: it begins with what comes.
+            # Its subscribers use patterns: the mirror begins with this message.
             mirror = self._mirrors[topic] = _Mirror()
             mirror.log = Log(entry.epoch, entry.offset - 1)
         self._take(topic, mirror, entry)
@@ -316,12 +316,12 @@ class SharedLogs:
                 mirror.heard = time.time()
                 return
         if len(mirror.pending) >= MOST_PENDING:
-            mirror.pending.clear()  # the broker has them
+            mirror.pending.clear()  # they are read from the broker
         mirror.pending.append(entry)
         self._read(topic, mirror)
 
     def _accept(self, topic: str, mirror: _Mirror, log: Log, entry: _Entry, left_out: Iterable[Subscriber]) -> None:
-        """The next message: keep it, and deliver it; what is none is counted, and left out."""
+        """Keep and deliver the next message; an entry that holds no message is counted, and left out."""
         try:
             message = _message(entry.envelope)
         except ValueError:
@@ -346,7 +346,7 @@ class SharedLogs:
             own.outcome.value = reached
 
     def _add(self, log: Log, envelope: bytes, now: float, offset: int) -> None:
-        """Keep a message that was kept by the broker; what is none is counted, and left out."""
+        """Keep a message of the broker's window; an entry that holds no message is counted, and left out."""
         try:
             log.add(_message(envelope), now, offset)
         except ValueError:
@@ -359,7 +359,7 @@ class SharedLogs:
     # -- what is read from the broker
 
     def resume(self) -> None:
-        """The broker is there, or back: read what was missed of all topics."""
+        """The broker is connected, perhaps again: read what was missed of all topics."""
         self._is_running = True
         self._reads = asyncio.Semaphore(MOST_READS)  # those that are cancelled here have the old one
         for topic, mirror in self._mirrors.items():
@@ -394,10 +394,10 @@ class SharedLogs:
                 after = 0 if log is None or wants_whole else log.top
                 window, asked = None, list(mirror.pending)
                 try:
-                    await self._broker.flush()  # it hears the topic
+                    await self._broker.flush()  # the topic is subscribed to by then
                     window = await self._broker.read(topic, size, ttl, known, after, wait=True)
                     if log is None:
-                        await self._broker.flush()  # what a subscriber by a pattern has yet to get is pending by now
+                        await self._broker.flush()  # messages for subscribers by patterns are in `pending` by then
                 except Exception as error:
                     window = None
                     if not isinstance(error, BrokerUnavailable):
@@ -430,16 +430,16 @@ class SharedLogs:
                 mirror.pending.append(entry)
 
     def _merge(self, topic: str, mirror: _Mirror, window: Window, after: int) -> None:
-        """Make the mirror as the window is: what its subscribers lack is delivered, and those that wait are served."""
+        """Bring the mirror up to the window: deliver what subscribers have missed, and serve those that wait."""
         old = mirror.log
         is_same = old is not None and old.epoch == window.epoch
         if old is None:
             base = window.top
-            if mirror.pending and mirror.pending[0].epoch == window.epoch:  # some are subscribers already, by patterns
+            if mirror.pending and mirror.pending[0].epoch == window.epoch:  # subscribers by patterns get these
                 base = min(base, mirror.pending[0].offset - 1)
         elif old.epoch == window.epoch and window.floor <= old.top:
             base = old.top
-        else:  # what is missing is not kept any more
+        else:  # the broker does not keep all that is missing
             base = window.floor
         is_lost = old is not None and (not is_same or base != old.top)
         if old is not None and after and is_same and not is_lost:
@@ -497,7 +497,7 @@ async def _follow(joiner: _Joiner, outcome: Any) -> None:
 
 
 def _part(log: Log, since: Position | None, top: int) -> History:
-    """What a subscriber lacks: it may be ahead of the log, up to `top`, the newest offset that the broker has."""
+    """What a subscriber has missed. It may be ahead of the log, up to `top`, the newest offset of the broker."""
     if since is not None and since.epoch == log.epoch and log.top < since.offset <= top:
         return History(since, True)
     history = log.read(since)
@@ -505,7 +505,7 @@ def _part(log: Log, since: Position | None, top: int) -> History:
 
 
 def _message(envelope: bytes) -> Message:
-    """The message in an envelope; ValueError if it is none."""
+    """The message in an envelope; ValueError if there is none."""
     if len(envelope) >= INNER:
         if envelope[0] == MessageType.TEXT:
             return Message.text(envelope[INNER:].decode())

@@ -53,8 +53,8 @@ class ConnectedClient(BaseConnection):
         """Identity of this connection; `server.get_client(id)` finds it while it is open."""
         known = self._id is not None
         own = super().id
-        if not known and self in self._server._clients:
-            self._server._by_id[own] = self
+        if not known and self in self._server._connections.clients:
+            self._server._connections.by_id[own] = self
         return own
 
     @property
@@ -157,7 +157,7 @@ class ConnectedClient(BaseConnection):
 
     def _handler_done(self, task: asyncio.Task[Any]) -> None:
         """The handler has returned or raised: close the connection if it has not."""
-        self._server._task_done(task)
+        self._server._connections.task_done(task)
         self._task = None
         code, reason = 1000, ""
         error = None if task.cancelled() else task.exception()
@@ -170,7 +170,7 @@ class ConnectedClient(BaseConnection):
     def _say_goodbye(self, code: int, reason: str) -> None:
         """Close the connection, after what waits to be sent."""
         if self._outbox_size:
-            self._server._spawn(self.close(code, reason), self)
+            self._server._connections.spawn(self.close(code, reason), self)
         else:
             self._begin_closing(code, reason)
 
@@ -180,5 +180,5 @@ class ConnectedClient(BaseConnection):
 
     def _on_writable(self) -> None:
         if self._subscriber is not None and self._subscriber.waiting:
-            self._server.topics._send_waiting(self, self._subscriber.waiting)
+            self._server.topics._delivery.send_waiting(self, self._subscriber.waiting)
         super()._on_writable()

@@ -1,9 +1,9 @@
 """Connections that one process accepts and another one serves: descriptors over a UNIX-domain socket (unix(7)).
 
-A `Handover` is the end of the process that accepts. It keeps each connection until the other end says that it has
-received it, so that none is lost where that process ends. A `HandoverSocket` is the other end, and is given to a
-server as its `sock`. Beside each descriptor one byte goes there; for each that was received, refused or closed, one
-comes back.
+A `Handover` is the end in the process that accepts. It keeps each connection until the other end reports that it has
+been received, so that none is lost if the other process ends. A `HandoverSocket` is the other end; a server gets it as
+its `sock`. One byte is sent with each descriptor, and one byte comes back for each connection that was received,
+refused or closed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 
 __all__ = ["HandedConnection", "Handover", "HandoverSocket"]
 
-ONE = b"\0"  # goes with each descriptor: there are none without data
+ONE = b"\0"  # sent with each descriptor: a message needs some data
 RECEIVED, REFUSED, CLOSED = b"+", b"!", b"-"
 AT_ONCE = 4096  # bytes that are read at a time
-AGAIN = 0.05  # seconds until what found no room in the buffer is said again
+AGAIN = 0.05  # seconds until bytes for which the socket's buffer had no room are sent again
 CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
@@ -30,7 +30,7 @@ class Handover:
     """Hands connections over.
 
     Attributes:
-        count: connections handed over that are not closed.
+        count: connections handed over that have not been closed.
     """
 
     def __init__(self) -> None:
@@ -40,11 +40,11 @@ class Handover:
         self.count = 0
 
     def fileno(self) -> int:
-        """The descriptor on which something is to be read: what the other end says of connections."""
+        """The descriptor to wait on for reports of the other end."""
         return self._sock.fileno()
 
     def take_other_end(self) -> socket.socket:
-        """The end for the other process; it is to be closed here when that has it."""
+        """The end for the other process; close it here once that process has it."""
         return self._other
 
     @property
@@ -53,7 +53,7 @@ class Handover:
         return len(self._unreceived)
 
     def hand(self, connection: socket.socket) -> bool:
-        """Hand a connection over, and keep it until it is received. False: the other process takes no more."""
+        """Hand a connection over, and keep it until it is received; False if the other process takes no more."""
         try:
             socket.send_fds(self._sock, [ONE], [connection.fileno()])
         except OSError:
@@ -63,10 +63,10 @@ class Handover:
         return True
 
     def read(self) -> list[socket.socket]:
-        """Read what the other end says; the connections that it had no descriptors left for.
+        """Read the other end's reports; return the connections that it had no free descriptors for.
 
         Raises:
-            EOFError: it takes no more.
+            EOFError: the other process takes no more.
         """
         try:
             return self._read()
@@ -74,7 +74,7 @@ class Handover:
             return []
 
     def _read(self) -> list[socket.socket]:
-        """As `read`; raises BlockingIOError when nothing was said."""
+        """As `read`; raises BlockingIOError if there is no report."""
         try:
             data = self._sock.recv(AT_ONCE)
         except BlockingIOError:
@@ -97,12 +97,12 @@ class Handover:
         return refused
 
     def finish(self) -> None:
-        """Hand over no more. The other end takes what is on its way, and then comes to the end."""
+        """Hand over no more. The other end still receives what is on its way, and then reads the end of the stream."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> list[socket.socket]:
-        """Close this end; the connections that the other process has not received."""
+        """Close this end; return the connections that the other process has not received."""
         left = []
         with contextlib.suppress(EOFError, BlockingIOError):
             while True:
@@ -120,7 +120,7 @@ class HandoverSocket(socket.socket):
 
     Args:
         fileno: the descriptor of `Handover.take_other_end`.
-        address, listening_family: of the socket listened on, which this one passes off as its own.
+        address, listening_family: of the socket listened on; `getsockname` and `family` return them.
     """
 
     def __init__(self, fileno: int, address: Any, listening_family: int) -> None:
@@ -130,12 +130,12 @@ class HandoverSocket(socket.socket):
         self._address = address
         self._listening_family = socket.AddressFamily(listening_family)
         self._unsaid = b""
-        self._is_waiting = False  # to say it again
+        self._is_waiting = False  # until AGAIN is over
         self.on_end: Callable[[], None] | None = None
 
     @property
     def family(self) -> socket.AddressFamily:
-        """That of the socket listened on."""
+        """The family of the socket listened on."""
         return self._listening_family
 
     def getsockname(self) -> Any:
@@ -149,7 +149,7 @@ class HandoverSocket(socket.socket):
             BlockingIOError: there is none.
             ConnectionAbortedError: the client has gone.
             EOFError: the other process hands over no more.
-            OSError: no descriptor is free (EMFILE); the other process has the connection back.
+            OSError: no descriptor is free (EMFILE); the connection goes back to the other process.
         """
         data, descriptors, _, _ = socket.recv_fds(self, 1, 1, CLOSE_ON_EXEC)
         if not data:
@@ -192,7 +192,7 @@ class HandoverSocket(socket.socket):
 
 
 class HandedConnection(socket.socket):
-    """A connection that was received. It tells when its descriptor is closed, or let go of, as uvloop does."""
+    """A connection that was received. `on_close` is called when its descriptor is closed, or detached, as by uvloop."""
 
     __slots__ = ("on_close",)
 
@@ -205,7 +205,7 @@ class HandedConnection(socket.socket):
             self._tell()
 
     def detach(self) -> int:
-        """Let go of the descriptor."""
+        """Detach the descriptor, and return it."""
         descriptor = super().detach()
         self._tell()
         return descriptor

@@ -16,8 +16,6 @@ import stat
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import aiofastnet
-
 from fabric._config.addresses import INHERITED
 from fabric._handshake.acceptor import Acceptor, start_accepting
 from fabric._handshake.tls import TLS_BUFFERS, TlsLoop, tls_context
@@ -143,6 +141,8 @@ class _Creator:
         self._create = functools.partial(loop.create_server, handshakes.accept)
         self._create_unix = functools.partial(loop.create_unix_server, handshakes.accept)
         if config.ssl is not None:
+            import aiofastnet  # not for plain connections: it takes its time
+
             tls_loop: Any = TlsLoop(loop)
             self._loop = tls_loop
             context, timeout = tls_context(config.ssl), config.handshake_timeout

@@ -16,7 +16,7 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fabric_ext.blocking import Driver
+    from fabric_ext.driver import Driver
 
 __all__ = ["Keeper", "keeper"]
 
@@ -36,8 +36,10 @@ class Keeper:
         self._pipe: tuple[int, int] | None = None  # what is written to it wakes the thread
 
     def add(self, driver: Driver) -> None:
-        """Look after `driver` from now on."""
+        """Look after `driver` from now on, unless it is closed."""
         with self._lock:
+            if driver.is_closed:
+                return  # by another thread, which has called `remove` already, or will
             self._drivers.add(driver)
             if self._thread is None:
                 self._pipe = os.pipe()

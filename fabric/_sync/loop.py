@@ -1,4 +1,4 @@
-"""The event loop of a blocking client, which no thread runs: `fabric_ext.blocking.Driver` steps it.
+"""The event loop of a blocking client, which no thread runs: `fabric_ext.driver.Driver` steps it.
 
 Owns what makes asyncio's loop fit for that: it says when it has something to do, and looks names up without a pool of
 threads that the end of the process would wait for.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fabric_ext.blocking import Driver
+    from fabric_ext.driver import Driver
 
 __all__ = ["SteppedLoop"]
 

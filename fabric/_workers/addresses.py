@@ -13,7 +13,7 @@ from fabric.config import ServerConfig
 
 __all__ = ["Addresses"]
 
-SPREADS = sys.platform == "linux"  # connections over sockets that share a port; elsewhere one of them gets all
+SPREADS = sys.platform == "linux"  # does the kernel spread connections over sockets that share a port?
 BACKLOG = 1024
 
 
@@ -23,7 +23,7 @@ class Addresses:
     Args:
         address: as `ServerConfig.bind`.
         shares: how many workers get sockets of their own, for the kernel to spread connections over them. One, or where
-            the kernel does not, all share the same.
+            the kernel does not spread them, all workers share the same sockets.
 
     Raises:
         OSError: the address is in use, or not ours; sockets that are to be inherited are not there.
@@ -70,7 +70,7 @@ class Addresses:
             port = free_port()  # the same on each address
             places = dict.fromkeys((family, (address[0], port, *address[2:])) for family, address in places)
         for family, address in places:
-            if many and port:  # another program's sockets that share the port would let ours in: a plain one is refused
+            if many and port:  # a socket without SO_REUSEPORT is refused if another program has the port
                 _bound(family, address, reuse_port=False).close()
             first = _bound(family, address, reuse_port=many)
             if not many:

@@ -15,21 +15,22 @@ __all__ = ["Balancer"]
 
 AT_ONCE = 64  # connections accepted in a row
 MAX_UNRECEIVED = 64  # connections on their way to one worker; a busy one gets no more for now
-RETRY = 1.0  # seconds until there is another look whether descriptors have become free
+RETRY = 1.0  # seconds until it is tried again whether descriptors have become free
 _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 logger = logging.getLogger("fabric.workers")
 
 
 class Balancer:
-    """Accepts connections while there is a worker that takes them; the others wait in the system's queue."""
+    """Accepts connections while a worker can take them; further ones wait in the listen queue of the kernel."""
 
     def __init__(self, listening: Iterable[socket.socket]) -> None:
         self._loop = asyncio.get_running_loop()
         self._listening = list(listening)
         self._workers: dict[Handover, float] = {}  # until when (loop.time()) each is to get none
-        # Accepted, but nobody can take them for now: a worker that had not received them has ended. Beside them none is
-        # accepted, so these and those on their way are never more than MAX_UNRECEIVED for each process.
+        # Accepted connections that no worker can take for now: the worker that they were sent to has ended before it
+        # received them. While there are any, no further connection is accepted, so these and those on their way are
+        # never more than MAX_UNRECEIVED for each process.
         self._unplaced: deque[socket.socket] = deque()
         self._is_accepting = False
         self._later: asyncio.TimerHandle | None = None
@@ -41,19 +42,19 @@ class Balancer:
         self._resume()
 
     def retire(self, handover: Handover) -> None:
-        """A worker is to get no more; it receives what is on its way."""
+        """Give a worker no more connections; it still receives those on their way."""
         if self._workers.pop(handover, None) is not None:
             handover.finish()
 
     def remove(self, handover: Handover) -> None:
-        """A worker has ended, or takes no more: what it has not received goes to others."""
+        """A worker has ended, or takes no more: connections that it has not received go to others."""
         self._workers.pop(handover, None)
         if handover.fileno() >= 0:
             self._loop.remove_reader(handover.fileno())
             self._place(handover.close())
 
     def close(self) -> None:
-        """Accept no more, and close what no worker has."""
+        """Accept no more, and close the connections that no worker has received."""
         self._pause()
         for sock in self._listening:
             sock.close()
@@ -69,14 +70,14 @@ class Balancer:
                 self._loop.remove_reader(sock.fileno())
 
     def _resume(self) -> None:
-        """Go on: there is a new worker, or a pause is over."""
+        """Accept again: there is a new worker, or a pause is over."""
         if self._later is not None:
             self._later.cancel()
             self._later = None
         self._go_on()
 
     def _go_on(self) -> None:
-        """Place what waits, and accept more, unless there is a pause."""
+        """Place the connections that wait, and accept more, unless there is a pause."""
         self._place([])
         if self._later is None and not self._is_accepting and self._choose() is not None:
             self._is_accepting = True
@@ -97,7 +98,7 @@ class Balancer:
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(AT_ONCE):
             if self._choose() is None:
-                self._pause()  # until one says that it has received something
+                self._pause()  # until a worker reports that it has received a connection
                 return
             try:
                 connection, _peer = listening.accept()
@@ -115,13 +116,13 @@ class Balancer:
             self._place([connection])
 
     def _place(self, connections: Iterable[socket.socket]) -> None:
-        """Hand connections to workers, behind those that wait already; where none can take them, they wait."""
+        """Hand connections to workers, after those that wait already. If no worker can take them, they wait too."""
         self._unplaced.extend(connections)
         while self._unplaced and self._listening and (chosen := self._choose()) is not None:
             if chosen.hand(self._unplaced[0]):
                 self._unplaced.popleft()
             else:
-                self._workers[chosen] = self._loop.time() + RETRY  # it has ended, which is about to be noticed
+                self._workers[chosen] = self._loop.time() + RETRY  # its process has ended; `remove` follows
         if self._unplaced and self._listening:
             self._go_on_later()
         while self._unplaced and not self._listening:  # closed

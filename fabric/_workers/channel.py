@@ -1,6 +1,6 @@
-"""What the parent and a worker say to each other: values of JSON, each behind its length, over a pair of sockets.
+"""Messages between the parent and a worker: JSON values, each after its length, over a pair of sockets.
 
-Nobody else has an end of it. When one side has ended, however it did, the other comes to the end of the stream.
+No other process has an end of it. When one process has ended, in whatever way, the other reads the end of the stream.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class Channel:
         return cls(*await asyncio.open_unix_connection(sock=sock))
 
     def send(self, **message: Any) -> None:
-        """Say something; without effect where the other side has ended."""
+        """Send a message; without effect if the other side has ended."""
         if not self._writer.is_closing():
             self._writer.write(_framed(msgspec.json.encode(message)))
 
     def send_bytes(self, message: bytes) -> None:
-        """What the worker takes by `receive_first`."""
+        """Send the message that the worker reads by `receive_first`."""
         self._writer.write(_framed(message))
 
     async def receive(self) -> dict[str, Any] | None:
-        """What the other side says next; None when it has ended."""
+        """The next message of the other side; None when it has ended."""
         try:
             size = int.from_bytes(await self._reader.readexactly(LENGTH), "big")
             if size > LIMIT:
@@ -51,7 +51,7 @@ class Channel:
         return message
 
     async def close(self) -> None:
-        """Deliver what was said, and close."""
+        """Deliver what was sent, and close."""
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
@@ -67,7 +67,7 @@ def receive_first(sock: socket.socket) -> bytes:
 
 
 def send_last(sock: socket.socket, **message: Any) -> None:
-    """Say something without an event loop."""
+    """Send a message without an event loop."""
     with contextlib.suppress(OSError):
         sock.sendall(_framed(msgspec.json.encode(message)))
 

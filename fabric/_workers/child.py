@@ -1,6 +1,6 @@
-"""What runs in a worker: it imports the program, makes its server, and serves until the parent says so or has ended.
+"""What runs in a worker: it imports the program, makes its server, and serves until the parent ends it or has ended.
 
-The parent starts `main` in a new interpreter, and says what to do over the `Channel` whose descriptor it is given.
+The parent starts `main` in a new interpreter, with the descriptor of a `Channel` over which it sends an `Order`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fabric.server import WebSocketServer
 __all__ = ["Goodbye", "Order", "Worker", "is_worker", "main"]
 
 EMBEDDED = "FABRIC_EMBEDDED_NATS"  # as in `fabric.broker.nats`, which needs nats-py
-LAST_MOMENT = 5.0  # seconds, after all that has a bound, for a process to end
+LAST_MOMENT = 5.0  # seconds for a process to end, after everything that has a timeout of its own
 LONGEST = 1000  # characters of a cause
 
 logger = logging.getLogger("fabric.workers")
@@ -52,11 +52,11 @@ class Worker:
 
 @dataclass(frozen=True)
 class Order:
-    """What the parent says first.
+    """The parent's first message: what the worker is to run.
 
     Attributes:
-        program: what `multiprocessing.spawn.prepare` needs, so that what is imported is what the parent would import.
-        main: the function, pickled: it says where the function is.
+        program: what `multiprocessing.spawn.prepare` needs, so that the worker imports the same modules as the parent.
+        main: the function, pickled, that is its module and name.
         number, broker: see `Worker`.
         sockets: descriptors to listen on.
         handover: instead of them, the arguments of a `HandoverSocket`.
@@ -82,8 +82,7 @@ class Goodbye(NamedTuple):
     Attributes:
         code: the close code for the clients.
         timeout: seconds for `WebSocketServer.shutdown`.
-        drain: seconds for which connections may go on before that; None: those in their opening handshake may not even
-            come to its end.
+        drain: seconds for which connections may go on before that; None also cuts off opening handshakes.
     """
 
     code: int
@@ -100,15 +99,15 @@ def is_worker() -> bool:
 
 
 def main(descriptor: int) -> NoReturn:
-    """Do what the parent says over `descriptor`, and end the process."""
+    """Run the `Order` that the parent sends over `descriptor`, and end the process."""
     global _is_worker
     _is_worker = True
-    for number in (signal.SIGINT, signal.SIGHUP):  # the parent gets them as well, and sees to it
-        signal.signal(number, _nothing)  # a handler, as children of the application would inherit that it is ignored
+    for number in (signal.SIGINT, signal.SIGHUP):  # the parent gets them as well, and ends or replaces its workers
+        signal.signal(number, _nothing)  # not SIG_IGN, which children of the application would inherit
     channel = socket.socket(fileno=descriptor)
     channel.set_inheritable(False)
     try:
-        order: Order = pickle.loads(receive_first(channel))  # the parent's
+        order: Order = pickle.loads(receive_first(channel))  # it comes from the parent
     except EOFError:
         sys.exit(1)
     if order.embedded is not None:
@@ -227,7 +226,7 @@ class _Life:
         await server._drain(seconds)
 
     async def _hear(self) -> None:
-        """What the parent says."""
+        """Handle the parent's messages, until it has ended."""
         while (message := await self._channel.receive()) is not None:
             if message["event"] == "end":
                 self._end(Goodbye(*message["goodbye"]))
@@ -237,13 +236,13 @@ class _Life:
         if not self._serving.done():
             logger.error("worker %d ends, as its parent has ended", self._order.number)
             self._end(self._order.goodbye)
-            # Nobody else would end a process in which a thread goes on.
+            # A thread that goes on would keep the process alive for ever.
             late = threading.Timer(self._order.goodbye.timeout + LAST_MOMENT, os._exit, (1,))
             late.daemon = True
             late.start()
 
     def _end(self, goodbye: Goodbye) -> None:
-        """End, as `goodbye` says; at once before the server runs. One without time aborts what is shutting down."""
+        """End as `goodbye` says, at once if the server does not run yet. A timeout of 0 aborts a shutdown under way."""
         self._goodbye = goodbye
         if self._server is None:
             self._serving.cancel()

@@ -1,6 +1,6 @@
 """One place that shows all workers: for Prometheus, as JSON, for health checks, and as the live page.
 
-The parent serves it, on an address of its own. Where the numbers come from is the supervisor's.
+The parent serves it, on an address of its own. The supervisor collects the numbers.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class WorkerState:
         number, pid: of the worker and its process.
         state: "starting", "ready", or "ending".
         since: `time.time()` at which the process was started.
-        connections: open, when it told last.
-        report: what it has told last.
+        connections: open at its last report.
+        report: its last report; empty at first.
     """
 
     number: int
@@ -67,7 +67,7 @@ class State:
     Attributes:
         wanted: how many there are to be.
         restarts: processes that were started in place of one that had ended by itself.
-        workers: those that there are, and those that are ending.
+        workers: all whose processes run, those that are ending too.
         metrics: the sum of what they have counted.
     """
 
@@ -124,7 +124,7 @@ def _as_json(state: State) -> bytes:
 
 
 class _Dashboard(Dashboard):
-    """The live page about all workers. It has no list of connections: they are the workers'."""
+    """The live page about all workers. It has no list of connections: the workers have them."""
 
     def __init__(self, server: WebSocketServer, look: Callable[[], Awaitable[State]]) -> None:
         super().__init__(server, DASHBOARD)
@@ -153,7 +153,7 @@ class _Dashboard(Dashboard):
         }
 
     def listed(self) -> list[dict[str, Any]] | None:
-        """None: no connection is this process's."""
+        """None: this process has no connections of the application."""
         return None
 
     def _to_ping(self) -> Sequence[BaseConnection]:

@@ -20,8 +20,8 @@ from fabric._workers.child import LAST_MOMENT, Goodbye
 
 __all__ = ["WorkerProcess"]
 
-# This `fabric`, as the interpreter may find another one, or none. It comes last again, behind the standard library; and
-# the program's own path is set afterwards.
+# The worker is to import this `fabric`; the interpreter alone may find another one, or none. Afterwards its folder is
+# the last of the path, after the standard library. `multiprocessing.spawn.prepare` sets the program's path later.
 START = """\
 import sys
 path = [*filter(None, sys.path)]
@@ -40,11 +40,11 @@ class WorkerProcess:
     Attributes:
         number: of the worker.
         pid, since: of the process, and `time.time()` at its start.
-        handover: by which it gets connections, where the parent accepts them.
-        is_ready: has it said that its server listens?
+        handover: by which it gets connections, if the parent accepts them.
+        is_ready: has it reported that its server listens?
         is_ending: has it been told to end?
-        ended: set when it has ended, and all that it said has been read.
-        report: what it told last; empty at first.
+        ended: set when it has ended, and all its messages have been read.
+        report: its last report; empty at first.
         on_end: called with this process when it has ended.
     """
 
@@ -70,7 +70,7 @@ class WorkerProcess:
     async def start(cls, number: int, order: bytes, passed: Sequence[socket.socket], handover: Handover | None) -> Self:
         """Start a process that does what `order` says, an `Order` pickled, and has the descriptors of `passed`.
 
-        Where that fails or is cancelled, neither a process nor a descriptor is left, and `handover` is closed.
+        If that fails or is cancelled, neither a process nor a descriptor is left, and `handover` is closed.
 
         Raises:
             OSError: the system does not start it.
@@ -120,25 +120,25 @@ class WorkerProcess:
         return self.is_ready
 
     async def ask(self) -> None:
-        """Have it tell its numbers, in `report`."""
+        """Ask for its numbers, and wait until they are in `report`."""
         answer = asyncio.get_running_loop().create_future()
         self._answers.append(answer)
         self._channel.send(event="report")
         await answer
 
     def end(self, goodbye: Goodbye, timeout: float) -> None:
-        """Have it end; kill it if it has not, `timeout` seconds and a moment later."""
+        """Tell it to end; kill it if it has not ended within `timeout` seconds and LAST_MOMENT."""
         self.is_ending = True
         self._channel.send(event="end", goodbye=goodbye)
         self._kill_after(timeout + LAST_MOMENT)
 
     def fail(self, cause: str) -> None:
-        """Kill it, for this cause."""
+        """Kill it; `cause` is what is logged as the cause of its end."""
         self._cause = cause
         self._popen.kill()  # without effect on one that has ended
 
     def poll(self) -> None:
-        """Look whether it has ended."""
+        """Notice whether it has ended."""
         if self._popen.poll() is not None:
             self._exited.set()
 

@@ -1,4 +1,4 @@
-"""What a worker tells of its server, and the sum of what several have told.
+"""The metrics of a worker's server as a report to the parent, and the sum of several reports.
 
 Counters are added and histograms merged, as if one server had counted it all.
 """
@@ -20,7 +20,7 @@ HISTOGRAMS = ("latency", "heartbeat_rtt", "handshake")
 
 
 def packed(metrics: ServerMetrics) -> dict[str, Any]:
-    """All that `metrics` holds, in a dict that JSON takes."""
+    """All that `metrics` holds, as a dict that can be encoded as JSON."""
     topics, loop = metrics.topics, metrics.loop
     return {
         "counters": metrics.as_dict() | {"last_activity_ns": metrics.last_activity_ns},
@@ -39,7 +39,7 @@ def packed(metrics: ServerMetrics) -> dict[str, Any]:
 
 
 def unpacked(report: dict[str, Any], loop: asyncio.AbstractEventLoop) -> ServerMetrics:
-    """The metrics in `report`, as `packed` made it; `loop` is the caller's, for their `LoopMetrics`."""
+    """The metrics in a `report` that `packed` made; `loop` is the running event loop, for their `LoopMetrics`."""
     metrics = ServerMetrics()
     for name, value in report["counters"].items():
         setattr(metrics, name, value)
@@ -60,7 +60,7 @@ def unpacked(report: dict[str, Any], loop: asyncio.AbstractEventLoop) -> ServerM
 
 
 class Totals:
-    """Sums over workers. What those counted that have ended stays in them, so that no counter ever goes back."""
+    """Sums over workers. They include workers that have ended, so that no counter ever goes back."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -69,7 +69,7 @@ class Totals:
         self._ended_drops: Counter[str] = Counter()
 
     def keep(self, last: ServerMetrics) -> None:
-        """A worker has ended; `last` is what it has told last."""
+        """A worker has ended; `last` is from its last report."""
         last.active_connections = 0
         if last.topics is not None:
             self._ended_drops.update(last.topics.drops)
@@ -79,7 +79,7 @@ class Totals:
         self._ended.add(last)
 
     def of(self, workers: Iterable[ServerMetrics]) -> ServerMetrics:
-        """The sum over these workers, which live, and those that have ended."""
+        """The sum over `workers`, which run, and those that have ended."""
         total = ServerMetrics.merged([self._ended])
         total.loop = LoopMetrics(self._loop)
         _add_loop(total.loop, self._loop_metrics)

@@ -29,7 +29,7 @@ from fabric.reconnect import ReconnectState
 
 __all__ = ["Settings", "Supervisor", "WorkersFailed"]
 
-ANSWER = 1.0  # seconds in which workers tell their numbers; of those that do not, the last are taken
+ANSWER = 1.0  # seconds for workers to report their numbers; of a slower one the last report counts
 HANDSHAKES = 30.0  # seconds more for a worker that is replaced: opening handshakes end first
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -85,7 +85,7 @@ class Settings:
 
 
 class Slot:
-    """The place of one worker, which has a number; processes come and go in it."""
+    """The place of the worker with one number: one process after another runs in it."""
 
     def __init__(self, number: int, restart: ReconnectConfig) -> None:
         self.number = number
@@ -256,7 +256,7 @@ class Supervisor:
         return process
 
     async def _keep(self, slot: Slot) -> None:
-        """See to it that there is a worker in this slot, for ever."""
+        """Keep a worker running in this slot, until cancelled."""
         while True:
             async with slot.lock:
                 if slot.worker is None or slot.worker.has_ended:
@@ -297,7 +297,7 @@ class Supervisor:
                 await slot.hurry.wait()
 
     def _admit(self, worker: WorkerProcess) -> None:
-        """A worker is ready: it gets connections."""
+        """A worker is ready: give it connections."""
         logger.info("worker %d (process %d) is ready", worker.number, worker.pid)
         if self._balancer is not None and worker.handover is not None and not worker.has_ended:
             self._balancer.add(worker.handover)
@@ -312,7 +312,7 @@ class Supervisor:
     # -- workers are replaced, and end
 
     async def _replace_all(self) -> None:
-        """At each SIGHUP put new processes in the place of all, one after the other."""
+        """At each SIGHUP replace all processes by new ones, one after the other."""
         while True:
             await self._roll.wait()
             self._roll.clear()
@@ -326,7 +326,7 @@ class Supervisor:
                 logger.info("all workers have been replaced")
 
     async def _replace(self, slot: Slot) -> bool:
-        """Start a new process, and have the old one end once the new one is ready; False if it fails to be."""
+        """Start a new process, and end the old one once the new one is ready; False if that fails to start."""
         async with slot.lock:
             old = slot.worker
             try:
@@ -361,7 +361,7 @@ class Supervisor:
             self._totals.keep(self._unpacked(process))
 
     async def _end_all(self) -> None:
-        """End every process, and all that is the parent's own."""
+        """End every process, and close what the parent itself has opened."""
         if self._balancer is not None:
             self._balancer.close()
         self._addresses.close()
@@ -390,7 +390,7 @@ class Supervisor:
     # -- what there is to show
 
     async def look(self) -> State:
-        """Ask all workers for their numbers. Several who ask at the same time get one answer."""
+        """Ask all workers for their numbers. Calls at the same time share one answer."""
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look())
         return await asyncio.shield(self._looking)

@@ -1,8 +1,8 @@
 """Brokers: how a message that is published on one server comes to the subscribers of others.
 
-A broker is a program of its own that several servers connect to, one that exists: NATS, or Redis.
-`WebSocketServer(..., broker="nats://host")` uses it; `"memory:"`, the default, is none. An adapter is a `Broker`: a
-server tells it the topics and patterns that it has subscribers for, and hears no others.
+A broker is a separate program that several servers connect to: NATS, or Redis.
+`WebSocketServer(..., broker="nats://host")` uses one; `"memory:"`, the default, is none. An adapter is a `Broker`: it
+subscribes to the topics and patterns that its server has subscribers for, and receives no others.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Window(NamedTuple):
 
 
 class Node(Protocol):
-    """What a broker reports to: the topics of one server."""
+    """The topics of one server, to which an adapter delivers and reports."""
 
     def deliver(self, batch: list[tuple[str, bytes]]) -> None:
         """Messages have arrived: topics and envelopes, as they were published, a read of the socket at a time.
@@ -103,18 +103,18 @@ class Broker(abc.ABC):
 
     @abc.abstractmethod
     def subscribe(self, patterns: Iterable[str]) -> None:
-        """Hear of these topics and patterns from now on, over reconnections too. Acts at once; `flush` confirms it."""
+        """Receive these topics and patterns from now on, after reconnections too. Acts at once; `flush` confirms it."""
 
     @abc.abstractmethod
     def unsubscribe(self, patterns: Iterable[str]) -> None:
-        """Hear of them no more."""
+        """Receive them no more."""
 
     @abc.abstractmethod
     def publish(self, topic: str, envelope: bytes) -> None:
-        """Send a message to the other servers; it is kept while the broker is away, up to a bound.
+        """Send a message to the other servers; while the broker is away it is kept, up to a limit.
 
         Raises:
-            BrokerUnavailable: the bound is reached, or the message is larger than the broker takes.
+            BrokerUnavailable: the limit is reached, or the message is larger than the broker takes.
         """
 
     @abc.abstractmethod
@@ -135,21 +135,21 @@ class Broker(abc.ABC):
     ) -> asyncio.Future[tuple[str, int]]:
         """Number a message, keep it, and send it to all servers that have subscribed, this one too: all in one step.
 
-        It is kept until the broker has confirmed it, and given to it again after a loss of the connection. What it has
-        got already it leaves out, by `number`.
+        The adapter keeps it until the broker has confirmed it, and sends it again after a loss of the connection. The
+        broker leaves out what it has already, by `number`.
 
         Args:
             number: larger than that of the message before.
             size: how many messages of the topic are kept.
             ttl: for how many seconds a message is kept.
-            known: epoch and newest offset that this server has seen; None is none.
+            known: epoch and newest offset that this server has seen, or None.
 
         Returns:
-            Its epoch and offset, once the broker has it; an offset of 0 if it is known no more. BrokerUnavailable is
-            its exception where the broker refuses it.
+            Its epoch and offset, once the broker has it; the offset is 0 if it is not known any more. If the broker
+            refuses it, the future's exception is BrokerUnavailable.
 
         Raises:
-            BrokerUnavailable: the bound of what waits is reached, or the message is larger than the broker takes.
+            BrokerUnavailable: the limit of what waits is reached, or the message is larger than the broker takes.
         """
         raise BrokerUnavailable(f"{self!r} keeps no histories")
 
@@ -160,7 +160,7 @@ class Broker(abc.ABC):
 
         Args:
             size, ttl, known: as for `append`.
-            wait: for the next attempt to connect, where the broker is away.
+            wait: if the broker is away, wait for the next attempt to connect.
 
         Raises:
             BrokerUnavailable: the broker is away, or its connection was lost meanwhile.
@@ -206,20 +206,20 @@ class MemoryBroker(Broker):
         """Nothing was connected."""
 
     def subscribe(self, patterns: Iterable[str]) -> None:
-        """There is nothing else to hear."""
+        """Nothing: no other server publishes."""
 
     def unsubscribe(self, patterns: Iterable[str]) -> None:
-        """There was nothing else to hear."""
+        """Nothing: no other server publishes."""
 
     def publish(self, topic: str, envelope: bytes) -> None:
-        """There is nobody else."""
+        """Nothing: there is no other server."""
 
     async def flush(self) -> None:
-        """All is done."""
+        """Nothing waits to be sent."""
 
     @property
     def is_healthy(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
 

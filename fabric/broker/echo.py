@@ -1,4 +1,4 @@
-"""What a server publishes to itself through its broker, to know that it still hears."""
+"""A message that a server publishes to itself through its broker, to see that it still receives messages."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fabric_ext.remote import wrap
 
 __all__ = ["Echo"]
 
-KIND = 3  # of envelopes, see fabric_ext.remote: other servers, which may hear it by a pattern, ignore it
+KIND = 3  # of envelopes, see fabric_ext.remote: other servers, which may receive it by a pattern, ignore it
 
 
 class Echo:
-    """A topic of one server's own, and the message on it that is awaited.
+    """A topic that only one server uses, and the message on it that is awaited.
 
     Attributes:
         topic: what it is published to; the adapter subscribes to it.
@@ -29,7 +29,7 @@ class Echo:
         self._heard: asyncio.Future[None] | None = None
 
     def begin(self) -> bytes:
-        """Return the envelope that is to be published, and expect it."""
+        """Expect a message, and return the envelope to publish."""
         self._heard = asyncio.get_running_loop().create_future()
         self._expected = wrap(KIND, self._node, next(self._numbers) & 0xFFFFFFFF, b"")
         return self._expected
@@ -48,11 +48,11 @@ class Echo:
             self._expected = self._heard = None
 
     def taken_out(self, batch: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-        """The messages without the one that is expected. Costs nothing while none is."""
+        """The messages of `batch` without the one that is expected. Costs nothing while none is expected."""
         if self._expected is None:
             return batch
         others = [message for message in batch if message[1] != self._expected]
         if len(others) < len(batch) and self._heard is not None:
-            with contextlib.suppress(asyncio.InvalidStateError):  # heard already, by a pattern too
+            with contextlib.suppress(asyncio.InvalidStateError):  # received already, through a pattern as well
                 self._heard.set_result(None)
         return others

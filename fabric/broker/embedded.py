@@ -1,7 +1,7 @@
-"""A NATS server of our own, as a child of this process, on loopback and with a random token.
+"""A NATS server that this process starts as its child, on loopback and with a random token.
 
-It ends with this process, however that ends: between the two is a shell that waits for the end of its standard input,
-and then removes what the server has stored. A server that ends before, and is started again, finds that.
+It ends with this process, in whatever way that ends: between the two is a shell that waits for the end of its standard
+input, and then removes what the server has stored. A server that ends before, and is started again, finds its store.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ logger = logging.getLogger("fabric.broker")
 PORT = re.compile(r'"(?:nats|tls)://[^"]*:(\d+)"')
 AGAIN = 1.0  # seconds until another attempt to start one that could not be started again
 READY = 5.0  # seconds that the server has to begin to listen, and to end
-LOOK = 0.005  # seconds between two looks whether it listens
-# Ends the server at the end of standard input, and itself when the server has ended. The first argument is where the
-# server stores.
+LOOK = 0.005  # seconds between two checks whether it listens
+# Ends the server at the end of standard input, and itself when the server has ended. The first argument is the
+# directory in which the server stores.
 GUARD = """\
 store=$1
 shift
@@ -50,7 +50,7 @@ class EmbeddedNats:
     """Starts a server, and stops it.
 
     Attributes:
-        url: with the token in it; empty before the first start. After another start it is the same.
+        url: with the token in it; empty before the first start, and the same after each further one.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class EmbeddedNats:
     async def _launch(self, program: str) -> None:
         with tempfile.TemporaryDirectory(prefix="fabric-nats-") as folder:
             config = Path(folder) / "nats.conf"
-            config.touch(mode=0o600)  # the token is nobody else's to read; in the arguments it would be
+            config.touch(mode=0o600)  # no other user may read the token, as they could in the arguments
             config.write_text(
                 f'host: "127.0.0.1"\nport: {self._port}\nports_file_dir: "{folder}"\n'
                 f'authorization {{ token: "{self._token}" }}\njetstream {{ store_dir: "{self._store}" }}\n'
@@ -126,11 +126,11 @@ class EmbeddedNats:
         raise BrokerUnavailable(f"nats-server does not begin to listen (exit status {code})")
 
     async def wait(self) -> int | None:
-        """Wait until it has ended; the exit status."""
+        """Wait until it has ended; return the exit status."""
         return None if self._process is None else await self._process.wait()
 
     async def keep_running(self) -> None:
-        """Start it again, on the same port, whenever it ends, until this is cancelled."""
+        """Start it again whenever it ends, on the same port, until cancelled."""
         while True:
             code = await self.wait()
             logger.error("nats-server has ended (exit status %s); it is started again", code)

@@ -1,9 +1,9 @@
-"""What other servers may not have got of what this one has published, so that they can be told.
+"""Which of this server's messages other servers may not have received, so that they can be told.
 
-A broker confirms all that it has had by the answer to a question (`Broker.flush`). What was published since, when the
-connection is lost, it may have had or not; what is refused, as too much waits, it has not. When the broker answers
-again, the other servers are told these topics, and since when; they are told again if the connection is lost before
-the broker has confirmed that.
+The answer to a round trip (`Broker.flush`) confirms all messages before it. If the connection is lost, the broker may
+or may not have received what was published after that; it has not received what was refused because too much waits.
+When the broker answers again, the other servers are told these topics and a time. They are told again if the connection
+is lost before the broker has confirmed that.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class Losses:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._question = 0  # the number of the next one
-        self._unconfirmed: dict[str, int] = {}  # topic -> question that will confirm it, in this order
-        self._lost: dict[str, int | None] = {}  # topic -> the same of telling it; None: it is to be told
+        self._unconfirmed: dict[str, int] = {}  # topic -> the question whose answer confirms it, in this order
+        self._lost: dict[str, int | None] = {}  # topic -> the question that confirms that it was told; None: not told
         self._begins = self._ends = 0.0
 
     def published(self, topic: str) -> None:
-        """A message is on its way to the broker."""
+        """A message was sent to the broker."""
         unconfirmed = self._unconfirmed
         if topic in unconfirmed:
             del unconfirmed[topic]
@@ -65,19 +65,19 @@ class Losses:
         unconfirmed[topic] = self._question
 
     def refused(self, topic: str) -> None:
-        """The broker does not get a message."""
+        """A message was not sent to the broker."""
         now = self._clock()
         self._lose((topic,), now, now)
 
     def disconnected(self, heard: float) -> None:
-        """The connection is lost; the broker was last heard at that time."""
+        """The connection is lost; `heard` is when the broker answered last."""
         self.untold()
         if self._unconfirmed:
             self._lose(tuple(self._unconfirmed), heard, self._clock())
             self._unconfirmed.clear()
 
     def untold(self) -> None:
-        """What was told may not have arrived: it is to be told again."""
+        """What was told may not have arrived: tell it again."""
         self._lost = dict.fromkeys(self._lost)
 
     def _lose(self, topics: tuple[str, ...], begins: float, ends: float) -> None:
@@ -89,12 +89,12 @@ class Losses:
             self._lost = {EVERYTHING: None}
 
     def asked(self) -> int:
-        """The broker is asked whether it has had all that was published and told; return the question."""
+        """A round trip begins, after all that was published and told; return its number."""
         self._question += 1
         return self._question - 1
 
     def confirmed(self, question: int) -> None:
-        """The broker has answered."""
+        """The round trip of that number has ended."""
         unconfirmed = self._unconfirmed
         while unconfirmed and unconfirmed[topic := next(iter(unconfirmed))] <= question:
             del unconfirmed[topic]
@@ -102,7 +102,7 @@ class Losses:
             self._lost = {topic: told for topic, told in self._lost.items() if told is None or told > question}
 
     def tell(self) -> list[bytes]:
-        """What is to be told now, encoded `Lost`."""
+        """What is to be told now: encoded `Lost` structs."""
         topics = [topic for topic, told in self._lost.items() if told is None]
         if not topics:
             return []

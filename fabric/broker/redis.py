@@ -1,9 +1,9 @@
 """Redis, or Valkey, as the broker.
 
-Two connections: one hears, one publishes. Replies are read by the package hiredis, messages as one batch for each read
-of the socket; commands leave gathered over a turn of the event loop. Redis knows no `>` and takes `*` for any text, so
-it may send more than was asked for; what fits is decided here. Histories are kept over a connection of their own, see
-`fabric.broker.streams`.
+There are two connections: one subscribes, one publishes. The package hiredis reads replies; messages are delivered as
+one batch for each read of the socket, and commands are gathered over a turn of the event loop. Redis has no `>`, and
+its `*` stands for any text, so it may send more than was subscribed to; what has no subscriber on this server is
+ignored. Histories have a connection of their own, see `fabric.broker.streams`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class _Connection(asyncio.Protocol):
         for _, waiter in self._waiting:
             if not waiter.done():
                 waiter.set_exception(self.error or ConnectionResetError("the connection was lost"))
-                waiter.exception()  # whoever waited may have gone
+                waiter.exception()  # the task that waited may have been cancelled
         if not self.lost.done():
             self.lost.set_result(None)
 
@@ -95,7 +95,7 @@ class _Connection(asyncio.Protocol):
     def _take(self, reply: Any) -> None:
         """A reply that is no message: an error, the answer to a ping or to a question."""
         if isinstance(reply, hiredis.ReplyError):
-            # Only those that forbid a command concern one command. With others no ping is answered either.
+            # Only NOPERM concerns a single command. After other errors no ping is answered either.
             if str(reply).startswith("NOPERM") and "'ping'" not in str(reply) and not self._is_asked():
                 if self.refusal is None or str(reply) != str(self.refusal):
                     logger.warning("the broker refuses: %s", reply)
@@ -128,7 +128,7 @@ class _Connection(asyncio.Protocol):
         return self._transport.get_write_buffer_size()
 
     async def ping(self, seconds: float = PROBE_INTERVAL) -> None:
-        """Wait until the broker has had everything before; raise what keeps it from answering."""
+        """Wait until the broker has read everything before; raise the error that keeps it from answering."""
         self._pings += 1
         mark = b"fabric-%d" % self._pings
         await self._reply(mark, pack("PING", mark), seconds)
@@ -158,7 +158,7 @@ class RedisBroker(Broker):
 
     Args:
         url: `redis://[[user]:password@]host[:port]`; `rediss://` for TLS.
-        ssl_context: for TLS; by default the system's certificates count.
+        ssl_context: for TLS; by default the system's certificates are trusted.
     """
 
     keeps_histories = True
@@ -232,7 +232,7 @@ class RedisBroker(Broker):
         self._hears = self._speaks = None
 
     async def _connect(self) -> None:
-        """Connect, subscribe, wait until the broker has done so, and only then let go of what waits."""
+        """Connect, subscribe, wait until the broker has done so, and only then send what waits."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(CONNECT_TIMEOUT):
             for name in ("_hears", "_speaks"):
@@ -270,7 +270,7 @@ class RedisBroker(Broker):
         self._out.open(speaks.write, speaks.unwritten)
 
     async def _check_server(self, connection: _Connection) -> None:
-        """Is it new enough, and what does it take? Where we may not ask, it is taken for what it should be."""
+        """Check the version, and ask for the largest message; if these commands are forbidden, assume the defaults."""
         found = VERSION.search(await connection.ask("INFO", "server") or b"")
         if found is not None and (int(found[1]), int(found[2])) < OLDEST:
             version = b".".join(found.groups()).decode()
@@ -279,7 +279,7 @@ class RedisBroker(Broker):
         self._largest = int(reply[1]) if isinstance(reply, list) and len(reply) == 2 else LARGEST
 
     async def _live(self) -> None:
-        """Look every two seconds whether the broker is there, and connect anew where it is not."""
+        """Check every two seconds whether the broker answers, and connect anew if it does not."""
         while True:
             try:
                 await self._look()
@@ -303,7 +303,7 @@ class RedisBroker(Broker):
         self._tell_losses()
 
     async def _is_well(self) -> bool:
-        """Does the broker answer, and send us what we publish?"""
+        """Does the broker answer, and deliver what this server publishes to itself?"""
         try:
             await self._round_trip()
             if self._speaks is not None:
@@ -339,13 +339,13 @@ class RedisBroker(Broker):
     # -- what goes out
 
     def subscribe(self, patterns: Iterable[str]) -> None:
-        """Hear of these; see `Broker.subscribe`."""
+        """Receive these; see `Broker.subscribe`."""
         new = [topic for topic in patterns if topic not in self._topics]
         self._topics.update(dict.fromkeys(new))
         self._tell("SUBSCRIBE", new)
 
     def unsubscribe(self, patterns: Iterable[str]) -> None:
-        """Hear of them no more."""
+        """Receive them no more."""
         gone = [topic for topic in patterns if topic in self._topics]
         for topic in gone:
             del self._topics[topic]
@@ -355,7 +355,7 @@ class RedisBroker(Broker):
         if not self._in.is_open:
             return
         self._in.add(_subscription(command, topics))
-        if self._hears is not None and self._in.is_overfull:  # nothing bounds what is subscribed and unsubscribed
+        if self._hears is not None and self._in.is_overfull:  # subscriptions have no limit of their own
             logger.warning("broker %s does not read", self._where)
             self._in.close()
             self._hears.abort()
@@ -478,8 +478,8 @@ def _publication(topic: str, envelope: bytes) -> bytes:
 
 
 def _subscription(command: str, topics: Iterable[str]) -> bytes:
-    """SUBSCRIBE or UNSUBSCRIBE for topics, PSUBSCRIBE or PUNSUBSCRIBE for patterns: a command for each, as one that is
-    forbidden is refused as a whole.
+    """SUBSCRIBE or UNSUBSCRIBE for topics, PSUBSCRIBE or PUNSUBSCRIBE for patterns: one command for each, because Redis
+    refuses a command as a whole if one of its channels is forbidden.
     """
     return b"".join(
         pack(f"P{command}", glob(topic)) if _is_pattern(topic) else pack(command, PREFIX + topic) for topic in topics
@@ -491,7 +491,7 @@ def _is_pattern(topic: str) -> bool:
 
 
 def glob(pattern: str) -> str:
-    """The pattern of Redis that fits all that `pattern` does, and perhaps more."""
+    """The pattern of Redis that matches all that `pattern` matches, and perhaps more."""
     return PREFIX + ".".join(
         "*" if token in ("*", ">") else SPECIAL.sub(r"\\\1", token) for token in pattern.split(".")
     )

@@ -1,8 +1,8 @@
 """Histories of topics in Redis, or Valkey: a stream for each topic, written and read by Lua scripts, over a connection.
 
 A script numbers a message, keeps it and publishes it, in one step. The messages that Redis has not confirmed yet are
-sent again after a loss of the connection; each carries a number of its server, by which Redis leaves out what it has
-already. So each is kept once, whatever is lost when.
+sent again after a loss of the connection; each carries a number of its server, by which the script leaves out what
+Redis has already. So each is kept once, however often the connection is lost.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ RECONNECT_WAIT = 0.1  # seconds between attempts
 PROBE_INTERVAL = 2.0  # seconds
 SILENCE = 4.0  # seconds in which a connection has to answer
 MOST_READS = 10_000  # that wait for an answer
-AGAIN = ("NOSCRIPT", "LOADING")  # errors of Redis for which it is connected to anew
+AGAIN = ("NOSCRIPT", "LOADING")  # errors of Redis after which to connect anew
 REFUSALS = ("NOPERM", "NOAUTH", "WRONGPASS", "ERR")  # errors of Redis that do not pass by themselves
 
-# Both begin alike: what is the epoch, and the newest offset? Where the data is older than what the server has seen, for
-# Redis was started with an old copy, offsets would be given twice: a new epoch begins.
+# Both scripts begin with this: they read the epoch and the newest offset. If the data is older than what the server has
+# seen, because Redis was started with an old copy, a new epoch begins; else offsets would be used twice.
 HEAD = """
 local now = redis.call('TIME')
 now = now[1] * 1000 + math.floor(now[2] / 1000)
@@ -144,11 +144,11 @@ class Replies(asyncio.Protocol):
         self.error: BaseException | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It begins."""
+        """The connection is open."""
         self._transport = transport  # type: ignore[assignment]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It has ended."""
+        """The connection has ended."""
         self.error = self.error or exc
         if not self.lost.done():
             self.lost.set_result(None)
@@ -166,7 +166,7 @@ class Replies(asyncio.Protocol):
             self._transport.abort()
 
     def write(self, data: bytes, *replies: Callable[[Any], None]) -> None:
-        """Send commands, and call a function with the reply of each; nothing happens where the connection has ended."""
+        """Send commands, and call a function with the reply to each; nothing happens if the connection has ended."""
         if self.lost.done() or self._transport.is_closing():  # uvloop would raise
             return
         self._waiting.extend(replies)
@@ -176,7 +176,7 @@ class Replies(asyncio.Protocol):
         """Send a command, and wait for its reply.
 
         Raises:
-            hiredis.HiredisError, OSError, TimeoutError: there is none, or an error.
+            hiredis.HiredisError, OSError, TimeoutError: there is no reply, or it is an error.
         """
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.write(pack(*words), lambda reply: None if done.done() else done.set_result(reply))
@@ -191,7 +191,7 @@ class Replies(asyncio.Protocol):
         return reply
 
     def abort(self) -> None:
-        """End it at once."""
+        """End the connection at once."""
         self._transport.abort()
 
 
@@ -210,7 +210,7 @@ class Streams:
 
     Args:
         connect: makes a connection, with the protocol that it is given, and logs in.
-        explain: an error with a sentence.
+        explain: makes the error to raise, of a sentence and its cause.
         node: names the server among all that use this Redis.
         limit: bytes of messages that may wait.
     """
@@ -238,7 +238,7 @@ class Streams:
     # -- life
 
     async def close(self, timeout: float) -> None:
-        """Wait until all is confirmed, so many seconds at most, and disconnect."""
+        """Wait until all is confirmed, `timeout` seconds at most, and disconnect."""
         if self._unconfirmed and self._connection is not None:
             await asyncio.wait([self._unconfirmed[-1].done], timeout=timeout)
         self._life.cancel()
@@ -277,7 +277,7 @@ class Streams:
         self._tell()
 
     def _failed(self, error: Exception) -> None:
-        """There is no connection, for now: nobody is left to wait for one that Redis refuses."""
+        """There is no connection for now; if Redis refuses us, what waits for it fails."""
         explained = self._explain("there are no histories", error)
         if self._error is None:
             logger.warning("%s", explained)
@@ -294,11 +294,11 @@ class Streams:
         changed.set()
 
     def _give_up(self, error: BrokerUnavailable) -> None:
-        """What Redis has not confirmed has failed."""
+        """Fail all messages that Redis has not confirmed."""
         for append in self._unconfirmed:
             if not append.done.done():
                 append.done.set_exception(error)
-                append.done.exception()  # nobody may wait for it
+                append.done.exception()  # perhaps no task waits for it
         self._unconfirmed.clear()
         self._unwritten.clear()
         self._size = 0
@@ -389,9 +389,9 @@ class Streams:
     async def _ask(self, command: bytes, *, wait: bool) -> list[Any]:
         """The reply of a script that reads."""
         while (connection := self._connection) is None:
-            if self._error is not None and not wait:  # else it is about to be there
+            if self._error is not None and not wait:  # without an error the first attempt is under way
                 raise self._explain("there is no connection", self._error)
-            wait = False  # for longer than the next attempt takes
+            wait = False  # for one attempt only
             await self._changed.wait()
         if self._reads >= MOST_READS:
             raise self._explain("too many histories are asked for", None)
@@ -421,7 +421,7 @@ def _kept(now: int, entries: list[Any]) -> list[Kept]:
         try:
             offset, age, envelope = int(key.partition(b"-")[0]), (now - int(fields[1])) / 1000, fields[3]
         except (ValueError, IndexError):
-            continue  # none that a server of ours has written
+            continue  # not written by `append`
         kept.append(Kept(offset, max(0.0, age), envelope))
     return kept
 

@@ -166,7 +166,7 @@ async def test_a_client_that_leaves_while_nobody_reads_is_noticed(stack: context
             peer.writer.close()
         async with asyncio.timeout(20):
             await until(lambda: server.connection_count == 0)
-    await until(lambda: not server._tasks)
+    await until(lambda: not server._connections.tasks)
     if how != "reset":
         assert taken == [str(number) for number in range(1000)]
     else:

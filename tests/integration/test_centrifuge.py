@@ -165,7 +165,7 @@ async def test_connect_comes_first(stack: Stack, frame: str) -> None:
 
 
 async def test_what_follows_a_malformed_command_is_not_done(stack: Stack) -> None:
-    server = await speaking(stack)
+    server = await speaking(stack, close_timeout=0.1)
     peer = await connect(stack, server, "", "chat")
     listener = server.topic("chat")
     peer.send_text('{"id":1,"unsubscribe":{"channel":""}}\n{"id":2,"publish":{"channel":"chat","data":1}}')

@@ -354,6 +354,35 @@ async def test_a_certificate_of_the_clients_that_is_missing_is_one_error(version
     assert not info.value.certificate_rejected
 
 
+def without(context: ssl.SSLContext) -> ssl.SSLContext:
+    return context
+
+
+def with_a_foreign_one(context: ssl.SSLContext) -> ssl.SSLContext:
+    trustme.CA().issue_cert("client.invalid").configure_cert(context)
+    return context
+
+
+@versions
+@pytest.mark.parametrize("shown", [without, with_a_foreign_one])
+async def test_our_server_says_that_it_wants_a_certificate(
+    stack: Stack, shown: Callable[[ssl.SSLContext], ssl.SSLContext], version: ssl.TLSVersion
+) -> None:
+    used = shown(client_context())
+    used.maximum_version = version
+    server = await serve(stack, echo, ssl=strict())
+    for _ in range(5):
+        with pytest.raises(Tls, match="ALERT") as info:
+            await WebSocketClient.connect(f"wss://localhost:{server.port}/", ssl=used)
+        assert "ALERT" in info.value.reason
+        assert not info.value.certificate_rejected
+    await until(lambda: not server._handshakes)
+    with_certificate(used)
+    async with WebSocketClient.connect(f"wss://localhost:{server.port}/", ssl=used) as client:
+        await client.send("hello")
+        assert str((await client.recv()).as_text()) == "hello"
+
+
 @versions
 async def test_a_certificate_of_the_clients_that_is_missing_is_waited_for(
     stack: Stack, version: ssl.TLSVersion

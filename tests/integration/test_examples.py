@@ -61,7 +61,7 @@ EXPECTED = {
     "fragmentation": [
         r"opcode 1, fin False  b'Fragments may be cut'",
         r"opcode 0, fin True ",
-        r"3 times None, then 'Fragments may be cut anywhere.*🦊\.'",
+        r"(not complete yet: None\n +){3}put together again: 'Fragments may be cut anywhere.*🦊\.'",
         r"over the limit of 50 bytes",
         r"came in 4 parts: \['part 0, ', 'part 1, ', 'part 2, ', 'end'\]",
         r"came back as one message of 1,000,000",

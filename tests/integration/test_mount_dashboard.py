@@ -103,7 +103,7 @@ async def test_it_counts_in_the_limit_of_connections(stack: Stack) -> None:
         await watch(stack, server, "/")
     assert refused.value.status == 503
     await viewer.close()
-    await until(lambda: not server._viewers)
+    await until(lambda: not server._connections.viewers)
     await watch(stack, server, "/")
 
 

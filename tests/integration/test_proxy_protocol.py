@@ -233,7 +233,8 @@ async def test_a_proxy_that_leaves_before_it_is_forgotten(stack: Stack, secure: 
 async def test_the_limit_for_each_address_is_the_clients(stack: Stack, secure: bool) -> None:
     held = Held()
     options: dict[str, Any] = {"ssl": server_context()} if secure else {}
-    server = await serve(stack, held, proxy_protocol=True, max_connections_per_ip=1, handshake_timeout=60, **options)
+    options |= {"handshake_timeout": 60, "close_timeout": 0.1}  # nobody here answers a close frame
+    server = await serve(stack, held, proxy_protocol=True, max_connections_per_ip=1, **options)
 
     async def come(source: str) -> int:
         reader, writer = await Proxied(server.port, binary(source)).connect(secure=secure)

@@ -182,7 +182,7 @@ async def test_begin_and_end_are_logged_and_counted(stack: Stack, log: pytest.Lo
 
 async def test_each_end_is_counted_by_its_code(stack: Stack) -> None:
     held = Held()
-    server = await serve(stack, held)
+    server = await serve(stack, held, close_timeout=0.1)
     for end in ("close", "nothing", "reset", "fault", "server"):
         async with await RawPeer.open(server.port) as peer:
             client = await held.next()

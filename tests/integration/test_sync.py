@@ -16,12 +16,15 @@ import pytest
 import fabric
 from conftest import descriptors
 from fabric._sync.keeper import keeper
+from fabric._sync.loop import SteppedLoop
 from fabric.config import BackpressureConfig, ClientConfig, HeartbeatConfig, ReconnectConfig
 from fabric.error import ConnectionClosed, ConnectionFailed, InvalidState, ReconnectTimeout, Timeout
-from fabric.message import Message
+from fabric.message import Frame, Message
 from fabric.sync import SyncClient, connect
+from fabric_ext.driver import Driver
 from fabric_ext.protocol import State
 from integration.raw import RawServer, Visit
+from support.frames import CLOSE, TEXT, encode
 from support.ports import reserved_port
 from support.serving import Held, Recorder, echo, serve
 from support.threads import DEADLINE, Caller, Elsewhere, another_loop
@@ -453,6 +456,16 @@ def test_one_thread_keeps_all_clients_and_ends_with_the_last(there: Elsewhere) -
     assert keepers() == 0
 
 
+def test_a_driver_that_another_thread_has_closed_is_not_kept() -> None:
+    driver = Driver()
+    SteppedLoop(driver, keeper.wake)
+    driver._close()
+    keeper.remove(driver)
+    keeper.add(driver)
+    assert not keeper._drivers
+    assert keeper._thread is None
+
+
 def test_messages_that_came_meanwhile_are_there(there: Elsewhere) -> None:
     held = Held()
     server = start(there, held)
@@ -500,6 +513,74 @@ def test_an_end_that_is_not_normal_is_raised(there: Elsewhere) -> None:
             client.recv()
         with pytest.raises(ConnectionClosed, match="broken"):
             next(client)
+
+
+class AtFault:
+    """A server that sends a message and a frame with reserved bits in one piece, when it is told to."""
+
+    def __init__(self, there: Elsewhere) -> None:
+        self.frames: list[Frame] = []
+        self._there = there
+        self._sent = asyncio.Event()
+        self.server = there.enter(RawServer(self._handle))
+
+    async def _handle(self, visit: Visit) -> None:
+        await visit.accept()
+        await self._sent.wait()
+        visit.writer.write(encode(TEXT, "good", mask=False) + encode(TEXT, "bad", rsv=1, mask=False))
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                self.frames.append(await visit.frame())
+
+    def send(self) -> None:
+        self._there.loop.call_soon_threadsafe(self._sent.set)
+
+    def connect(self, *, close_timeout: float = 1000.0) -> SyncClient:
+        return connect(self.server.url, auto_reconnect=False, heartbeat=None, close_timeout=close_timeout)
+
+    def heard(self) -> list[int]:
+        return [frame.opcode for frame in self.frames]
+
+
+def receive_good(peer: AtFault, client: SyncClient) -> None:
+    """Receive what comes before the fault in one read: the thread waits before it is sent."""
+    caller = Caller(client.recv)
+    until(lambda: client._is_awaited)
+    peer.send()
+    assert caller.result() == "good"
+    assert client.state is State.OPEN
+
+
+def test_what_came_before_a_fault_in_the_same_read_can_be_answered(there: Elsewhere) -> None:
+    peer = AtFault(there)
+    with peer.connect() as client:
+        receive_good(peer, client)
+        client.send("answer")
+        with pytest.raises(ConnectionClosed, match="reserved bits"):
+            client.recv()
+        until(lambda: len(peer.frames) == 2)
+        assert peer.heard() == [TEXT, CLOSE]
+        assert client.close_code == 1002
+
+
+def test_a_fault_is_told_though_nobody_receives_any_more(there: Elsewhere) -> None:
+    peer = AtFault(there)
+    with peer.connect(close_timeout=0.1) as client:
+        receive_good(peer, client)
+        until(lambda: client.state is State.CLOSED)
+        assert peer.heard() == [CLOSE]
+        with pytest.raises(ConnectionClosed, match="reserved bits"):
+            client.recv()
+
+
+def test_close_tells_a_fault_that_was_put_off(there: Elsewhere) -> None:
+    peer = AtFault(there)
+    client = peer.connect()
+    receive_good(peer, client)
+    client.close()
+    until(lambda: peer.frames)
+    assert peer.heard() == [CLOSE]
+    assert client.close_code == 1002
 
 
 def test_calls_after_close(there: Elsewhere) -> None:
@@ -598,6 +679,26 @@ def test_a_callback_may_close(there: Elsewhere) -> None:
     client.send("x")
     assert client.recv(DEADLINE) is None
     assert client.state is State.CLOSED
+
+
+def test_on_connect_may_close(there: Elsewhere) -> None:
+    client = connect(url(start(there)), on_connect=lambda client: client.close())
+    assert client.state is State.CLOSED
+    assert client.recv() is None
+    with pytest.raises(ConnectionClosed):
+        client.send("x")
+    client.close()
+
+
+def test_another_thread_may_close_during_on_connect(there: Elsewhere) -> None:
+    def wait(client: SyncClient) -> None:
+        closing = Caller(client.close)
+        assert client.recv() is None  # until it is closed
+        closing.result()
+
+    client = connect(url(start(there)), on_connect=wait)
+    assert client.state is State.CLOSED
+    assert client.close_code == 1000
 
 
 def test_it_gives_up(there: Elsewhere) -> None:

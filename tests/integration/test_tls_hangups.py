@@ -25,6 +25,8 @@ from support.serving import echo, serve, until
 Stack = contextlib.AsyncExitStack
 
 HELLO = b"\x16\x03\x01\x02\x00\x01"  # how a handshake begins
+NO_HELLO = b"\x16\x03\x01\x00\x04junk"
+ALERT = 21  # RFC 8446 §5.1
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +173,26 @@ async def test_a_client_that_begins_no_tls_has_as_long_as_any_other(stack: Stack
         await until(lambda: not server._handshakes)
 
 
+@pytest.mark.parametrize("ends", ["by time", "by shutdown"])
+async def test_a_client_that_was_told_and_does_not_hang_up(
+    stack: Stack, server_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    monkeypatch.setattr("fabric._handshake.acceptor.LINGER", 0.1 if ends == "by time" else 60)
+    server = await serve(stack, echo, ssl=server_tls, handshake_timeout=600)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    stack.callback(writer.close)
+    writer.write(NO_HELLO)
+    assert (await reader.read())[0] == ALERT
+    writer.write(b"it goes on" * 1000)
+    if ends == "by shutdown":
+        assert server._handshakes
+        await server.shutdown()
+    await until(lambda: not server._handshakes)
+
+
 async def test_a_flood_of_clients_that_speak_no_tls(stack: Stack, server_tls: ssl.SSLContext) -> None:
     server = await serve(stack, echo, ssl=server_tls)
-    for data in (b"", b"GET / HTTP/1.1\r\n", HELLO, b"\0" * 100) * 5:
+    for data in (b"", b"GET / HTTP/1.1\r\n", HELLO, NO_HELLO, b"\0" * 100) * 5:
         for reset in (0, 1):
             with socket.create_connection(("127.0.0.1", server.port)) as sock:
                 sock.sendall(data)

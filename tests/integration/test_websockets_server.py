@@ -321,7 +321,7 @@ async def test_whatever_is_raised_ends_the_connection(place: str, kind: type[Bas
     async def handler(connection: ServerConnection) -> None:
         hit()
 
-    options: dict[str, Any] = {} if place == "handler" else {place: hit}
+    options: dict[str, Any] = {"close_timeout": 0.1} if place == "handler" else {place: hit}
     server = await start(stack, handler if place == "handler" else echo, subprotocols=["a"], **options)
     async with await RawPeer.connect(port(server)) as peer:
         peer.send(request("Sec-WebSocket-Protocol: a"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
+from fabric._topics.settings import fits
 from fabric.broker import Broker, BrokerUnavailable, Node
-from fabric.topics import fits
 
 
 class Hub:

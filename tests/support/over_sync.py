@@ -47,7 +47,6 @@ LEFT_OUT: dict[str, dict[str, str]] = {
     },
     "integration/test_client_proxy": {},
     "integration/test_client_reconnect": {
-        "test_close_may_be_called_in_every_callback": "in on_connect it makes connect() raise, having no client",
         "test_iteration_waits_through_outages": "a loss is seen by who looks: what is sent before that may be lost",
         "test_parts_and_pings_end_with_their_connection": ASYNC_PARTS,
         "test_a_cancelled_close_leaves_a_client_that_goes_on": CANCELS,

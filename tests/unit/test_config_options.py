@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
-import fabric
 from fabric._config.options import ClientOptions, ServerOptions
 from fabric._config.validation import Converted
 from fabric.config import ClientConfig, ServerConfig
+from support.type_checkers import MISSING, PYRIGHT, mypy, pyright
 
 PROGRAMS = {
     "WebSocketClient.connect(URL, ping_intervall=3)": 'Unexpected keyword argument "ping_intervall"',
@@ -88,54 +85,28 @@ def test_options_are_the_fields_of_the_config(options: type, config: type, addre
     assert list(get_type_hints(options)) == names[1:]
 
 
-def written(path: Path, body: str) -> Path:
-    """A program with these lines in it."""
-    program = path / "program.py"
-    program.write_text(PROGRAM + "".join(f"    {line}\n" for line in body.strip().splitlines()))
+LINES = RIGHT.strip().splitlines()
+WRONG = PROGRAM.count("\n") + len(LINES) + 1
+"""The first line that is wrong."""
+
+
+def written(folder: Path) -> Path:
+    """A program with the lines that are right, and then those that are wrong."""
+    program = folder.resolve() / "program.py"
+    program.write_text(PROGRAM + "".join(f"    {line}\n" for line in [*LINES, *PROGRAMS]))
     return program
-
-
-def mypy(path: Path, body: str) -> list[str]:
-    """What mypy says of a program with these lines in it, in strict mode."""
-    program = written(path, body)
-    config = path / "mypy.ini"
-    config.write_text(f"[mypy]\nstrict = True\ncache_dir = {path / 'cache'}\n")
-    command = [sys.executable, "-m", "mypy", "--config-file", config, "--no-error-summary", program]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode in (0, 1), run.stderr
-    return run.stdout.splitlines()
 
 
 def test_mypy_accepts_what_is_right_and_finds_what_is_wrong(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
-    lines = RIGHT.strip().splitlines()
-    first = PROGRAM.count("\n") + 1
-    found = mypy(tmp_path, "\n".join([*lines, *PROGRAMS]))
-    wrong = {number: line for line in found if (number := int(line.split(":")[1])) and ": error:" in line}
-    assert not [line for number, line in wrong.items() if number < first + len(lines)]
-    for number, (line, expected) in enumerate(PROGRAMS.items(), first + len(lines)):
-        said = [text for text in found if int(text.split(":")[1]) == number]
+    found = mypy(tmp_path, [written(tmp_path)])
+    assert not [objection for objection in found if objection.line < WRONG]
+    for number, (line, expected) in enumerate(PROGRAMS.items(), WRONG):
+        said = [objection.text for objection in found if objection.line == number]
         assert any(expected in text for text in said), (line, expected, said)
 
 
-PYRIGHT = Path(__file__).parents[1] / "interop" / "node" / "node_modules" / ".bin" / "pyright"
-
-
-def pyright(path: Path, body: str) -> set[int]:
-    """The lines of a program with these lines in it of which pyright says that they are wrong."""
-    written(path, body)
-    settings = {"extraPaths": [str(Path(fabric.__file__).parents[1])], "typeCheckingMode": "standard"}
-    (path / "pyrightconfig.json").write_text(json.dumps(settings))
-    command = [PYRIGHT, "--project", path, "--pythonpath", sys.executable, "--outputjson"]
-    run = subprocess.run(command, cwd=path, capture_output=True, text=True, check=False, timeout=300)
-    assert run.returncode in (0, 1), run.stderr
-    found = json.loads(run.stdout)["generalDiagnostics"]
-    return {each["range"]["start"]["line"] + 1 for each in found if each["severity"] == "error"}
-
-
 def test_pyright_does_so_too(tmp_path: Path, require: Callable[[object, str], None]) -> None:
-    require(PYRIGHT.exists(), "pyright is not installed: make test does it where there is npm")
-    lines = RIGHT.strip().splitlines()
-    first = PROGRAM.count("\n") + 1
-    found = pyright(tmp_path, "\n".join([*lines, *PROGRAMS]))
-    assert found == set(range(first + len(lines), first + len(lines) + len(PROGRAMS)))
+    require(PYRIGHT.exists(), MISSING)
+    found = {objection.line for objection in pyright(tmp_path, [written(tmp_path)])}
+    assert found == set(range(WRONG, WRONG + len(PROGRAMS)))

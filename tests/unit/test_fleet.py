@@ -14,14 +14,14 @@ from typing import Any, Literal
 import pytest
 
 from fabric import fleet as module
-from fabric._fleet import wire
+from fabric._fleet import membership, wire
 from fabric.broker import BrokerUnavailable, MemoryBroker
 from fabric.config import ServerConfig
 from fabric.error import BufferFull, ConnectionClosed, InvalidState, Timeout
 from fabric.fleet import Fleet, Member, NameTaken, NobodyThere, RequestFailed
 from fabric.message import Message
 from fabric.metrics import MetricsCollector
-from fabric.topics import Topics
+from fabric.topics import HEAD, SERVERS, Topics
 from fabric_ext.remote import wrap
 from support.fake_broker import FakeBroker, Hub
 from support.fake_time import in_fake_time, settle
@@ -210,10 +210,10 @@ async def test_the_first_call_waits_for_the_others_once() -> None:
     begun = asyncio.get_running_loop().time()
     with pytest.raises(NobodyThere):
         await far.fleet.send_to("nobody", "x", 1)
-    assert asyncio.get_running_loop().time() == begun + module.SETTLING
+    assert asyncio.get_running_loop().time() == begun + membership.SETTLING
     with pytest.raises(NobodyThere):
         await far.fleet.request("nobody", "x", 1)
-    assert asyncio.get_running_loop().time() == begun + module.SETTLING
+    assert asyncio.get_running_loop().time() == begun + membership.SETTLING
     await stop(near, far)
 
 
@@ -246,8 +246,8 @@ async def test_a_server_that_comes_later_knows_all() -> None:
 
 @in_fake_time
 async def test_a_state_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PART", 200)
-    monkeypatch.setattr(module, "AT_ONCE", 3)
+    monkeypatch.setattr(membership, "PART", 200)
+    monkeypatch.setattr(membership, "AT_ONCE", 3)
     hub = Hub()
     (near,) = await started(hub, 1)
     for number in range(20):
@@ -267,13 +267,13 @@ async def test_a_state_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def heard(said: tuple[str, bytes]) -> wire.Spoken:
-    return wire.decode(said[1][module.HEAD :])
+    return wire.decode(said[1][HEAD:])
 
 
 @in_fake_time
 async def test_a_part_of_a_state_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes of two states in parts is never put together."""
-    monkeypatch.setattr(module, "PART", 100)
+    monkeypatch.setattr(membership, "PART", 100)
     hub = Hub()
     (near,) = await started(hub, 1)
     clients = [near.client(f"near-{number}", "room.7") for number in range(6)]
@@ -282,13 +282,13 @@ async def test_a_part_of_a_state_that_is_lost(monkeypatch: pytest.MonkeyPatch) -
     hub.is_lost = lambda _: next(lost, False)
     (far,) = await started(hub, 1)
     near.fleet.leave(clients[0])  # type: ignore[arg-type]
-    near.fleet._tell_changes()
+    near.fleet._membership.tell_changes()
     assert far.known == set()
     lost = iter([True])
-    near.fleet._tell_state(far.fleet._own)  # all but its first part
+    near.fleet._membership.tell_state(far.fleet._own)  # all but its first part
     await settle()
     assert far.known == set()
-    await asyncio.sleep(2 * module.BEAT)
+    await asyncio.sleep(2 * membership.BEAT)
     assert far.known == near.known
     assert len(far.known) == 5
     await stop(near, far)
@@ -324,8 +324,8 @@ async def test_a_server_that_shuts_down_is_forgotten_at_once() -> None:
     await settle()
     assert await far.present() == []
     assert far.told == ["+room.7 a", "-room.7 a"]
-    assert near.fleet._timer is not None
-    assert near.fleet._timer.cancelled()
+    assert near.fleet._membership._timer is not None
+    assert near.fleet._membership._timer.cancelled()
     await stop(far)
 
 
@@ -377,7 +377,7 @@ async def test_what_is_lost_is_noticed_with_the_next_beat() -> None:
     await settle()
     hub.is_lost = lambda _: False
     assert await far.present() == ["a"]
-    await asyncio.sleep(module.BEAT)
+    await asyncio.sleep(membership.BEAT)
     await settle()
     assert await far.present() == ["a", "b"]
     hub.is_lost = lambda _: True
@@ -392,7 +392,7 @@ async def test_what_is_lost_is_noticed_with_the_next_beat() -> None:
 
 def test_servers_agree_whatever_was_lost(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model: what each server's clients do, with a third of all messages lost; then nothing is, and all agree."""
-    monkeypatch.setattr(module, "PART", 300)
+    monkeypatch.setattr(membership, "PART", 300)
     for _ in range(2):
         agree(rng)
 
@@ -728,7 +728,7 @@ async def test_what_other_programs_say() -> None:
 
     def say(topic: str, said: Any) -> None:
         data = said if isinstance(said, bytes) else wire.encode(said)
-        near.topics.deliver([(topic, wrap(module.KIND, stranger, next(numbers), data))])
+        near.topics.deliver([(topic, wrap(SERVERS, stranger, next(numbers), data))])
 
     inbox = f"$fleet.{near.fleet._own.hex()}"
     key = client.id.bytes
@@ -769,13 +769,13 @@ async def test_a_reply_counts_only_from_whom_it_was_asked() -> None:
     await settle()
     (number,) = far.fleet._calls
     inbox = f"$fleet.{far.fleet._own.hex()}"
-    third.fleet._say(inbox, wire.Reply(number, wire.Status.DONE, 1, 1, b"wrong"))
+    third.fleet._membership.say(inbox, wire.Reply(number, wire.Status.DONE, 1, 1, b"wrong"))
     await settle()
     assert await asking == "right"
     asking = asyncio.ensure_future(far.fleet.request("a", "x", 1))
     await settle()
     (number,) = far.fleet._calls
-    near.fleet._say(inbox, wire.Reply(number, wire.Status.DONE, 1, 1, b"\xff"))
+    near.fleet._membership.say(inbox, wire.Reply(number, wire.Status.DONE, 1, 1, b"\xff"))
     with pytest.raises(RequestFailed, match="UTF-8"):
         await asking
     await stop(near, far, third)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fabric.topics import fits
+from fabric._topics.settings import fits
 from fabric_ext.broadcast import Shared
 from fabric_ext.message import Message
 from fabric_ext.topics import Index, Subscriber, check_topic

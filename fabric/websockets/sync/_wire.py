@@ -1,6 +1,6 @@
 """The transport of a blocking connection, on an event loop of its own that no thread runs.
 
-Owns the driver, the loop and the transport, from the connected socket to the end; `fabric_ext.blocking` says who drives
+Owns the driver, the loop and the transport, from the connected socket to the end; `fabric_ext.driver` says who drives
 it. TLS is the event loop's.
 """
 
@@ -18,7 +18,7 @@ from fabric._sync.loop import SteppedLoop
 from fabric.websockets.asyncio.proxy import connect_http_proxy
 from fabric.websockets.proxy import Proxy
 from fabric.websockets.uri import WebSocketURI
-from fabric_ext.blocking import Driver
+from fabric_ext.driver import Driver
 
 __all__ = ["TransportSocket", "Wire"]
 

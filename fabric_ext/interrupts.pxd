@@ -1,0 +1,3 @@
+cdef bint hold_interrupts() except -1
+
+cdef int release_interrupts() except -1
