@@ -295,7 +295,7 @@ class NatsBroker(Broker):
 
     async def _keep_probing(self) -> None:
         """Check every two seconds whether the broker answers. If it does not in time, connect anew."""
-        while True:
+        while not self._is_closing:  # nats-py swallows a cancellation while it connects anew
             await asyncio.sleep(PROBE_INTERVAL)
             try:
                 await self._look()
