@@ -1,7 +1,7 @@
 """A NATS server that this process starts as its child, on loopback and with a random token.
 
-It ends with this process, however that ends: between the two is a shell that waits for the end of its standard input,
-and then removes what the server has stored. A server that ends before, and is started again, finds that.
+It ends with this process, in whatever way that ends: between the two is a shell that waits for the end of its standard
+input, and then removes what the server has stored. A server that ends before, and is started again, finds its store.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ AGAIN = 1.0  # seconds until another attempt to start one that could not be star
 START = 30.0  # seconds that the server has to begin to listen
 END = 5.0  # seconds that it has to end
 LOOK = 0.005  # seconds between two checks whether it listens
-# Ends the server at the end of standard input, and itself when the server has ended. The first argument is where the
-# server stores.
+# Ends the server at the end of standard input, and itself when the server has ended. The first argument is the
+# directory in which the server stores.
 GUARD = """\
 store=$1
 shift

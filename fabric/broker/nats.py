@@ -2,7 +2,7 @@
 
 The package nats-py connects, logs in, and reconnects. What is done for each message is done here: subscriptions and
 messages leave as text of the protocol, gathered over a turn of the event loop, and what the server sends is read by
-compiled code (`fabric_ext.remote.NatsReader`), a batch for each read of the socket. JetStream keeps histories, see
+compiled code (`fabric_ext.remote.NatsReader`), one batch for each read of the socket. JetStream keeps histories, see
 `fabric.broker.jetstream`.
 """
 

@@ -998,21 +998,17 @@ async def test_shutdown_where_a_client_does_not_end_tls(
     await served.ended()
 
 
-@pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("accept", [False, True])
 async def test_no_connection_outlives_the_graceful_timeout(
-    stack: contextlib.AsyncExitStack, monkeypatch: pytest.MonkeyPatch, accept: bool, secure: bool
+    stack: contextlib.AsyncExitStack, monkeypatch: pytest.MonkeyPatch, accept: bool
 ) -> None:
     """A loop with open transports may not close."""
     monkeypatch.setattr("fabric.asgi.DEFAULT_CLOSE_TIMEOUT", 60)
     script = Script(accept=accept)
-    served = await serve(stack, script, tls=server_context() if secure else None, timeout_graceful_shutdown=0.05)
-    if secure:
-        await tls_peer(stack, served.port, request())
-    else:
-        peer = await RawPeer.connect(served.port)
-        stack.callback(peer.writer.close)
-        peer.send(request())
+    served = await serve(stack, script, timeout_graceful_shutdown=0.05)
+    peer = await RawPeer.connect(served.port)
+    stack.callback(peer.writer.close)
+    peer.send(request())
     await script.called()
     served.shut_down()
     script.release()

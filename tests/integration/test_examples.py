@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-ELSEWHERE = ("apps/", "deploy/", "tutorial/")
+ELSEWHERE = ("apps/", "chat_fleet/", "deploy/", "tutorial/")
 
 # What the output must say, in this order, as regular expressions.
 EXPECTED = {

@@ -709,6 +709,7 @@ async def test_no_straggler_outlives_the_server(stack: Stack, monkeypatch: pytes
     await until(lambda: sum(each.is_connected + bool(each._buffer) for each in server._handshakes._pending) == 3)
     theirs = [sock.fileno() for sock in server._handshakes.sockets()]
     await server.shutdown(timeout=0.1)
+    assert server._handshakes._timer is None
     await until(lambda: not any(is_open(number) for number in theirs))
     for peer in peers:
         assert (await asyncio.to_thread(peer.recv, 4096)).startswith(b"HTTP/1.1 503 ")
