@@ -307,18 +307,3 @@ async def test_offsets_that_grow_by_more_than_one(rig: Rig) -> None:
     await turns()
     assert rig.got == [("15", 15), ("30", 30), ("40", 40)]
     assert rig.gaps == []
-
-
-async def test_a_client_that_is_ahead_of_the_mirror(rig: Rig) -> None:
-    """Another server was faster: the broker is asked what it has."""
-    rig.broker.windows.put_nowait(Window(EPOCH, 2, 0, []))
-    rig.logs.resume()
-    rig.logs.hear("a")
-    await turns()
-    outcome: Outcome[Any] = Outcome(None)
-    confirm = rig.logs.join("a", Subscriber("someone"), Position(EPOCH, 3), lambda _: None, outcome)
-    assert confirm is not None
-    rig.broker.windows.put_nowait(Window(EPOCH, 3, 0, [Kept(3, 0.0, envelope("3"))]))
-    await confirm()
-    assert outcome.value.recovered
-    assert outcome.value.position == (EPOCH, 3)
