@@ -1,8 +1,10 @@
 """WebSockets for latency-sensitive Python.
 
 Everything that people import is here. The modules that it comes from can be imported as well, one concern
-each: `client server message config reconnect backpressure heartbeat metrics pool compression fragmentation
-subprotocol headers ratelimit error`; and `prometheus`, which needs the extra of that name.
+each: `client server message error config headers subprotocol compression fragmentation`; `reconnect backpressure
+heartbeat ratelimit pool metrics`; `router auth runner`; `sync`, clients without an event loop; `rpc`; `topics history
+fleet broker workers`, for more than one process; `websockets asgi centrifuge`, for programs that exist; `testing`; and
+`prometheus` and `otel`, which need the extras of these names.
 
 A name is imported when it is asked for: a program that is a client pays for no server.
 """

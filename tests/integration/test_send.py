@@ -121,6 +121,15 @@ async def test_what_cannot_be_sent(stack: Stack, wrong: Any, blocked: bool) -> N
     assert await peer.frame() == Wire(TEXT, b"still whole")
 
 
+async def test_a_list_is_not_taken_for_the_parts_of_a_message(stack: Stack) -> None:
+    client, peer = await pair(stack)
+    for wrong in (["a", "b"], ("a",), []):
+        with pytest.raises(TypeError, match="send_parts"):
+            await client.send(wrong)  # type: ignore[arg-type]
+    await client.send("still whole")
+    assert await peer.frame() == Wire(TEXT, b"still whole")
+
+
 @pytest.mark.parametrize("blocked", [False, True], ids=["at once", "later"])
 async def test_a_buffer_may_change_once_send_has_returned(stack: Stack, blocked: bool) -> None:
     client, peer = await pair(stack, receive_buffer=SLOW if blocked else None)

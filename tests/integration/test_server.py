@@ -403,6 +403,26 @@ async def test_shutdown_closes_with_1001_and_waits_for_the_answers(stack: Stack)
     assert (server.connection_count, server.is_running) == (0, False)
 
 
+async def test_shutdown_with_another_code(stack: Stack) -> None:
+    server = await serve(stack, echo)
+    async with await RawPeer.open(server.port) as peer:
+        stopping = asyncio.create_task(server.shutdown(code=1012))
+        assert await peer.close_seen() == (1012, "server shutdown")
+        peer.send_close(1012)
+        await stopping
+
+
+async def test_what_is_open_goes_on_when_nothing_more_is_accepted(stack: Stack) -> None:
+    server = await serve(stack, echo)
+    port = server.port
+    async with await RawPeer.open(port) as peer:
+        server.stop_accepting()
+        with pytest.raises(ConnectionRefusedError):
+            await RawPeer.connect(port)
+        peer.send_text("hello")
+        assert await peer.payload() == b"hello"
+
+
 async def test_shutdown_delivers_what_was_sent(stack: Stack) -> None:
     held = Held()
     server = await serve(stack, held)
