@@ -84,5 +84,5 @@ def test_mypy_has_no_objection(tmp_path: Path) -> None:
 
 
 def test_pyright_has_no_objection(tmp_path: Path, require: Callable[[object, str], None]) -> None:
-    require(type_checkers.PYRIGHT.exists(), type_checkers.MISSING)
+    type_checkers.require_pyright(require)
     assert objections(tmp_path.resolve(), type_checkers.pyright) == []

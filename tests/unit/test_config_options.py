@@ -12,7 +12,7 @@ import pytest
 from fabric._config.options import ClientOptions, ServerOptions
 from fabric._config.validation import Converted
 from fabric.config import ClientConfig, ServerConfig
-from support.type_checkers import MISSING, PYRIGHT, mypy, pyright
+from support.type_checkers import mypy, pyright, require_pyright
 
 PROGRAMS = {
     "WebSocketClient.connect(URL, ping_intervall=3)": 'Unexpected keyword argument "ping_intervall"',
@@ -107,6 +107,6 @@ def test_mypy_accepts_what_is_right_and_finds_what_is_wrong(tmp_path: Path) -> N
 
 
 def test_pyright_does_so_too(tmp_path: Path, require: Callable[[object, str], None]) -> None:
-    require(PYRIGHT.exists(), MISSING)
+    require_pyright(require)
     found = {objection.line for objection in pyright(tmp_path, [written(tmp_path)])}
     assert found == set(range(WRONG, WRONG + len(PROGRAMS)))
