@@ -585,7 +585,7 @@ class WebSocketClient(BaseConnection):
         self._session_refused = None
         try:
             self._verdict = self._schedule.decide(error, default=default)
-        except Exception as raised:  # noqa: BLE001  (of the application; logged)
+        except (Exception, asyncio.CancelledError, GeneratorExit) as raised:  # noqa: BLE001  (logged)
             log(logging.ERROR, "%s: ReconnectConfig.decide raised for %r", self._authority, error, exc_info=raised)
             self._verdict = should_retry(error) if default is None else default
         return self._verdict

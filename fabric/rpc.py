@@ -23,6 +23,7 @@ import msgspec
 
 from fabric._connection import tracing
 from fabric._connection.base import BaseConnection
+from fabric._connection.events import log_event
 from fabric._rpc import wire
 from fabric._rpc.methods import Method, methods_of
 from fabric._rpc.wire import Incoming, RpcError
@@ -516,7 +517,8 @@ class Rpc:
         """What the other end is told of an exception: nothing but that there was one, unless it is an RpcError."""
         if isinstance(error, RpcError):
             return error
-        logger.error("connection %s: the method %s raised", self.connection.id, method.name, exc_info=error)
+        text = "connection %s: the method %s raised"
+        log_event(logger, logging.ERROR, text, self.connection.id, method.name, exc_info=error)
         return RpcError("internal error", code=wire.INTERNAL_ERROR)
 
 

@@ -14,11 +14,14 @@ import socket
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Never, NoReturn, Self, Unpack
 
+from fabric._config.validation import LONGEST, Duration
 from fabric._connection import tracing
 from fabric._connection.base import check_close, data_message
 from fabric._connection.callbacks import check_callback, check_handler
+from fabric._connection.events import log_event
 from fabric._connection.fork import stays_with_parent
 from fabric._handshake.rules import Rejection, unavailable
 from fabric._handshake.server import PendingHandshakes, ServerHandshake, too_many_from_one_address
@@ -282,7 +285,8 @@ class WebSocketServer:
             self._sampling = loop.create_task(self._dashboard.run())
             self._sampling.add_done_callback(_report_sampling)
         self._phase = Phase.RUNNING
-        logger.info("listening on %s", ", ".join(str(socket.getsockname()) for socket in self.sockets))
+        where = ", ".join(str(socket.getsockname()) for socket in self.sockets)
+        log_event(logger, logging.INFO, "listening on %s", where)
 
     def _descriptors(self) -> list[int]:
         """The file descriptors of its sockets, those that listen and those of connections."""
@@ -333,15 +337,16 @@ class WebSocketServer:
             await asyncio.sleep(LOOK)
         await self._connections.all_gone(timeout)
 
-    async def shutdown(self, timeout: float = DEFAULT_SHUTDOWN_TIMEOUT, *, code: int = 1001) -> None:
+    async def shutdown(self, timeout: Duration = DEFAULT_SHUTDOWN_TIMEOUT, *, code: int = 1001) -> None:
         """Stop: refuse what comes (503), deliver what was sent, close each connection, then abort.
 
         Args:
-            timeout: seconds until what is still open is aborted and handlers that still run are cancelled; those that
-                do not end at once then are left behind, and logged.
+            timeout: seconds, or a timedelta, until what is still open is aborted and handlers that still run are
+                cancelled; those that do not end at once then are left behind, and logged.
             code: the close code for the clients: 1001 (going away), or 1012 (service restart), say.
         """
         check_close(code, "")
+        timeout = _seconds(timeout)
         self.topics._check_here()
         if self._phase is Phase.STOPPING:
             await self._gone.wait()
@@ -363,7 +368,9 @@ class WebSocketServer:
                 self._survive(client._say_goodbye, code, "server shutdown")
             await self._connections.all_gone(timeout)
             if self._connections or self._connections.other_tasks():
-                logger.warning(
+                log_event(
+                    logger,
+                    logging.WARNING,
                     "shutdown: %d connections aborted, %d handlers cancelled after %g seconds",
                     len(self._connections),
                     len(self._connections.other_tasks()),
@@ -376,14 +383,14 @@ class WebSocketServer:
             finally:  # whoever waits for the end is told, although this was cancelled
                 self._phase = Phase.STOPPED
                 self._gone.set()
-        logger.info("stopped")
+        log_event(logger, logging.INFO, "stopped")
 
     def _survive(self, function: Callable[..., Any], *args: Any) -> None:
         """Whatever one connection does, the others are seen to."""
         try:
             function(*args)
-        except Exception as error:
-            logger.error("shutdown: %s raised", function, exc_info=error)
+        except Exception as error:  # noqa: BLE001  (logged)
+            log_event(logger, logging.ERROR, "shutdown: %s raised", function, exc_info=error)
 
     async def _abort_rest(self, deadline: float) -> None:
         self._descriptor_watch.stop()
@@ -397,7 +404,7 @@ class WebSocketServer:
         if self._sampling is not None and not self._loop.is_closed():
             await asyncio.wait([self._sampling], timeout=LAST_MOMENT)
         for task in self._connections.other_tasks():
-            logger.warning("shutdown: %r goes on although it was cancelled", task)
+            log_event(logger, logging.WARNING, "shutdown: %r goes on although it was cancelled", task)
         await self._leave_broker(max(deadline - time.monotonic(), BROKER_MOMENT))
         assert self._listener is not None
         assert self._handshakes is not None
@@ -782,6 +789,16 @@ class WebSocketServer:
     async def broadcast_json(self, value: Any, *, compress: bool | None = None) -> int:
         """Send `value` as JSON to every connection; see `broadcast`."""
         return await self.broadcast(Message.json(value), compress=compress)
+
+
+def _seconds(timeout: Duration) -> float:
+    """A time limit as seconds; raises before anything has begun that would not end."""
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"timeout is seconds or a timedelta, not {type(timeout).__name__}")
+    if not 0 <= seconds <= LONGEST:
+        raise ValueError(f"timeout is {timeout}, allowed is a duration from 0 s to 10**9 s")
+    return float(seconds)
 
 
 def _report_sampling(task: asyncio.Task[None]) -> None:

@@ -391,14 +391,13 @@ class SyncClient(Blocking):
         def feed() -> None:
             self._feeders.add(me)
             uninterrupted(self._start, sending, tasks)
-            (task,) = tasks
             for part in parts:
-                self._run_send(_put(queue, part, task))
-                if task.done():
+                self._run_send(_put(queue, part, tasks[0]))
+                if tasks[0].done():
                     break
             else:
-                self._run_send(_put(queue, _END, task))
-            self._run_send(_result_of(task))
+                self._run_send(_put(queue, _END, tasks[0]))
+            self._run_send(_result_of(tasks[0]))
 
         def end() -> None:
             self._feeders.discard(me)
@@ -592,9 +591,12 @@ async def _put(queue: asyncio.Queue[Any], part: Any, task: asyncio.Task[None]) -
 
 
 async def _result_of(task: asyncio.Task[None]) -> None:
-    if task.cancelled():
-        raise InvalidState("the connection was closed meanwhile")
-    await task
+    try:
+        if task.cancelled():
+            raise InvalidState("the connection was closed meanwhile")
+        await task
+    finally:
+        del task  # with an exception in it, it would keep this frame, which keeps it
 
 
 async def _next_of(stream: AsyncIterator[str | bytes]) -> str | bytes | None:

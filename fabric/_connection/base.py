@@ -181,11 +181,11 @@ class BaseConnection(Connection):
             tracing.tracer.session_began(session, self)
         try:
             self._opened()
-        except Exception as error:
-            self._logger.error("connection %s: opening it failed", self.id, exc_info=error)
+        except Exception as error:  # noqa: BLE001  (logged)
+            log_event(self._logger, logging.ERROR, "connection %s: opening it failed", self.id, exc_info=error)
             session.begin_close(1011, "internal error")
 
-    def _tell(self, text: str, *args: object, **extra: object) -> None:
+    def _tell(self, text: str, *args: object, **extra: Any) -> None:
         """Write to the log, at DEBUG, what has become of this connection."""
         if self._logger.isEnabledFor(logging.DEBUG):
             who = {"connection_id": str(self.id), "address": self.remote_addr}
@@ -730,7 +730,9 @@ class BaseConnection(Connection):
         self._close_code, self._close_reason = error.code, error.reason
         self._cut_off_messages = session.cut_off_messages()
         if session.cut_off_bytes:
-            self._logger.warning(
+            log_event(
+                self._logger,
+                logging.WARNING,
                 "connection %s: %d bytes were not delivered, the peer took none within %g seconds",
                 self.id,
                 session.cut_off_bytes,
@@ -795,7 +797,7 @@ class BaseConnection(Connection):
 
     def _on_failed(self, error: BaseException, in_callback: bool) -> None:
         what = "the message callback raised" if in_callback else "reading failed"
-        self._logger.error("connection %s: %s", self.id, what, exc_info=error)
+        log_event(self._logger, logging.ERROR, "connection %s: %s", self.id, what, exc_info=error)
 
 
 def check_close(code: int, reason: str) -> None:

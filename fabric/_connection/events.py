@@ -11,18 +11,25 @@ import contextlib
 import functools
 import logging
 import uuid
-from typing import Protocol
+from typing import Any, Protocol
 
 __all__ = ["FrameLog", "FrameReader", "log_event"]
 
 _OPCODES = {0: "CONTINUATION", 1: "TEXT", 2: "BINARY", 8: "CLOSE", 9: "PING", 10: "PONG"}
 
 
-def log_event(logger: logging.Logger, level: int, text: str, *args: object, **extra: object) -> None:
+def log_event(
+    logger: logging.Logger,
+    level: int,
+    text: str,
+    *args: object,
+    exc_info: BaseException | None = None,
+    **extra: Any,
+) -> None:
     """Write one line with `extra`. A handler or filter of the log that raises changes nothing for the connection."""
     if logger.isEnabledFor(level):
         with contextlib.suppress(Exception):
-            logger.log(level, text, *args, extra=extra, stacklevel=2)
+            logger.log(level, text, *args, exc_info=exc_info, extra=extra, stacklevel=2)
 
 
 class FrameReader:

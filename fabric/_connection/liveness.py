@@ -6,12 +6,14 @@ Owns the look into the kernel that tells a peer that is busy from one that is go
 from __future__ import annotations
 
 import fcntl
+import logging
 import socket
 import struct
 import sys
 import termios
 from typing import TYPE_CHECKING, Any
 
+from fabric._connection.events import log_event
 from fabric.error import Timeout
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ class LivenessProbe:
         session.write_ping(payload)
 
     def fail(self, reason: str) -> None:
-        self._connection._logger.info("connection %s: %s", self._connection.id, reason)
+        log_event(self._connection._logger, logging.INFO, "connection %s: %s", self._connection.id, reason)
         session = self._connection._session_now
         if session is not None:
             session.abort(Timeout("heartbeat", self._manager.config.ping_timeout))

@@ -103,8 +103,8 @@ class PendingHandshakes:
         for handshake in list(self._pending):
             try:
                 handshake.refuse(rejection)
-            except Exception as error:
-                self.logger.error("an opening handshake could not be refused", exc_info=error)
+            except Exception as error:  # noqa: BLE001  (logged)
+                log_event(self.logger, logging.ERROR, "an opening handshake could not be refused", exc_info=error)
         if self._timer is not None:  # none is left to be late
             self._timer.cancel()
             self._timer = None
@@ -199,7 +199,7 @@ class PendingHandshakes:
         text = "the opening handshake of %s is answered %d" + (": %s" if why else "")
         self.tell(text, peer, status, *([why] if why else []), status=status, reason=why)
 
-    def tell(self, text: str, peer: Any, *args: object, **extra: object) -> None:
+    def tell(self, text: str, peer: Any, *args: object, **extra: Any) -> None:
         """Write to the log, at DEBUG, what has become of the connection of the client at `peer`."""
         log_event(self.logger, logging.DEBUG, text, peer, *args, address=peer, **extra)
 
@@ -406,7 +406,7 @@ class ServerHandshake(asyncio.Protocol):
             self.refuse(error)
             return
         # Also CancelledError, which is that of something the application waited for: nobody cancels this here.
-        self._handshakes.logger.error("the opening handshake failed", exc_info=error)
+        log_event(self._handshakes.logger, logging.ERROR, "the opening handshake failed", exc_info=error)
         self.refuse(Rejection(500, "internal error"))
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             stop_loop(self._handshakes.loop, error)

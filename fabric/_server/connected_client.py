@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fabric._connection.base import BaseConnection, is_end
+from fabric._connection.events import log_event
 from fabric._http.messages import Request
 from fabric.history import History, Position
 from fabric.topics import Outcome, TooManyTopics
@@ -167,7 +168,7 @@ class ConnectedClient(BaseConnection):
         code, reason = 1000, ""
         error = None if task.cancelled() else task.exception()
         if error is not None and (self._is_open or not is_end(error)):
-            logger.error("the handler of connection %s raised", self.id, exc_info=error)
+            log_event(logger, logging.ERROR, "the handler of connection %s raised", self.id, exc_info=error)
             code, reason = 1011, "internal error"
         if self._is_open:
             self._say_goodbye(code, reason)

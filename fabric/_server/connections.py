@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fabric._connection.base import is_end
+from fabric._connection.events import log_event
 from fabric._server.connected_client import ConnectedClient
 
 __all__ = ["Connections"]
@@ -83,31 +84,40 @@ class Connections:
         return task
 
     def call(self, function: Callable[[ConnectedClient], Any], client: ConnectedClient) -> None:
-        """Call a plain or a coroutine function of the application."""
+        """Call a plain or a coroutine function of the application; what it raises is logged.
+
+        Not where it says only that the connection has ended meanwhile.
+        """
+        was_open = client._is_open
         try:
             result = function(client)
-        except Exception as error:
-            logger.error("%s raised for connection %s", function, client.id, exc_info=error)
+        except Exception as error:  # noqa: BLE001  (logged)
+            self._report(error, client, was_open)
             return
         if inspect.isawaitable(result):
-            self.spawn(result, client)
+            self.spawn(result, client, was_open=was_open)
 
-    def spawn(self, awaitable: Awaitable[Any], client: ConnectedClient) -> None:
+    def spawn(self, awaitable: Awaitable[Any], client: ConnectedClient, *, was_open: bool = True) -> None:
         """Run something for `client` whose end only the server's shutdown waits for."""
         task: asyncio.Task[Any] = asyncio.ensure_future(awaitable)
         self.tasks.add(task)
-        task.add_done_callback(functools.partial(self._spawned_done, client))
+        task.add_done_callback(functools.partial(self._spawned_done, client, was_open))
 
     def task_done(self, task: asyncio.Task[Any]) -> None:
         """A task has ended."""
         self.tasks.discard(task)
         self._changed.set()
 
-    def _spawned_done(self, client: ConnectedClient, task: asyncio.Task[Any]) -> None:
+    def _spawned_done(self, client: ConnectedClient, was_open: bool, task: asyncio.Task[Any]) -> None:
         self.task_done(task)
         error = None if task.cancelled() else task.exception()
-        if error is not None and (client._is_open or not is_end(error)):
-            logger.error("a callback of connection %s raised", client.id, exc_info=error)
+        if error is not None:
+            self._report(error, client, was_open)
+
+    def _report(self, error: BaseException, client: ConnectedClient, was_open: bool) -> None:
+        # What was called after the end knows of it: there ConnectionClosed is another connection's.
+        if client._is_open or not was_open or not is_end(error):
+            log_event(logger, logging.ERROR, "a callback of connection %s raised", client.id, exc_info=error)
 
     # -- until none is left
 

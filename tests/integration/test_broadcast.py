@@ -55,6 +55,26 @@ async def test_everybody_gets_it(stack: Stack, message: Any, wire: Wire) -> None
     assert [await peer.frame() for peer in peers] == [wire] * 5
 
 
+async def test_some_get_it_and_others_do_not(stack: Stack) -> None:
+    held = Held()
+    server = await serve(stack, held)
+    peers = await crowd(stack, server, 3)
+    one, two, three = [await held.next() for _ in peers]
+    assert await server.broadcast("a", to=[one, two]) == 2
+    assert await server.broadcast("b", exclude=one) == 2
+    assert await server.broadcast("c", exclude=[one, two]) == 1
+    assert await server.broadcast("d", to=iter([one, three]), exclude={three}) == 1
+    assert await server.broadcast("e", to=[]) == 0
+    assert await server.broadcast("end") == 3
+    got: list[list[bytes]] = []
+    for peer in peers:
+        got.append([])
+        while got[-1][-1:] != [b"end"]:
+            got[-1].append(await peer.payload())
+    # In whichever order they were accepted.
+    assert sorted(got) == sorted([[b"a", b"d", b"end"], [b"a", b"b", b"end"], [b"b", b"c", b"end"]])
+
+
 async def test_the_forms_with_a_type(stack: Stack) -> None:
     server = await serve(stack, Held())
     (peer,) = await crowd(stack, server, 1)

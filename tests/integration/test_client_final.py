@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import socket
@@ -187,6 +188,31 @@ async def test_a_decision_that_raises_is_logged_and_the_default_applies(
     )
     await until(lambda: server.visits == 2 and client.is_connected)
     assert "ReconnectConfig.decide raised" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, GeneratorExit])
+@pytest.mark.parametrize("how", ["lost", "close frame"])
+async def test_a_decision_that_raises_what_is_no_exception(
+    stack: Stack, how: str, kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the result of a future that was cancelled does. The server keeps TCP open behind its close frame."""
+
+    async def handle(visit: Visit) -> None:
+        await visit.accept(body=close_frame((1012).to_bytes(2, "big")) if how == "close frame" else b"")
+        if server.visits == 1 and how == "lost":
+            visit.writer.transport.abort()
+        await visit.until_closed()
+
+    def decide(error: BaseException, attempt: int) -> bool:
+        raise kind
+
+    server = await stack.enter_async_context(RawServer(handle))
+    client = await stack.enter_async_context(
+        WebSocketClient.connect(server.url, reconnect=QUICK.with_decide(decide), close_timeout=0.1)
+    )
+    await until(lambda: server.visits > 1)
+    assert "ReconnectConfig.decide raised" in caplog.text
+    assert client.state.name != "CLOSED"
 
 
 async def test_any_text_of_retry_after_is_survived(stack: Stack) -> None:

@@ -202,6 +202,30 @@ async def test_each_loss_and_each_kind_of_failure_is_logged(stack: Stack, caplog
     assert "restart" in told[0]
 
 
+async def test_neither_log_nor_error_tells_a_query(stack: Stack, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "fabric")
+
+    async def handle(visit: Visit) -> None:
+        if server.visits == 1:
+            await visit.accept(body=close_frame(1012))
+            await visit.until_closed()
+        await visit.request()
+        visit.send("HTTP/1.1 302 Found", "Location: ftp://h/?token=hunter2", "Content-Length: 0")
+
+    server = await stack.enter_async_context(RawServer(handle))
+    client = await WebSocketClient.connect(
+        server.url.replace("//", "//me:hunter2@") + "?token=hunter2",
+        reconnect=QUICK.with_max_attempts(3),
+        close_timeout=0.1,
+    )
+    with pytest.raises(ReconnectTimeout) as info:
+        await client.recv()
+    assert "Found" in caplog.text or "302" in caplog.text
+    for told in (caplog.text, str(info.value), repr(info.value), str(info.value.cause), repr(client)):
+        assert "hunter2" not in told
+    await client.close()
+
+
 async def test_an_ordinary_end_is_no_warning(stack: Stack, caplog: pytest.LogCaptureFixture) -> None:
     async def handle(visit: Visit) -> None:
         await visit.accept(body=close_frame(1000))

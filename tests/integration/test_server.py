@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import socket
 import time
 import uuid
 import weakref
+from datetime import timedelta
 from typing import Any
 
 import aiohttp
@@ -207,6 +209,34 @@ async def test_callbacks_that_raise_are_logged(stack: Stack, kind: str, caplog: 
         await peer.close_seen()
     await until(lambda: len(caplog.records) == 2)
     assert all(record.exc_info for record in caplog.records)
+
+
+@pytest.mark.parametrize("kind", ["plain", "coroutine"])
+@pytest.mark.parametrize("place", ["on_message", "on_connect", "on_disconnect"])
+async def test_the_end_of_another_connection_is_told(
+    stack: Stack, place: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only the connection's own end is an ordinary one."""
+    upstream = await serve(stack, echo)
+    async with WebSocketClient.connect(f"ws://127.0.0.1:{upstream.port}/", auto_reconnect=False) as other:
+        await other.close()
+
+        def plain(*_: Any) -> None:
+            other.send_nowait("x")
+
+        async def coroutine(*_: Any) -> None:
+            await other.send("x")
+
+        function: Any = plain if kind == "plain" else coroutine
+        handler = {} if place == "on_message" else {"handler": echo}
+        server = await serve(stack, **handler, **{place: function})
+        async with await RawPeer.open(server.port) as peer:
+            peer.send_text("x")
+            if place == "on_disconnect":
+                peer.send_close()
+            await until(lambda: caplog.records)
+    assert caplog.records[0].exc_info is not None
+    assert caplog.records[0].exc_info[0] is ConnectionClosed
 
 
 async def test_a_handler_that_is_no_coroutine_function(stack: Stack, caplog: pytest.LogCaptureFixture) -> None:
@@ -421,6 +451,18 @@ async def test_what_is_open_goes_on_when_nothing_more_is_accepted(stack: Stack) 
             await RawPeer.connect(port)
         peer.send_text("hello")
         assert await peer.payload() == b"hello"
+
+
+@pytest.mark.parametrize("timeout", [None, "1", True, math.nan, math.inf, -1, timedelta(seconds=-1)], ids=repr)
+async def test_a_wrong_time_limit_changes_nothing(stack: Stack, timeout: Any) -> None:
+    server = await serve(stack, Held())
+    with pytest.raises((TypeError, ValueError), match="timeout is"):
+        await server.shutdown(timeout)
+    with pytest.raises(ValueError, match="close code"):
+        await server.shutdown(code=1)
+    assert server.is_running
+    await server.shutdown(timedelta(seconds=5))
+    assert not server.is_running
 
 
 async def test_shutdown_delivers_what_was_sent(stack: Stack) -> None:

@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import logging
 import ssl
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from fabric import ConnectedClient, Request, Response, WebSocketServer
 from fabric.client import WebSocketClient
+from fabric.config import HeartbeatConfig
+from fabric.error import ConnectionClosed
 from support.frames import TEXT, encode
 from support.raw_peer import RawPeer, request
 from support.serving import Held, Recorder, echo, serve, until
@@ -251,23 +254,99 @@ async def test_frames_of_a_broadcast_and_over_tls(stack: Stack, log: pytest.LogC
     assert ["sent", "TEXT", 6] in [extra(record, "direction", "opcode", "size") for record in frames]
 
 
-async def test_a_log_that_raises_is_no_fault_of_the_connection(stack: Stack) -> None:
-    class Broken(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            raise ValueError("the disk is full")
+# --- a log whose handlers raise
 
+
+class Broken(logging.Handler):
+    """A handler of the log that raises."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise ValueError("the disk is full")
+
+
+@pytest.fixture
+def broken_log() -> Iterator[None]:
     logger, handler = logging.getLogger("fabric"), Broken()
     level = logger.level
-    server = await serve(stack, echo, handshake_timeout=60)
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
-    try:
-        assert await ask(server, b"POST / HTTP/1.1\r\n") == 405
-        async with WebSocketClient.connect(f"ws://127.0.0.1:{server.port}/") as client:
-            await client.send("hello")
-            assert (await client.recv()) is not None
-        await until(lambda: not server.connection_count)
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+    yield
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+def url(server: WebSocketServer) -> str:
+    return f"ws://127.0.0.1:{server.port}/"
+
+
+@pytest.mark.usefixtures("broken_log")
+async def test_a_log_that_raises_is_no_fault_of_the_connection(stack: Stack) -> None:
+    server = await serve(stack, echo, handshake_timeout=60)
+    assert await ask(server, b"POST / HTTP/1.1\r\n") == 405
+    async with WebSocketClient.connect(url(server)) as client:
+        await client.send("hello")
+        assert (await client.recv()) is not None
+    await until(lambda: not server.connection_count)
     assert server.metrics.closes == {1000: 1}
+
+
+@pytest.mark.usefixtures("broken_log")
+@pytest.mark.parametrize("kind", ["handler", "on_message"])
+async def test_a_handler_that_raises_ends_its_connection_although_the_log_raises(stack: Stack, kind: str) -> None:
+    async def handler(client: ConnectedClient) -> None:
+        await client.recv()
+        raise LookupError
+
+    def on_message(client: ConnectedClient, message: object) -> None:
+        raise LookupError
+
+    server = await serve(stack, **({"handler": handler} if kind == "handler" else {"on_message": on_message}))
+    async with WebSocketClient.connect(url(server), auto_reconnect=False) as client:
+        await client.send("x")
+        await client.wait_closed()
+        assert client.close_code == 1011
+    await until(lambda: not server.connection_count)
+
+
+@pytest.mark.usefixtures("broken_log")
+async def test_callbacks_and_requests_that_raise_although_the_log_raises(stack: Stack) -> None:
+    def wrong(_: object) -> None:
+        raise LookupError
+
+    server = await serve(stack, echo, on_connect=wrong, on_disconnect=wrong)
+    async with WebSocketClient.connect(url(server)) as client:
+        await client.send("hello")
+        assert (await client.recv()) is not None
+    await until(lambda: not server.connection_count)
+    server = await serve(stack, echo, process_request=wrong, handshake_timeout=1000)
+    assert await ask(server, request()) == 500
+
+
+@pytest.mark.usefixtures("broken_log")
+async def test_a_peer_that_takes_nothing_is_left_although_the_log_raises(stack: Stack) -> None:
+    held = Held()
+    server = await serve(stack, held, close_timeout=0.1)
+    async with await RawPeer.open(server.port, receive_buffer=4096):
+        client = await held.next()
+        while client.backpressure.messages < 10:
+            client.send_nowait(bytes(100_000))
+        await client.close()
+        assert client.undelivered
+        assert not server.connection_count
+
+
+@pytest.mark.usefixtures("broken_log")
+async def test_dead_peers_are_found_although_the_log_raises(stack: Stack) -> None:
+    async def deaf(client: ConnectedClient) -> None:
+        client._session_now.io.pause_reading()  # type: ignore[union-attr]
+        await client.wait_closed()
+
+    server = await serve(stack, deaf)
+    beat = HeartbeatConfig(ping_interval=0.02, ping_timeout=0.02)
+    options: dict[str, Any] = {"auto_reconnect": False, "heartbeat": beat}
+    clients = [await WebSocketClient.connect(url(server), **options) for _ in range(3)]
+    for client in clients:
+        with pytest.raises(ConnectionClosed):
+            await client.recv()
+    for each in server.clients():
+        each._abort()

@@ -7,7 +7,8 @@ import contextlib
 import gc
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -626,6 +627,46 @@ def test_calls_after_close(there: Elsewhere) -> None:
         client.ping()
     client.wait_closed()
     assert "CLOSED" in repr(client)
+
+
+class Loan:
+    """Something that is given back when it is dropped."""
+
+
+SENDING_OR_RECEIVING: dict[str, Callable[[SyncClient], object]] = {
+    "recv": SyncClient.recv,
+    "recv_many": SyncClient.recv_many,
+    "recv_stream": lambda client: list(client.recv_stream()),
+    "iterate": list,
+    "send": lambda client: client.send("x"),
+    "send_parts": lambda client: client.send_parts(["a", "b"]),
+    "ping": SyncClient.ping,
+}
+
+
+@pytest.mark.parametrize("how", SENDING_OR_RECEIVING)
+def test_what_is_raised_keeps_no_frames(there: Elsewhere, how: str) -> None:
+    held = Held()
+    loans: list[weakref.ref[Loan]] = []
+
+    def borrow() -> None:
+        loan = Loan()
+        loans.append(weakref.ref(loan))
+        SENDING_OR_RECEIVING[how](client)
+
+    client = connect(url(start(there, held)), auto_reconnect=False)
+    there.loop.call_soon_threadsafe(there(held.next())._abort)
+    until(lambda: client.state is State.CLOSED)
+    gc.disable()
+    try:
+        for _ in range(2):
+            with pytest.raises(ConnectionClosed) as raised:
+                borrow()
+            del raised
+            assert loans[-1]() is None
+    finally:
+        gc.enable()
+    client.close()
 
 
 def test_iteration_goes_on_over_a_reconnection(there: Elsewhere) -> None:
