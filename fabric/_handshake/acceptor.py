@@ -14,6 +14,7 @@ import errno
 import socket
 from typing import TYPE_CHECKING, Any
 
+from fabric._connection.nodelay import send_without_delay
 from fabric._handshake.proxy_header import MAX_HEADER, BadProxyHeader, ProxyHeader, parse_proxy_header
 from fabric._handshake.rules import Rejection
 from fabric._handshake.tls import AlertingContext
@@ -197,8 +198,7 @@ class Acceptor:
                     self._handshakes.dropped(peer, rejection)
                     continue
             sock.setblocking(False)
-            if sock.family != socket.AF_UNIX:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            send_without_delay(sock)
             opening = self._open(sock, handshake) if self._tls is None else self._secure(sock, handshake, self._tls)
             task = self._loop.create_task(opening)
             self._tasks.add(task)

@@ -23,6 +23,7 @@ import ssl
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from fabric._connection.nodelay import send_without_delay
 from fabric._handshake.response_reader import ResponseReader
 from fabric._handshake.socks import open_tunnel
 from fabric._handshake.tls import (
@@ -247,9 +248,7 @@ async def _attach(
 
     loop: Any = asyncio.get_running_loop()
     is_unix = sock.family == socket.AF_UNIX
-    if not is_unix:
-        # The event loops set it only where the socket was made with the protocol number of TCP, and not with 0.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    send_without_delay(sock)
     connect: Any
     tls_loop: Any = TlsLoop(loop)
     if has_own_tls(loop):
