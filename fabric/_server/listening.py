@@ -54,9 +54,9 @@ class Listener:
 
     @property
     def descriptors(self) -> list[int]:
-        """Of these sockets and their duplicates."""
-        duplicates = [sock for each in self._accepting if isinstance(each, Acceptor) for sock in each.accepting]
-        return [sock.fileno() for sock in (*self.sockets, *duplicates)]
+        """Of these sockets and their duplicates, and of connections that have no transport yet."""
+        others = [sock for each in self._accepting if isinstance(each, Acceptor) for sock in each.unshown]
+        return [sock.fileno() for sock in (*self.sockets, *others)]
 
     @property
     def turns_away(self) -> bool:
