@@ -676,18 +676,27 @@ class BaseConnection(Connection):
     async def _drain(self) -> None:
         """Wait until the outbox is written, as long as the peer takes bytes within `close_timeout`."""
         while self._is_open and self._outbox_size:
-            before = self._left_to_send()
+            before = self._standing()
             try:
                 async with asyncio.timeout(self._config.close_timeout):
                     await self._writable()
             except TimeoutError:
-                if self._left_to_send() >= before and self._session_now is not None:
+                if not self._has_moved(before) and self._session_now is not None:
                     self._cut_off()
                     return
 
     def _left_to_send(self) -> int:
         session = self._session_now
         return self._outbox_bytes + (0 if session is None else session.unsent_bytes)
+
+    def _standing(self) -> tuple[int, int]:
+        """How much is sent and how much is not, for `_has_moved`."""
+        return self.messages_sent, self._left_to_send()
+
+    def _has_moved(self, before: tuple[int, int]) -> bool:
+        """Has the peer taken bytes since? Where more is sent meanwhile, what is left may not be less."""
+        sent, left = before
+        return self.messages_sent > sent or self._left_to_send() < left
 
     def _cut_off(self) -> None:
         """End the connection of a peer that takes no bytes; how many it did not get is logged."""
