@@ -272,7 +272,7 @@ class NatsBroker(Broker):
         logger.info("broker %s: connected again", self._where)
         if self._node is not None:
             self._node.gap(since)
-        self._tell_losses()
+        self._losses.report(self._node)
 
     async def _go_on(self) -> None:
         """A connection begins: subscribe, wait until the server has done so, and only then send what waits."""
@@ -411,16 +411,7 @@ class NatsBroker(Broker):
         self._is_answering = True
         self._heard = time.time()
         self._losses.confirmed(question)
-        self._tell_losses()
-
-    def _tell_losses(self) -> None:
-        """Tell the other servers what they may not have got."""
-        told = self._losses.tell()
-        if told and self._node is not None:
-            try:
-                self._node.lost(told)
-            except BrokerUnavailable:
-                self._losses.untold()
+        self._losses.report(self._node)
 
     def _refused(self) -> BrokerUnavailable:
         return BrokerUnavailable(f"the broker {self._where} refuses: {self._refusal}")
