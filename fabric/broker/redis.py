@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 import hiredis
 
-from fabric.broker import Broker, BrokerUnavailable, Node, Window
+from fabric.broker import Broker, BrokerUnavailable, Node, Window, is_pattern
 from fabric.broker.echo import Echo
 from fabric.broker.losses import Losses
 from fabric.broker.outgoing import Outgoing
@@ -300,7 +300,7 @@ class RedisBroker(Broker):
         logger.info("broker %s: connected again", self._where)
         if self._node is not None:
             self._node.gap(since)
-        self._tell_losses()
+        self._losses.report(self._node)
 
     async def _is_well(self) -> bool:
         """Does the broker answer, and deliver what this server publishes to itself?"""
@@ -405,7 +405,7 @@ class RedisBroker(Broker):
         self._is_answering = True
         self._heard = time.time()
         self._losses.confirmed(question)
-        self._tell_losses()
+        self._losses.report(self._node)
 
     # -- histories
 
@@ -455,15 +455,6 @@ class RedisBroker(Broker):
         """What is kept of a topic, which need not be subscribed to; see `Broker.peek`."""
         return await self._histories().peek(topic, ttl, since, limit, reverse=reverse)
 
-    def _tell_losses(self) -> None:
-        """Tell the other servers what they may not have got."""
-        told = self._losses.tell()
-        if told and self._node is not None:
-            try:
-                self._node.lost(told)
-            except BrokerUnavailable:
-                self._losses.untold()
-
     # -- what comes in
 
     def _deliver(self, batch: list[tuple[str, bytes]]) -> None:
@@ -482,12 +473,8 @@ def _subscription(command: str, topics: Iterable[str]) -> bytes:
     refuses a command as a whole if one of its channels is forbidden.
     """
     return b"".join(
-        pack(f"P{command}", glob(topic)) if _is_pattern(topic) else pack(command, PREFIX + topic) for topic in topics
+        pack(f"P{command}", glob(topic)) if is_pattern(topic) else pack(command, PREFIX + topic) for topic in topics
     )
-
-
-def _is_pattern(topic: str) -> bool:
-    return "*" in topic or ">" in topic
 
 
 def glob(pattern: str) -> str:
