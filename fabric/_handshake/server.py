@@ -22,6 +22,7 @@ from fabric._handshake.proxy_header import BadProxyHeader, parse_proxy_header
 from fabric._handshake.rules import HEAD_END, RETRY_AFTER, Rejection, check_upgrade, rejection_of, unavailable
 from fabric._http.messages import Request, as_response
 from fabric_ext.http_head import RequestHead
+from fabric_ext.poller import read_now
 from fabric_ext.receive_queue import fresh
 from fabric_ext.session import stop_loop
 
@@ -298,6 +299,10 @@ class ServerHandshake(asyncio.Protocol):
             self._handshakes.add(self, sock.fileno(), peer)
         except Rejection as rejection:
             self.refuse(rejection)
+            return
+        # Most requests are there before their connection is accepted: then the loop need not watch this protocol's socket.
+        if transport.get_extra_info("ssl_object") is None and (data := read_now(sock.fileno())) is not None:
+            self.data_received(data)
 
     def data_received(self, data: bytes) -> None:
         if self._transport is None:
@@ -419,7 +424,6 @@ class ServerHandshake(asyncio.Protocol):
         """End this handshake and hand its transport over."""
         transport = self._end()
         assert transport is not None
-        transport.set_protocol(NOBODY)
         if self._task is not None:
             transport.resume_reading()
         return transport
@@ -483,21 +487,6 @@ class ServerHandshake(asyncio.Protocol):
         transport, self._transport = self._transport, None
         self._handshakes.remove(self)
         return transport
-
-
-class _Nobody(asyncio.Protocol):
-    """Stands between the handshake and what comes after it.
-
-    uvloop keeps the `data_received` of the latest protocol that had one as long as the transport lives. This one holds
-    nothing, and costs nothing for each connection.
-    """
-
-    @staticmethod
-    def data_received(data: bytes) -> None:
-        """Nothing is read meanwhile."""
-
-
-NOBODY = _Nobody()
 
 
 def too_many_from_one_address(limit: int) -> Rejection:
