@@ -33,8 +33,8 @@ from fabric._history.logs import Logs
 from fabric._history.shared import SharedLogs
 from fabric._topics.delivery import Delivery
 from fabric._topics.gaps import Gaps
-from fabric._topics.settings import OnFull, Settings, SettingsByPattern, is_pattern
-from fabric.broker import Broker, BrokerUnavailable, MemoryBroker
+from fabric._topics.settings import OnFull, Settings, SettingsByPattern
+from fabric.broker import Broker, BrokerUnavailable, MemoryBroker, is_pattern
 from fabric.error import Error, InvalidState
 from fabric.history import History, Position
 from fabric.metrics import MetricsCollector, TopicMetrics

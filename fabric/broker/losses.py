@@ -16,6 +16,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from fabric.broker import BrokerUnavailable, Node
+
 __all__ = ["Losses", "Lost"]
 
 EVERYTHING = ">"  # stands for too many topics to be told one by one
@@ -126,3 +128,12 @@ class Losses:
             msgspec.msgpack.encode(Lost(topics[start : start + AT_ONCE], begins, ends))
             for start in range(0, len(topics), AT_ONCE)
         ]
+
+    def report(self, node: Node | None) -> None:
+        """Let the server tell the others what is to be told now; if it cannot, the next time."""
+        told = self.tell()
+        if told and node is not None:
+            try:
+                node.lost(told)
+            except BrokerUnavailable:
+                self.untold()

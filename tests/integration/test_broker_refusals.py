@@ -17,8 +17,8 @@ import pytest
 
 from fabric.broker import Broker, BrokerUnavailable, make_broker
 from fabric.broker.echo import Echo
-from fabric.broker.embedded import EmbeddedNats, find_nats_server
-from fabric.broker.nats import EMBEDDED, EmbeddedNatsBroker, NatsBroker
+from fabric.broker.embedded import FILE, EmbeddedNats, find_nats_server
+from fabric.broker.nats import EmbeddedNatsBroker, NatsBroker
 from fabric.broker.redis import RedisBroker, _Connection
 from fabric.broker.streams import Streams
 from fabric.server import WebSocketServer
@@ -466,7 +466,7 @@ async def test_an_embedded_server_that_is_killed_is_started_again(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, require: Callable[[object, str], None]
 ) -> None:
     require(find_nats_server(), 'nats-server is not in PATH: pip install "websocket-fabric[nats-server]" brings it')
-    monkeypatch.delenv(EMBEDDED, raising=False)
+    monkeypatch.delenv(FILE, raising=False)
     first = EmbeddedNatsBroker()
     held = Held()
     near = WebSocketServer.bind("127.0.0.1:0", held, broker=first, ping_interval=None)
@@ -491,7 +491,7 @@ async def test_an_embedded_server_that_is_killed_is_started_again(
     assert again is not None
     await near.shutdown()
     assert again.returncode is not None
-    assert EMBEDDED not in os.environ
+    assert FILE not in os.environ
 
 
 async def test_an_embedded_server_that_does_not_begin_to_listen(
@@ -526,7 +526,7 @@ async def test_an_embedded_server_that_does_not_begin_to_listen(
         await server.start()
     assert (store / "jetstream").is_dir()
     await server.start()
-    assert [each.name for each in store.iterdir()] == ["jetstream"]
+    assert [each.name for each in store.iterdir()] == ["jetstream"]  # and no configuration, with the token
     await server.stop()
     assert list(temporary.iterdir()) == []
 

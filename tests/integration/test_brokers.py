@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any
 import pytest
 
 from fabric.broker import BrokerUnavailable, MemoryBroker, make_broker
-from fabric.broker.embedded import EmbeddedNats, find_nats_server
-from fabric.broker.nats import EMBEDDED, NatsBroker
+from fabric.broker.embedded import FILE, GUARD, EmbeddedNats, find_nats_server
+from fabric.broker.nats import NatsBroker
 from fabric.broker.redis import RedisBroker, glob
 from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
@@ -289,7 +290,7 @@ def test_urls() -> None:
 
 async def test_a_server_of_its_own(stack: Stack, nats: type[NatsServer], monkeypatch: pytest.MonkeyPatch) -> None:
     """nats:embedded: the first starts one, the second finds it by the environment; it ends with the first."""
-    monkeypatch.delenv(EMBEDDED, raising=False)
+    monkeypatch.delenv(FILE, raising=False)
     held = Held()
     near = await serve(stack, held, broker="nats:embedded")
     far = await serve(stack, Held(), broker="nats:embedded")
@@ -298,6 +299,9 @@ async def test_a_server_of_its_own(stack: Stack, nats: type[NatsServer], monkeyp
     assert second._server is None
     program = first._server
     assert program.is_running
+    path = Path(os.environ[FILE])
+    assert path.read_text() == second._url  # noqa: ASYNC240
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700  # so no other user can read what is in it
     _, peer = await join(stack, near, held, "a")
     await far.publish("a", "hello")
     assert await peer.payload() == b"hello"
@@ -307,6 +311,9 @@ async def test_a_server_of_its_own(stack: Stack, nats: type[NatsServer], monkeyp
     peer.reset()
     await near.shutdown()
     assert not program.is_running
+    monkeypatch.setenv(FILE, str(path))  # as a child of the process has it that outlives it
+    with pytest.raises(BrokerUnavailable, match="the nats-server of a parent process has ended"):
+        await serve(stack, Held(), broker="nats:embedded")
 
 
 async def test_a_server_of_its_own_is_started_again_as_it_was(nats: type[NatsServer]) -> None:
@@ -338,11 +345,25 @@ async def test_a_server_of_its_own_ends_when_its_input_does(nats: type[NatsServe
     await server.stop()
 
 
+@pytest.mark.parametrize("told", ["", 'host: "127.0.0.1"\n', 'host: "127.0.0.1"\nport: -1\nend\n'])
+async def test_nothing_is_left_of_a_start_in_which_its_process_was_killed(
+    nats: type[NatsServer], tmp_path: Path, told: str
+) -> None:
+    """Standard input has ended before the server had its configuration, or just behind it."""
+    program = find_nats_server()
+    assert program is not None
+    guard = await asyncio.create_subprocess_exec(
+        "/bin/sh", "-c", GUARD, "sh", tmp_path / "store", program, stdin=asyncio.subprocess.PIPE
+    )
+    await guard.communicate(told.encode())
+    assert os.listdir(tmp_path) == []
+
+
 async def test_topics_of_before_the_start(
     stack: Stack, nats: type[NatsServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that listens before it starts hears of the others."""
-    monkeypatch.delenv(EMBEDDED, raising=False)
+    monkeypatch.delenv(FILE, raising=False)
     near = WebSocketServer.bind("127.0.0.1:0", Held(), broker="nats:embedded")
     listener = near.topic("a")
     await stack.enter_async_context(near)
@@ -352,7 +373,7 @@ async def test_topics_of_before_the_start(
 
 
 async def test_no_server_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(EMBEDDED, raising=False)
+    monkeypatch.delenv(FILE, raising=False)
     monkeypatch.setattr("fabric.broker.embedded.find_nats_server", lambda: None)
     server = WebSocketServer.bind("127.0.0.1:0", Held(), broker="nats:embedded")
     with pytest.raises(BrokerUnavailable, match="nats-server is not in PATH"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from fabric.broker import BrokerUnavailable
 from fabric.broker.losses import AT_ONCE, EVERYTHING, MOST, Losses, Lost
 
 
@@ -97,3 +98,35 @@ def test_a_clock_that_is_set_back(losses: Losses, clock: Clock) -> None:
     losses.refused("a")
     clock.now -= 100
     assert told(losses) == [Lost(["a"], 0.0, 0.0)]
+
+
+class Server:
+    """What is told, unless the broker takes nothing."""
+
+    def __init__(self) -> None:
+        self.told: list[bytes] = []
+        self.refuses = False
+
+    def lost(self, told: list[bytes]) -> None:
+        if self.refuses:
+            raise BrokerUnavailable("it takes no more")
+        self.told += told
+
+    def deliver(self, batch: list[tuple[str, bytes]]) -> None:
+        raise NotImplementedError
+
+    def gap(self, since: float) -> None:
+        raise NotImplementedError
+
+
+def test_what_could_not_be_told_is_told_the_next_time(losses: Losses) -> None:
+    server = Server()
+    losses.report(server)
+    losses.refused("a")
+    server.refuses = True
+    losses.report(server)
+    assert server.told == []
+    server.refuses = False
+    losses.report(server)
+    losses.report(server)
+    assert [msgspec.msgpack.decode(part, type=Lost).topics for part in server.told] == [["a"]]
