@@ -34,7 +34,6 @@ ELSEWHERE = {
     "fabric.broker.embedded": "integration/test_brokers.py",
     "fabric.broker.jetstream": "integration/test_histories_nats.py",
     "fabric.broker.nats": "integration/test_brokers.py",
-    "fabric.broker.outgoing": "integration/test_brokers.py",
     "fabric.broker.redis": "integration/test_brokers.py",
     "fabric.broker.streams": "integration/test_histories_redis.py",
     "fabric.client": "integration/test_client_connect.py",
