@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 from fabric._connection.events import log_event
 from fabric._handshake.proxy_header import BadProxyHeader, parse_proxy_header
 from fabric._handshake.rules import HEAD_END, RETRY_AFTER, Rejection, check_upgrade, rejection_of, unavailable
-from fabric._http.messages import Request, as_response
+from fabric._http.messages import Request, address_of, as_response
 from fabric_ext.http_head import RequestHead
 from fabric_ext.poller import read_now
 from fabric_ext.receive_queue import fresh
 from fabric_ext.session import stop_loop
 
 if TYPE_CHECKING:
-    from fabric._http.messages import Response
+    from fabric._http.messages import Address, Response
     from fabric.config import ServerConfig
     from fabric.headers import HeaderMap
     from fabric.metrics import MetricsCollector
@@ -151,7 +151,7 @@ class PendingHandshakes:
         if self._timer is None:
             self._timer = self.loop.call_later(self.left(handshake), self._sweep)
 
-    def identify(self, handshake: ServerHandshake, source: Any) -> None:
+    def identify(self, handshake: ServerHandshake, source: Address | None) -> None:
         """The proxy has said whose connection it is: of the client at `source`, or of its own if that is None.
 
         Raises:
@@ -162,7 +162,7 @@ class PendingHandshakes:
             handshake.remote_addr = source
         self._count_address(handshake)
 
-    def _is_proxy(self, peer: Any) -> bool:
+    def _is_proxy(self, peer: Address) -> bool:
         """Does a PROXY header come first on a connection from `peer`?"""
         if isinstance(self._proxies, bool) or not isinstance(peer, tuple):
             return self._proxies is True
@@ -278,7 +278,7 @@ class ServerHandshake(asyncio.Protocol):
         self._lingering: asyncio.TimerHandle | None = None  # since it was answered
         self.request: Request = None  # type: ignore[assignment]
         self.ip: str | None = None
-        self.remote_addr: Any = None  # kept: a socket that was reset does not know it any more
+        self.remote_addr: Address | None = None  # kept: a socket that was reset does not know it any more
         self.awaits_proxy_header = False
         self.is_connected = False
         self.began = time.perf_counter()
@@ -290,7 +290,7 @@ class ServerHandshake(asyncio.Protocol):
         self.is_connected = True
         if self in self._handshakes:
             return  # since before its TLS handshake
-        sock, peer = transport.get_extra_info("socket"), transport.get_extra_info("peername")
+        sock, peer = transport.get_extra_info("socket"), address_of(transport, "peername")
         if sock is None or peer is None:  # what the event loops say when it was reset
             self._end()
             transport.abort()  # type: ignore[attr-defined]
