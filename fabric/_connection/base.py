@@ -252,7 +252,8 @@ class BaseConnection(Connection):
 
     def _address(self, name: str, kept: Any) -> Any:
         transport = self._transport
-        return kept if transport is None else transport.get_extra_info(name) or kept
+        # A transport with TLS refuses to be asked by other threads.
+        return kept if kept is not None or transport is None else transport.get_extra_info(name)
 
     @property
     def is_reading_paused(self) -> bool:
