@@ -770,6 +770,10 @@ class WebSocketServer:
             peers = self.topics.clients(to)
         else:
             peers = list(self._connections.clients if to is None else to)
+            for peer in peers if to is not None else ():
+                if not isinstance(peer, ConnectedClient):  # a client's own end masks what it sends
+                    kind = type(peer).__name__
+                    raise TypeError(f"to holds a {kind}: a broadcast goes to connections of a server, ConnectedClient")
         if exclude is not None:
             left_out = (exclude,) if isinstance(exclude, ConnectedClient) else exclude
             peers = [peer for peer in peers if peer not in left_out]

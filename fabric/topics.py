@@ -318,6 +318,8 @@ class Topics:
 
     def _listen(self, pattern: str, limit: int) -> Listener:
         self._check_here()
+        if type(limit) is not int or limit < 1:
+            raise ValueError(f"limit is {limit!r}, allowed is a number of messages from 1")
         listener = Listener(self, pattern, limit)
         self._listeners.add(listener)
         return listener

@@ -750,6 +750,38 @@ def test_a_callback_may_close(there: Elsewhere) -> None:
     assert client.state is State.CLOSED
 
 
+@pytest.mark.parametrize(
+    "wait",
+    [
+        SyncClient.reconnect,
+        SyncClient.wait_connected,
+        lambda client: client.send("y"),
+        lambda client: client.send_parts(["y", "z"]),
+    ],
+    ids=["reconnect", "wait_connected", "send", "send_parts"],
+)
+def test_on_disconnect_cannot_wait_for_what_comes_after_it(there: Elsewhere, wait: Callable[[Any], object]) -> None:
+    refused: list[InvalidState] = []
+
+    async def handle(peer: Any) -> None:
+        if await peer.recv() == "x":
+            peer._abort()
+        else:
+            await peer.send("there")
+
+    def on_disconnect(client: SyncClient, _: object) -> None:
+        if not refused:
+            with pytest.raises(InvalidState, match="on_disconnect") as info:
+                wait(client)
+            refused.append(info.value)
+
+    with connect(url(start(there, handle)), reconnect=QUICK, on_disconnect=on_disconnect, outage="wait") as client:
+        client.send("x")
+        until(lambda: refused)
+        client.send("again")
+        assert client.recv(DEADLINE) == "there"
+
+
 def test_on_connect_may_close(there: Elsewhere) -> None:
     client = connect(url(start(there)), on_connect=lambda client: client.close())
     assert client.state is State.CLOSED
