@@ -19,7 +19,6 @@ ELSEWHERE = {
     "fabric._connection.open_context": "unit/test_misuse.py",
     "fabric._connection.tracing": "integration/test_otel.py",
     "fabric._fleet.membership": "unit/test_fleet.py",
-    "fabric._handshake.acceptor": "integration/test_sockets.py",
     "fabric._handshake.client": "integration/test_client_connect.py",
     "fabric._handshake.response_reader": "integration/test_client_connect.py",
     "fabric._history.log": "unit/test_history.py",

@@ -27,6 +27,7 @@ from fabric_ext.receive_queue import fresh
 from fabric_ext.session import stop_loop
 
 if TYPE_CHECKING:
+    from fabric._handshake.descriptors import DescriptorWatch
     from fabric._http.messages import Address, Response
     from fabric.config import ServerConfig
     from fabric.headers import HeaderMap
@@ -55,7 +56,7 @@ class PendingHandshakes:
         upgrade: called with the handshake, the head of its valid request, the bytes that came after it, and the
             headers that `process_request` wants in the answer, or None. Takes the transport over
             (`ServerHandshake.take_transport`), or raises Rejection.
-        check_descriptor: called with the file descriptor of each new connection.
+        watch: is told of the file descriptor of each new connection, and of a lack of them.
     """
 
     def __init__(
@@ -66,14 +67,14 @@ class PendingHandshakes:
         metrics: MetricsCollector,
         process_request: Callable[[Request], Any] | None,
         upgrade: Upgrade,
-        check_descriptor: Callable[[int], None],
+        watch: DescriptorWatch,
     ) -> None:
         self.loop = loop
         self.logger = logger
         self.metrics = metrics
         self.process_request = process_request
         self.upgrade = upgrade
-        self.check_descriptor = check_descriptor
+        self.watch = watch
         self.timeout = config.handshake_timeout
         self.max_header_size = config.max_header_size
         self._max = config.max_connections
@@ -137,7 +138,7 @@ class PendingHandshakes:
         Raises:
             Rejection: there are too many already, or the server is closed.
         """
-        self.check_descriptor(descriptor)
+        self.watch.note(descriptor)
         handshake.remote_addr = peer
         if self._closed is not None:
             raise fresh(self._closed)

@@ -15,6 +15,8 @@ import select
 import threading
 from typing import TYPE_CHECKING
 
+from fabric._connection.events import log_event
+
 if TYPE_CHECKING:
     from fabric_ext.driver import Driver
 
@@ -102,8 +104,8 @@ class Keeper:
             while self._thread is threading.current_thread():
                 try:
                     self._look(reading)
-                except Exception:
-                    logger.exception("looking after blocking clients failed")
+                except Exception as error:  # noqa: BLE001  (logged)
+                    log_event(logger, logging.ERROR, "looking after blocking clients failed", exc_info=error)
                     select.select([reading], [], [], MISTAKE)
         finally:
             with self._lock:

@@ -16,7 +16,7 @@ import pytest
 
 import fabric
 from conftest import descriptors
-from fabric._sync.keeper import keeper
+from fabric._sync.keeper import Keeper, keeper
 from fabric._sync.loop import SteppedLoop
 from fabric.config import BackpressureConfig, ClientConfig, HeartbeatConfig, ReconnectConfig
 from fabric.error import ConnectionClosed, ConnectionFailed, InvalidState, ReconnectTimeout, Timeout
@@ -483,6 +483,25 @@ def test_one_thread_keeps_all_clients_and_ends_with_the_last(there: Elsewhere) -
     for client in clients:
         client.close()
     assert keepers() == 0
+
+
+def test_clients_are_kept_although_the_log_raises(
+    there: Elsewhere, monkeypatch: pytest.MonkeyPatch, broken_log: list[str]
+) -> None:
+    look = Keeper._look
+
+    def fail(self: Keeper, reading: int) -> None:
+        if "looking after blocking clients failed" not in broken_log:
+            raise LookupError
+        look(self, reading)
+
+    monkeypatch.setattr(Keeper, "_look", fail)
+    held = Held()
+    server = start(there, held)
+    with connect(url(server)):
+        until(lambda: broken_log)
+        assert there(there(held.next()).ping()) > 0  # answered by that thread
+        held.release()
 
 
 def test_a_driver_that_another_thread_has_closed_is_not_kept() -> None:
