@@ -27,6 +27,7 @@ from fabric._asgi.messages import BODY, START, Denial, encode_lines, header_line
 from fabric._config.defaults import DEFAULT_CLOSE_TIMEOUT, DEFAULT_MAX_FRAGMENTS
 from fabric._connection.base import MAX_REASON, check_close
 from fabric._connection.liveness import LivenessProbe
+from fabric._connection.nodelay import send_without_delay
 from fabric._handshake.rules import Rejection, check_upgrade, rejection_of, switching_protocols, unavailable
 from fabric._handshake.server import NOBODY
 from fabric.compression import answer_offers
@@ -229,6 +230,7 @@ class WebSocketProtocol(AsgiConnection, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """uvicorn hands the transport over."""
         self.transport = transport  # type: ignore[assignment]
+        send_without_delay(transport.get_extra_info("socket"))
         self._state.connections.add(self)  # type: ignore[arg-type]
         self._trace("made")
 

@@ -15,6 +15,7 @@ ELSEWHERE = {
     "fabric._client.report": "integration/test_client_life.py",
     "fabric._config.defaults": "unit/test_config.py",
     "fabric._connection.callbacks": "unit/test_misuse.py",
+    "fabric._connection.nodelay": "integration/test_sockets.py",
     "fabric._connection.open_context": "unit/test_misuse.py",
     "fabric._connection.tracing": "integration/test_otel.py",
     "fabric._fleet.membership": "unit/test_fleet.py",

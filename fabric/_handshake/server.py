@@ -214,8 +214,8 @@ class PendingHandshakes:
             self._none_lingers.set()
 
     def sockets(self) -> list[Any]:
-        """The sockets of the connections that are in their handshake, as transports give them."""
-        transports = [handshake._transport for handshake in self._pending]
+        """The sockets of connections that are in their handshake or have been answered, as transports give them."""
+        transports = [*(handshake._transport for handshake in self._pending), *self.lingering.values()]
         return [transport.get_extra_info("socket") for transport in transports if transport is not None]
 
     def remove(self, handshake: ServerHandshake) -> None:

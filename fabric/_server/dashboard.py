@@ -299,7 +299,6 @@ class Dashboard:
             "slow_peer_drops": totals["slow_peer_drops"],
             "rate_limit_drops": totals["rate_limit_drops"],
             "errors": totals["send_errors"] + totals["receive_errors"],
-            "reconnections": totals["reconnections"],
             "send_errors": totals["send_errors"],
             "receive_errors": totals["receive_errors"],
             "handshake_timeouts": metrics.handshake_timeouts,

@@ -399,8 +399,6 @@ def serve(
         sock = ssl.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
 
     def connected(wire: Wire, sock: socket.socket, deadline: Deadline) -> ServerConnection:
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         select = None
         if select_subprotocol is not None:
 
