@@ -26,6 +26,7 @@ from fabric.broker import Broker, BrokerUnavailable, Node, Window, is_pattern
 from fabric.broker.echo import Echo
 from fabric.broker.losses import Losses
 from fabric.broker.outgoing import Outgoing
+from fabric.broker.patience import answered
 from fabric.broker.streams import Replies, Streams, pack
 
 __all__ = ["RedisBroker"]
@@ -146,8 +147,7 @@ class _Connection(asyncio.Protocol):
         waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((mark, waiter))
         self.write(command)
-        async with asyncio.timeout(seconds):
-            return await waiter
+        return await answered(waiter, seconds)
 
     def abort(self) -> None:
         self._transport.abort()
