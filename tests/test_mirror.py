@@ -26,7 +26,6 @@ ELSEWHERE = {
     "fabric._pool.host": "unit/test_pool.py",
     "fabric._server.connected_client": "integration/test_server.py",
     "fabric._server.connections": "integration/test_server.py",
-    "fabric._topics.delivery": "integration/test_topics.py",
     "fabric._topics.settings": "unit/test_topics.py",
     "fabric._version": "test_packaging.py",
     "fabric.broker.echo": "integration/test_broker_refusals.py",

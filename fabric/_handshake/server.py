@@ -301,7 +301,7 @@ class ServerHandshake(asyncio.Protocol):
         except Rejection as rejection:
             self.refuse(rejection)
             return
-        # Most requests are there before their connection is accepted: then the loop need not watch this protocol's socket.
+        # Most requests are there before their connection is accepted: then the loop need not watch the socket yet.
         if transport.get_extra_info("ssl_object") is None and (data := read_now(sock.fileno())) is not None:
             self.data_received(data)
 

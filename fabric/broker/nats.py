@@ -28,6 +28,7 @@ from fabric.broker.echo import Echo
 from fabric.broker.embedded import FILE, EmbeddedNats, shared_url
 from fabric.broker.jetstream import JetStream
 from fabric.broker.losses import MOST, Losses
+from fabric.broker.patience import answered
 from fabric_ext.outgoing import NatsOutgoing, Publisher, nats_subscriptions
 from fabric_ext.remote import NatsReader
 
@@ -38,7 +39,8 @@ logger = logging.getLogger("fabric.broker")
 PREFIX = "fabric"  # of all subjects
 CONNECT_TIMEOUT = 5.0  # seconds
 RECONNECT_WAIT = 0.1  # seconds between attempts
-PROBE_INTERVAL = 2  # seconds
+PROBE_INTERVAL = 2.0  # seconds
+GIVEN_UP = 60  # seconds after which nats-py gives up what we have given up before
 MAX_QUEUED = 8 << 20  # bytes that wait for the broker, or for its socket
 AGAIN = 0.1  # seconds until a task that goes on although it was cancelled is cancelled again
 MAX_PAYLOAD = 1 << 20  # bytes of a message, as a server takes them by default
@@ -433,7 +435,7 @@ class NatsBroker(Publisher, Broker):
         try:
             self._out.flush()
             question = self._losses.asked(self._out.take_topics())
-            await self._client.flush(timeout=PROBE_INTERVAL)
+            await answered(self._client.flush(timeout=GIVEN_UP), PROBE_INTERVAL)
         except (nats.errors.Error, OSError, TimeoutError, RuntimeError) as error:  # uvloop's, of a closed transport
             self._error = error
             raise self._unavailable("it does not answer") from error

@@ -27,6 +27,7 @@ from fabric._connection.events import log_event
 from fabric.broker import Broker, BrokerUnavailable, Node, Window, is_pattern
 from fabric.broker.echo import Echo
 from fabric.broker.losses import MOST, Losses
+from fabric.broker.patience import answered
 from fabric.broker.streams import Replies, Streams, pack
 from fabric_ext.outgoing import Publisher, RedisOutgoing, redis_commands
 from fabric_ext.remote import RedisReader
@@ -144,8 +145,7 @@ class _Connection(asyncio.Protocol):
         waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((mark, waiter))
         self.write(command)
-        async with asyncio.timeout(seconds):
-            return await waiter
+        return await answered(waiter, seconds)
 
     def abort(self) -> None:
         self._transport.abort()
