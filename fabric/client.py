@@ -527,6 +527,9 @@ class WebSocketClient(BaseConnection):
                     break
                 if self._on_reconnect is not None:
                     telling = asyncio.get_running_loop().create_task(self._notify(self._on_reconnect))
+        except GeneratorExit:  # its loop is garbage, as that of a forked child may be: nothing can be waited for
+            telling = None
+            raise
         except BaseException as error:  # nothing may leave the client neither connected nor closed
             if is_cancelled(error):  # the loop is being shut down
                 if self._repair is not None:

@@ -212,7 +212,7 @@ class SyncClient(Blocking):
                 self._attach(driver, client, config)
 
         def connect() -> None:
-            stays_with_parent(uninterrupted(SteppedLoop, driver, keeper.wake))
+            stays_with_parent(uninterrupted(SteppedLoop, driver, keeper))
             try:
                 driver.run(connected())
             except InvalidState:

@@ -30,6 +30,7 @@ from peers import (
     ASGI_PEERS,
     ASYNC_CLIENTS,
     BLOCKING,
+    BLOCKING_DROP_IN,
     BLOCKING_POLLING,
     BLOCKING_WEBSOCKETS,
     BROKER_CLIENTS,
@@ -525,7 +526,7 @@ def busy_polling(quick: bool) -> Iterator[Case]:
         RAW_POLLING: RAW_POLLING,
     }
     yield both_ends("blocking client, asyncio server, 1 × 32 B", blocking)
-    same = dict.fromkeys((BLOCKING, BLOCKING_WEBSOCKETS), "fabric callbacks")
+    same = dict.fromkeys((BLOCKING, BLOCKING_DROP_IN, BLOCKING_WEBSOCKETS), "fabric callbacks")
     yield both_ends("blocking clients, the same server, 1 × 32 B", same)
     yield both_ends("blocking clients, the same server, depth 64", same, depth=64)
 
