@@ -30,7 +30,6 @@ from fabric._connection.events import log_event
 from fabric._connection.liveness import LivenessProbe
 from fabric._connection.nodelay import send_without_delay
 from fabric._handshake.rules import Rejection, check_upgrade, rejection_of, switching_protocols, unavailable
-from fabric._handshake.server import NOBODY
 from fabric.compression import answer_offers
 from fabric.config import CompressionConfig, HeartbeatConfig
 from fabric.error import InvalidHeader
@@ -431,7 +430,6 @@ class WebSocketProtocol(AsgiConnection, asyncio.Protocol):
         self._phase = _Phase.OPEN
         self._scope = None
         transport.write(answer)
-        transport.set_protocol(NOBODY)
         session = SessionProtocol(
             self,
             transport,

@@ -52,6 +52,7 @@ from fabric_ext.topics import check_topic
 if TYPE_CHECKING:
     from fabric._config.server import ServerConfig
     from fabric._server.connected_client import ConnectedClient
+    from fabric.message import Sendable
     from fabric.topics import Topics
 
 __all__ = ["Fleet", "Member", "NameTaken", "NobodyThere", "RequestFailed"]
@@ -284,7 +285,7 @@ class Fleet:
 
     # -- by name
 
-    async def send_to(self, name: str, message: Any, timeout: float) -> int:
+    async def send_to(self, name: str, message: Sendable, timeout: float) -> int:
         """See `WebSocketServer.send_to`."""
         data = data_message(message)
         holders = await self._find(name)
@@ -298,7 +299,7 @@ class Fleet:
             lambda number, ids: Send(number, ids, data.msg_type, data.as_bytes()),
         )
 
-    async def request(self, name: str, message: Any, timeout: float) -> Message:
+    async def request(self, name: str, message: Sendable, timeout: float) -> Message:
         """See `WebSocketServer.request`."""
         data = data_message(message)
         member = (await self._find(name))[-1]

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from fabric._config.options import ServerOptions
     from fabric._server.dashboard import Dashboard
     from fabric.centrifuge import Authorize, Methods
+    from fabric.message import Sendable
 
 __all__ = ["ConnectedClient", "WebSocketServer"]
 
@@ -611,7 +612,7 @@ class WebSocketServer:
     def publish(
         self,
         topic: str,
-        message: str | bytes | bytearray | memoryview | Message,
+        message: Sendable,
         *,
         exclude: ConnectedClient | Iterable[ConnectedClient] | None = None,
         compress: bool | None = None,
@@ -690,9 +691,7 @@ class WebSocketServer:
         self._fleet.on_leave = function
         self._fleet.begin()
 
-    async def send_to(
-        self, name: str, message: str | bytes | bytearray | memoryview | Message, *, timeout: float = CALL_TIMEOUT
-    ) -> int:
+    async def send_to(self, name: str, message: Sendable, *, timeout: float = CALL_TIMEOUT) -> int:
         """Send a message to the client that has a name, on whichever server it is; see `fabric.fleet`.
 
         Returns once its server has sent the message or keeps it for the client: to how many, as several may have the
@@ -709,9 +708,7 @@ class WebSocketServer:
         """
         return await self._fleet.send_to(name, message, timeout)
 
-    async def request(
-        self, name: str, message: str | bytes | bytearray | memoryview | Message, *, timeout: float = CALL_TIMEOUT
-    ) -> Message:
+    async def request(self, name: str, message: Sendable, *, timeout: float = CALL_TIMEOUT) -> Message:
         """Ask the client that has a name, on whichever server it is, and return its answer; see `fabric.fleet`.
 
         Its server asks it by `on_request`. Where several have the name, the newest is asked.
@@ -753,7 +750,7 @@ class WebSocketServer:
 
     async def broadcast(
         self,
-        message: str | bytes | bytearray | memoryview | Message,
+        message: Sendable,
         *,
         to: Iterable[ConnectedClient] | str | None = None,
         exclude: ConnectedClient | Container[ConnectedClient] | None = None,
@@ -773,6 +770,10 @@ class WebSocketServer:
             peers = self.topics.clients(to)
         else:
             peers = list(self._connections.clients if to is None else to)
+            for peer in peers if to is not None else ():
+                if not isinstance(peer, ConnectedClient):  # a client's own end masks what it sends
+                    kind = type(peer).__name__
+                    raise TypeError(f"to holds a {kind}: a broadcast goes to connections of a server, ConnectedClient")
         if exclude is not None:
             left_out = (exclude,) if isinstance(exclude, ConnectedClient) else exclude
             peers = [peer for peer in peers if peer not in left_out]

@@ -34,8 +34,8 @@ from fabric._history.logs import Logs
 from fabric._history.shared import SharedLogs
 from fabric._topics.delivery import Delivery
 from fabric._topics.gaps import Gaps
-from fabric._topics.settings import OnFull, Settings, SettingsByPattern, is_pattern
-from fabric.broker import Broker, BrokerUnavailable, MemoryBroker
+from fabric._topics.settings import OnFull, Settings, SettingsByPattern
+from fabric.broker import Broker, BrokerUnavailable, MemoryBroker, is_pattern
 from fabric.error import Error, InvalidState
 from fabric.history import History, Position
 from fabric.metrics import MetricsCollector, TopicMetrics
@@ -319,6 +319,8 @@ class Topics:
 
     def _listen(self, pattern: str, limit: int) -> Listener:
         self._check_here()
+        if type(limit) is not int or limit < 1:
+            raise ValueError(f"limit is {limit!r}, allowed is a number of messages from 1")
         listener = Listener(self, pattern, limit)
         self._listeners.add(listener)
         return listener

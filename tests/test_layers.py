@@ -23,7 +23,7 @@ LAYERS = {
         fabric_ext.receive_queue fabric_ext.read_buffer fabric_ext.transport fabric_ext.writer fabric_ext.throttle
         fabric_ext.session_user fabric_ext.sender fabric_ext.closing fabric_ext.session fabric_ext.poller
         fabric_ext.connection fabric_ext.broadcast fabric_ext.plain_connection fabric_ext.asgi fabric_ext.topics
-        fabric_ext.remote fabric_ext.driver fabric_ext.blocking fabric_ext.plain_blocking fabric_ext
+        fabric_ext.remote fabric_ext.outgoing fabric_ext.driver fabric_ext.blocking fabric_ext.plain_blocking fabric_ext
     """,
     "vocabulary": """
         fabric._version fabric._namesake fabric.error fabric._http.url fabric.headers fabric.message fabric.subprotocol

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fabric._connection.events import log_event
-from fabric._topics.settings import fits, is_pattern
+from fabric._topics.settings import fits
+from fabric.broker import is_pattern
 from fabric.broker.losses import EVERYTHING, Lost
 
 if TYPE_CHECKING:

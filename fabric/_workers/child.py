@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import spawn
 from typing import Any, NamedTuple, NoReturn
 
@@ -29,7 +29,6 @@ from fabric.server import WebSocketServer
 
 __all__ = ["Goodbye", "Order", "Worker", "is_worker", "main"]
 
-EMBEDDED = "FABRIC_EMBEDDED_NATS"  # as in `fabric.broker.nats`, which needs nats-py
 LAST_MOMENT = 5.0  # seconds for a process to end, after everything that has a timeout of its own
 LONGEST = 1000  # characters of a cause
 
@@ -43,12 +42,13 @@ class Worker:
     Attributes:
         number: of this worker, 0 to n - 1. The one that replaces it has the same.
         sockets: where its server listens: `ServerConfig(sock=worker.sockets)`.
-        broker: the argument of `run` of this name, for `WebSocketServer(..., broker=worker.broker)`.
+        broker: the argument of `run` of this name, for `WebSocketServer(..., broker=worker.broker)`. It may have a
+            password in it.
     """
 
     number: int
     sockets: tuple[socket.socket, ...]
-    broker: str
+    broker: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ class Order:
     program: dict[str, Any]
     main: bytes
     number: int
-    broker: str
+    broker: str = field(repr=False)
     sockets: tuple[int, ...]
     handover: tuple[int, Any, int] | None
-    embedded: str | None
+    embedded: str | None = field(repr=False)
     loop: str
     goodbye: Goodbye
 
@@ -112,7 +112,9 @@ def main(descriptor: int) -> NoReturn:
     except EOFError:
         sys.exit(1)
     if order.embedded is not None:
-        os.environ[EMBEDDED] = order.embedded
+        from fabric.broker import embedded  # few need it
+
+        embedded.inherited = order.embedded  # not the environment, which the application's own children would inherit
     try:
         spawn.prepare(order.program)
         function = pickle.loads(order.main)

@@ -12,7 +12,7 @@ import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fabric._connection.events import log_event
@@ -75,7 +75,7 @@ class Settings:
     count: int
     bind: str
     balance: str
-    broker: str
+    broker: str = field(repr=False)
     metrics: str | None
     drain: float
     start_timeout: float

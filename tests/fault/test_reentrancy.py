@@ -320,6 +320,19 @@ async def test_what_acts_at_once_is_refused_in_another_thread(
         assert server_end.server.is_running
 
 
+@SIDES
+@SECURE
+async def test_another_thread_may_ask_who_is_connected(
+    stack: contextlib.AsyncExitStack, side: str, *, secure: bool
+) -> None:
+    """For a log, say: a transport with TLS refuses other threads, so it is not asked."""
+    async with connected(stack, secure=secure) as (client, server_end):
+        end = client if side == "client" else server_end
+        here = repr(end), end.remote_addr, end.state, end.id, end.latency
+        assert await asyncio.to_thread(lambda: (repr(end), end.remote_addr, end.state, end.id, end.latency)) == here
+        assert here[1][0] == "127.0.0.1"
+
+
 async def test_in_an_outage_too_nothing_acts_in_another_thread(stack: contextlib.AsyncExitStack) -> None:
     server = await serve(stack, echo)
     again = ReconnectConfig(initial_delay=1000, max_delay=1000)

@@ -160,6 +160,20 @@ def test_an_address_in_use_is_a_sentence(server: Server) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_no_password_of_a_broker_is_shown() -> None:
+    """It stands in the environment, which other users do not see; they are told of one among the arguments."""
+    where = "127.0.0.1:1"  # where nobody listens
+    url = f"redis://user:hunter2@{where}"
+    serve = ("serve", "--bind", "127.0.0.1:0", "--workers", "1", "--broadcast", "--verbose")
+    in_arguments, in_environment = fabric(*serve, "--broker", url), fabric(*serve, FABRIC_BROKER=url)
+    for done in (in_arguments, in_environment):
+        assert done.returncode == 1
+        assert f"the broker redis://{where} is unavailable" in done.stderr
+        assert "hunter2" not in done.stdout + done.stderr
+    note = "other users see the password in --broker"
+    assert (note in in_arguments.stderr, note in in_environment.stderr) == (True, False)
+
+
 def test_closing_a_server_tells_its_clients() -> None:
     running = Server()
     client = subprocess.Popen(
