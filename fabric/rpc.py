@@ -485,7 +485,7 @@ class Rpc:
             answer = self._encoded(method, key, result) if say is not None else ""
         except asyncio.CancelledError:
             answer = wire.error_answer(key, RpcError("cancelled", code=wire.CANCELLED)) if say is not None else ""
-        except BaseException as error:  # noqa: BLE001  (logged)
+        except BaseException as error:
             failure = self._failure(method, error)
             answer = wire.error_answer(key, failure) if say is not None else ""
             if isinstance(error, (KeyboardInterrupt, SystemExit)):

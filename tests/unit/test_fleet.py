@@ -648,7 +648,7 @@ async def test_the_other_server_is_told_whatever_is_raised() -> None:
         raise Odd
 
     near.fleet.on_request = odd
-    with pytest.raises(RequestFailed, match="^on_request raised Odd$"):
+    with pytest.raises(RequestFailed, match=r"^on_request raised Odd$"):
         await far.fleet.request("a", "x", 1)
     with pytest.raises(Odd):
         await near.fleet.request("a", "x", 1)
