@@ -26,7 +26,7 @@ from fabric._connection.callbacks import check_callback
 from fabric._connection.fork import stays_with_parent
 from fabric._connection.open_context import OpenContext
 from fabric._handshake.client import HandshakeResult, open_connection
-from fabric._http.messages import Request, Response, response_of
+from fabric._http.messages import Request, Response, address_of, response_of
 from fabric.error import ConnectionClosed, Error, InvalidState, ReconnectTimeout
 from fabric.metrics import MetricsCollector, loop_metrics_of
 from fabric.ratelimit import connection_gate
@@ -386,8 +386,8 @@ class WebSocketClient(BaseConnection):
 
     def _opened(self) -> None:
         transport = self._transport
-        self._local_addr = transport.get_extra_info("sockname")
-        self._remote_addr = transport.get_extra_info("peername")
+        self._local_addr = address_of(transport, "sockname")
+        self._remote_addr = address_of(transport, "peername")
         self._session_end = asyncio.get_running_loop().create_future()
         if self._loss is not None:
             self._metrics.record_reconnection()
@@ -527,6 +527,9 @@ class WebSocketClient(BaseConnection):
                     break
                 if self._on_reconnect is not None:
                     telling = asyncio.get_running_loop().create_task(self._notify(self._on_reconnect))
+        except GeneratorExit:  # its loop is garbage, as that of a forked child may be: nothing can be waited for
+            telling = None
+            raise
         except BaseException as error:  # nothing may leave the client neither connected nor closed
             if is_cancelled(error):  # the loop is being shut down
                 if self._repair is not None:

@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     import uuid
 
     from fabric._config.options import ClientOptions
-    from fabric._connection.base import Sendable
-    from fabric._http.messages import Request, Response
+    from fabric._http.messages import Address, Request, Response
     from fabric.backpressure import BackpressureController
     from fabric.heartbeat import HeartbeatManager
+    from fabric.message import Sendable
     from fabric.metrics import MetricsCollector
     from fabric.reconnect import ReconnectState
 
@@ -212,7 +212,7 @@ class SyncClient(Blocking):
                 self._attach(driver, client, config)
 
         def connect() -> None:
-            stays_with_parent(uninterrupted(SteppedLoop, driver, keeper.wake))
+            stays_with_parent(uninterrupted(SteppedLoop, driver, keeper))
             try:
                 driver.run(connected())
             except InvalidState:
@@ -305,13 +305,13 @@ class SyncClient(Blocking):
         return self._connection.extensions
 
     @property
-    def local_addr(self) -> Any:
-        """Address of this end: `(host, port)`, or longer for IPv6."""
+    def local_addr(self) -> Address | None:
+        """Address of this end: `(host, port)`, or longer for IPv6; None before the first connection."""
         return self._connection.local_addr
 
     @property
-    def remote_addr(self) -> Any:
-        """Address of the other end: `(host, port)`, or longer for IPv6."""
+    def remote_addr(self) -> Address | None:
+        """Address of the other end: `(host, port)`, or longer for IPv6; None before the first connection."""
         return self._connection.remote_addr
 
     @property

@@ -193,11 +193,16 @@ async def test_a_signal_handler_that_sends(
 
 @SIDES
 @SECURE
-@pytest.mark.parametrize("compression", [True, False], ids=["compressed", "as is"])
+@pytest.mark.parametrize(
+    ("compression", "debug"),
+    [(True, False), (False, False), (True, True)],
+    ids=["compressed", "as is", "in debug mode"],
+)
 async def test_sending_from_another_thread(
-    stack: contextlib.AsyncExitStack, side: str, *, secure: bool, compression: bool
+    stack: contextlib.AsyncExitStack, side: str, *, secure: bool, compression: bool, debug: bool
 ) -> None:
     """A coroutine is handed to the loop; what acts at once is refused."""
+    asyncio.get_running_loop().set_debug(debug)
     packing: dict[str, Any] = {} if compression else {"compression": None}
     held = Held()
     tls = {"ssl": server_context()} if secure else {}
