@@ -6,6 +6,7 @@ changed so, before the test goes on with it. `make tls-contexts` does it for one
 
 from __future__ import annotations
 
+import base64
 import functools
 import inspect
 import ssl
@@ -17,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import dh
-from cryptography.hazmat.primitives.serialization import Encoding, ParameterFormat
 
 from support.tls import authority
 
@@ -49,7 +48,9 @@ def finite_field_group() -> bytes:
         number += 1
         term //= number
     p = 2**2048 - 2**1984 + ((e >> 2100 - 1918) + 560316) * 2**64 - 1
-    return dh.DHParameterNumbers(p, 2).parameters().parameter_bytes(Encoding.PEM, ParameterFormat.PKCS3)
+    numbers = b"\x02\x82\x01\x01\x00" + p.to_bytes(256) + b"\x02\x01\x02"  # in DER, as PKCS #3 has them
+    sequence = b"\x30\x82" + len(numbers).to_bytes(2) + numbers
+    return b"-----BEGIN DH PARAMETERS-----\n" + base64.encodebytes(sequence) + b"-----END DH PARAMETERS-----\n"
 
 
 def sni_callback(context: ssl.SSLContext, folder: Path) -> Proof:
