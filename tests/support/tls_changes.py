@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from support.tls import authority
 
@@ -179,8 +180,13 @@ def hostname_checks_common_name(context: ssl.SSLContext, folder: Path) -> Proof:
     return nothing
 
 
+@functools.cache
+def another_authority() -> str:
+    return trustme.CA().cert_pem.bytes().decode()
+
+
 def load_verify_locations(context: ssl.SSLContext, folder: Path) -> Proof:
-    context.load_verify_locations(cadata=authority().cert_pem.bytes().decode())
+    context.load_verify_locations(cadata=another_authority())
     return nothing
 
 
@@ -351,8 +357,12 @@ class EachContext:
 
 
 def fits(change: Change, context: ssl.SSLContext) -> bool:
-    """Can `context` be changed so? A client's takes no callback for names, and one of a class of its own keeps that."""
-    if change in (sni_callback, set_servername_callback):
+    """Is `context` to be changed so?
+
+    A client's takes no callback for names, and whether it has a certificate is for the test to say. One of a class of
+    its own keeps that.
+    """
+    if change in (sni_callback, set_servername_callback, load_cert_chain):
         return context.protocol is ssl.PROTOCOL_TLS_SERVER
     return change is not subclass or type(context) is ssl.SSLContext
 
