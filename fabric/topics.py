@@ -544,10 +544,10 @@ class Topics:
         closing = asyncio.ensure_future(_closed(self.broker))
         try:
             await asyncio.wait([closing], timeout=timeout)
-        finally:
             if not closing.done():
                 logger.warning("the broker %r was left: it did not close within %g seconds", self.broker, timeout)
-                closing.cancel()
+        finally:
+            closing.cancel()
 
 
 async def _closed(broker: Broker) -> None:
