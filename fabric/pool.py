@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 from fabric._connection.base import check_close
+from fabric._connection.events import log_event
 from fabric._connection.open_context import OpenContext
 from fabric._http.url import redact
 from fabric._pool.host import Counts, HostPool, Member, ServerPoolStats, now
@@ -371,8 +372,8 @@ class ConnectionPool:
             await asyncio.sleep(period)
             try:
                 await self.check_health(unused_for=interval - period / 2)
-            except Exception:
-                logger.exception("the health check failed")
+            except Exception as error:  # noqa: BLE001  (logged)
+                log_event(logger, logging.ERROR, "the health check failed", exc_info=error)
 
     # -- statistics
 

@@ -23,6 +23,7 @@ from fabric._connection.base import check_close, data_message
 from fabric._connection.callbacks import check_callback, check_handler
 from fabric._connection.events import log_event
 from fabric._connection.fork import stays_with_parent
+from fabric._handshake.descriptors import DescriptorWatch
 from fabric._handshake.rules import Rejection, unavailable
 from fabric._handshake.server import PendingHandshakes, ServerHandshake, too_many_from_one_address
 from fabric._http.messages import Request, as_response
@@ -30,7 +31,6 @@ from fabric._server import listening
 from fabric._server.broadcast import send_to_all
 from fabric._server.connected_client import ConnectedClient
 from fabric._server.connections import Connections
-from fabric._server.descriptors import DescriptorWatch
 from fabric._server.negotiation import Negotiation
 from fabric.broker import Broker, BrokerUnavailable, make_broker
 from fabric.config import ServerConfig
@@ -259,7 +259,7 @@ class WebSocketServer:
             self._metrics,
             self._process_request if self._router is None and self._dashboard is None else self._judge,
             self._upgrade,
-            self._descriptor_watch.note,
+            self._descriptor_watch,
         )
         try:
             await self.topics._start()
@@ -770,6 +770,10 @@ class WebSocketServer:
             peers = self.topics.clients(to)
         else:
             peers = list(self._connections.clients if to is None else to)
+            for peer in peers if to is not None else ():
+                if not isinstance(peer, ConnectedClient):  # a client's own end masks what it sends
+                    kind = type(peer).__name__
+                    raise TypeError(f"to holds a {kind}: a broadcast goes to connections of a server, ConnectedClient")
         if exclude is not None:
             left_out = (exclude,) if isinstance(exclude, ConnectedClient) else exclude
             peers = [peer for peer in peers if peer not in left_out]
@@ -801,4 +805,4 @@ def _seconds(timeout: Duration) -> float:
 def _report_sampling(task: asyncio.Task[None]) -> None:
     error = None if task.cancelled() else task.exception()
     if error is not None:
-        logger.error("the dashboard has stopped", exc_info=error)
+        log_event(logger, logging.ERROR, "the dashboard has stopped", exc_info=error)

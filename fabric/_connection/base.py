@@ -256,7 +256,8 @@ class BaseConnection(Connection):
 
     def _address(self, name: Literal["peername", "sockname"], kept: Address | None) -> Address | None:
         transport = self._transport
-        return kept if transport is None else address_of(transport, name) or kept
+        # A transport with TLS refuses to be asked by other threads.
+        return kept if kept is not None or transport is None else address_of(transport, name)
 
     @property
     def is_reading_paused(self) -> bool:
