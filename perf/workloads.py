@@ -609,7 +609,7 @@ def from_another(name: str, connections: int, times: int, peers: tuple[str, ...]
 
 
 def one_way(peers: tuple[str, ...]) -> Case:
-    """From a server's publication to a client of another server, beside the broker's own way between two sockets."""
+    """From a server's publication to a client of another server, beside the broker's own way, by connections without a library."""
 
     @contextlib.contextmanager
     def start(peer_name: str) -> Iterator[Turn]:
