@@ -597,8 +597,8 @@ def from_another(name: str, connections: int, times: int, peers: tuple[str, ...]
             return per_delivery(figures(process.load(node, "broadcast", (*effort.timing, *options))), times)
 
         layer, scheme = NODES[peer_name]
-        messages = ("--size", "128")
-        if layer == "socketio":  # its handshake is one message more
+        messages = ("--size", "128", "--hello", "ready")
+        if layer == "socketio":
             messages = ("--path", SOCKET_IO_PATH, "--hello", "40", "--messages", str(tools.EVENTS))
         with process.broker(scheme) as url:
             command = python("broker_node", "--layer", layer, "--broker", url)
@@ -609,7 +609,7 @@ def from_another(name: str, connections: int, times: int, peers: tuple[str, ...]
 
 
 def one_way(peers: tuple[str, ...]) -> Case:
-    """From a server's publication to a client of another server, beside the broker's own way, by connections without a library."""
+    """From a server's publication to a client of another server, beside the broker's own way without a library."""
 
     @contextlib.contextmanager
     def start(peer_name: str) -> Iterator[Turn]:
