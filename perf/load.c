@@ -814,7 +814,10 @@ static void on_down(connection *c) {
         if (c->close_seen) run.messages++;
         else run.failures++;
     }
-    if (run.sending) dial(c);
+    if (run.sending && (!opt.count || run.budget)) {
+        if (opt.count) run.budget--;
+        dial(c);
+    }
 }
 
 static void on_message(connection *c, int64_t now) {
@@ -1002,7 +1005,26 @@ static void broadcast(void) {
     drain(5);
 }
 
+static bool any_left(void) {
+    for (int i = 0; i < opt.depth; i++)
+        if (all[i].state != DOWN) return true;
+    return false;
+}
+
 static void connect_rate(void) {
+    if (opt.count) { /* as in echo() */
+        for (int warm = 1; warm >= 0; warm--) {
+            run.budget = warm ? opt.count / 10 + 1 : opt.count;
+            run.sending = true;
+            if (!warm) start_window();
+            for (int i = 0; i < opt.depth && run.budget; i++, run.budget--) dial(&all[i]);
+            while (any_left()) turn(20);
+            if (!warm) stop_window();
+            run.sending = false;
+            wait_for_word(warm ? "warm" : "counted");
+        }
+        return;
+    }
     run.sending = true;
     for (int i = 0; i < opt.depth; i++) dial(&all[i]);
     run_for(opt.warmup);
@@ -1011,12 +1033,7 @@ static void connect_rate(void) {
     stop_window();
     run.sending = false;
     int64_t deadline = now_ns() + 1000000000LL;
-    while (now_ns() < deadline) {
-        bool busy = false;
-        for (int i = 0; i < opt.depth; i++) busy |= all[i].state != DOWN;
-        if (!busy) break;
-        turn(20);
-    }
+    while (now_ns() < deadline && any_left()) turn(20);
 }
 
 static void idle(void) {

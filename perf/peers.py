@@ -53,6 +53,7 @@ RAW_POLLING = "raw C polling"
 #: Clients whose calls block.
 BLOCKING = "fabric.sync"
 BLOCKING_POLLING = "fabric.sync polling"
+BLOCKING_DROP_IN = "fabric.websockets.sync"
 BLOCKING_WEBSOCKETS = "websockets.sync"
 
 SERVER_PEERS = {
@@ -97,6 +98,7 @@ CLIENT_PEERS = {
         ("aiohttp", "aiohttp_client", ()),
         (BLOCKING, "fabric_sync_client", ()),
         (BLOCKING_POLLING, "fabric_sync_client", POLL),
+        (BLOCKING_DROP_IN, "fabric_websockets_sync_client", ()),
         (BLOCKING_WEBSOCKETS, "websockets_sync_client", ()),
     )
 } | {RAW_POLLING: (str(tools.POLL_RAW),)}

@@ -30,6 +30,7 @@ from peers import (
     ASGI_PEERS,
     ASYNC_CLIENTS,
     BLOCKING,
+    BLOCKING_DROP_IN,
     BLOCKING_POLLING,
     BLOCKING_WEBSOCKETS,
     BROKER_CLIENTS,
@@ -420,19 +421,29 @@ def growth(quick: bool) -> Iterator[Case]:
 
 
 def instructions(quick: bool) -> Iterator[Case]:
-    """User-space instructions per echoed message: exact where time is noisy. Not a workload of its own."""
+    """User-space instructions, per echoed message and per connection: exact where time is noisy."""
 
     def case(name: str, depth: int, size: int, peers: tuple[str, ...], count: int, needs: str = "") -> Case:
         def measure(peer_name: str, effort: Effort) -> Figures:
             peer, flags = peer_named(peer_name, needs), flags_for(needs)
-            return {"instructions": count_instructions(peer, flags, count, depth, size)}
+            slowed = depth > 1 and peer_name.startswith("fabric")
+            arguments = ("--depth", depth, "--size", size)
+            return {"instructions": count_instructions(peer, flags, count, "echo", arguments, slowed=slowed)}
 
         return once("n", name, peers, measure, {"depth": depth, "tool": "callgrind"})
+
+    def connections(count: int) -> Case:
+        def measure(peer_name: str, effort: Effort) -> Figures:
+            return {"instructions": count_instructions(peer_named(peer_name), (), count, "connect", ("--depth", 32))}
+
+        facts = {"at a time": 32, "tool": "callgrind"}
+        return once("n", "connections, 32 at a time", (*FABRIC, "picows core"), measure, facts)
 
     peers = (*FABRIC, DROP_IN)
     yield case("pipelined 1 × 32 B, depth 64", 64, 32, peers if quick else (*peers, "picows core"), 20_000)
     if not quick:
         yield case("ping-pong 1 × 32 B", 1, 32, (*peers, "picows core"), 4_000)
+        yield connections(1_000)
         yield case("ASGI, bare, 1 × 32 B, depth 64", 64, 32, tuple(ASGI_PEERS), 6_000)
         yield case("ASGI, FastAPI, 1 × 32 B, depth 64", 64, 32, tuple(ASGI_PEERS), 6_000, "fastapi")
 
@@ -441,17 +452,26 @@ SLOWED_DOWN = 1000
 """More than a process is slowed down by callgrind: where messages come closely, time must not part them."""
 
 
-def count_instructions(peer: Peer, flags: tuple[str, ...], count: int, depth: int, size: int) -> float:
-    """Runs `peer` under callgrind and returns instructions per message, start-up and handshake excluded."""
+def count_instructions(
+    peer: Peer, flags: tuple[str, ...], count: int, mode: str, arguments: tuple[object, ...], *, slowed: bool = False
+) -> float:
+    """Runs `peer` under callgrind and returns instructions per message or connection, start-up excluded.
+
+    Args:
+        flags: of the server.
+        count: of messages or connections.
+        mode, arguments: of the load generator.
+        slowed: tell the server that it is slowed down.
+    """
     for tool in ("valgrind", "callgrind_control"):
         if not shutil.which(tool):
             raise Failed(f"{tool} is not installed")
     out = tools.BUILD / f"callgrind.{os.getpid()}.out"
     valgrind = ("valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={out}")
     try:
-        slowed = ("--slowed-down", str(SLOWED_DOWN)) if peer.name.startswith("fabric") and depth > 1 else ()
-        with Server((*valgrind, *peer.command, *slowed), flags, wait=60) as server:
-            steps = Steps(server, "echo", ("--count", str(count), "--depth", str(depth), "--size", str(size)))
+        more = ("--slowed-down", str(SLOWED_DOWN)) if slowed else ()
+        with Server((*valgrind, *peer.command, *more), flags, wait=60) as server:
+            steps = Steps(server, mode, ("--count", str(count), *map(str, arguments)))
             try:
                 for phase, switch in (("warm", "on"), ("counted", "off")):
                     steps.reached(phase, 120)
@@ -506,7 +526,7 @@ def busy_polling(quick: bool) -> Iterator[Case]:
         RAW_POLLING: RAW_POLLING,
     }
     yield both_ends("blocking client, asyncio server, 1 × 32 B", blocking)
-    same = dict.fromkeys((BLOCKING, BLOCKING_WEBSOCKETS), "fabric callbacks")
+    same = dict.fromkeys((BLOCKING, BLOCKING_DROP_IN, BLOCKING_WEBSOCKETS), "fabric callbacks")
     yield both_ends("blocking clients, the same server, 1 × 32 B", same)
     yield both_ends("blocking clients, the same server, depth 64", same, depth=64)
 
@@ -696,7 +716,7 @@ WORKLOADS: dict[str, tuple[str, Callable[[bool], Iterator[Case]]]] = {
     "k": ("two sends a request", two_sends),
     "l": ("the lowest latency: busy polling", busy_polling),
     "m": ("ASGI applications under uvicorn", asgi),
-    "n": ("instructions per message", instructions),
+    "n": ("instructions per message, and per connection", instructions),
     "o": ("topics", topics),
     "p": ("topics of several servers", brokers),
 }
