@@ -143,9 +143,9 @@ class PendingHandshakes:
             raise fresh(self._closed)
         if len(self._pending) >= self._max:
             raise unavailable(f"{self._max} connections are in their opening handshake")
-        if self._is_proxy(peer):
+        if self._proxies and self._is_proxy(peer):
             handshake.awaits_proxy_header = True
-        else:
+        elif self._max_per_ip:
             self._count_address(handshake)
         self._pending.add(handshake)
         if self._timer is None:
@@ -300,7 +300,7 @@ class ServerHandshake(asyncio.Protocol):
         except Rejection as rejection:
             self.refuse(rejection)
             return
-        # Most requests are there before their connection is accepted: then the loop need not watch this protocol's socket.
+        # Most requests are there already: then the loop need not watch the socket for this protocol.
         if transport.get_extra_info("ssl_object") is None and (data := read_now(sock.fileno())) is not None:
             self.data_received(data)
 
