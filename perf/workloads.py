@@ -30,6 +30,7 @@ from peers import (
     ASGI_PEERS,
     ASYNC_CLIENTS,
     BLOCKING,
+    BLOCKING_DROP_IN,
     BLOCKING_POLLING,
     BLOCKING_WEBSOCKETS,
     BROKER_CLIENTS,
@@ -44,6 +45,7 @@ from peers import (
     SERVER_PEERS,
     SMALLEST,
     UWS,
+    WAYS,
     Peer,
     python,
 )
@@ -524,7 +526,7 @@ def busy_polling(quick: bool) -> Iterator[Case]:
         RAW_POLLING: RAW_POLLING,
     }
     yield both_ends("blocking client, asyncio server, 1 × 32 B", blocking)
-    same = dict.fromkeys((BLOCKING, BLOCKING_WEBSOCKETS), "fabric callbacks")
+    same = dict.fromkeys((BLOCKING, BLOCKING_DROP_IN, BLOCKING_WEBSOCKETS), "fabric callbacks")
     yield both_ends("blocking clients, the same server, 1 × 32 B", same)
     yield both_ends("blocking clients, the same server, depth 64", same, depth=64)
 
@@ -597,7 +599,12 @@ def brokers(quick: bool) -> Iterator[Case]:
     yield from_another("200 clients, one at a time", 200, 1, ("fabric",) if quick else tuple(NODES))
     if not quick:
         yield from_another("200 clients, 32 a read", 200, 32, tuple(NODES))
+    yield one_way(tuple(WAYS)[:2] if quick else tuple(WAYS))
     yield broker_clients(30_000 if quick else 100_000)
+
+
+ONE_WAY = "one way to a client of another server"
+SOCKET_IO_PATH = "/?EIO=4&transport=websocket"
 
 
 def from_another(name: str, connections: int, times: int, peers: tuple[str, ...]) -> Case:
@@ -606,16 +613,51 @@ def from_another(name: str, connections: int, times: int, peers: tuple[str, ...]
     @contextlib.contextmanager
     def start(peer_name: str) -> Iterator[Turn]:
         def turn(effort: Effort) -> Figures:
-            options = ("--connections", str(connections), "--size", "128", "--replies", str(times))
+            options = ("--connections", str(connections), *messages, "--replies", str(times))
             return per_delivery(figures(process.load(node, "broadcast", (*effort.timing, *options))), times)
 
         layer, scheme = NODES[peer_name]
+        messages = ("--size", "128")
+        if layer == "socketio":  # its handshake is one message more
+            messages = ("--path", SOCKET_IO_PATH, "--hello", "40", "--messages", str(tools.EVENTS))
         with process.broker(scheme) as url:
             command = python("broker_node", "--layer", layer, "--broker", url)
             with Server(command) as node, Server((*command, "--times", str(times)), core=1):
                 yield turn
 
     return Case("p", name, peers, start, facts={"deliveries of a message": connections * times, "size": 128})
+
+
+def one_way(peers: tuple[str, ...]) -> Case:
+    """From a server's publication to a client of another server, beside the broker's own way between two sockets."""
+
+    @contextlib.contextmanager
+    def start(peer_name: str) -> Iterator[Turn]:
+        layer, scheme = WAYS[peer_name]
+        with process.broker(scheme) as url, contextlib.ExitStack() as ended:
+            command = [sys.executable, str(CLIENTS / "one_way.py"), "--broker", url]
+            if layer:
+                node = python("broker_node", "--layer", layer, "--broker", url)
+                command += ["--port", str(ended.enter_context(Server(node, core=1)).port)]
+
+            def turn(effort: Effort) -> Figures:
+                with process.pinned(0):
+                    done = subprocess.run(
+                        [*command, "--seconds", str(effort.seconds)],
+                        capture_output=True,
+                        text=True,
+                        timeout=60,
+                        env=process.environment(),
+                        check=False,
+                    )
+                if done.returncode:
+                    raise Failed((done.stderr.strip().splitlines() or ["no output"])[-1])
+                found: Figures = json.loads(done.stdout)
+                return found
+
+            yield turn
+
+    return Case("p", ONE_WAY, peers, start, facts={"size": 128, "in flight": 1})
 
 
 def broker_clients(count: int) -> Case:
