@@ -403,7 +403,7 @@ def test_close_ends_a_thread_in_send(there: Elsewhere) -> None:
             client.send(bytes(1_000_000))
 
     sending = Caller(send)
-    until(lambda: client._sends)
+    until(lambda: client.backpressure.waiting)
     client.close()
     with pytest.raises(ConnectionClosed):
         sending.result()
