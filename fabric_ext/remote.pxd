@@ -13,9 +13,21 @@ cdef class Incoming:
     cdef readonly uint64_t malformed   # left out: no envelope of ours
 
 
-cdef class NatsReader:
-    cdef bytes _tail             # of what was fed, the beginning of what is not all there yet
-    cdef Py_ssize_t _prefix      # bytes of a subject before the topic
+cdef class Reader:
+    cdef list _parts             # of what was fed, the beginning of what is not all there yet
+    cdef Py_ssize_t _size        # bytes of those
+    cdef Py_ssize_t _needed      # so many bytes are needed at least to go on
+    cdef Py_ssize_t _prefix      # bytes before the topic
     cdef str _topic              # of the latest message
 
+    cdef bytes joined(self, bytes data)
+    cdef int keep(self, bytes data, Py_ssize_t at, Py_ssize_t needed) except -1
     cdef str topic_of(self, const char* p, Py_ssize_t n)
+
+
+cdef class NatsReader(Reader):
+    pass
+
+
+cdef class RedisReader(Reader):
+    pass

@@ -1,5 +1,7 @@
 from typing import Any, final
 
+from typing_extensions import disjoint_base
+
 from fabric_ext.broadcast import Shared
 from fabric_ext.topics import Index
 
@@ -28,8 +30,18 @@ class Incoming:
         is set, messages are (topic, message, None, []), and are not sent.
         """
 
+@disjoint_base
+class Reader:
+    """Takes messages out of what a broker sends.
+
+    Args:
+        prefix: what stands before the topic.
+    """
+
+    def __init__(self, prefix: bytes) -> None: ...
+
 @final
-class NatsReader:
+class NatsReader(Reader):
     """Takes the messages out of what a NATS server sends whose subscription begins with `f`; the rest is the client's.
 
     Those that a stream of `fabric.broker.jetstream` has kept and sent are made what `fabric.broker.Node.deliver` takes.
@@ -38,12 +50,26 @@ class NatsReader:
         prefix: what stands before the topic in a subject.
     """
 
-    def __init__(self, prefix: bytes) -> None: ...
-    def reset(self) -> None:
-        """Another connection begins."""
     def feed(self, data: bytes) -> tuple[list[tuple[str, bytes]], bytes]:
         """Return the messages as (topic, payload), and the bytes that are not ours.
 
         Raises:
             ValueError: this is not NATS' protocol.
+        """
+
+@final
+class RedisReader(Reader):
+    """Takes the messages out of what a Redis server sends; the other replies are for another reader.
+
+    What tells nothing is left out: a number, which answers a PUBLISH, and what confirms a subscription or its end.
+
+    Args:
+        prefix: what stands before the topic in a channel.
+    """
+
+    def feed(self, data: bytes) -> tuple[list[tuple[str, bytes]], bytes]:
+        """Return the messages as (topic, payload), and the bytes of other replies.
+
+        Raises:
+            ValueError: this is not Redis' protocol (RESP, version 2).
         """

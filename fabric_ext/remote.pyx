@@ -1,4 +1,4 @@
-"""Messages between servers: their envelope, their way to the subscribers, and a reader of what NATS sends.
+"""Messages between servers: their envelope, their way to the subscribers, and readers of what brokers send.
 
 An envelope is 13 bytes before the payload: the kind of message (1 text, 2 binary, as the opcodes of RFC 6455; 3 is what
 the servers tell each other), 8 bytes that name the node it comes from, and a number that this node counts up. So a node
@@ -139,26 +139,40 @@ cdef bytes numbered(bytes head, bytes payload):
     return b"\4%b%b%b%b" % (stream[7:], number.zfill(DIGITS), before.zfill(DIGITS), payload)
 
 
-@final
-cdef class NatsReader:
-    """Takes the messages out of what a NATS server sends whose subscription begins with `f`; the rest is the client's.
-
-    Those that a stream of `fabric.broker.jetstream` has kept and sent are made what `fabric.broker.Node.deliver` takes.
+cdef class Reader:
+    """Takes messages out of what a broker sends.
 
     Args:
-        prefix: what stands before the topic in a subject.
+        prefix: what stands before the topic.
     """
 
     def __init__(self, bytes prefix not None):
         self._prefix = PyBytes_GET_SIZE(prefix)
-        self._tail = b""
+        self._parts = []
 
-    def reset(self):
-        """Another connection begins."""
-        self._tail = b""
+    cdef bytes joined(self, bytes data):
+        """What is left of before, and `data`; None while that is known to be too little."""
+        if not self._size:
+            return data
+        self._parts.append(data)
+        self._size += PyBytes_GET_SIZE(data)
+        if self._size < self._needed:
+            return None
+        data = b"".join(self._parts)
+        self._parts.clear()
+        self._size = 0
+        return data
+
+    cdef int keep(self, bytes data, Py_ssize_t at, Py_ssize_t needed) except -1:
+        """Keep what stands from `at` on: so many bytes of it are needed at least."""
+        if at < PyBytes_GET_SIZE(data):
+            self._parts.append(data[at:])
+            self._size = PyBytes_GET_SIZE(data) - at
+            self._needed = needed
+        return 0
 
     cdef str topic_of(self, const char* p, Py_ssize_t n):
-        """The topic in a subject: the same object as before where it is the same."""
+        """The topic in a subject or channel: the same object as before where it is the same."""
         cdef Py_ssize_t size
         cdef const char* known
         p += self._prefix
@@ -172,6 +186,17 @@ cdef class NatsReader:
         self._topic = PyUnicode_DecodeUTF8(p, n, "replace")
         return self._topic
 
+
+@final
+cdef class NatsReader(Reader):
+    """Takes the messages out of what a NATS server sends whose subscription begins with `f`; the rest is the client's.
+
+    Those that a stream of `fabric.broker.jetstream` has kept and sent are made what `fabric.broker.Node.deliver` takes.
+
+    Args:
+        prefix: what stands before the topic in a subject.
+    """
+
     def feed(self, bytes data not None):
         """Return the messages as (topic, payload), and the bytes that are not ours.
 
@@ -181,15 +206,17 @@ cdef class NatsReader:
         cdef list batch = [], others = []
         cdef const char* p
         cdef const char* found
-        cdef Py_ssize_t at = 0, size, line, end, i
+        cdef Py_ssize_t at = 0, size, line, end, i, needed = 0
         cdef Py_ssize_t starts[MOST_TOKENS + 1]
         cdef Py_ssize_t ends[MOST_TOKENS + 1]
         cdef Py_ssize_t count, payload, head
         cdef bint with_head
         cdef bytes message
-        if self._tail:
-            data = self._tail + data
-            self._tail = b""
+        if self._parts is None:
+            raise RuntimeError("NatsReader() was not called")
+        data = self.joined(data)
+        if data is None:
+            return batch, b""
         p = PyBytes_AS_STRING(data)
         size = PyBytes_GET_SIZE(data)
         while at < size:
@@ -225,6 +252,7 @@ cdef class NatsReader:
             if payload < 0 or head < 0 or head > payload:
                 raise ValueError("a malformed MSG")
             if size - line < payload + 2:
+                needed = line - at + payload + 2
                 break
             if p[starts[1]] == c"f":
                 message = PyBytes_FromStringAndSize(p + line + head, payload - head)
@@ -234,9 +262,143 @@ cdef class NatsReader:
             else:
                 others.append(data[at:line + payload + 2])
             at = line + payload + 2
-        if at < size:
-            self._tail = data[at:]
+        self.keep(data, at, needed)
         return batch, b"".join(others)
+
+
+cdef enum:
+    UNFINISHED = -1              # more is needed
+
+
+cdef Py_ssize_t line_end(const char* p, Py_ssize_t size, Py_ssize_t at) except -2:
+    """Where the line ends that begins at `at`: behind its line feed.
+
+    Raises:
+        ValueError: it has none, and is too long.
+    """
+    cdef const char* found = <const char*>memchr(p + at, c"\n", size - at) if at < size else NULL
+    if found == NULL:
+        if size - at > LONGEST_LINE:
+            raise ValueError("a line without an end")
+        return UNFINISHED
+    if found == p + at or (found - 1)[0] != c"\r":
+        raise ValueError("a line that does not end in CR LF")
+    return found - p + 1
+
+
+cdef Py_ssize_t bulk(const char* p, Py_ssize_t size, Py_ssize_t at, Py_ssize_t* begin, Py_ssize_t* end) except -2:
+    """Read a bulk string at `at`: set where its text begins and ends; return where the next reply begins.
+
+    If it is not all there, `end` is where it ends all the same, or 0.
+    """
+    cdef Py_ssize_t length
+    end[0] = 0
+    begin[0] = line_end(p, size, at)
+    if begin[0] == UNFINISHED:
+        return UNFINISHED
+    length = number_at(p + at + 1, begin[0] - at - 3)
+    if p[at] != c"$" or length < 0:
+        raise ValueError("a malformed message")
+    end[0] = begin[0] + length
+    return end[0] + 2 if end[0] + 2 <= size else UNFINISHED
+
+
+cdef Py_ssize_t skip(const char* p, Py_ssize_t size, Py_ssize_t at) except -2:
+    """Where the reply ends that begins at `at`, whatever it is in version 2 of the protocol."""
+    cdef Py_ssize_t left = 1, line, length
+    cdef bint is_nothing
+    while left:
+        line = line_end(p, size, at)
+        if line == UNFINISHED:
+            return UNFINISHED
+        left -= 1
+        if p[at] == c"$" or p[at] == c"*":
+            is_nothing = line - at == 5 and p[at + 1] == c"-" and p[at + 2] == c"1"
+            length = 0 if is_nothing else number_at(p + at + 1, line - at - 3)
+            if length < 0:
+                raise ValueError("a malformed reply")
+            if p[at] == c"*":
+                left += length
+            elif not is_nothing:
+                line += length + 2
+        elif p[at] != c"+" and p[at] != c"-" and p[at] != c":":
+            raise ValueError("a reply of an unknown kind")
+        at = line
+        if at > size:
+            return UNFINISHED
+    return at
+
+
+@final
+cdef class RedisReader(Reader):
+    """Takes the messages out of what a Redis server sends; the other replies are for another reader.
+
+    What tells nothing is left out: a number, which answers a PUBLISH, and what confirms a subscription or its end.
+
+    Args:
+        prefix: what stands before the topic in a channel.
+    """
+
+    def feed(self, bytes data not None):
+        """Return the messages as (topic, payload), and the bytes of other replies.
+
+        Raises:
+            ValueError: this is not Redis' protocol (RESP, version 2).
+        """
+        cdef list batch = [], others = []
+        cdef const char* p
+        cdef Py_ssize_t at = 0, size, after, needed = 0
+        cdef Py_ssize_t begin, end, from_, to
+        if self._parts is None:
+            raise RuntimeError("RedisReader() was not called")
+        data = self.joined(data)
+        if data is None:
+            return batch, b""
+        p = PyBytes_AS_STRING(data)
+        size = PyBytes_GET_SIZE(data)
+        while at < size:
+            if p[at] == c":":
+                after = line_end(p, size, at)
+                if after == UNFINISHED:
+                    break
+                at = after
+                continue
+            if begins(p + at, size - at, b"*3\r\n$7\r\nmessage\r\n"):
+                after = at + 17
+            elif begins(p + at, size - at, b"*4\r\n$8\r\npmessage\r\n"):
+                after = bulk(p, size, at + 18, &begin, &end)       # the pattern
+            else:
+                after = skip(p, size, at)
+                if after == UNFINISHED:
+                    break
+                if not confirms(p + at, after - at):
+                    others.append(data[at:after])
+                at = after
+                continue
+            if after != UNFINISHED:
+                after = bulk(p, size, after, &begin, &end)         # the channel
+            if after != UNFINISHED:
+                after = bulk(p, size, after, &from_, &to)
+                if after == UNFINISHED and to:
+                    needed = to + 2 - at
+            if after == UNFINISHED:
+                break
+            batch.append((self.topic_of(p + begin, end - begin), PyBytes_FromStringAndSize(p + from_, to - from_)))
+            at = after
+        self.keep(data, at, needed)
+        return batch, b"".join(others)
+
+
+cdef bint begins(const char* p, Py_ssize_t n, bytes words) noexcept:
+    return n >= PyBytes_GET_SIZE(words) and memcmp(p, PyBytes_AS_STRING(words), PyBytes_GET_SIZE(words)) == 0
+
+
+cdef bint confirms(const char* p, Py_ssize_t n) noexcept:
+    """Is it the reply to SUBSCRIBE, PSUBSCRIBE, UNSUBSCRIBE or PUNSUBSCRIBE?"""
+    return (
+        begins(p, n, b"*3\r\n$9\r\nsubscribe\r\n") or begins(p, n, b"*3\r\n$10\r\npsubscribe\r\n")
+        or begins(p, n, b"*3\r\n$11\r\nunsubscribe\r\n") or begins(p, n, b"*3\r\n$12\r\npunsubscribe\r\n")
+    )
 
 
 cdef Py_ssize_t number_at(const char* p, Py_ssize_t n) noexcept:

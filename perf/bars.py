@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from peers import (
+    BARE_NATS,
+    BARE_REDIS,
     BLOCKING,
     BLOCKING_POLLING,
     BLOCKING_WEBSOCKETS,
@@ -23,6 +25,7 @@ from peers import (
     POLLING,
     RAW_POLLING,
     SMALLEST,
+    SOCKET_IO,
     UWS,
 )
 
@@ -72,7 +75,7 @@ class Bar:
     at_most: bool = True
     unit: str = ""
     by_cpu: Value | None = None  # a rate's ratio again, from CPU time: it repeats better
-    floor: Value | None = None  # what a bare loop of system calls in C reaches in the same run
+    floor: Value | None = None  # what bare system calls in C reach in the same run
 
 
 def cpu(workload: str, case: str, ours: str, theirs: str, limit: float, figure_name: str = "cpu_ns") -> Bar:
@@ -132,6 +135,14 @@ def broadcast_growth(peer: str) -> Value:
     return lambda measured: measured.median("e", many, peer, "cpu_ns") / measured.median("e", few, peer, "cpu_ns")
 
 
+def unslept(case: str) -> Value:
+    """Round trip of a client and a server in C that both poll, over that of `fabric`, which sleeps."""
+    polled = "blocking client, asyncio server, 1 × 32 B"
+    return lambda measured: (
+        measured.median("l", polled, RAW_POLLING, "p50") / measured.median("l", case, "fabric", "p50")
+    )
+
+
 def smallest_gain(measured: Measured) -> float:
     """The worst, over the sizes and the two others, of our rate over theirs."""
     return min(compressed_gains(lambda case, peer: measured.ratio("g", case, "fabric", peer, "per_second")))
@@ -159,6 +170,12 @@ def gathered(times: int) -> Value:
     return lambda measured: (
         measured.median("o", many, "fabric", "cpu_ns") / measured.median("o", one, "fabric", "cpu_ns")
     )
+
+
+def more_than_bare(ours: str, bare: str) -> Value:
+    """How much longer a message takes to a client of another server than the broker's own way, in µs."""
+    way = "one way to a client of another server"
+    return lambda measured: (measured.median("p", way, ours, "p50") - measured.median("p", way, bare, "p50")) / 1e3
 
 
 BARS = (
@@ -216,8 +233,14 @@ BARS = (
     cpu("i", "TLS, 1000", "fabric", "websockets", 1.00, "bytes_per_connection"),
     absolute("i", "plain, 9000", "fabric", "megabytes", 90, "MB"),
     absolute("i", "CPU of 9000 idle, default heartbeats", "fabric", "cpu_share", 2, "% of a core", 100),
-    cpu("l", "server, polled by C, 1 × 32 B", POLLING, "fabric", 0.45, "p50"),
-    cpu("l", "asyncio at both ends, 1 × 32 B", POLLING, "fabric", 0.20, "p50"),
+    replace(
+        cpu("l", "server, polled by C, 1 × 32 B", POLLING, "fabric", 0.45, "p50"),
+        floor=unslept("server, polled by C, 1 × 32 B"),
+    ),
+    replace(
+        cpu("l", "asyncio at both ends, 1 × 32 B", POLLING, "fabric", 0.20, "p50"),
+        floor=unslept("asyncio at both ends, 1 × 32 B"),
+    ),
     cpu("l", "asyncio at both ends, 1 × 32 B", POLLING, "websockets", 0.20, "p50"),
     cpu("l", "server, 32 × 32 B, 10,000 messages/s", POLLING, "fabric", 1.00, "p99"),
     cpu("l", "blocking client, asyncio server, 1 × 32 B", BLOCKING_POLLING, BLOCKING_WEBSOCKETS, 0.12, "p50"),
@@ -243,6 +266,10 @@ BARS = (
     absolute("p", "1000 clients, 32 a read", OVER_REDIS, "cpu_ns", 1.0, "µs", 1e-3),
     cpu("p", "200 clients, one at a time", OVER_REDIS, CHANNELS, 1 / 12),
     cpu("p", "200 clients, 32 a read", OVER_REDIS, CHANNELS, 1 / 100),
+    cpu("p", "200 clients, one at a time", OVER_REDIS, SOCKET_IO, 1 / 12),
+    cpu("p", "200 clients, 32 a read", OVER_REDIS, SOCKET_IO, 1 / 100),
+    Bar("p", "p50 to a client of another server, over NATS' own", more_than_bare("fabric", BARE_NATS), 60, unit="µs"),
+    Bar("p", "the same over Redis' own", more_than_bare(OVER_REDIS, BARE_REDIS), 60, unit="µs"),
     absolute("p", "a message of 128 B, 32 a turn", "fabric", "cpu_ns", 0.6, "µs", 1e-3),
     absolute("p", "a message of 128 B, 32 a turn", OVER_REDIS, "cpu_ns", 1.2, "µs", 1e-3),
     absolute("p", "a message of 128 B, 32 a turn", "fabric", "publish_ns", 0.5, "µs", 1e-3),

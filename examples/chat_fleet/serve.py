@@ -233,15 +233,16 @@ def serve() -> None:
     parser = argparse.ArgumentParser(description="A chat on several processes.")
     parser.add_argument("--bind", default="127.0.0.1:8080", help="where to listen (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="how many processes (%(default)s)")
-    parser.add_argument("--broker", default=EMBEDDED, help="or nats://host, or redis://host (%(default)s)")
+    parser.add_argument("--broker", help=f"or nats://host, or redis://host ({EMBEDDED}); with a password: BROKER=…")
     options = parser.parse_args()
+    broker = options.broker or os.environ.pop("BROKER", EMBEDDED)  # other users see arguments
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     print(f"http://{options.bind} in two windows; Ctrl-C ends it", flush=True)
     try:
         try:
-            workers.run(main, options.workers, bind=options.bind, balance="least", broker=options.broker)
+            workers.run(main, options.workers, bind=options.bind, balance="least", broker=broker)
         except BrokerUnavailable as error:
-            if options.broker != EMBEDDED:
+            if broker != EMBEDDED:
                 raise
             print(f"{error}. So one process keeps all in its memory.", file=sys.stderr)
             workers.run(main, 1, bind=options.bind, broker="memory:")

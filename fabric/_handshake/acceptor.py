@@ -14,6 +14,7 @@ import errno
 import socket
 from typing import TYPE_CHECKING, Any
 
+from fabric._connection.nodelay import send_without_delay
 from fabric._handshake.proxy_header import MAX_HEADER, BadProxyHeader, ProxyHeader, parse_proxy_header
 from fabric._handshake.rules import Rejection
 from fabric._handshake.tls import AlertingContext
@@ -127,8 +128,7 @@ class Acceptor:
         self._handshakes = handshakes
         self._at_once = at_once
         self._tls = tls
-        self._short_since: float | None = None  # descriptors or memory have run out; time of the loop
-        self._tasks: set[asyncio.Task[None]] = set()  # connections that have no transport yet
+        self._opening: dict[asyncio.Task[None], socket.socket] = {}  # connections that have no transport yet
         self._listening = listening
         for sock in listening:
             loop.add_reader(sock.fileno(), self._accept, sock)
@@ -139,9 +139,12 @@ class Acceptor:
         return tuple(self._listening if self._bound is None else self._bound.sockets)  # type: ignore[attr-defined]
 
     @property
-    def accepting(self) -> list[socket.socket]:
-        """Those by which connections are accepted: duplicates, where the event loop has bound them."""
-        return self._listening
+    def unshown(self) -> list[socket.socket]:
+        """Sockets that nobody else knows: by which connections are accepted, and of those without a transport.
+
+        The former are duplicates, where the event loop has bound them.
+        """
+        return [*self._listening, *self._opening.values()]
 
     def stop(self) -> None:
         """Accept no more. Connections that have no transport yet, as their TLS handshake is not over, go on."""
@@ -155,13 +158,13 @@ class Acceptor:
     def close(self) -> None:
         """Accept no more, and drop the connections that have no transport yet."""
         self.stop()
-        for task in self._tasks:
+        for task in self._opening:
             task.cancel()
 
     async def wait_closed(self) -> None:
         """Wait until those connections are gone."""
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if self._opening:
+            await asyncio.wait(self._opening)
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(self._at_once):
@@ -180,11 +183,9 @@ class Acceptor:
                 # The system would tell again at once that somebody waits.
                 self._loop.remove_reader(listening.fileno())
                 self._loop.call_later(RETRY, self._go_on, listening)
-                self._report_shortage(error)
+                self._handshakes.watch.ran_out(error)
                 return
-            if self._short_since is not None:
-                self._short_since = None
-                self._handshakes.logger.info("connections are accepted again")
+            self._handshakes.watch.accepted()
             if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 sock.close()  # it was reset already
                 continue
@@ -197,21 +198,11 @@ class Acceptor:
                     self._handshakes.dropped(peer, rejection)
                     continue
             sock.setblocking(False)
-            if sock.family != socket.AF_UNIX:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            send_without_delay(sock)
             opening = self._open(sock, handshake) if self._tls is None else self._secure(sock, handshake, self._tls)
             task = self._loop.create_task(opening)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    def _report_shortage(self, error: OSError) -> None:
-        """Once when it begins, then at each further attempt: once a second."""
-        logger = self._handshakes.logger
-        if self._short_since is None:
-            self._short_since = self._loop.time()
-            logger.error("no connection can be accepted: %s; those who come have to wait", error.strerror)
-        else:
-            logger.error("for %.0f s no connection could be accepted", self._loop.time() - self._short_since)
+            self._opening[task] = sock
+            task.add_done_callback(self._opening.pop)
 
     def _go_on(self, listening: socket.socket) -> None:
         if listening in self._listening:

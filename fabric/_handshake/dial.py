@@ -23,12 +23,13 @@ import ssl
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from fabric._connection.fork import stays_with_parent
+from fabric._connection.nodelay import send_without_delay
 from fabric._handshake.response_reader import ResponseReader
 from fabric._handshake.socks import open_tunnel
 from fabric._handshake.tls import (
     TLS_BUFFERS,
     TlsLoop,
-    default_context,
     has_own_tls,
     tls_context,
     tls_failure,
@@ -55,13 +56,18 @@ _AddressInfo = tuple[Any, Any, int, str, Any]  # as of getaddrinfo
 
 
 class Progress:
-    """What an attempt to connect is doing now, for the error if it takes too long."""
+    """What an attempt to connect is doing now, for the error if it takes too long; and its sockets."""
 
-    __slots__ = ("phase", "reader")
+    __slots__ = ("__weakref__", "phase", "reader", "sockets")
 
     def __init__(self) -> None:
         self.phase = "connecting"
         self.reader: ResponseReader | None = None
+        self.sockets: list[socket.socket] = []
+        stays_with_parent(self)
+
+    def _descriptors(self) -> list[int]:
+        return [sock.fileno() for sock in self.sockets]
 
 
 @contextlib.contextmanager
@@ -104,9 +110,10 @@ async def dial(address: Url, config: ClientConfig, protocol: ResponseReader, pro
         if config.sock is not None:
             sock = config.sock
             sock.setblocking(False)
+            progress.sockets.append(sock)
         elif config.unix_path is not None:
             progress.phase = f"connection to {config.unix_path}"
-            sock = await _connect_one((socket.AF_UNIX, socket.SOCK_STREAM, 0, "", config.unix_path))
+            sock = await _connect_one((socket.AF_UNIX, socket.SOCK_STREAM, 0, "", config.unix_path), progress)
         elif proxy is None:
             sock = await _connect(target, progress)
         elif proxy.scheme.startswith("socks5"):
@@ -138,10 +145,10 @@ async def _connect(address: Url, progress: Progress) -> socket.socket:
     infos = await _resolve(address, progress)
     progress.phase = f"TCP connection to {_who(address)}{address.authority}"
     if len(infos) == 1:
-        return await _connect_one(infos[0])
+        return await _connect_one(infos[0], progress)
     attempts: list[asyncio.Task[socket.socket]] = []
     try:
-        return await _race(infos, attempts)
+        return await _race(infos, attempts, progress)
     finally:
         for attempt in attempts:
             attempt.add_done_callback(_discard)
@@ -164,14 +171,16 @@ async def _resolve(address: Url, progress: Progress) -> Sequence[_AddressInfo]:
     return [info for pair in itertools.zip_longest(preferred, others) for info in pair if info is not None]
 
 
-async def _race(infos: Sequence[_AddressInfo], attempts: list[asyncio.Task[socket.socket]]) -> socket.socket:
+async def _race(
+    infos: Sequence[_AddressInfo], attempts: list[asyncio.Task[socket.socket]], progress: Progress
+) -> socket.socket:
     """Start a connection to each address in turn, the next one as soon as one fails or STAGGER has passed."""
     running: set[asyncio.Task[socket.socket]] = set()
     waiting = list(reversed(infos))
     errors: list[BaseException] = []
     while waiting or running:
         if waiting:
-            attempt = asyncio.get_running_loop().create_task(_connect_one(waiting.pop()))
+            attempt = asyncio.get_running_loop().create_task(_connect_one(waiting.pop(), progress))
             attempts.append(attempt)
             running.add(attempt)
         done, running = await asyncio.wait(
@@ -186,9 +195,10 @@ async def _race(infos: Sequence[_AddressInfo], attempts: list[asyncio.Task[socke
     raise errors[0]
 
 
-async def _connect_one(info: _AddressInfo) -> socket.socket:
+async def _connect_one(info: _AddressInfo, progress: Progress) -> socket.socket:
     family, kind, proto, _, address = info
     sock = socket.socket(family, kind, proto)
+    progress.sockets.append(sock)
     try:
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, address)
@@ -226,7 +236,7 @@ async def _tls_options(address: Url, config: ClientConfig, progress: Progress) -
 
 def _tls_with(context: ssl.SSLContext | None, hostname: str, config: ClientConfig) -> dict[str, Any]:
     return {
-        "ssl": tls_context(context if context is not None else default_context()),
+        "ssl": tls_context(context),
         "server_hostname": hostname.rstrip(".").partition("%")[0],  # without the zone of an address
         "ssl_handshake_timeout": 2 * config.connection_timeout,  # whose own deadline comes first
         "ssl_shutdown_timeout": config.close_timeout,
@@ -247,9 +257,7 @@ async def _attach(
 
     loop: Any = asyncio.get_running_loop()
     is_unix = sock.family == socket.AF_UNIX
-    if not is_unix:
-        # The event loops set it only where the socket was made with the protocol number of TCP, and not with 0.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    send_without_delay(sock)
     connect: Any
     tls_loop: Any = TlsLoop(loop)
     if has_own_tls(loop):

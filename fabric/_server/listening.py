@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fabric._config.addresses import INHERITED
+from fabric._connection.nodelay import send_without_delay
 from fabric._handshake.acceptor import Acceptor, start_accepting
 from fabric._handshake.tls import TLS_BUFFERS, TlsLoop, tls_context
 from fabric._server.handover import HandoverSocket
@@ -53,9 +54,9 @@ class Listener:
 
     @property
     def descriptors(self) -> list[int]:
-        """Of these sockets and their duplicates."""
-        duplicates = [sock for each in self._accepting if isinstance(each, Acceptor) for sock in each.accepting]
-        return [sock.fileno() for sock in (*self.sockets, *duplicates)]
+        """Of these sockets and their duplicates, and of connections that have no transport yet."""
+        others = [sock for each in self._accepting if isinstance(each, Acceptor) for sock in each.unshown]
+        return [sock.fileno() for sock in (*self.sockets, *others)]
 
     @property
     def turns_away(self) -> bool:
@@ -168,8 +169,7 @@ class _Creator:
                 return await self._create_unix(sock=sock, cleanup_socket=False, **self._options)
             except TypeError:  # a loop that removes none, and does not know the option
                 return await self._create_unix(sock=sock, **self._options)
-        # Accepted sockets inherit it. The event loops set the option only where the protocol number is TCP's.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        send_without_delay(sock)  # accepted sockets inherit it
         return await self._create(sock=sock, **self._options)
 
     async def on_name(self, host: str | None, port: int) -> _Accepting:

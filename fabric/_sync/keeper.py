@@ -20,6 +20,8 @@ import time
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
+from fabric._connection.events import log_event
+
 if TYPE_CHECKING:
     from fabric_ext.driver import Driver
 
@@ -190,8 +192,8 @@ class Keeper:
             while self._watch is watch:
                 try:
                     self._look(watch)
-                except Exception:
-                    logger.exception("looking after blocking clients failed")
+                except Exception as error:  # noqa: BLE001  (logged)
+                    log_event(logger, logging.ERROR, "looking after blocking clients failed", exc_info=error)
                     time.sleep(MISTAKE_NS * 1e-9)
         finally:
             with self._lock:
@@ -213,8 +215,8 @@ class Keeper:
     def _drop(self, driver: Driver) -> None:
         try:
             driver._abandon()
-        except Exception:
-            logger.exception("closing a blocking client failed")
+        except Exception as error:  # noqa: BLE001  (logged)
+            log_event(logger, logging.ERROR, "closing a blocking client failed", exc_info=error)
         self.remove(driver)
 
     def _look_at(self, driver: Driver, is_ready: bool, watch: Watch) -> None:
@@ -226,8 +228,8 @@ class Keeper:
                     # What the application gave to be called may wait; the other clients must not.
                     threading.Thread(target=driver._serve, name="fabric.sync callback", daemon=True).start()
                 self._ask(driver, watch)
-        except Exception:
-            logger.exception("looking after a blocking client failed")
+        except Exception as error:  # noqa: BLE001  (logged)
+            log_event(logger, logging.ERROR, "looking after a blocking client failed", exc_info=error)
             with self._lock:
                 watch.put(driver, False, time.monotonic_ns() + MISTAKE_NS)
 

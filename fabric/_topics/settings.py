@@ -12,7 +12,7 @@ from fabric_ext.topics import check_topic
 if TYPE_CHECKING:
     from fabric.broker import Broker
 
-__all__ = ["OnFull", "Settings", "SettingsByPattern", "fits", "is_pattern"]
+__all__ = ["OnFull", "Settings", "SettingsByPattern", "fits"]
 
 OnFull = Literal["drop", "close", "latest"]
 
@@ -97,11 +97,6 @@ class SettingsByPattern:
         """How many messages of a topic are kept, and for how many seconds."""
         settings = self.of(topic)
         return settings.history, settings.ttl
-
-
-def is_pattern(topic: str) -> bool:
-    """Does it stand for several topics?"""
-    return "*" in topic or ">" in topic
 
 
 def fits(pattern: str, topic: str) -> bool:

@@ -15,10 +15,11 @@ import signal
 import socket
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import spawn
 from typing import Any, NamedTuple, NoReturn
 
+from fabric._connection.events import log_event
 from fabric._server.dashboard import Process, pressure
 from fabric._server.handover import HandoverSocket
 from fabric._workers.channel import Channel, receive_first, send_last
@@ -28,7 +29,6 @@ from fabric.server import WebSocketServer
 
 __all__ = ["Goodbye", "Order", "Worker", "is_worker", "main"]
 
-EMBEDDED = "FABRIC_EMBEDDED_NATS"  # as in `fabric.broker.nats`, which needs nats-py
 LAST_MOMENT = 5.0  # seconds for a process to end, after everything that has a timeout of its own
 LONGEST = 1000  # characters of a cause
 
@@ -42,12 +42,13 @@ class Worker:
     Attributes:
         number: of this worker, 0 to n - 1. The one that replaces it has the same.
         sockets: where its server listens: `ServerConfig(sock=worker.sockets)`.
-        broker: the argument of `run` of this name, for `WebSocketServer(..., broker=worker.broker)`.
+        broker: the argument of `run` of this name, for `WebSocketServer(..., broker=worker.broker)`. It may have a
+            password in it.
     """
 
     number: int
     sockets: tuple[socket.socket, ...]
-    broker: str
+    broker: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,10 @@ class Order:
     program: dict[str, Any]
     main: bytes
     number: int
-    broker: str
+    broker: str = field(repr=False)
     sockets: tuple[int, ...]
     handover: tuple[int, Any, int] | None
-    embedded: str | None
+    embedded: str | None = field(repr=False)
     loop: str
     goodbye: Goodbye
 
@@ -111,12 +112,14 @@ def main(descriptor: int) -> NoReturn:
     except EOFError:
         sys.exit(1)
     if order.embedded is not None:
-        os.environ[EMBEDDED] = order.embedded
+        from fabric.broker import embedded  # few need it
+
+        embedded.inherited = order.embedded  # not the environment, which the application's own children would inherit
     try:
         spawn.prepare(order.program)
         function = pickle.loads(order.main)
-    except BaseException as error:
-        logger.error("worker %d: main cannot be imported", order.number, exc_info=error)
+    except BaseException as error:  # noqa: BLE001  (logged)
+        log_event(logger, logging.ERROR, "worker %d: main cannot be imported", order.number, exc_info=error)
         send_last(channel, event="failed", cause=f"main cannot be imported: {_told(error)}")
         sys.exit(1)
     factory = asyncio.SelectorEventLoop if order.loop == "asyncio" else best_loop()
@@ -161,8 +164,13 @@ class _Life:
         error = None if self._serving.cancelled() else self._serving.exception()
         if error is not None:
             number = self._order.number
-            logger.error(
-                "worker %d: %s", number, "its server failed" if self._server else "main failed", exc_info=error
+            log_event(
+                logger,
+                logging.ERROR,
+                "worker %d: %s",
+                number,
+                "its server failed" if self._server else "main failed",
+                exc_info=error,
             )
             self._channel.send(event="failed", cause=_told(error))
         if self._server is not None:
@@ -234,7 +242,7 @@ class _Life:
                 told = {} if self._server is None else self._report(self._server)
                 self._channel.send(event="report", **told)
         if not self._serving.done():
-            logger.error("worker %d ends, as its parent has ended", self._order.number)
+            log_event(logger, logging.ERROR, "worker %d ends, as its parent has ended", self._order.number)
             self._end(self._order.goodbye)
             # A thread that goes on would keep the process alive for ever.
             late = threading.Timer(self._order.goodbye.timeout + LAST_MOMENT, os._exit, (1,))

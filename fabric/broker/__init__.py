@@ -14,7 +14,17 @@ from typing import NamedTuple, Protocol
 
 from fabric.error import Error
 
-__all__ = ["NO_EPOCH", "Broker", "BrokerUnavailable", "Kept", "MemoryBroker", "Node", "Window", "make_broker"]
+__all__ = [
+    "NO_EPOCH",
+    "Broker",
+    "BrokerUnavailable",
+    "Kept",
+    "MemoryBroker",
+    "Node",
+    "Window",
+    "is_pattern",
+    "make_broker",
+]
 
 NO_EPOCH = "0" * 16  # of a topic to which nothing was published
 
@@ -221,6 +231,11 @@ class MemoryBroker(Broker):
     def is_healthy(self) -> bool:
         """Always true."""
         return True
+
+
+def is_pattern(topic: str) -> bool:
+    """Does it stand for several topics?"""
+    return "*" in topic or ">" in topic
 
 
 def make_broker(url: str | Broker) -> Broker:

@@ -1,7 +1,8 @@
 """A NATS server that this process starts as its child, on loopback and with a random token.
 
 It ends with this process, in whatever way that ends: between the two is a shell that waits for the end of its standard
-input, and then removes what the server has stored. A server that ends before, and is started again, finds its store.
+input, and then removes what the server has stored. The shell also makes the directory for that, so none is left behind
+if this process ends in between. A server that ends before, and is started again, finds its store.
 """
 
 from __future__ import annotations
@@ -18,24 +19,32 @@ import sys
 import tempfile
 from pathlib import Path
 
+from fabric._connection.events import log_event
 from fabric.broker import BrokerUnavailable
 
-__all__ = ["EmbeddedNats", "find_nats_server", "port_in"]
+__all__ = ["FILE", "EmbeddedNats", "find_nats_server", "port_in", "shared_url"]
 
 logger = logging.getLogger("fabric.broker")
 
+FILE = "FABRIC_EMBEDDED_NATS"  # path of the file with the URL, for the children of the process that started the server
 PORT = re.compile(r'"(?:nats|tls)://[^"]*:(\d+)"')
 AGAIN = 1.0  # seconds until another attempt to start one that could not be started again
 START = 30.0  # seconds that the server has to begin to listen
 END = 5.0  # seconds that it has to end
 LOOK = 0.005  # seconds between two checks whether it listens
-# Ends the server at the end of standard input, and itself when the server has ended. The first argument is the
-# directory in which the server stores.
+# Takes the configuration from standard input, starts the server, ends it at the end of standard input, and itself when
+# the server has ended. The arguments are the directory in which the server stores, and the program.
 GUARD = """\
 store=$1
-shift
+umask 077
+rm -rf "$store/run"
+mkdir -p "$store/run" || exit
+while IFS= read -r line && [ "$line" != end ]; do
+    printf '%s\\n' "$line"
+done >"$store/run/nats.conf"
+[ "$line" = end ] || { rm -rf "$store"; exit 1; }
 exec 3<&0
-"$@" </dev/null 3<&- &
+"$2" -c "$store/run/nats.conf" </dev/null 3<&- &
 server=$!
 (read -r _ <&3; : >"$store/end"; kill $server) 2>/dev/null &
 guard=$!
@@ -45,6 +54,8 @@ kill $guard 2>/dev/null
 [ ! -e "$store/end" ] || rm -rf "$store"
 exit $status
 """
+
+inherited = ""  # in a worker: the URL of its parent's server, which the parent has sent over a channel of its own
 
 
 class EmbeddedNats:
@@ -79,7 +90,7 @@ class EmbeddedNats:
             )
         is_first = not self._store
         if is_first:
-            self._store = tempfile.mkdtemp(prefix="fabric-nats-store-")
+            self._store = str(Path(tempfile.gettempdir()) / f"fabric-nats-store-{secrets.token_hex(8)}")
         try:
             await self._launch(program)
         except BaseException:
@@ -88,29 +99,36 @@ class EmbeddedNats:
             raise
 
     async def _launch(self, program: str) -> None:
-        with tempfile.TemporaryDirectory(dir=self._store) as folder:  # so that it goes with that in any case
-            config = Path(folder) / "nats.conf"
-            config.touch(mode=0o600)  # no other user may read the token, as they could in the arguments
-            config.write_text(
-                f'host: "127.0.0.1"\nport: {self._port}\nports_file_dir: "{folder}"\n'
-                f'authorization {{ token: "{self._token}" }}\njetstream {{ store_dir: "{self._store}" }}\n'
-            )
-            self._process = await asyncio.create_subprocess_exec(
-                "/bin/sh",
-                "-c",
-                GUARD,
-                "sh",
-                self._store,
-                program,
-                "-c",
-                str(config),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C on a terminal is for this process, which stops it
-            )
-            self._port = await self._listening(Path(folder))
+        folder = Path(self._store) / "run"
+        config = (  # no other user may read the token, as they could in the arguments
+            f'host: "127.0.0.1"\nport: {self._port}\nports_file_dir: "{folder}"\n'
+            f'authorization {{ token: "{self._token}" }}\njetstream {{ store_dir: "{self._store}" }}\nend\n'
+        )
+        self._process = await asyncio.create_subprocess_exec(
+            "/bin/sh",
+            "-c",
+            GUARD,
+            "sh",
+            self._store,
+            program,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C on a terminal is for this process, which stops it
+        )
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(config.encode())
+            self._port = await self._listening(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         self.url = f"nats://{self._token}@127.0.0.1:{self._port}"
+
+    def share(self) -> str:
+        """Write the URL into a file that no other user can read, for other processes; return its path."""
+        path = Path(self._store) / "url"
+        path.write_text(self.url)  # the directory is this user's alone
+        return str(path)
 
     async def _listening(self, folder: Path) -> int:
         """The port that the server has chosen, which it writes to a file once it listens."""
@@ -137,12 +155,12 @@ class EmbeddedNats:
         """Start it again whenever it ends, on the same port, until cancelled."""
         while True:
             code = await self.wait()
-            logger.error("nats-server has ended (exit status %s); it is started again", code)
+            log_event(logger, logging.ERROR, "nats-server has ended (exit status %s); it is started again", code)
             while not self.is_running:
                 try:
                     await self.start()
                 except (BrokerUnavailable, OSError) as error:
-                    logger.error("nats-server could not be started again: %s", error)
+                    log_event(logger, logging.ERROR, "nats-server could not be started again: %s", error)
                     await asyncio.sleep(AGAIN)
 
     async def stop(self) -> None:
@@ -166,6 +184,21 @@ class EmbeddedNats:
             if process.returncode is None:
                 kill(process)
         await process.wait()
+
+
+def shared_url() -> str | None:
+    """The URL of the server that a parent process, or this one, has started; None if there is none.
+
+    Raises:
+        BrokerUnavailable: it has ended.
+    """
+    path = os.environ.get(FILE)
+    if inherited or path is None:
+        return inherited or None
+    try:
+        return Path(path).read_text()
+    except OSError as error:
+        raise BrokerUnavailable(f"the nats-server of a parent process has ended: {path}: {error.strerror}") from error
 
 
 def kill(process: asyncio.subprocess.Process) -> None:

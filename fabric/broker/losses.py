@@ -9,11 +9,14 @@ is lost before the broker has confirmed that.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+
+from fabric.broker import BrokerUnavailable, Node
 
 __all__ = ["Losses", "Lost"]
 
@@ -47,40 +50,35 @@ class Losses:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._question = 0  # the number of the next one
-        self._unconfirmed: dict[str, int] = {}  # topic -> the question whose answer confirms it, in this order
+        self._unconfirmed: deque[tuple[int, dict[str, None]]] = deque()  # a question, and what its answer confirms
+        self._count = 0  # topics in it
         self._lost: dict[str, int | None] = {}  # topic -> the question that confirms that it was told; None: not told
         self._begins = self._ends = 0.0
-
-    def published(self, topic: str) -> None:
-        """A message was sent to the broker."""
-        unconfirmed = self._unconfirmed
-        if topic in unconfirmed:
-            del unconfirmed[topic]
-        elif len(unconfirmed) >= MOST:
-            unconfirmed.clear()
-            topic = EVERYTHING
-        elif EVERYTHING in unconfirmed:
-            del unconfirmed[EVERYTHING]
-            topic = EVERYTHING
-        unconfirmed[topic] = self._question
 
     def refused(self, topic: str) -> None:
         """A message was not sent to the broker."""
         now = self._clock()
         self._lose((topic,), now, now)
 
-    def disconnected(self, heard: float) -> None:
-        """The connection is lost; `heard` is when the broker answered last."""
+    def disconnected(self, heard: float, published: dict[str, None]) -> None:
+        """The connection is lost.
+
+        Args:
+            heard: when the broker answered last.
+            published: the topics of messages that were sent to the broker since `asked`.
+        """
         self.untold()
+        self._await_answer(published)
         if self._unconfirmed:
-            self._lose(tuple(self._unconfirmed), heard, self._clock())
-            self._unconfirmed.clear()
+            topics = dict.fromkeys(topic for _, each in self._unconfirmed for topic in each)
+            self._forget()
+            self._lose(topics, heard, self._clock())
 
     def untold(self) -> None:
         """What was told may not have arrived: tell it again."""
         self._lost = dict.fromkeys(self._lost)
 
-    def _lose(self, topics: tuple[str, ...], begins: float, ends: float) -> None:
+    def _lose(self, topics: Iterable[str], begins: float, ends: float) -> None:
         if not self._lost:
             self._begins = begins
         self._begins, self._ends = min(self._begins, begins), ends
@@ -88,16 +86,33 @@ class Losses:
         if len(self._lost) > MOST or EVERYTHING in self._lost:
             self._lost = {EVERYTHING: None}
 
-    def asked(self) -> int:
-        """A round trip begins, after all that was published and told; return its number."""
+    def asked(self, published: dict[str, None]) -> int:
+        """A round trip begins, after all that was published and told; return its number.
+
+        Args:
+            published: the topics of messages that were sent to the broker since the last call.
+        """
+        self._await_answer(published)
         self._question += 1
         return self._question - 1
 
+    def _await_answer(self, published: dict[str, None]) -> None:
+        """The next question's answer confirms these topics."""
+        if self._count + len(published) > MOST:
+            self._forget()
+            published = {EVERYTHING: None}
+        if published:
+            self._unconfirmed.append((self._question, published))
+            self._count += len(published)
+
+    def _forget(self) -> None:
+        self._unconfirmed.clear()
+        self._count = 0
+
     def confirmed(self, question: int) -> None:
         """The round trip of that number has ended."""
-        unconfirmed = self._unconfirmed
-        while unconfirmed and unconfirmed[topic := next(iter(unconfirmed))] <= question:
-            del unconfirmed[topic]
+        while self._unconfirmed and self._unconfirmed[0][0] <= question:
+            self._count -= len(self._unconfirmed.popleft()[1])
         if self._lost:
             self._lost = {topic: told for topic, told in self._lost.items() if told is None or told > question}
 
@@ -113,3 +128,12 @@ class Losses:
             msgspec.msgpack.encode(Lost(topics[start : start + AT_ONCE], begins, ends))
             for start in range(0, len(topics), AT_ONCE)
         ]
+
+    def report(self, node: Node | None) -> None:
+        """Let the server tell the others what is to be told now; if it cannot, the next time."""
+        told = self.tell()
+        if told and node is not None:
+            try:
+                node.lost(told)
+            except BrokerUnavailable:
+                self.untold()

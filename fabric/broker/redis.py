@@ -1,9 +1,10 @@
 """Redis, or Valkey, as the broker.
 
-There are two connections: one subscribes, one publishes. The package hiredis reads replies; messages are delivered as
-one batch for each read of the socket, and commands are gathered over a turn of the event loop. Redis has no `>`, and
-its `*` stands for any text, so it may send more than was subscribed to; what has no subscriber on this server is
-ignored. Histories have a connection of their own, see `fabric.broker.streams`.
+There are two connections: one subscribes, one publishes. Compiled code (`fabric_ext.remote.RedisReader`) takes messages
+out of what is read, one batch for each read of the socket; the package hiredis reads the other replies. Commands are
+gathered over a turn of the event loop. Redis has no `>`, and its `*` stands for any text, so it may send more than was
+subscribed to; what has no subscriber on this server is ignored. Histories have a connection of their own, see
+`fabric.broker.streams`.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from urllib.parse import unquote, urlsplit
 
 import hiredis
 
-from fabric.broker import Broker, BrokerUnavailable, Node, Window
+from fabric._connection.events import log_event
+from fabric.broker import Broker, BrokerUnavailable, Node, Window, is_pattern
 from fabric.broker.echo import Echo
-from fabric.broker.losses import Losses
-from fabric.broker.outgoing import Outgoing
+from fabric.broker.losses import MOST, Losses
+from fabric.broker.patience import answered
 from fabric.broker.streams import Replies, Streams, pack
+from fabric_ext.outgoing import Publisher, RedisOutgoing, redis_commands
+from fabric_ext.remote import RedisReader
 
 __all__ = ["RedisBroker"]
 
@@ -42,7 +46,6 @@ OLDEST = (5, 0)  # version of Redis
 CHUNK = 2000  # subscriptions that are written at a time after a reconnection
 PER_SECOND = 10_000  # subscriptions that a slow server takes
 LAST_MOMENT = 0.5  # seconds for what was published last
-PUBLISH = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"  # as `pack` would make it, faster
 VERSION = re.compile(rb"redis_version:(\d+)\.(\d+)")
 SPECIAL = re.compile(r"([*?\[\]\\^-])")  # of Redis' patterns
 
@@ -52,7 +55,8 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, on_messages: Callable[[list[tuple[str, bytes]]], None]) -> None:
         self._on_messages = on_messages
-        self._reader = hiredis.Reader()
+        self._reader = RedisReader(PREFIX.encode())
+        self._replies = hiredis.Reader()
         self._waiting: collections.deque[tuple[bytes | None, asyncio.Future[Any]]] = collections.deque()  # see `ask`
         self._pings = 0
         self.refusals = 0  # commands that were forbidden
@@ -74,21 +78,16 @@ class _Connection(asyncio.Protocol):
             self.lost.set_result(None)
 
     def data_received(self, data: bytes) -> None:
-        gets, batch, start = self._reader.gets, [], len(PREFIX)
-        latest, topic = b"", ""
-        self._reader.feed(data)
         try:
-            while (reply := gets()) is not False:
-                if type(reply) is list and len(reply) >= 3 and reply[0] in (b"message", b"pmessage"):
-                    channel, payload = reply[-2:]
-                    if channel != latest:
-                        latest, topic = channel, channel[start:].decode(errors="replace")
-                    batch.append((topic, payload))
-                else:
+            batch, others = self._reader.feed(data)
+            if others:
+                self._replies.feed(others)
+                while (reply := self._replies.gets()) is not False:
                     self._take(reply)
-        except hiredis.ProtocolError as error:
-            self.error = error
+        except (ValueError, hiredis.ProtocolError) as error:
+            self.error = hiredis.ProtocolError(str(error))
             self._transport.abort()
+            return
         if batch:
             self._on_messages(batch)
 
@@ -98,7 +97,7 @@ class _Connection(asyncio.Protocol):
             # Only NOPERM concerns a single command. After other errors no ping is answered either.
             if str(reply).startswith("NOPERM") and "'ping'" not in str(reply) and not self._is_asked():
                 if self.refusal is None or str(reply) != str(self.refusal):
-                    logger.warning("the broker refuses: %s", reply)
+                    log_event(logger, logging.WARNING, "the broker refuses: %s", reply)
                 self.refusals += 1
                 self.refusal = reply
             elif self._waiting:
@@ -146,14 +145,13 @@ class _Connection(asyncio.Protocol):
         waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((mark, waiter))
         self.write(command)
-        async with asyncio.timeout(seconds):
-            return await waiter
+        return await answered(waiter, seconds)
 
     def abort(self) -> None:
         self._transport.abort()
 
 
-class RedisBroker(Broker):
+class RedisBroker(Publisher, Broker):
     """An adapter for Redis and Valkey, from version 5 on.
 
     Args:
@@ -179,12 +177,13 @@ class RedisBroker(Broker):
         self._hears: _Connection | None = None
         self._speaks: _Connection | None = None
         self._topics: dict[str, None] = {}
-        self._in, self._out = Outgoing(MAX_QUEUED), Outgoing(MAX_QUEUED)  # subscriptions, messages
+        self._in = RedisOutgoing(PREFIX.encode(), MAX_QUEUED, MOST)  # subscriptions
+        super().__init__(RedisOutgoing(PREFIX.encode(), MAX_QUEUED, MOST))  # messages
+        self._out.largest = min(LARGEST, MAX_QUEUED)
         self._is_answering = True
         self._losses = Losses()
         self._heard = 0.0
         self._error: BaseException | None = None
-        self._largest = LARGEST
         self._echo = Echo()
         self._life: asyncio.Task[None] | None = None
         self._streams: Streams | None = None  # with the first topic that has a history
@@ -249,7 +248,7 @@ class RedisBroker(Broker):
         await self._check_server(speaks)
         hears.write(_subscription("SUBSCRIBE", [self._echo.topic]))
         await hears.ping()
-        speaks.write(_publication(self._echo.topic, self._echo.begin()))
+        speaks.write(pack("PUBLISH", PREFIX + self._echo.topic, self._echo.begin()))
         await speaks.ping()
         for connection in (hears, speaks):
             if connection.refusal is not None:
@@ -259,6 +258,7 @@ class RedisBroker(Broker):
         topics = list(before)
         for start in range(0, len(topics), CHUNK):
             hears.write(_subscription("SUBSCRIBE", topics[start : start + CHUNK]))
+            await asyncio.sleep(0)  # for handlers and pings
         await hears.ping(CONNECT_TIMEOUT + len(before) / PER_SECOND)
         after = self._topics  # some have come and gone meanwhile
         hears.write(_subscription("SUBSCRIBE", [topic for topic in after if topic not in before]))
@@ -276,15 +276,16 @@ class RedisBroker(Broker):
             version = b".".join(found.groups()).decode()
             raise hiredis.ReplyError(f"it is version {version}, needed is 5.0 or a newer one")
         reply = await connection.ask("CONFIG", "GET", "proto-max-bulk-len")
-        self._largest = int(reply[1]) if isinstance(reply, list) and len(reply) == 2 else LARGEST
+        largest = int(reply[1]) if isinstance(reply, list) and len(reply) == 2 else LARGEST
+        self._out.largest = min(largest, MAX_QUEUED)
 
     async def _live(self) -> None:
         """Check every two seconds whether the broker answers, and connect anew if it does not."""
         while True:
             try:
                 await self._look()
-            except Exception as error:  # else it would never connect again
-                logger.error("broker %s: what was not expected", self._where, exc_info=error)
+            except Exception as error:  # noqa: BLE001  (else it would never connect again)
+                log_event(logger, logging.ERROR, "broker %s: what was not expected", self._where, exc_info=error)
                 await asyncio.sleep(PROBE_INTERVAL)
 
     async def _look(self) -> None:
@@ -293,21 +294,21 @@ class RedisBroker(Broker):
             await asyncio.wait(lost, timeout=PROBE_INTERVAL, return_when=asyncio.FIRST_COMPLETED)
         if await self._is_well():
             return
-        logger.warning("broker %s: connection lost", self._where)
+        log_event(logger, logging.WARNING, "broker %s: connection lost", self._where)
         since = self._heard
-        self._losses.disconnected(since)
+        self._losses.disconnected(since, self._out.take_topics())
         await self._connect_again()
-        logger.info("broker %s: connected again", self._where)
+        log_event(logger, logging.INFO, "broker %s: connected again", self._where)
         if self._node is not None:
             self._node.gap(since)
-        self._tell_losses()
+        self._losses.report(self._node)
 
     async def _is_well(self) -> bool:
         """Does the broker answer, and deliver what this server publishes to itself?"""
         try:
             await self._round_trip()
             if self._speaks is not None:
-                self._speaks.write(_publication(self._echo.topic, self._echo.begin()))
+                self._speaks.write(pack("PUBLISH", PREFIX + self._echo.topic, self._echo.begin()))
             await self._echo.heard(PROBE_INTERVAL)
         except (BrokerUnavailable, TimeoutError):
             self._is_answering = False
@@ -356,25 +357,17 @@ class RedisBroker(Broker):
             return
         self._in.add(_subscription(command, topics))
         if self._hears is not None and self._in.is_overfull:  # subscriptions have no limit of their own
-            logger.warning("broker %s does not read", self._where)
+            log_event(logger, logging.WARNING, "broker %s does not read", self._where)
             self._in.close()
             self._hears.abort()
 
-    def publish(self, topic: str, envelope: bytes) -> None:
-        """Send a message to the other servers; see `Broker.publish`."""
-        try:
-            self._check_size(envelope)
-        except BrokerUnavailable:
-            self._losses.refused(topic)
-            raise
-        if not self._out.has_room(len(envelope)):
-            self._losses.refused(topic)
-            raise self._unavailable("what waits for it is up to its bound")
-        self._losses.published(topic)
-        self._out.add(_publication(topic, envelope))
+    def _refuse(self, topic: str, envelope: bytes) -> None:
+        self._losses.refused(topic)
+        self._check_size(envelope)
+        raise self._unavailable("what waits for it is up to its bound")
 
     def _check_size(self, envelope: bytes) -> None:
-        limit = min(self._largest, MAX_QUEUED)
+        limit = self._out.largest
         if len(envelope) > limit:
             raise BrokerUnavailable(f"the broker takes messages of {limit} bytes, not of {len(envelope)}")
 
@@ -394,7 +387,7 @@ class RedisBroker(Broker):
             raise self._unavailable("there is no connection")
         self._in.flush()
         self._out.flush()
-        question = self._losses.asked()
+        question = self._losses.asked(self._out.take_topics())
         try:
             await speaks.ping()
             await hears.ping()
@@ -405,7 +398,7 @@ class RedisBroker(Broker):
         self._is_answering = True
         self._heard = time.time()
         self._losses.confirmed(question)
-        self._tell_losses()
+        self._losses.report(self._node)
 
     # -- histories
 
@@ -455,15 +448,6 @@ class RedisBroker(Broker):
         """What is kept of a topic, which need not be subscribed to; see `Broker.peek`."""
         return await self._histories().peek(topic, ttl, since, limit, reverse=reverse)
 
-    def _tell_losses(self) -> None:
-        """Tell the other servers what they may not have got."""
-        told = self._losses.tell()
-        if told and self._node is not None:
-            try:
-                self._node.lost(told)
-            except BrokerUnavailable:
-                self._losses.untold()
-
     # -- what comes in
 
     def _deliver(self, batch: list[tuple[str, bytes]]) -> None:
@@ -472,22 +456,19 @@ class RedisBroker(Broker):
             self._node.deliver(batch)
 
 
-def _publication(topic: str, envelope: bytes) -> bytes:
-    channel = (PREFIX + topic).encode()
-    return PUBLISH % (len(channel), channel, len(envelope), envelope)
-
-
 def _subscription(command: str, topics: Iterable[str]) -> bytes:
     """SUBSCRIBE or UNSUBSCRIBE for topics, PSUBSCRIBE or PUNSUBSCRIBE for patterns: one command for each, because Redis
     refuses a command as a whole if one of its channels is forbidden.
     """
-    return b"".join(
-        pack(f"P{command}", glob(topic)) if _is_pattern(topic) else pack(command, PREFIX + topic) for topic in topics
-    )
-
-
-def _is_pattern(topic: str) -> bool:
-    return "*" in topic or ">" in topic
+    names: list[str] = []
+    globs: list[str] = []
+    for topic in topics:
+        if is_pattern(topic):
+            globs.append(glob(topic))
+        else:
+            names.append(topic)
+    encoded = command.encode()
+    return redis_commands(encoded, PREFIX.encode(), names) + redis_commands(b"P" + encoded, b"", globs)
 
 
 def glob(pattern: str) -> str:

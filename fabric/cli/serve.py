@@ -11,9 +11,11 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import signal
 import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from fabric import workers
 from fabric._http.messages import Request, Response
@@ -42,6 +44,7 @@ __all__ = ["configure", "run", "run_workers"]
 INTERRUPTED = 130
 PAGE = "/dashboard"
 ALL = "all"  # the topic of --broadcast
+BROKER = "FABRIC_BROKER"  # instead of --broker
 REFRESH = 1.0  # seconds between two lines of status
 
 DESCRIPTION = """\
@@ -55,6 +58,7 @@ examples:
   fabric serve
   fabric serve --bind 0.0.0.0:8080 --broadcast --dashboard
   fabric serve --workers 4 --balance least --metrics 127.0.0.1:9090
+  FABRIC_BROKER=$(cat secrets/broker) fabric serve --workers 4 --broadcast
   fabric serve --bind :8443 --tls-cert cert.pem --tls-key key.pem
 """
 
@@ -92,7 +96,10 @@ def configure(commands: Any) -> None:
         help="connections by the kernel's hash of addresses, or to the worker with the fewest (default: %(default)s)",
     )
     several.add_argument(
-        "--broker", metavar="URL", help="for --broadcast to all of them: nats:embedded, nats://HOST or redis://HOST"
+        "--broker",
+        metavar="URL",
+        help="for --broadcast to all of them: nats:embedded, nats://HOST or redis://HOST; a URL with a password "
+        f"stands in {BROKER} instead, as other users see arguments",
     )
     several.add_argument(
         "--metrics", metavar="HOST:PORT", help="a page about all: /dashboard, /metrics, /metrics.json, /health"
@@ -158,7 +165,12 @@ class Service:
 
 def run_workers(arguments: argparse.Namespace, screen: Screen) -> int:
     """Serve by several processes, of which this one is the parent; 0, or 130 after Ctrl-C."""
-    if arguments.mode == "broadcast" and not arguments.broker:
+    broker = os.environ.pop(BROKER, "")  # out of the environment, so that no other process inherits it
+    if arguments.broker:
+        broker = arguments.broker
+        if _has_password(broker):
+            screen.note(f"other users see the password in --broker: set {BROKER} instead")
+    if arguments.mode == "broadcast" and not broker:
         raise UsageError("--broadcast with --workers needs --broker, for messages to reach all: nats:embedded, say")
     _log(arguments)
     _config(arguments)  # what is wrong is said here, and once
@@ -168,7 +180,7 @@ def run_workers(arguments: argparse.Namespace, screen: Screen) -> int:
             arguments.workers,
             bind=arguments.bind,
             balance=arguments.balance,
-            broker=arguments.broker or "memory:",
+            broker=broker or "memory:",
             metrics=arguments.metrics or ("127.0.0.1:0" if arguments.dashboard else None),
             loop=arguments.loop,
         )
@@ -176,6 +188,13 @@ def run_workers(arguments: argparse.Namespace, screen: Screen) -> int:
         raise UsageError(str(error).removeprefix("ServerConfig.")) from None
     ended_by = workers.supervise(settings, functools.partial(_announce_workers, arguments, screen))
     return 0 if ended_by is signal.SIGTERM else INTERRUPTED
+
+
+def _has_password(url: str) -> bool:
+    try:
+        return urlsplit(url).username is not None
+    except ValueError:  # `make_settings` says what is wrong with it
+        return False
 
 
 def work(arguments: argparse.Namespace, worker: workers.Worker) -> WebSocketServer:

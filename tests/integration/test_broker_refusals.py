@@ -17,8 +17,8 @@ import pytest
 
 from fabric.broker import Broker, BrokerUnavailable, make_broker
 from fabric.broker.echo import Echo
-from fabric.broker.embedded import EmbeddedNats, find_nats_server
-from fabric.broker.nats import EMBEDDED, EmbeddedNatsBroker, NatsBroker
+from fabric.broker.embedded import FILE, EmbeddedNats, find_nats_server
+from fabric.broker.nats import EmbeddedNatsBroker, NatsBroker
 from fabric.broker.redis import RedisBroker, _Connection
 from fabric.broker.streams import Streams
 from fabric.server import WebSocketServer
@@ -399,12 +399,39 @@ async def test_a_server_that_is_deaf_is_noticed(stack: Stack, broker: RealBroker
 
 
 @pytest.mark.deadline(60)
-async def test_an_error_that_nobody_expected_does_not_keep_it_from_connecting_again(
-    stack: Stack, broker: RealBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_a_broker_that_says_what_is_malformed_is_connected_to_anew(
+    stack: Stack, broker: RealBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     await stack.enter_async_context(broker)
     held = Held()
     near, far = await serve(stack, held, broker=broker.url), await serve(stack, Held(), broker=broker.url)
+    gaps: list[str] = []
+    near.on_gap = lambda topic, _: gaps.append(topic)
+    peer = await stack.enter_async_context(await RawPeer.open(near.port))
+    await (await held.next()).subscribe("a")
+    made: Any = near.topics.broker
+    if broker.scheme == "nats":
+        made._transport()._io_writer.transport.get_protocol().data_received(b"MSG fabric.a f1 x\r\n")
+    else:
+        made._hears.data_received(b"%1\r\n")
+    await until(lambda: gaps and near.broker_healthy)
+    assert gaps == ["a"]
+    await far.publish("a", "after")
+    assert await peer.payload() == b"after"
+    if broker.scheme == "nats":
+        assert any("malformed" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.deadline(60)
+async def test_an_error_that_nobody_expected_does_not_keep_it_from_connecting_again(
+    stack: Stack, broker: RealBroker, monkeypatch: pytest.MonkeyPatch, broken_log: list[str]
+) -> None:
+    """Nor does a log that raises."""
+    await stack.enter_async_context(broker)
+    held = Held()
+    near, far = await serve(stack, held, broker=broker.url), await serve(stack, Held(), broker=broker.url)
+    gaps: list[str] = []
+    near.on_gap = lambda topic, _: gaps.append(topic)
     peer = await stack.enter_async_context(await RawPeer.open(near.port))
     await (await held.next()).subscribe("a")
 
@@ -413,13 +440,14 @@ async def test_an_error_that_nobody_expected_does_not_keep_it_from_connecting_ag
         raise KeyError("nobody expected this")
 
     monkeypatch.setattr(near.topics.broker, "_round_trip", fail)
-    await until(lambda: any("not expected" in record.getMessage() for record in caplog.records))
+    await until(lambda: any("not expected" in text for text in broken_log))
     await broker.kill()
     await until(lambda: not near.broker_healthy and not far.broker_healthy)
     await broker.start()
     await until(lambda: near.broker_healthy and far.broker_healthy)
     await far.publish("a", "again")
     assert await peer.payload() == b"again"
+    await until(lambda: gaps)
 
 
 async def test_a_closed_transport_is_not_written_to() -> None:
@@ -442,7 +470,7 @@ async def test_an_embedded_server_that_is_killed_is_started_again(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, require: Callable[[object, str], None]
 ) -> None:
     require(find_nats_server(), 'nats-server is not in PATH: pip install "websocket-fabric[nats-server]" brings it')
-    monkeypatch.delenv(EMBEDDED, raising=False)
+    monkeypatch.delenv(FILE, raising=False)
     first = EmbeddedNatsBroker()
     held = Held()
     near = WebSocketServer.bind("127.0.0.1:0", held, broker=first, ping_interval=None)
@@ -467,7 +495,7 @@ async def test_an_embedded_server_that_is_killed_is_started_again(
     assert again is not None
     await near.shutdown()
     assert again.returncode is not None
-    assert EMBEDDED not in os.environ
+    assert FILE not in os.environ
 
 
 async def test_an_embedded_server_that_does_not_begin_to_listen(
@@ -502,7 +530,7 @@ async def test_an_embedded_server_that_does_not_begin_to_listen(
         await server.start()
     assert (store / "jetstream").is_dir()
     await server.start()
-    assert [each.name for each in store.iterdir()] == ["jetstream"]
+    assert [each.name for each in store.iterdir()] == ["jetstream"]  # and no configuration, with the token
     await server.stop()
     assert list(temporary.iterdir()) == []
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any
 import pytest
 
 from fabric.broker import BrokerUnavailable, MemoryBroker, make_broker
-from fabric.broker.embedded import EmbeddedNats, find_nats_server
-from fabric.broker.nats import EMBEDDED, NatsBroker
+from fabric.broker.embedded import FILE, GUARD, EmbeddedNats, find_nats_server
+from fabric.broker.nats import NatsBroker
 from fabric.broker.redis import RedisBroker, glob
 from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
@@ -57,6 +58,15 @@ async def join(stack: Stack, server: WebSocketServer, held: Held, *topics: str) 
 async def two(stack: Stack, broker: RealBroker, held: Held, **options: Any) -> tuple[WebSocketServer, WebSocketServer]:
     await stack.enter_async_context(broker)
     return await serve(stack, held, broker=broker.url, **options), await serve(stack, Held(), broker=broker.url)
+
+
+def reopen(broker: Any) -> None:
+    """Let what is published leave again, by the connection that there is."""
+    if isinstance(broker, NatsBroker):
+        transport = broker._transport()
+        broker._out.open(transport.write, transport._io_writer.transport.get_write_buffer_size)
+    else:
+        broker._out.open(broker._speaks.write, broker._speaks.unwritten)
 
 
 async def test_it_reaches_the_subscribers_of_other_servers(stack: Stack, broker: RealBroker) -> None:
@@ -280,7 +290,7 @@ def test_urls() -> None:
 
 async def test_a_server_of_its_own(stack: Stack, nats: type[NatsServer], monkeypatch: pytest.MonkeyPatch) -> None:
     """nats:embedded: the first starts one, the second finds it by the environment; it ends with the first."""
-    monkeypatch.delenv(EMBEDDED, raising=False)
+    monkeypatch.delenv(FILE, raising=False)
     held = Held()
     near = await serve(stack, held, broker="nats:embedded")
     far = await serve(stack, Held(), broker="nats:embedded")
@@ -289,6 +299,9 @@ async def test_a_server_of_its_own(stack: Stack, nats: type[NatsServer], monkeyp
     assert second._server is None
     program = first._server
     assert program.is_running
+    path = Path(os.environ[FILE])
+    assert path.read_text() == second._url  # noqa: ASYNC240
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700  # so no other user can read what is in it
     _, peer = await join(stack, near, held, "a")
     await far.publish("a", "hello")
     assert await peer.payload() == b"hello"
@@ -298,6 +311,9 @@ async def test_a_server_of_its_own(stack: Stack, nats: type[NatsServer], monkeyp
     peer.reset()
     await near.shutdown()
     assert not program.is_running
+    monkeypatch.setenv(FILE, str(path))  # as a child of the process has it that outlives it
+    with pytest.raises(BrokerUnavailable, match="the nats-server of a parent process has ended"):
+        await serve(stack, Held(), broker="nats:embedded")
 
 
 async def test_a_server_of_its_own_is_started_again_as_it_was(nats: type[NatsServer]) -> None:
@@ -329,11 +345,25 @@ async def test_a_server_of_its_own_ends_when_its_input_does(nats: type[NatsServe
     await server.stop()
 
 
+@pytest.mark.parametrize("told", ["", 'host: "127.0.0.1"\n', 'host: "127.0.0.1"\nport: -1\nend\n'])
+async def test_nothing_is_left_of_a_start_in_which_its_process_was_killed(
+    nats: type[NatsServer], tmp_path: Path, told: str
+) -> None:
+    """Standard input has ended before the server had its configuration, or just behind it."""
+    program = find_nats_server()
+    assert program is not None
+    guard = await asyncio.create_subprocess_exec(
+        "/bin/sh", "-c", GUARD, "sh", tmp_path / "store", program, stdin=asyncio.subprocess.PIPE
+    )
+    await guard.communicate(told.encode())
+    assert os.listdir(tmp_path) == []
+
+
 async def test_topics_of_before_the_start(
     stack: Stack, nats: type[NatsServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that listens before it starts hears of the others."""
-    monkeypatch.delenv(EMBEDDED, raising=False)
+    monkeypatch.delenv(FILE, raising=False)
     near = WebSocketServer.bind("127.0.0.1:0", Held(), broker="nats:embedded")
     listener = near.topic("a")
     await stack.enter_async_context(near)
@@ -343,7 +373,7 @@ async def test_topics_of_before_the_start(
 
 
 async def test_no_server_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(EMBEDDED, raising=False)
+    monkeypatch.delenv(FILE, raising=False)
     monkeypatch.setattr("fabric.broker.embedded.find_nats_server", lambda: None)
     server = WebSocketServer.bind("127.0.0.1:0", Held(), broker="nats:embedded")
     with pytest.raises(BrokerUnavailable, match="nats-server is not in PATH"):
@@ -356,12 +386,11 @@ async def test_what_is_published_while_the_broker_is_away_waits_for_it(stack: St
     near, far = await two(stack, broker, held)
     _, peer = await join(stack, near, held, "a")
     sender: Any = far.topics.broker
-    write, unwritten = sender._out._write, sender._out._unwritten
     sender._out.close()  # as between the loss of a connection and the next one
     for number in range(100):
         far.publish("a", str(number))
     await turns()
-    sender._out.open(write, unwritten)
+    reopen(sender)
     await far.publish("a", "100")
     assert [await peer.payload() for _ in range(101)] == [b"%d" % number for number in range(101)]
 
@@ -454,14 +483,13 @@ async def test_what_the_publisher_alone_has_lost_is_a_gap_elsewhere(
     _, peer = await join(stack, near, held, "a", "b.*", "c")
     await far.publish("a", "before")
     sender: Any = far.topics.broker
-    write, unwritten = sender._out._write, sender._out._unwritten
     sender._out.close()  # as between the loss of a connection and the next one
     begun = time.time()
     for number in range(20):
         far.publish("a", f"{number}".ljust(1000))
         far.publish("b.1", f"{number}".ljust(1000))
     assert far.topics.drops["broker"]
-    sender._out.open(write, unwritten)
+    reopen(sender)
     await sender.flush()  # it tells
     await sender.flush()
     await far.publish("c", "after")

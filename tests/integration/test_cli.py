@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -157,6 +158,20 @@ def test_an_address_in_use_is_a_sentence(server: Server) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("fabric serve: cannot listen on")
     assert "Traceback" not in done.stderr
+
+
+def test_no_password_of_a_broker_is_shown() -> None:
+    """It stands in the environment, which other users do not see; they are told of one among the arguments."""
+    where = "127.0.0.1:1"  # where nobody listens
+    url = f"redis://user:hunter2@{where}"
+    serve = ("serve", "--bind", "127.0.0.1:0", "--workers", "1", "--broadcast", "--verbose")
+    in_arguments, in_environment = fabric(*serve, "--broker", url), fabric(*serve, FABRIC_BROKER=url)
+    for done in (in_arguments, in_environment):
+        assert done.returncode == 1
+        assert f"the broker redis://{where} is unavailable" in done.stderr
+        assert "hunter2" not in done.stdout + done.stderr
+    note = "other users see the password in --broker"
+    assert (note in in_arguments.stderr, note in in_environment.stderr) == (True, False)
 
 
 def test_closing_a_server_tells_its_clients() -> None:
@@ -355,6 +370,29 @@ def test_connect_is_interrupted_with_130(server: Server) -> None:
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["connect", "bench"])
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_interrupted_while_it_connects(command: str, scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(TIMEOUT)
+        url = f"{scheme}://127.0.0.1:{listening.getsockname()[1]}/"
+        process = subprocess.Popen(
+            [*FABRIC, command, url, "--timeout", "100"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            env=ENVIRONMENT,
+        )
+        with process, listening.accept()[0] as accepted:
+            accepted.settimeout(TIMEOUT)
+            assert accepted.recv(1)  # of the request, or of the TLS handshake, which nobody answers
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130
     assert "Traceback" not in err
 

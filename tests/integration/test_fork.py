@@ -22,6 +22,8 @@ from support.tls import server_context
 
 Stack = contextlib.AsyncExitStack
 
+secure = pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
@@ -84,7 +86,46 @@ async def test_the_servers_connections_end_although_a_child_lives(stack: Stack) 
             await peer.closed()
 
 
-@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+@secure
+async def test_opening_handshakes_end_with_the_server_although_a_child_lives(stack: Stack, secure: bool) -> None:
+    async with contextlib.AsyncExitStack() as inner:
+        server = await serve(inner, Held(), **({"ssl": server_context()} if secure else {}))
+        async with await RawPeer.connect(server.port) as peer:
+            await until(lambda: len(server._handshakes or ()))
+            with child():
+                closing = asyncio.create_task(inner.aclose())
+                assert (await peer.reader.read(-1)).startswith(b"" if secure else b"HTTP/1.1 503")
+                peer.writer.close()
+                await closing
+
+
+@secure
+async def test_an_attempt_to_connect_ends_although_a_child_lives(stack: Stack, secure: bool) -> None:
+    async def handle(visit: Visit) -> None:
+        visits.append(visit)
+        await visit.until_closed()
+        ended.append(True)
+
+    visits: list[Visit] = []
+    ended: list[bool] = []
+    server = await stack.enter_async_context(RawServer(handle))
+    url = server.url.replace("ws", "wss" if secure else "ws")
+    for proxy in (None, f"http://127.0.0.1:{server.port}", f"socks5://127.0.0.1:{server.port}"):
+        connecting = asyncio.create_task(_connect(url, proxy))
+        await until(lambda: visits)
+        with child():
+            connecting.cancel()
+            await until(lambda: ended)
+        visits.clear()
+        ended.clear()
+
+
+async def _connect(url: str, proxy: str | None) -> None:
+    async with WebSocketClient.connect(url, proxy=proxy, connection_timeout=60):
+        pass
+
+
+@secure
 async def test_a_port_is_free_when_the_server_has_stopped_although_a_child_lives(secure: bool) -> None:
     async with contextlib.AsyncExitStack() as inner:
         server = await serve(inner, Held(), **({"ssl": server_context()} if secure else {}))

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from fabric.broker import BrokerUnavailable
-from fabric.broker.embedded import find_nats_server
-from fabric.broker.nats import EMBEDDED, EmbeddedNatsBroker, NatsBroker
+from fabric.broker.embedded import FILE, find_nats_server
+from fabric.broker.nats import EmbeddedNatsBroker, NatsBroker
 from fabric.history import History
 from fabric.server import ConnectedClient, WebSocketServer
 from support.brokers import NatsServer
@@ -327,7 +327,7 @@ async def test_an_embedded_server_keeps_histories_until_it_is_stopped(
 ) -> None:
     """Though it is killed meanwhile; nothing is left of them then."""
     require(find_nats_server(), 'nats-server is not in PATH: pip install "websocket-fabric[nats-server]" brings it')
-    monkeypatch.delenv(EMBEDDED, raising=False)
+    monkeypatch.delenv(FILE, raising=False)
     broker = EmbeddedNatsBroker()
     near = WebSocketServer.bind("127.0.0.1:0", Held(), broker=broker, ping_interval=None)
     stack.push_async_callback(near.shutdown)

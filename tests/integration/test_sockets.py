@@ -11,18 +11,28 @@ import os
 import socket
 import stat
 import sys
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import fabric.sync
+from fabric._server.handover import Handover, HandoverSocket
 from fabric.client import WebSocketClient
-from fabric.config import ServerConfig
+from fabric.config import ClientConfig, PoolConfig, ServerConfig
 from fabric.error import Io
 from fabric.message import Message
+from fabric.pool import ConnectionPool
 from fabric.server import WebSocketServer
+from fabric.websockets.asyncio import client as websockets_client
+from fabric.websockets.asyncio import server as websockets_server
+from fabric.websockets.sync import client as websockets_sync_client
+from fabric.websockets.sync import server as websockets_sync_server
 from integration.proxies import HttpProxy, SocksProxy
+from support import asgi, dropin, dropin_sync
 from support.serving import echo
+from support.threads import DEADLINE
 from support.tls import client_context, server_context
 
 Stack = contextlib.AsyncExitStack
@@ -58,7 +68,12 @@ async def check(stack: Stack, bind: str, host: str, *, tls: bool, **options: Any
     async with WebSocketClient.connect(url, **client_options) as client:
         await client.send("x")
         assert await client.recv() == Message("x")
-        ends = connected()
+        check_ends()
+
+
+def check_ends() -> None:
+    """Nothing that is connected in this process waits for an acknowledgement."""
+    ends = connected()
     assert len(ends) >= 2
     assert [end for end, is_on in ends if not is_on] == []
 
@@ -103,6 +118,127 @@ async def test_through_a_proxy(stack: Stack, kind: Any, secure: bool) -> None:
     await check(stack, "127.0.0.1:0", "localhost", tls=secure, proxy=f"{scheme}://localhost:{proxy.port}")
 
 
+# The other ways to serve and to connect. The sockets that are given have protocol 0.
+
+
+def scheme(secure: bool) -> str:
+    return "wss" if secure else "ws"
+
+
+@pytest.fixture
+def given() -> Iterator[socket.socket]:
+    """A listening socket, to be given to a server."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+@secure
+async def test_a_descriptor_that_is_inherited(given: socket.socket, stack: Stack, secure: bool) -> None:
+    await check(stack, f"fd:{os.dup(given.fileno())}", "127.0.0.1", tls=secure)
+
+
+@secure
+async def test_what_another_process_has_accepted(given: socket.socket, stack: Stack, secure: bool) -> None:
+    handover = Handover()
+    other_end = HandoverSocket(handover.take_other_end().detach(), given.getsockname(), given.family)
+    server = WebSocketServer(ServerConfig(sock=other_end, ssl=server_context() if secure else None), echo)
+    await stack.enter_async_context(server)
+    stack.callback(handover.close)
+    url = f"{scheme(secure)}://127.0.0.1:{given.getsockname()[1]}/"
+    options: dict[str, Any] = {"ssl": client_context()} if secure else {}
+    connecting = asyncio.ensure_future(WebSocketClient.connect(url, **options))
+    given.setblocking(False)
+    handover.hand((await asyncio.get_running_loop().sock_accept(given))[0])
+    async with await connecting as client:
+        await client.ping()
+        handover.read()  # it was received, so this end lets go of it
+        check_ends()
+
+
+@secure
+async def test_the_connections_of_a_pool(stack: Stack, secure: bool) -> None:
+    server = WebSocketServer(ServerConfig("127.0.0.1:0", ssl=server_context() if secure else None), echo)
+    await stack.enter_async_context(server)
+    pool = ConnectionPool(PoolConfig(enable_health_check=False))
+    stack.push_async_callback(pool.close_all)
+    url = f"{scheme(secure)}://127.0.0.1:{server.port}/"
+    async with pool.get(ClientConfig(url, ssl=client_context() if secure else None)) as client:
+        await client.ping()
+        check_ends()
+
+
+async def ways(stack: Stack, port: int, tls: bool) -> AsyncIterator[dict[str, Any]]:
+    """Arguments of the `connect` of `fabric.sync` and of the drop-in, for each way to a server on `port`."""
+    options: dict[str, Any] = {"ssl": client_context()} if tls else {}
+    yield {**options, "proxy": None}
+    http = await stack.enter_async_context(HttpProxy())
+    yield {**options, "proxy": f"http://localhost:{http.port}"}
+    socks = await stack.enter_async_context(SocksProxy())
+    yield {**options, "proxy": f"socks5h://localhost:{socks.port}"}
+    sock = socket.socket()
+    await asyncio.to_thread(sock.connect, ("127.0.0.1", port))
+    yield {**options, "sock": sock}
+
+
+@secure
+async def test_fabric_sync(stack: Stack, secure: bool) -> None:
+    server = WebSocketServer(ServerConfig("127.0.0.1:0", ssl=server_context() if secure else None), echo)
+    await stack.enter_async_context(server)
+
+    def talk(options: dict[str, Any]) -> None:
+        url = f"{scheme(secure)}://localhost:{server.port}/"
+        with fabric.sync.connect(url, **options) as client:
+            client.ping()
+            check_ends()
+
+    async for options in ways(stack, server.port, secure):
+        await asyncio.to_thread(talk, options)
+
+
+@secure
+@pytest.mark.parametrize("is_given", [False, True], ids=["address", "sock"])
+async def test_the_drop_in(given: socket.socket, stack: Stack, is_given: bool, secure: bool) -> None:
+    options: dict[str, Any] = {"sock": given} if is_given else {"host": "127.0.0.1", "port": 0}
+    tls = server_context() if secure else None
+    server = await stack.enter_async_context(websockets_server.serve(dropin.echo, ssl=tls, **options))
+    url = dropin.url(server, scheme=scheme(secure))
+    async for options in ways(stack, server.sockets[0].getsockname()[1], secure):
+        async with websockets_client.connect(url, **options) as client:
+            await (await client.ping())
+            check_ends()
+
+
+@secure
+@pytest.mark.parametrize("is_given", [False, True], ids=["address", "sock"])
+async def test_the_drop_in_for_threads(given: socket.socket, stack: Stack, is_given: bool, secure: bool) -> None:
+    options: dict[str, Any] = {"sock": given.dup()} if is_given else {"host": "127.0.0.1", "port": 0}
+    tls = server_context() if secure else None
+    server = stack.enter_context(
+        dropin_sync.running(websockets_sync_server.serve(dropin_sync.echo, ssl=tls, **options))
+    )
+    url = dropin_sync.url(server, scheme=scheme(secure))
+
+    def talk(options: dict[str, Any]) -> None:
+        with websockets_sync_client.connect(url, **options) as client:
+            client.ping().wait(DEADLINE)
+            check_ends()
+
+    async for options in ways(stack, server.socket.getsockname()[1], secure):
+        await asyncio.to_thread(talk, options)
+
+
+@secure
+@pytest.mark.parametrize("is_given", [False, True], ids=["address", "sock"])
+async def test_an_asgi_application(given: socket.socket, stack: Stack, is_given: bool, secure: bool) -> None:
+    """uvicorn gives its workers the socket that it has bound; so does gunicorn."""
+    tls = server_context() if secure else None
+    served = await asgi.serve(stack, asgi.echo, tls=tls, sock=given if is_given else None)
+    url = f"{scheme(secure)}://localhost:{served.port}/"
+    async with WebSocketClient.connect(url, ssl=client_context() if secure else None) as client:
+        await client.ping()
+        check_ends()
+
+
 # Sockets that are there already.
 
 
@@ -122,7 +258,7 @@ async def test_sockets_that_are_given_to_a_server(stack: Stack, secure: bool, co
             async with WebSocketClient.connect(url, ssl=client_context() if secure else None) as client:
                 await client.send("x")
                 assert await client.recv() == Message("x")
-                assert [end for end, is_on in connected() if not is_on] == []
+                check_ends()
     for sock in socks:
         sock.close()
     for port in ports:

@@ -16,7 +16,7 @@ import pytest
 
 import fabric
 from conftest import descriptors
-from fabric._sync.keeper import Keeper, keeper
+from fabric._sync.keeper import Keeper, Watch, keeper
 from fabric._sync.loop import SteppedLoop
 from fabric.config import BackpressureConfig, ClientConfig, HeartbeatConfig, ReconnectConfig
 from fabric.error import ConnectionClosed, ConnectionFailed, InvalidState, ReconnectTimeout, Timeout
@@ -485,6 +485,25 @@ def test_one_thread_keeps_all_clients_and_ends_with_the_last(there: Elsewhere) -
     assert keepers() == 0
 
 
+def test_clients_are_kept_although_the_log_raises(
+    there: Elsewhere, monkeypatch: pytest.MonkeyPatch, broken_log: list[str]
+) -> None:
+    look = Keeper._look
+
+    def fail(self: Keeper, watch: Watch) -> None:
+        if "looking after blocking clients failed" not in broken_log:
+            raise LookupError
+        look(self, watch)
+
+    monkeypatch.setattr(Keeper, "_look", fail)
+    held = Held()
+    server = start(there, held)
+    with connect(url(server)):
+        until(lambda: broken_log)
+        assert there(there(held.next()).ping()) > 0  # answered by that thread
+        held.release()
+
+
 def test_what_comes_for_one_client_is_no_work_for_the_others(there: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held()
     server = start(there, held, ping_interval=None)
@@ -800,6 +819,38 @@ def test_a_callback_may_close(there: Elsewhere) -> None:
     client.send("x")
     assert client.recv(DEADLINE) is None
     assert client.state is State.CLOSED
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        SyncClient.reconnect,
+        SyncClient.wait_connected,
+        lambda client: client.send("y"),
+        lambda client: client.send_parts(["y", "z"]),
+    ],
+    ids=["reconnect", "wait_connected", "send", "send_parts"],
+)
+def test_on_disconnect_cannot_wait_for_what_comes_after_it(there: Elsewhere, wait: Callable[[Any], object]) -> None:
+    refused: list[InvalidState] = []
+
+    async def handle(peer: Any) -> None:
+        if await peer.recv() == "x":
+            peer._abort()
+        else:
+            await peer.send("there")
+
+    def on_disconnect(client: SyncClient, _: object) -> None:
+        if not refused:
+            with pytest.raises(InvalidState, match="on_disconnect") as info:
+                wait(client)
+            refused.append(info.value)
+
+    with connect(url(start(there, handle)), reconnect=QUICK, on_disconnect=on_disconnect, outage="wait") as client:
+        client.send("x")
+        until(lambda: refused)
+        client.send("again")
+        assert client.recv(DEADLINE) == "there"
 
 
 def test_on_connect_may_close(there: Elsewhere) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,9 @@ async def test_it_shows_what_happens(browser: str, tmp_path: Path) -> None:
         await page.until("known.samples.some((s) => s.messages_in > 0 && s.bytes_out > 0)")
         await page.until("known.distribution.count >= 10")  # pings were answered
         assert await tile(page, "Round trip") != "–"
+        texts = await page.evaluate("[...document.querySelectorAll('.tile')].map((t) => t.innerText)")
+        windows = re.compile(r"\bnow\b|last (second|minute)|since (the start|it was opened)")
+        assert [text for text in texts if not windows.search(text)] == []
         assert await page.evaluate("document.querySelectorAll('.bar').length") > 0
         labels = await page.evaluate("[...document.querySelectorAll('svg')].map((s) => s.ariaLabel)")
         assert len(labels) == 11
@@ -97,7 +101,7 @@ async def test_it_comes_back_after_the_server_restarts(browser: str, tmp_path: P
             await page.until("document.body.dataset.state === 'live'")
             await page.until(f"document.body.dataset.samples > {before + 3}")  # the past is kept
             await page.until("document.body.dataset.restarts === '1'")
-            await page.until(tile_says("Reconnections", "1 server restarts"))
+            await page.until(tile_says("Reconnections", "of this page since it was opened; server restarts: 1"))
             assert await page.evaluate("document.querySelectorAll('.gap').length") > 0
         # Attempts while nobody listened are reported by the browser itself.
         assert all("ERR_CONNECTION" in problem for problem in page.problems)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -59,9 +60,10 @@ async def serve(
     http: str = "h11",
     state: dict[str, Any] | None = None,
     tls: ssl.SSLContext | None = None,
+    sock: socket.socket | None = None,
     **options: Any,
 ) -> Served:
-    """Serve `app` on a free port of the loopback, to the end of `stack`; `options` are uvicorn's.
+    """Serve `app` on `sock` or a free port of the loopback, to the end of `stack`; `options` are uvicorn's.
 
     No keepalive and no compression unless the test asks for them.
     """
@@ -76,7 +78,8 @@ async def serve(
     make = functools.partial(
         config.http_protocol_class, config=config, server_state=shared, app_state={} if state is None else state
     )
-    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0, ssl=tls)
+    where: dict[str, Any] = {"host": "127.0.0.1", "port": 0} if sock is None else {"sock": sock}
+    server = await asyncio.get_running_loop().create_server(make, ssl=tls, **where)
     served = Served(config, server)  # type: ignore[arg-type]
     served.state, served.port = shared, server.sockets[0].getsockname()[1]
 

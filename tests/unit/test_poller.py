@@ -21,7 +21,7 @@ import pytest
 from fabric_ext.bucket import RateGate, TokenBucket
 from fabric_ext.connection import Connection
 from fabric_ext.counters import Counters, LoopCounters
-from fabric_ext.poller import PolledSessionProtocol, use_clock
+from fabric_ext.poller import PolledSessionProtocol, read_now, use_clock
 from fabric_ext.protocol import State
 from fabric_ext.throttle import Throttle
 from support.fake_transport import FakeTransport
@@ -219,6 +219,21 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
         theirs = socket.create_connection(listener.getsockname())
         ours, _ = listener.accept()
     return ours, theirs
+
+
+def test_what_has_come_is_read_once_and_without_waiting() -> None:
+    ours, theirs = tcp_pair()
+    with ours, theirs:
+        ours.setblocking(True)
+        assert read_now(ours.fileno()) is None
+        theirs.sendall(b"x" * 20_000)
+        ours.recv(20_000, socket.MSG_PEEK | socket.MSG_WAITALL)
+        assert read_now(ours.fileno()) == b"x" * 16_384
+        assert read_now(ours.fileno()) == b"x" * 3_616
+        theirs.shutdown(socket.SHUT_WR)
+        ours.recv(1, socket.MSG_PEEK)
+        assert read_now(ours.fileno()) is None
+    assert read_now(ours.fileno()) is None, "no descriptor"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""fabric_ext.remote: envelopes, who gets what is in them, and the reader of NATS' protocol."""
+"""fabric_ext.remote: envelopes, who gets what is in them, and the readers of brokers' protocols."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fabric_ext.remote import Incoming, NatsReader, wrap
+from fabric_ext.remote import Incoming, NatsReader, RedisReader, wrap
 from fabric_ext.topics import Index, Subscriber
 
 OWN, OTHER, THIRD = b"own-node", b"othernod", b"thirdnod"
@@ -138,13 +138,6 @@ def test_what_a_stream_has_kept_has_its_number() -> None:
         assert reader.feed(msg("a", b"x", headers=wrong)) == ([("a", b"x")], b"")
 
 
-def test_another_connection_begins() -> None:
-    reader = NatsReader(b"fabric.")
-    assert reader.feed(b"MSG fabric.a f1 5\r\nab") == ([], b"")
-    reader.reset()
-    assert reader.feed(msg("a", b"x")) == ([("a", b"x")], b"")
-
-
 @pytest.mark.parametrize(
     "line",
     [
@@ -168,3 +161,114 @@ def test_a_subject_shorter_than_the_prefix(index: Index) -> None:
     incoming = Incoming(index, OWN, 0)
     assert incoming.deliver(batch) == []
     assert incoming.malformed == 1
+
+
+def resp(*words: bytes) -> bytes:
+    """What Redis sends for a list of texts."""
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+
+
+def pushed(topic: str, payload: bytes, pattern: str = "") -> bytes:
+    channel = f"fabric:{topic}".encode()
+    return resp(b"pmessage", pattern.encode(), channel, payload) if pattern else resp(b"message", channel, payload)
+
+
+#: Replies for another reader, and some that tell nothing.
+OTHERS = [
+    b"+PONG\r\n",
+    b"-NOPERM this user has no permissions\r\n",
+    b"$-1\r\n",
+    b"$0\r\n\r\n",
+    b"*0\r\n",
+    b"*-1\r\n",
+    b"$5\r\n*3\r\nx\r\n",
+    resp(b"pong", b"fabric-1"),
+    resp(b"message", b"of two"),
+    resp(b"messages", b"fabric:a", b"x"),
+    b"*3\r\n$1\r\na\r\n*2\r\n:1\r\n*1\r\n+b\r\n$-1\r\n",
+]
+NOTHING = [b":0\r\n", b":123\r\n"] + [
+    b"*3\r\n$%d\r\n%b\r\n$8\r\nfabric:a\r\n:1\r\n" % (len(word), word)
+    for word in (b"subscribe", b"psubscribe", b"unsubscribe", b"punsubscribe")
+]
+
+
+def test_messages_of_redis_are_taken_out_and_the_rest_is_passed_on() -> None:
+    reader = RedisReader(b"fabric:")
+    data = pushed("a.b", b"1\r\n2") + b"".join(OTHERS) + pushed("é", b"", "fabric:*") + b"".join(NOTHING)
+    batch, others = reader.feed(data + pushed("a.b", b"*3\r\n"))
+    assert batch == [("a.b", b"1\r\n2"), ("é", b""), ("a.b", b"*3\r\n")]
+    assert others == b"".join(OTHERS)
+    assert reader.feed(b"") == ([], b"")
+
+
+def test_redis_in_any_cut(rng: random.Random) -> None:
+    parts = []
+    messages = []
+    passed = []
+    for _ in range(150):
+        kind = rng.random()
+        if kind < 0.2:
+            passed.append(rng.choice(OTHERS))
+            parts.append(passed[-1])
+        elif kind < 0.4:
+            parts.append(rng.choice(NOTHING))
+        else:
+            messages.append((rng.choice(["a", "b.c", "日本.x"]), rng.randbytes(rng.choice([0, 1, 50, 3000]))))
+            parts.append(pushed(*messages[-1], pattern=rng.choice(["", "fabric:*"])))
+    data = b"".join(parts)
+    for cuts in ([1], [1, 2, 7, 100, 5000]):
+        reader = RedisReader(b"fabric:")
+        got: list[Any] = []
+        others = b""
+        at = 0
+        while at < len(data):
+            cut = rng.choice(cuts)
+            batch, rest = reader.feed(data[at : at + cut])
+            at += cut
+            got += batch
+            others += rest
+        assert got == messages
+        assert others == b"".join(passed)
+
+
+@pytest.mark.parametrize("scheme", ["nats", "redis"])
+def test_a_large_message_in_many_parts(scheme: str) -> None:
+    payload = bytes(3_000_000)
+    reader = NatsReader(b"fabric.") if scheme == "nats" else RedisReader(b"fabric:")
+    make = msg if scheme == "nats" else pushed
+    data = make("before", b"x") + make("large", payload) + make("after", b"y")
+    got: list[Any] = []
+    for at in range(0, len(data), 1000):
+        batch, others = reader.feed(data[at : at + 1000])
+        got += batch
+        assert others == b""
+    assert got == [("before", b"x"), ("large", payload), ("after", b"y")]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n",
+        b"%1\r\n+a\r\n+b\r\n",
+        b"+PONG\n",
+        b"\n",
+        b"*x\r\n",
+        b"*-2\r\n",
+        b"$-2\r\n",
+        b"$99999999999\r\n",
+        b"*2\r\n!1\r\n",
+        b"*3\r\n$7\r\nmessage\r\n:1\r\n:1\r\n",
+        b"*3\r\n$7\r\nmessage\r\n$-1\r\n$-1\r\n",
+        b"*4\r\n$8\r\npmessage\r\n$1\r\n*\r\n$x\r\n",
+        b"+" + b"x" * 70_000,
+    ],
+)
+def test_what_is_not_the_protocol_of_redis(reply: bytes) -> None:
+    with pytest.raises(ValueError, match=r"reply|message|line"):
+        RedisReader(b"fabric:").feed(reply)
+
+
+def test_a_channel_shorter_than_the_prefix(index: Index) -> None:
+    batch, _ = RedisReader(b"fabric:").feed(resp(b"message", b"a", b"x"))
+    assert batch == [(None, b"x")]

@@ -26,6 +26,12 @@ def serving(worker: Worker) -> WebSocketServer:
     return WebSocketServer(ServerConfig(sock=worker.sockets), handler)
 
 
+async def test_what_is_shown_of_a_worker_has_no_password() -> None:
+    url = "nats://user:hunter2@host"
+    order = Order({}, b"", 0, url, (), None, url, "asyncio", Goodbye(1001, HOUR))
+    assert "hunter2" not in repr(Worker(0, (), url)) + repr(order)
+
+
 async def test_what_comes_right_behind_the_end_counts(stack: contextlib.AsyncExitStack) -> None:
     """A worker that is replaced, and may drain for an hour, is told at the same time that all is to end."""
     listening = socket.create_server(("127.0.0.1", 0))

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from fabric._connection.nodelay import send_without_delay
+
 if TYPE_CHECKING:
     from fabric.websockets.asyncio.connection import Connection
 
@@ -50,6 +52,7 @@ class Opening(asyncio.Protocol, Generic[C]):
         self._failed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        send_without_delay(transport.get_extra_info("socket"))
         self.connection.connection_made(transport)  # type: ignore[arg-type]
 
     def data_received(self, data: bytes) -> None:

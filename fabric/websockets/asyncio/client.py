@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import ssl as ssl_module
 import traceback
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
@@ -265,10 +264,6 @@ class connect:  # noqa: N801  (a name of the interface)
             await loop.create_connection(protocol, **kwargs)
         else:
             await self._open_through_proxy(proxy, connection, kwargs)
-        sock = connection.transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            # The event loops set it only where the socket was made with the protocol number of TCP, and not with 0.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 
     async def _open_through_proxy(self, proxy: str, connection: ClientConnection, kwargs: dict[str, Any]) -> None:

@@ -259,7 +259,6 @@ class reconnect:  # noqa: N801  (a name of the interface)
                 return self._open_through_http_proxy(wire, parsed, context, name, kwargs, deadline)
             tunnel = connect_socks_proxy(parsed, self.ws_uri, local_addr=kwargs.pop("source_address", None))
             sock = wire.driver.run(tunnel, deadline.timeout(), "connecting to the proxy")
-        _send_at_once(sock)
         try:
             return wire.open(sock, context, server_hostname=name, timeout=deadline.timeout())
         except BaseException:
@@ -282,7 +281,6 @@ class reconnect:  # noqa: N801  (a name of the interface)
         elif self.proxy_ssl is not None:
             raise ValueError("proxy_ssl argument is incompatible with an http:// proxy")
         sock = socket.create_connection((proxy.host, proxy.port), **kwargs)
-        _send_at_once(sock)
         try:
             tunnel = wire.open_tunnel(sock, proxy, self.ws_uri, self.user_agent_header, deadline.timeout(), **tls)
         except TimeoutError as exc:
@@ -347,11 +345,6 @@ def _connect_or_close(sock: socket.socket, address: Any, deadline: Deadline) -> 
     except BaseException:
         sock.close()
         raise
-
-
-def _send_at_once(sock: socket.socket) -> None:
-    if sock.family in (socket.AF_INET, socket.AF_INET6):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 @overload
