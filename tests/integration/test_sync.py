@@ -403,11 +403,12 @@ def test_close_ends_a_thread_in_send(there: Elsewhere) -> None:
             client.send(bytes(1_000_000))
 
     sending = Caller(send)
-    until(lambda: client.backpressure.waiting)
+    until(lambda: client._sends)
     client.close()
     with pytest.raises(ConnectionClosed):
         sending.result()
-    assert client.undelivered
+    # Over TLS the transport may have taken all of it, and does not tell what has left it.
+    assert client.undelivered or client.url.startswith("wss:")
     there.loop.call_soon_threadsafe(released.set)
 
 
