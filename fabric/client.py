@@ -47,9 +47,9 @@ logger = logging.getLogger("fabric.client")
 
 _Client = TypeVar("_Client", bound="WebSocketClient")
 
-# What each callback is called with.
 WAITS_FOR_ITSELF = "on_disconnect waits for the connection that is looked for once it has returned"
 
+# What each callback is called with.
 _CALLED_WITH = {
     "on_message": ("client", "message"),
     "on_session": ("client",),
@@ -446,7 +446,7 @@ class WebSocketClient(BaseConnection):
 
     def _check_waiting(self) -> None:
         """Raise where `on_disconnect` would wait for the connection that is looked for once it has returned."""
-        if self._is_reconnecting and self._task is not None and self._task is asyncio.current_task():
+        if self._is_reconnecting and self._task is not None and self._is_running():
             raise InvalidState(WAITS_FOR_ITSELF, state=self.state.name)
 
     def _outage_error(self) -> ConnectionClosed | InvalidState:
@@ -528,10 +528,10 @@ class WebSocketClient(BaseConnection):
                     break
                 if self._on_reconnect is not None:
                     telling = asyncio.get_running_loop().create_task(self._notify(self._on_reconnect))
-        except GeneratorExit:  # its loop is garbage, as that of a forked child may be: nothing can be waited for
-            telling = None
-            raise
         except BaseException as error:  # nothing may leave the client neither connected nor closed
+            if isinstance(error, GeneratorExit) and not self._is_running():
+                telling = None  # its loop is garbage, as that of a forked child may be: nothing can be waited for
+                raise
             if is_cancelled(error):  # the loop is being shut down
                 if self._repair is not None:
                     self._repair.cancel()
@@ -549,6 +549,13 @@ class WebSocketClient(BaseConnection):
                 telling.cancel()
             if telling is not None:
                 await asyncio.wait([telling])
+
+    def _is_running(self) -> bool:
+        """Is `_live` what the event loop runs now?"""
+        try:
+            return asyncio.current_task() is self._task
+        except RuntimeError:  # there is no event loop in this thread
+            return False
 
     async def _replace(self, loss: ConnectionClosed) -> None:
         """Find another session, or end."""
