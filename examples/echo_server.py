@@ -20,8 +20,7 @@ def on_message(client: ConnectedClient, message: Message) -> None:
 
 
 def on_connect(client: ConnectedClient) -> None:
-    host, port = client.remote_addr[:2]
-    print(f"+ {str(client.id)[:8]} from {host}:{port}")
+    print(f"+ {str(client.id)[:8]} from {client.remote_addr}")
 
 
 def on_disconnect(client: ConnectedClient) -> None:

@@ -20,7 +20,7 @@ TYPE_CHECKING = False  # type checkers take it for true, as that of `typing`, wh
 if TYPE_CHECKING:
     from typing import Any
 
-    from fabric._http.messages import Request, Response
+    from fabric._http.messages import Address, Request, Response
     from fabric.auth import basic_auth
     from fabric.backpressure import BackpressureController
     from fabric.client import WebSocketClient
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from fabric.fragmentation import ConnectionId, Fragmenter, Reassembler
     from fabric.headers import HeaderMap, HeaderName, HeaderValue
     from fabric.heartbeat import HeartbeatManager
-    from fabric.message import Frame, Message, MessageType
+    from fabric.message import Frame, Message, MessageType, Sendable
     from fabric.metrics import LatencyPercentiles, MetricsCollector
     from fabric.pool import CleanupStats, ConnectionPool, PooledClient, PoolStats, ServerPoolStats
     from fabric.ratelimit import GlobalRateLimiter, RateLimiter, RateLimitStatus, RateLimitType
@@ -90,6 +90,7 @@ __all__ = [
     "DEFAULT_PING_INTERVAL",
     "DEFAULT_PING_TIMEOUT",
     "VERSION",
+    "Address",
     "AuthenticationFailed",
     "BackpressureConfig",
     "BackpressureController",
@@ -144,6 +145,7 @@ __all__ = [
     "Request",
     "Response",
     "Router",
+    "Sendable",
     "ServerConfig",
     "ServerPoolStats",
     "State",
@@ -162,7 +164,7 @@ __all__ = [
 
 # Where each name is from.
 _NAMES = {
-    "fabric._http.messages": "Request Response",
+    "fabric._http.messages": "Address Request Response",
     "fabric.auth": "basic_auth",
     "fabric.backpressure": "BackpressureController",
     "fabric.client": "WebSocketClient",
@@ -181,7 +183,7 @@ _NAMES = {
     "fabric.fragmentation": "ConnectionId Fragmenter Reassembler",
     "fabric.headers": "HeaderMap HeaderName HeaderValue",
     "fabric.heartbeat": "HeartbeatManager",
-    "fabric.message": "Frame Message MessageType",
+    "fabric.message": "Frame Message MessageType Sendable",
     "fabric.metrics": "LatencyPercentiles MetricsCollector",
     "fabric.pool": "CleanupStats ConnectionPool PooledClient PoolStats ServerPoolStats",
     "fabric.ratelimit": "GlobalRateLimiter RateLimiter RateLimitStatus RateLimitType",

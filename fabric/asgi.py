@@ -26,10 +26,10 @@ from weakref import WeakKeyDictionary
 from fabric._asgi.messages import BODY, START, Denial, encode_lines, header_lines, plain_response, scope_of
 from fabric._config.defaults import DEFAULT_CLOSE_TIMEOUT, DEFAULT_MAX_FRAGMENTS
 from fabric._connection.base import MAX_REASON, check_close
+from fabric._connection.events import log_event
 from fabric._connection.liveness import LivenessProbe
 from fabric._connection.nodelay import send_without_delay
 from fabric._handshake.rules import Rejection, check_upgrade, rejection_of, switching_protocols, unavailable
-from fabric._handshake.server import NOBODY
 from fabric.compression import answer_offers
 from fabric.config import CompressionConfig, HeartbeatConfig
 from fabric.error import InvalidHeader
@@ -79,7 +79,13 @@ def _look_at_version(version: str) -> None:
     first, last = TRIED
     if not first <= found <= last:
         tried = " to ".join(f"{major}.{minor}" for major, minor in TRIED)
-        logger.warning("uvicorn %s: fabric.asgi has been tried with %s, not with this version", version, tried)
+        log_event(
+            logger,
+            logging.WARNING,
+            "uvicorn %s: fabric.asgi has been tried with %s, not with this version",
+            version,
+            tried,
+        )
 
 
 _look_at_version(uvicorn.__version__)
@@ -309,7 +315,7 @@ class WebSocketProtocol(AsgiConnection, asyncio.Protocol):
             self._agreement = answer_offers(head.get_all("Sec-WebSocket-Extensions"), settings.compression)
             limit = settings.limit_concurrency
             if limit is not None and max(len(self._state.connections), len(self._state.tasks)) >= limit:
-                settings.logger.warning("Exceeded concurrency limit.")
+                log_event(settings.logger, logging.WARNING, "Exceeded concurrency limit.")
                 raise unavailable("the server is at its limit of connections")
         except Rejection as rejection:
             self._reject(rejection)
@@ -338,13 +344,15 @@ class WebSocketProtocol(AsgiConnection, asyncio.Protocol):
             result = await self._settings.app(self._scope, self.receive, self.send)
         except ClientDisconnected:
             pass
-        except BaseException:
-            log.exception("Exception in ASGI application\n")
+        except BaseException as error:  # noqa: BLE001  (logged)
+            log_event(log, logging.ERROR, "Exception in ASGI application\n", exc_info=error)
         else:
             if self._phase is _Phase.CONNECTING and not self._is_lost:
-                log.error("ASGI callable returned without completing handshake.")
+                log_event(log, logging.ERROR, "ASGI callable returned without completing handshake.")
             elif result is not None:
-                log.error("ASGI callable should return None, but returned %s.", type(result).__name__)
+                log_event(
+                    log, logging.ERROR, "ASGI callable should return None, but returned %s.", type(result).__name__
+                )
         self._scope = None
         if self._phase is _Phase.CONNECTING:
             self._respond(plain_response(500, self._state.default_headers))
@@ -422,7 +430,6 @@ class WebSocketProtocol(AsgiConnection, asyncio.Protocol):
         self._phase = _Phase.OPEN
         self._scope = None
         transport.write(answer)
-        transport.set_protocol(NOBODY)
         session = SessionProtocol(
             self,
             transport,
@@ -519,7 +526,7 @@ class WebSocketProtocol(AsgiConnection, asyncio.Protocol):
             self._liveness = None
 
     def _on_failed(self, error: BaseException, in_callback: bool) -> None:
-        self._settings.logger.error("reading from a WebSocket failed", exc_info=error)
+        log_event(self._settings.logger, logging.ERROR, "reading from a WebSocket failed", exc_info=error)
 
     def _respond(self, data: bytes) -> None:
         """Write the end of an HTTP response, and close the connection."""
@@ -573,13 +580,13 @@ class WebSocketProtocol(AsgiConnection, asyncio.Protocol):
         """uvicorn's line about a request, without its query, which may hold a token."""
         scope = self._scope
         client, path = (get_client_addr(scope), quote(scope["path"])) if scope and "path" in scope else ("", "")  # type: ignore[arg-type]
-        self._settings.logger.info('%s - "WebSocket %s" %s', client, path, outcome)
+        log_event(self._settings.logger, logging.INFO, '%s - "WebSocket %s" %s', client, path, outcome)
 
     def _trace(self, what: str) -> None:
         if self._settings.logger.isEnabledFor(TRACE):
             address = get_remote_addr(self.transport)
             prefix = f"{address[0]}:{address[1]} - " if address else ""
-            self._settings.logger.log(TRACE, "%sWebSocket connection %s", prefix, what)
+            log_event(self._settings.logger, TRACE, "%sWebSocket connection %s", prefix, what)
 
 
 def _bytes_behind(transport: asyncio.Transport) -> bytes:

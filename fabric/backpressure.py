@@ -13,6 +13,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from fabric._config.policies import BackpressureConfig
+from fabric._connection.events import log_event
 from fabric.error import BackpressureTimeout, BufferFull, InvalidState
 from fabric_ext.watermarks import BEGAN, FULL, Watermarks
 
@@ -229,8 +230,8 @@ class BackpressureController:
         for callback in self._listeners:
             try:
                 callback(active)
-            except Exception:
-                logger.exception("a backpressure callback raised")
+            except Exception as error:  # noqa: BLE001  (logged)
+                log_event(logger, logging.ERROR, "a backpressure callback raised", exc_info=error)
 
     def __repr__(self) -> str:
         state = "active" if self.is_active else "inactive"

@@ -29,6 +29,7 @@ import msgspec
 from fabric._centrifuge import wire
 from fabric._centrifuge.wire import Malformed, Refused
 from fabric._connection.callbacks import check_callback
+from fabric._connection.events import log_event
 from fabric._version import VERSION
 from fabric.broker import BrokerUnavailable
 from fabric.error import BufferFull, ConnectionClosed, Error, InvalidState
@@ -163,7 +164,7 @@ class Translator:
                         return
                 self._is_busy = False
         except Malformed as error:
-            logger.debug("connection %s: no command: %s", self._client.id, error)
+            log_event(logger, logging.DEBUG, "connection %s: no command: %s", self._client.id, error)
             self._close(*wire.MALFORMED)
         except Refused as refused:
             self._close(refused.code, refused.message)
@@ -221,10 +222,10 @@ class Translator:
             text = wire.error(number, refused)
         except BrokerUnavailable:
             text = wire.error(number, Refused(*wire.INTERNAL, temporary=True))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (logged)
             if not self._client._is_open:
                 return
-            logger.error("%s of connection %s raised", name, self._client.id, exc_info=error)
+            log_event(logger, logging.ERROR, "%s of connection %s raised", name, self._client.id, exc_info=error)
             text = wire.error(number, Refused(*wire.INTERNAL, temporary=True))
         if text is not None:
             try:

@@ -26,7 +26,7 @@ from fabric._connection.callbacks import check_callback
 from fabric._connection.fork import stays_with_parent
 from fabric._connection.open_context import OpenContext
 from fabric._handshake.client import HandshakeResult, open_connection
-from fabric._http.messages import Request, Response, response_of
+from fabric._http.messages import Request, Response, address_of, response_of
 from fabric.error import ConnectionClosed, Error, InvalidState, ReconnectTimeout
 from fabric.metrics import MetricsCollector, loop_metrics_of
 from fabric.ratelimit import connection_gate
@@ -48,6 +48,8 @@ logger = logging.getLogger("fabric.client")
 _Client = TypeVar("_Client", bound="WebSocketClient")
 
 # What each callback is called with.
+WAITS_FOR_ITSELF = "on_disconnect waits for the connection that is looked for once it has returned"
+
 _CALLED_WITH = {
     "on_message": ("client", "message"),
     "on_session": ("client",),
@@ -182,7 +184,8 @@ class WebSocketClient(BaseConnection):
             on_connect: called with the client before `connect` returns it. What it raises ends the client,
                 and is raised by `connect`. As the following, a plain or a coroutine function.
             on_disconnect: called with the client and a `ConnectionClosed` when a connection has ended, before
-                a new one is tried; and with a `ReconnectTimeout` when none will be. What it raises is logged.
+                a new one is tried; and with a `ReconnectTimeout` when none will be. What it raises is logged. It
+                cannot wait for the new one, which is tried once it has returned; a task that it makes can.
             on_reconnect: called with the client when there is a connection again and what waited to be sent
                 is on its way; cancelled if it is lost meanwhile. What it raises is logged.
             options: fields of `ClientConfig`, instead of those in `url`.
@@ -383,8 +386,8 @@ class WebSocketClient(BaseConnection):
 
     def _opened(self) -> None:
         transport = self._transport
-        self._local_addr = transport.get_extra_info("sockname")
-        self._remote_addr = transport.get_extra_info("peername")
+        self._local_addr = address_of(transport, "sockname")
+        self._remote_addr = address_of(transport, "peername")
         self._session_end = asyncio.get_running_loop().create_future()
         if self._loss is not None:
             self._metrics.record_reconnection()
@@ -420,6 +423,7 @@ class WebSocketClient(BaseConnection):
             return
         if self._outage == "raise":
             raise self._outage_error()
+        self._check_waiting()
         self._in_line += 1
         self._set_waiting(1)  # a later send is not to overtake this one
         try:
@@ -435,6 +439,15 @@ class WebSocketClient(BaseConnection):
             self._metrics.record_send_error()
             raise self._outage_error()
         super()._queue_now(message, compress)
+
+    async def _writable(self) -> None:
+        self._check_waiting()
+        await super()._writable()
+
+    def _check_waiting(self) -> None:
+        """Raise where `on_disconnect` would wait for the connection that is looked for once it has returned."""
+        if self._is_reconnecting and self._task is not None and self._task is asyncio.current_task():
+            raise InvalidState(WAITS_FOR_ITSELF, state=self.state.name)
 
     def _outage_error(self) -> ConnectionClosed | InvalidState:
         """What `send` raises in an outage, where it is not to queue."""
@@ -514,6 +527,9 @@ class WebSocketClient(BaseConnection):
                     break
                 if self._on_reconnect is not None:
                     telling = asyncio.get_running_loop().create_task(self._notify(self._on_reconnect))
+        except GeneratorExit:  # its loop is garbage, as that of a forked child may be: nothing can be waited for
+            telling = None
+            raise
         except BaseException as error:  # nothing may leave the client neither connected nor closed
             if is_cancelled(error):  # the loop is being shut down
                 if self._repair is not None:
@@ -649,11 +665,13 @@ class WebSocketClient(BaseConnection):
 
         Raises:
             ConnectionClosed: the client is closed for good; its cause says why.
+            InvalidState: `on_disconnect` asks, and only when it has returned is a connection looked for.
         """
         self._check_here()
         while not self.is_connected:
             if self._is_closed:
                 raise self._closed_error()
+            self._check_waiting()
             if self._connected_waiter is None:
                 self._connected_waiter = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._connected_waiter)
@@ -671,7 +689,7 @@ class WebSocketClient(BaseConnection):
 
         Raises:
             ConnectionClosed: the client is closed, or no new connection could be made.
-            InvalidState: this client does not reconnect.
+            InvalidState: this client does not reconnect; or as in `wait_connected`.
         """
         self._check_here()
         if not self._keeps_on:
@@ -735,7 +753,9 @@ class WebSocketClient(BaseConnection):
 
         Raises:
             ReconnectTimeout: the connection was lost, and not replaced.
+            InvalidState: as in `wait_connected`.
         """
+        self._check_waiting()
         await self._until_closed()
         await self._settled()
         if self._given_up is not None and not self._stopping:

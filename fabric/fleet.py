@@ -24,6 +24,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fabric._connection.base import check_close, data_message
+from fabric._connection.events import log_event
 from fabric._fleet.directory import Entry, Member
 from fabric._fleet.membership import EVERYBODY, Membership, inbox
 from fabric._fleet.wire import (
@@ -51,6 +52,7 @@ from fabric_ext.topics import check_topic
 if TYPE_CHECKING:
     from fabric._config.server import ServerConfig
     from fabric._server.connected_client import ConnectedClient
+    from fabric.message import Sendable
     from fabric.topics import Topics
 
 __all__ = ["Fleet", "Member", "NameTaken", "NobodyThere", "RequestFailed"]
@@ -269,8 +271,8 @@ class Fleet:
         """Call `on_join` or `on_leave`, a plain or a coroutine function."""
         try:
             result = function(topic, member)
-        except Exception as error:
-            logger.error("%s raised", function, exc_info=error)
+        except Exception as error:  # noqa: BLE001  (logged)
+            log_event(logger, logging.ERROR, "%s raised", function, exc_info=error)
             return
         if inspect.iscoroutine(result):  # what `publish` returns need not be awaited
             loop = self._membership.loop
@@ -283,7 +285,7 @@ class Fleet:
 
     # -- by name
 
-    async def send_to(self, name: str, message: Any, timeout: float) -> int:
+    async def send_to(self, name: str, message: Sendable, timeout: float) -> int:
         """See `WebSocketServer.send_to`."""
         data = data_message(message)
         holders = await self._find(name)
@@ -297,7 +299,7 @@ class Fleet:
             lambda number, ids: Send(number, ids, data.msg_type, data.as_bytes()),
         )
 
-    async def request(self, name: str, message: Any, timeout: float) -> Message:
+    async def request(self, name: str, message: Sendable, timeout: float) -> Message:
         """See `WebSocketServer.request`."""
         data = data_message(message)
         member = (await self._find(name))[-1]
@@ -455,7 +457,7 @@ class Fleet:
             return data_message(answer)
         except Exception as error:
             if not isinstance(error, ConnectionClosed):
-                logger.error("on_request raised for connection %s", client.id, exc_info=error)
+                log_event(logger, logging.ERROR, "on_request raised for connection %s", client.id, exc_info=error)
             raise RequestFailed(f"on_request raised {type(error).__name__}") from error
 
     def _disconnect_here(self, ids: Iterable[bytes], code: int, reason: str) -> int:
@@ -487,7 +489,7 @@ class Fleet:
             said = decode(data)
         except Malformed as error:
             self.malformed += 1
-            logger.debug("server %s said something malformed: %s", node.hex(), error)
+            log_event(logger, logging.DEBUG, "server %s said something malformed: %s", node.hex(), error)
             return
         if isinstance(said, Bye):
             self._membership.hear_bye(node)
@@ -560,5 +562,5 @@ def _message(kind: int, payload: bytes) -> Message:
 async def _survive(function: Callable[[str, Member], Any], result: Coroutine[Any, Any, Any]) -> None:
     try:
         await result
-    except Exception as error:
-        logger.error("%s raised", function, exc_info=error)
+    except Exception as error:  # noqa: BLE001  (logged)
+        log_event(logger, logging.ERROR, "%s raised", function, exc_info=error)

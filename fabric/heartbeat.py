@@ -32,6 +32,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from fabric._config.policies import HeartbeatConfig
+from fabric._connection.events import log_event
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -300,8 +301,8 @@ class HeartbeatManager:
         self.pings_sent += 1
         try:
             target.send_ping(ping)
-        except Exception:
-            logger.exception("a heartbeat could not be sent to %r", target)
+        except Exception as error:  # noqa: BLE001  (logged)
+            log_event(logger, logging.ERROR, "a heartbeat could not be sent to %r", target, exc_info=error)
 
     def _silent(self, slot: _Slot, ping: bytes, now: float) -> HeartbeatTarget | None:
         """The slot's target, if nothing has been heard of it since `ping`."""
@@ -363,8 +364,8 @@ class HeartbeatManager:
         silence = self._config.ping_timeout * (1 + slot.again)
         try:
             target.fail(f"no sign of life within {silence:g} s after a ping")
-        except Exception:
-            logger.exception("a dead peer could not be dropped: %r", target)
+        except Exception as error:  # noqa: BLE001  (logged)
+            log_event(logger, logging.ERROR, "a dead peer could not be dropped: %r", target, exc_info=error)
 
     def _reset_deadlines(self, now: float) -> None:
         """The last sweep is too long ago to judge by it: all peers count as heard now, and have their whole time."""

@@ -6,10 +6,15 @@ Owns one thing: that the compiled types raise the errors of `fabric.error`. What
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from fabric.error import InvalidFrame, JsonError, MessageTooLarge, Utf8Error
 from fabric_ext.message import Frame, Message, MessageType, bind_errors
 
-__all__ = ["Frame", "Message", "MessageType"]
+__all__ = ["Frame", "Message", "MessageType", "Sendable"]
+
+Sendable: TypeAlias = str | bytes | bytearray | memoryview | Message
+"""What `send` takes as one message: text, bytes, or a `Message` of either."""
 
 bind_errors(
     json_error=JsonError,

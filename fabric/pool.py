@@ -12,12 +12,13 @@ import contextlib
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 from fabric._connection.base import check_close
+from fabric._connection.events import log_event
 from fabric._connection.open_context import OpenContext
 from fabric._http.url import redact
 from fabric._pool.host import Counts, HostPool, Member, ServerPoolStats, now
@@ -29,7 +30,7 @@ from fabric.metrics import MetricsCollector
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from fabric.message import Message
+    from fabric.message import Message, Sendable
 
 _COUNTS = tuple(field.name for field in fields(Counts))
 
@@ -112,11 +113,13 @@ class PooledClient:
         """Is the connection open, and still ours?"""
         return self._member is not None and self._member.client.is_connected
 
-    async def send(self, message: Any, *, compress: bool | None = None) -> None:
+    async def send(
+        self, message: Sendable | Iterator[Sendable] | AsyncIterable[Sendable], *, compress: bool | None = None
+    ) -> None:
         """See `WebSocketClient.send`."""
         await self._counted(self.inner.send(message, compress=compress))
 
-    def send_nowait(self, message: Any, *, compress: bool | None = None) -> None:
+    def send_nowait(self, message: Sendable, *, compress: bool | None = None) -> None:
         """See `WebSocketClient.send_nowait`."""
         self.inner.send_nowait(message, compress=compress)
 
@@ -369,8 +372,8 @@ class ConnectionPool:
             await asyncio.sleep(period)
             try:
                 await self.check_health(unused_for=interval - period / 2)
-            except Exception:
-                logger.exception("the health check failed")
+            except Exception as error:  # noqa: BLE001  (logged)
+                log_event(logger, logging.ERROR, "the health check failed", exc_info=error)
 
     # -- statistics
 

@@ -419,7 +419,9 @@ class Rpc:
             else:
                 self._run(incoming, None)
         except (*UNREADABLE, RpcError) as error:
-            logger.info("connection %s: a notification that cannot be: %s", self.connection.id, error)
+            log_event(
+                logger, logging.INFO, "connection %s: a notification that cannot be: %s", self.connection.id, error
+            )
 
     def _asked(self, incoming: Incoming, say: Callable[[str], None]) -> None:
         try:

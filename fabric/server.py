@@ -23,6 +23,7 @@ from fabric._connection.base import check_close, data_message
 from fabric._connection.callbacks import check_callback, check_handler
 from fabric._connection.events import log_event
 from fabric._connection.fork import stays_with_parent
+from fabric._handshake.descriptors import DescriptorWatch
 from fabric._handshake.rules import Rejection, unavailable
 from fabric._handshake.server import PendingHandshakes, ServerHandshake, too_many_from_one_address
 from fabric._http.messages import Request, as_response
@@ -30,7 +31,6 @@ from fabric._server import listening
 from fabric._server.broadcast import send_to_all
 from fabric._server.connected_client import ConnectedClient
 from fabric._server.connections import Connections
-from fabric._server.descriptors import DescriptorWatch
 from fabric._server.negotiation import Negotiation
 from fabric.broker import Broker, BrokerUnavailable, make_broker
 from fabric.config import ServerConfig
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from fabric._config.options import ServerOptions
     from fabric._server.dashboard import Dashboard
     from fabric.centrifuge import Authorize, Methods
+    from fabric.message import Sendable
 
 __all__ = ["ConnectedClient", "WebSocketServer"]
 
@@ -258,7 +259,7 @@ class WebSocketServer:
             self._metrics,
             self._process_request if self._router is None and self._dashboard is None else self._judge,
             self._upgrade,
-            self._descriptor_watch.note,
+            self._descriptor_watch,
         )
         try:
             await self.topics._start()
@@ -611,7 +612,7 @@ class WebSocketServer:
     def publish(
         self,
         topic: str,
-        message: str | bytes | bytearray | memoryview | Message,
+        message: Sendable,
         *,
         exclude: ConnectedClient | Iterable[ConnectedClient] | None = None,
         compress: bool | None = None,
@@ -690,9 +691,7 @@ class WebSocketServer:
         self._fleet.on_leave = function
         self._fleet.begin()
 
-    async def send_to(
-        self, name: str, message: str | bytes | bytearray | memoryview | Message, *, timeout: float = CALL_TIMEOUT
-    ) -> int:
+    async def send_to(self, name: str, message: Sendable, *, timeout: float = CALL_TIMEOUT) -> int:
         """Send a message to the client that has a name, on whichever server it is; see `fabric.fleet`.
 
         Returns once its server has sent the message or keeps it for the client: to how many, as several may have the
@@ -709,9 +708,7 @@ class WebSocketServer:
         """
         return await self._fleet.send_to(name, message, timeout)
 
-    async def request(
-        self, name: str, message: str | bytes | bytearray | memoryview | Message, *, timeout: float = CALL_TIMEOUT
-    ) -> Message:
+    async def request(self, name: str, message: Sendable, *, timeout: float = CALL_TIMEOUT) -> Message:
         """Ask the client that has a name, on whichever server it is, and return its answer; see `fabric.fleet`.
 
         Its server asks it by `on_request`. Where several have the name, the newest is asked.
@@ -753,7 +750,7 @@ class WebSocketServer:
 
     async def broadcast(
         self,
-        message: str | bytes | bytearray | memoryview | Message,
+        message: Sendable,
         *,
         to: Iterable[ConnectedClient] | str | None = None,
         exclude: ConnectedClient | Container[ConnectedClient] | None = None,
@@ -773,6 +770,10 @@ class WebSocketServer:
             peers = self.topics.clients(to)
         else:
             peers = list(self._connections.clients if to is None else to)
+            for peer in peers if to is not None else ():
+                if not isinstance(peer, ConnectedClient):  # a client's own end masks what it sends
+                    kind = type(peer).__name__
+                    raise TypeError(f"to holds a {kind}: a broadcast goes to connections of a server, ConnectedClient")
         if exclude is not None:
             left_out = (exclude,) if isinstance(exclude, ConnectedClient) else exclude
             peers = [peer for peer in peers if peer not in left_out]
@@ -804,4 +805,4 @@ def _seconds(timeout: Duration) -> float:
 def _report_sampling(task: asyncio.Task[None]) -> None:
     error = None if task.cancelled() else task.exception()
     if error is not None:
-        logger.error("the dashboard has stopped", exc_info=error)
+        log_event(logger, logging.ERROR, "the dashboard has stopped", exc_info=error)

@@ -29,7 +29,7 @@ from fabric._connection.callbacks import check_callback
 from fabric._connection.fork import stays_with_parent
 from fabric._sync.keeper import keeper
 from fabric._sync.loop import SteppedLoop
-from fabric.client import WebSocketClient
+from fabric.client import WAITS_FOR_ITSELF, WebSocketClient
 from fabric.config import ClientConfig
 from fabric.error import ConnectionClosed, InvalidState, ReconnectTimeout, Timeout
 from fabric.message import Message
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     import uuid
 
     from fabric._config.options import ClientOptions
-    from fabric._connection.base import Sendable
-    from fabric._http.messages import Request, Response
+    from fabric._http.messages import Address, Request, Response
     from fabric.backpressure import BackpressureController
     from fabric.heartbeat import HeartbeatManager
+    from fabric.message import Sendable
     from fabric.metrics import MetricsCollector
     from fabric.reconnect import ReconnectState
 
@@ -152,6 +152,7 @@ class SyncClient(Blocking):
     _config: ClientConfig
     _sends: set[asyncio.Task[Any]]  # that threads wait for, and close() ends
     _feeders: set[int]  # threads that send a message in parts
+    _teller: int  # thread that is in on_disconnect
     _is_session: bool  # for on_session: the driver is another's
 
     def __init__(self, *_: object) -> None:
@@ -182,12 +183,23 @@ class SyncClient(Blocking):
 
             return None if function is None else call
 
+        def telling(function: Any) -> Any:
+            def tell(client: SyncClient, error: Any) -> None:
+                client._teller = threading.get_ident()
+                try:
+                    function(client, error)
+                finally:
+                    client._teller = 0
+
+            return None if function is None else tell
+
         def asked(function: Any) -> Any:
             async def ask() -> Any:
                 return await driver.call_outside(function)
 
             return ask if callable(function) else function
 
+        callbacks = callbacks | {"on_disconnect": telling(callbacks["on_disconnect"])}
         wrapped = {name: outside(each, session if name == "on_session" else whole) for name, each in callbacks.items()}
         sources = {name: asked(getattr(config, name)) for name in ("url", "headers", "ssl")}
         changed: dict[str, Any] = {name: each for name, each in sources.items() if each is not getattr(config, name)}
@@ -200,7 +212,7 @@ class SyncClient(Blocking):
                 self._attach(driver, client, config)
 
         def connect() -> None:
-            stays_with_parent(uninterrupted(SteppedLoop, driver, keeper.wake))
+            stays_with_parent(uninterrupted(SteppedLoop, driver, keeper))
             try:
                 driver.run(connected())
             except InvalidState:
@@ -222,6 +234,7 @@ class SyncClient(Blocking):
         self._config = config
         self._sends = set()
         self._feeders = set()
+        self._teller = 0
         self._is_session = is_session
         driver._add(client)
         self._bind(driver, client, config.busy_poll)
@@ -292,13 +305,13 @@ class SyncClient(Blocking):
         return self._connection.extensions
 
     @property
-    def local_addr(self) -> Any:
-        """Address of this end: `(host, port)`, or longer for IPv6."""
+    def local_addr(self) -> Address | None:
+        """Address of this end: `(host, port)`, or longer for IPv6; None before the first connection."""
         return self._connection.local_addr
 
     @property
-    def remote_addr(self) -> Any:
-        """Address of the other end: `(host, port)`, or longer for IPv6."""
+    def remote_addr(self) -> Address | None:
+        """Address of the other end: `(host, port)`, or longer for IPv6; None before the first connection."""
         return self._connection.remote_addr
 
     @property
@@ -384,6 +397,7 @@ class SyncClient(Blocking):
         me = threading.get_ident()
         if me in self._feeders:
             raise InvalidState("a part of a message cannot be a message of its own", state=self.state.name)
+        self._check_waiting()
         queue: asyncio.Queue[Any] = asyncio.Queue(1)
         sending = self._connection.send_parts(_Parts(queue), compress=compress)
         tasks: list[asyncio.Task[None]] = []
@@ -429,6 +443,8 @@ class SyncClient(Blocking):
     def _send_later(self, message: Any, compress: bool | None) -> None:
         if isinstance(message, AsyncIterable):
             raise TypeError("without an event loop send() takes plain iterators, not async ones")
+        if self._config.outage == "wait":
+            self._check_waiting()
         is_data = isinstance(message, (str, bytes, bytearray, memoryview, Message))
         if is_data or isinstance(message, (list, tuple, set, frozenset, dict)) or not isinstance(message, Iterable):
             self._run_send(self._connection._send_later(message, compress))
@@ -497,12 +513,20 @@ class SyncClient(Blocking):
         Raises:
             Timeout: there was none within `timeout` seconds.
             ConnectionClosed: the client is closed for good; its cause says why.
+            InvalidState: `on_disconnect` asks, and only when it has returned is a connection looked for.
         """
+        self._check_waiting()
         self._driver.run(self._connection.wait_connected(), timeout, "waiting for a connection")
 
     def reconnect(self) -> None:
         """Replace the connection by a fresh one, and wait until there is one; see `WebSocketClient.reconnect`."""
+        self._check_waiting()
         self._driver.run(self._connection.reconnect())
+
+    def _check_waiting(self) -> None:
+        """Raise where `on_disconnect` would wait for the connection that is looked for once it has returned."""
+        if self._teller == threading.get_ident() and self._connection._is_reconnecting:
+            raise InvalidState(WAITS_FOR_ITSELF, state=self._connection.state.name)
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Close for good, and wait until it is done; a search for another connection ends at once.

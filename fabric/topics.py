@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from fabric._connection.base import BaseConnection
 from fabric._connection.callbacks import check_callback
+from fabric._connection.events import log_event
 from fabric._history.logs import Logs
 from fabric._history.shared import SharedLogs
 from fabric._topics.delivery import Delivery
@@ -318,6 +319,8 @@ class Topics:
 
     def _listen(self, pattern: str, limit: int) -> Listener:
         self._check_here()
+        if type(limit) is not int or limit < 1:
+            raise ValueError(f"limit is {limit!r}, allowed is a number of messages from 1")
         listener = Listener(self, pattern, limit)
         self._listeners.add(listener)
         return listener
@@ -433,8 +436,8 @@ class Topics:
         if gone:
             try:
                 self.broker.unsubscribe(gone)
-            except Exception as error:  # of an adapter: the end of a connection goes on
-                logger.error("the broker %r could not unsubscribe", self.broker, exc_info=error)
+            except Exception as error:  # noqa: BLE001  (of an adapter: the end of a connection goes on)
+                log_event(logger, logging.ERROR, "the broker %r could not unsubscribe", self.broker, exc_info=error)
 
     def _publish(
         self,
@@ -546,7 +549,13 @@ class Topics:
             await asyncio.wait([closing], timeout=timeout)
         finally:
             if not closing.done():
-                logger.warning("the broker %r was left: it did not close within %g seconds", self.broker, timeout)
+                log_event(
+                    logger,
+                    logging.WARNING,
+                    "the broker %r was left: it did not close within %g seconds",
+                    self.broker,
+                    timeout,
+                )
                 closing.cancel()
 
 
@@ -554,8 +563,8 @@ async def _closed(broker: Broker) -> None:
     """Close a broker; what that raises is logged."""
     try:
         await broker.close()
-    except Exception as error:
-        logger.error("closing the broker %r raised", broker, exc_info=error)
+    except Exception as error:  # noqa: BLE001  (logged)
+        log_event(logger, logging.ERROR, "closing the broker %r raised", broker, exc_info=error)
 
 
 def _nothing(_: History) -> None:

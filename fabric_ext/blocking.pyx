@@ -197,9 +197,12 @@ cdef class Blocking(Receiver):
         finally:
             writer.reading -= 1
         # What follows closely may be gathered only where this thread is back soon, for the messages that wait.
-        if writer._first is not None and not connection._items.size and not writer.reading:
-            writer.flush_all()
-            session.after_writing()
+        if writer._first is not None and not writer.reading:
+            if connection._items.size:
+                self._driver.gathers()
+            else:
+                writer.flush_all()
+                session.after_writing()
         return True
 
     def send(self, message, *, compress=None):

@@ -16,7 +16,7 @@ cdef object timed_out(str what, object timeout)
 cdef class Driver:
     cdef object __weakref__
     cdef readonly object loop
-    cdef object _wake_keeper     # called without arguments
+    cdef object _keeper          # told of what is due while no thread waits
     cdef PyThread_type_lock _lock
     cdef unsigned long _owner    # thread that holds it; 0: none
     cdef int _depth              # how often
@@ -31,7 +31,7 @@ cdef class Driver:
     cdef bint _stepping
     cdef bint _due               # the loop has something to do at once
     cdef volatile int _woken     # the thread that waits for descriptors is to look at the loop
-    cdef int64_t _until          # when that thread, or the keeper, looks at the loop at the latest
+    cdef int64_t _until          # when that thread looks at the loop at the latest
     cdef list _times             # a heap: when the loop's timers are due, cancelled ones too; ns
     cdef int _loop_fd            # readable when a descriptor of the loop is
     cdef int _reads              # in a row past the loop
@@ -41,8 +41,8 @@ cdef class Driver:
     cdef bint _serving           # the keeper has a thread for them
     cdef unsigned long _turns    # how often a thread has stopped waiting
     cdef unsigned long _seen_turns     # by the keeper
-    cdef bint _unseen            # the keeper looks at this one only when it is woken
     cdef bint _kept              # the keeper waits for its descriptors
+    cdef int64_t _kept_until     # when the keeper looks at this one, if nothing wakes it; 0: before long in any case
     cdef readonly bint is_closed
     cdef bint _forked            # this process is a child of the one that it belongs to
 
@@ -50,6 +50,10 @@ cdef class Driver:
     cdef int enter(self) except -1
     @final
     cdef int leave(self) except -1
+    @final
+    cdef int _wake_keeper(self) except -1
+    @final
+    cdef int gathers(self) except -1
     @final
     cdef int _acquire(self) except -1
     @final

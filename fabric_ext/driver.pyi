@@ -1,7 +1,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, type_check_only
 
 from typing_extensions import disjoint_base
 
@@ -9,7 +9,14 @@ from fabric_ext.session_user import SessionUser
 
 _T = TypeVar("_T")
 
-TICK: float
+@type_check_only
+class _Keeper(Protocol):
+    """Looks after loops on which no thread waits."""
+
+    def wake(self, driver: Driver) -> object:
+        """Look at `driver` again."""
+    def release(self, driver: Driver) -> object:
+        """Wait for its descriptor, and for the moment at which it wanted to be looked at, no more."""
 
 def bind_errors(*, invalid_state: Callable[[str], Exception], timed_out: Callable[[str, Any], Exception]) -> None:
     """Set what is raised for a call that is not allowed now, made with a text, and for one that took too long."""
@@ -40,8 +47,12 @@ class Driver:
     def is_inside(self) -> bool:
         """Does this thread run inside the work of a connection, where it must not wait?"""
     def __reduce__(self) -> NoReturn: ...
-    def _begin(self, loop: asyncio.AbstractEventLoop, wake_keeper: Callable[[], object], descriptor: int) -> None:
-        """Have `loop` stepped, whose selector is `descriptor`; `wake_keeper()` when nobody else is there to do it."""
+    def _begin(self, loop: asyncio.AbstractEventLoop, keeper: _Keeper, descriptor: int) -> None:
+        """Have `loop` stepped, whose selector is `descriptor`.
+
+        `keeper.wake(driver)` is called when nobody else is there to do it, `keeper.release(driver)` when a thread waits
+        for a message, and before `descriptor` is closed.
+        """
     def _is_due(self) -> None:
         """Something is to be done in the next step."""
     def _is_due_at(self, when: float) -> None:
@@ -69,14 +80,15 @@ class Driver:
     def _remove(self, connection: SessionUser) -> None: ...
     def _close(self) -> None:
         """Cancel what still runs, and close the loop, once no thread waits for descriptors."""
-    def _attention(self) -> tuple[bool, float | None]:
-        """What the keeper has to do: (wait for the descriptor, seconds until it has to look again)."""
+    def _attention(self) -> tuple[bool, int | None]:
+        """What the keeper has to do: (wait for the descriptor, the moment in ns at which it has to look again).
+
+        None for the moment: not before it is woken, or the descriptor is ready.
+        """
     def _keep(self) -> bool:
         """Do what is due, unless a thread waits that does. Return whether something is to be called outside."""
     def _serve(self) -> None:
         """Call what is due outside."""
-    def _is_late(self) -> bool:
-        """Is there something to do now that no descriptor tells of?"""
     def _abandon(self) -> None:
         """Drop the connections and close the loop, unless a thread waits: nobody will use them any more."""
     def _fork(self) -> None:

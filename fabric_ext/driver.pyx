@@ -126,6 +126,7 @@ cdef enum:
     READS = 32                   # past the loop, in a row; then it has a step
     STEPS = 100                  # in a row, for tasks that make each other run
     YIELD = 16                   # steps in a row after which other threads may have the lock
+    TICK_NS = 50_000_000         # between two looks of the keeper at a connection that is in use
     AWAY_NS = 1_000_000          # how long after a receiver has left another thread takes its place
 
 cdef int64_t NEVER = INT64_MAX
@@ -198,12 +199,16 @@ cdef class Driver:
     def __reduce__(self):
         raise TypeError(f"cannot copy or pickle {type(self).__name__!r} object")
 
-    def _begin(self, loop, wake_keeper, int descriptor):
-        """Have `loop` stepped, whose selector is `descriptor`; `wake_keeper()` when nobody else is there to do it."""
+    def _begin(self, loop, keeper, int descriptor):
+        """Have `loop` stepped, whose selector is `descriptor`.
+
+        `keeper.wake(driver)` is called when nobody else is there to do it, `keeper.release(driver)` when a thread waits
+        for a message, and before `descriptor` is closed.
+        """
         self.loop = loop
         self._writer = loop_writer_of(loop)
         self._writer.by_threads = True
-        self._wake_keeper = wake_keeper
+        self._keeper = keeper
         self._loop_fd = descriptor
         self.is_closed = False
 
@@ -217,12 +222,28 @@ cdef class Driver:
         """Something is to be done at `when`, in seconds of the loop's clock."""
         cdef int64_t ns = <int64_t>(min(when, 9e9) * 1e9)
         heappush(self._times, ns)
-        if ns < self._until:
-            if self._waiting and self._waiting != <unsigned long>PyThread_get_thread_ident():
+        if self._waiting:
+            if ns < self._until and self._waiting != <unsigned long>PyThread_get_thread_ident():
                 self._wake()
-            elif self._kept:
-                self._until = ns
-                uninterrupted(self._wake_keeper)
+        elif ns < self._kept_until:
+            self._wake_keeper()
+
+    cdef int _wake_keeper(self) except -1:
+        """Have the keeper look at this one again."""
+        self._kept_until = 0                       # first: it may look at once, and say until when it has
+        try:
+            uninterrupted(self._keeper.wake, self)
+        except BaseException:
+            self._kept_until = NEVER               # whether it was told or not, the next one tells it again
+            raise
+        return 0
+
+    cdef int gathers(self) except -1:
+        """What this thread wrote is gathered: it leaves before long, though the thread may not come back."""
+        if self._kept_until:                       # else the keeper looks within a tick
+            self._turns += 1                       # within which it leaves this one alone
+            self._wake_keeper()
+        return 0
 
     # ------------------------------------------------------------------ the lock
 
@@ -322,7 +343,7 @@ cdef class Driver:
                 self._step()
         finally:
             if self._due or self._calls:
-                uninterrupted(self._wake_keeper)
+                self._wake_keeper()
         return 0
 
     cdef int _wake(self) except -1:
@@ -380,9 +401,9 @@ cdef class Driver:
                 self._received_ns = monotonic_ns()
             if self._followers:
                 self._tell(True)
-            if self._unseen:
-                uninterrupted(self._wake_keeper)
-                self._unseen = False
+            if self._kept_until and (not self._kept or self._due or self._calls
+                                     or (self._times and self._times[0] < self._kept_until)):
+                self._wake_keeper()
 
     cdef bint _may_drive(self, bint receives, int64_t until) noexcept:
         """Is it for this thread to wait for descriptors?"""
@@ -423,6 +444,10 @@ cdef class Driver:
                     return self._step()
         if self._times:
             at = min(at, <int64_t>self._times[0])
+        if self._kept and receiver is not None:
+            self._kept = False                     # so that it is told when this thread leaves
+            self._kept_until = NEVER
+            uninterrupted(self._keeper.release, self)
         self._until = at
         self._waiting = PyThread_get_thread_ident()
         self._for_receiver = receiver is not None
@@ -638,40 +663,43 @@ cdef class Driver:
             self._due = False
             self._calls.clear()
             self._times.clear()
-            self.loop.close()
+            try:
+                uninterrupted(self._keeper.release, self)
+            finally:
+                self.loop.close()
         finally:
             self.leave()
 
     # ------------------------------------------------------------------ for the keeper
 
     def _attention(self):
-        """What the keeper has to do: (wait for the descriptor, seconds until it has to look again).
+        """What the keeper has to do: (wait for the descriptor, the moment in ns at which it has to look again).
 
-        None for the seconds: until a descriptor or somebody wakes it.
+        None for the moment: not before it is woken, or the descriptor is ready.
         """
-        cdef int64_t now
+        cdef bint unused = self._turns == self._seen_turns      # since the last look
+        cdef int64_t at
+        self._kept = self._kept_until = False
         if self.is_closed:
             return False, None
-        self._kept = False
-        if self._waiting:                          # for as long as a look takes: it will say when it leaves
-            self._unseen = self._turns == self._seen_turns
-            self._seen_turns = self._turns
-            return False, None if self._unseen else TICK
-        if self._turns != self._seen_turns:
-            self._seen_turns = self._turns
-            return False, TICK
-        self._kept = True
-        self._until = NEVER
-        if self._due or (self._calls and not self._serving) or self._writer._first is not None:
-            return True, 0
-        if not self._times:
-            return True, None
-        now = monotonic_ns()
-        self._until = self._times[0]
-        return True, max(self._until - now, 0) * 1e-9
+        self._seen_turns = self._turns
+        if not unused:
+            at = monotonic_ns() + TICK_NS
+        elif self._waiting:                        # for as long as a look takes: it will say when it leaves
+            at = self._kept_until = NEVER
+        else:
+            self._kept = True
+            at = NEVER if not self._times else <int64_t>self._times[0]
+            if self._due or (self._calls and not self._serving) or self._writer._first is not None:
+                at = 0
+            self._kept_until = at
+        return self._kept, None if at == NEVER else at
 
     def _keep(self):
         """Do what is due, unless a thread waits that does. Return whether something is to be called outside."""
+        if self._waiting:
+            return False
+        self._kept_until = 0                       # the keeper looks again behind this
         self.enter()
         try:
             if not self._waiting and not self.is_closed:
@@ -693,12 +721,6 @@ cdef class Driver:
         finally:
             self._serving = False
             self.leave()
-
-    def _is_late(self):
-        """Is there something to do now that no descriptor tells of?"""
-        return self._kept and not self.is_closed and (
-            self._due or (self._calls and not self._serving) or self._writer._first is not None
-            or (self._times and self._times[0] <= monotonic_ns()))
 
     def _abandon(self):
         """Drop the connections and close the loop, unless a thread waits: nobody will use them any more."""
@@ -753,9 +775,6 @@ cdef class Receiver:
         """Does a fault of the peer wait until this one has taken what came before it?"""
         cdef Session session = self._user.session_now()
         return session is not None and session.closing is not None and session.closing.is_put_off
-
-
-TICK = 0.05                      # seconds between two looks of the keeper at connections that are in use
 
 
 def forget(task):

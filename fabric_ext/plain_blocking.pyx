@@ -124,8 +124,11 @@ cdef class PlainBlocking(Receiver):
         finally:
             writer.reading -= 1
         # What follows closely may be gathered only where this thread is back soon, for the messages that wait.
-        if writer._first is not None and not connection._items.size and not writer.reading:
-            writer.flush_all()
+        if writer._first is not None and not writer.reading:
+            if connection._items.size:
+                self._driver.gathers()
+            else:
+                writer.flush_all()
             session.after_writing()
         return HELD if connection.is_congested() else WRITTEN
 

@@ -10,6 +10,12 @@ from fabric_ext.session import Session
 def use_clock(loop: asyncio.AbstractEventLoop, counters: LoopCounters, clock: Callable[[], int] | None) -> Poller:
     """For tests: have the poller of `loop` ask `clock()` for the time in ns, as long as what is returned is kept."""
 
+def read_now(fd: int) -> bytes | None:
+    """What has come on a socket, at most 16 KB of it; None if nothing has.
+
+    The end of the stream, and an error, are left to its transport.
+    """
+
 @disjoint_base
 class Poller:
     """Polls the hot connections of one event loop."""
@@ -31,3 +37,5 @@ class PolledSession(Session):
 
 class PolledSessionProtocol(PolledSession, asyncio.BufferedProtocol):
     """A polled session, as asyncio knows a protocol that reads into a buffer of its own."""
+
+    data_received: None

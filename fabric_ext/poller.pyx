@@ -12,6 +12,8 @@ more than IN_VAIN are hot, the loop finds by one call which of them are ready, a
 
 Owns which connections are hot. Leaves to the loop: the end of a stream and errors, which the transport has to learn
 by itself; connections that are not read from now; and those over TLS, for which it only keeps the loop awake.
+
+`read_now` looks once, whether the request of a connection that was just accepted is there already.
 """
 
 import asyncio
@@ -64,6 +66,14 @@ cdef enum:
     PASS_NS = 250_000            # how long a pass may hold up everything else
     IN_VAIN = 4                  # reads that find nothing, after which a pass ends: each costs 0.3 to 0.7 µs
     VISITS = 64                  # sessions that a pass looks at, at most
+    READ_SIZE = 16384            # bytes that read_now() takes, at most
+
+
+def read_now(int fd):
+    """What has come on a socket, at most 16 KB of it; None if nothing has. The end of the stream is left to its transport."""
+    cdef char[READ_SIZE] data
+    cdef ssize_t n = recv_now(fd, data, READ_SIZE)
+    return data[:n] if n > 0 else None
 
 
 _pollers = weakref.WeakValueDictionary()       # id(loop) -> Poller, which keeps its loop: no id is reused
@@ -275,3 +285,4 @@ class PolledSessionProtocol(PolledSession, asyncio.BufferedProtocol):
     """A polled session, as asyncio knows a protocol that reads into a buffer of its own."""
 
     __slots__ = ()
+    data_received = None                           # as that of SessionProtocol

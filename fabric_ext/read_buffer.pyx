@@ -11,6 +11,7 @@ handler) reads into another one.
 import weakref
 
 from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.object cimport PyObject
 from libc.stdlib cimport free, malloc
 
 cdef enum:
@@ -39,13 +40,18 @@ cdef Block new_block(Py_ssize_t size):
 
 
 _buffers = weakref.WeakValueDictionary()           # id(loop) -> ReadBuffer, which keeps its loop: no id is reused
+cdef PyObject* latest = NULL                       # the one that was asked for last: nearly always, there is one loop
 
 
 cdef ReadBuffer read_buffer_of(object loop):
     """The read buffer of `loop`, as long as a connection uses it."""
+    global latest
+    if latest != NULL and (<ReadBuffer>latest)._loop is loop:
+        return <ReadBuffer>latest
     buffer = _buffers.get(id(loop))
     if buffer is None:
         buffer = _buffers[id(loop)] = ReadBuffer(loop)
+    latest = <PyObject*>buffer
     return buffer
 
 
@@ -53,6 +59,11 @@ cdef class ReadBuffer:
     def __cinit__(self, loop):
         self._loop = loop
         self.current = new_block(SMALLEST)
+
+    def __dealloc__(self):
+        global latest
+        if latest == <PyObject*>self:
+            latest = NULL
 
     cdef Block block(self):
         """A block to read into that is not being delivered from."""

@@ -149,3 +149,6 @@ class Session(Sender):
 
 class SessionProtocol(Session, asyncio.BufferedProtocol):
     """A session, as asyncio knows a protocol that reads into a buffer of its own. The only class to be made."""
+
+    data_received: None
+    """Has uvloop let go of the protocol that the transport had before."""

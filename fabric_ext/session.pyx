@@ -718,6 +718,8 @@ cdef class Session(Sender):
                 io.close()
         elif not self._masking:
             io.close()
+            if not self._transport.is_secure and io.get_write_buffer_size() == 0:
+                return self.read_to_the_end()      # it ends with this turn of the loop, whatever the peer does
         elif self._user._is_followed(self):
             all_taken = io.get_write_buffer_size() == 0
             io.close()
@@ -829,3 +831,6 @@ class SessionProtocol(Session, asyncio.BufferedProtocol):
     """A session, as asyncio knows a protocol that reads into a buffer of its own. The only class to be made."""
 
     __slots__ = ()
+    # uvloop keeps the method of this name of the latest protocol that had one: that of the opening handshake, with all
+    # that it holds, as long as the transport lives.
+    data_received = None

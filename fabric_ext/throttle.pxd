@@ -17,12 +17,15 @@ cdef class Throttle:
     cdef int _action             # when the connection's own limit refuses: HELD, DROP or CLOSE
     cdef int _shared_action      # the same for the limit that it shares
     cdef Counters _counters
+    cdef object _clock           # returns nanoseconds; None: monotonic_ns()
     cdef object _session
     cdef object _loop
     cdef Ring _held              # messages that wait; None until needed
     cdef object _release_timer
     cdef object _repay_timer
 
+    @final
+    cdef int64_t _now(self) except? -1
     @final
     cdef int admit(self, object message, Py_ssize_t n, bint closing) except -1
     @final

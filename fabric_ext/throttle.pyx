@@ -23,12 +23,14 @@ cdef class Throttle:
     Args:
         on_exceed: "slow", "drop" or "close": what happens when the connection's own limit is exceeded.
         on_shared_exceed: the same for the limit that it shares with others.
+        clock: returns nanoseconds; None = the system's monotonic clock.
     """
 
-    def __cinit__(self, RateGate gate not None, str on_exceed not None, str on_shared_exceed not None):
+    def __cinit__(self, RateGate gate not None, str on_exceed not None, str on_shared_exceed not None, clock=None):
         self._gate = gate
         self._action = ACTIONS[on_exceed]
         self._shared_action = ACTIONS[on_shared_exceed]
+        self._clock = clock
 
     def __reduce__(self):
         raise TypeError(f"cannot copy or pickle {type(self).__name__!r} object")
@@ -38,6 +40,9 @@ cdef class Throttle:
         self._session = session
         self._loop = loop
         self._counters = counters
+
+    cdef int64_t _now(self) except? -1:
+        return monotonic_ns() if self._clock is None else self._clock()
 
     cdef int _refused(self, bint own) noexcept:
         cdef int action = self._action if own else self._shared_action
@@ -53,7 +58,7 @@ cdef class Throttle:
         cdef int64_t wait, now
         cdef int action
         if self._held is None or self._held.size == 0:
-            now = monotonic_ns()
+            now = self._now()
             wait = self._gate.admit(n, now)
             if wait == 0:
                 return ADMIT
@@ -78,7 +83,7 @@ cdef class Throttle:
 
         What has begun goes on: a message that is slowed pays for it before more is read.
         """
-        cdef int64_t wait, now = monotonic_ns()
+        cdef int64_t wait, now = self._now()
         cdef int action = HELD
         if not first:
             self._overdraw(self._gate.reserve_bytes(n, now))
@@ -95,7 +100,7 @@ cdef class Throttle:
 
     cdef int admit_ping(self) except -1:
         """Is a ping, an operation, to be answered?"""
-        cdef int64_t now = monotonic_ns()
+        cdef int64_t now = self._now()
         cdef int action
         if self._gate.admit(NO_MESSAGE, now) == 0:
             return ADMIT
@@ -113,7 +118,7 @@ cdef class Throttle:
         return 0
 
     def _repay(self):
-        cdef int64_t wait = self._gate.wait_ns(0, monotonic_ns())      # more may have been taken meanwhile
+        cdef int64_t wait = self._gate.wait_ns(0, self._now())      # more may have been taken meanwhile
         self._repay_timer = None
         if wait > 0:
             self._repay_timer = self._loop.call_later(wait * 1e-9, self._repay)
@@ -131,7 +136,7 @@ cdef class Throttle:
             if self._session is None:
                 return                             # ended by what the message brought about
             if self._held.size:
-                wait = self._gate.reserve(len(self._held.peek()), monotonic_ns())
+                wait = self._gate.reserve(len(self._held.peek()), self._now())
         if wait < 0:
             self._held.clear()
             self._session.fail_for_rate()

@@ -39,13 +39,18 @@ cdef enum:
 
 
 _writers = weakref.WeakValueDictionary()       # id(loop) -> LoopWriter, which keeps its loop: no id is reused
+cdef PyObject* latest = NULL                   # the LoopWriter that was asked for last: nearly always, there is one loop
 
 
 cdef LoopWriter loop_writer_of(object loop):
     """What the connections of `loop` share."""
+    global latest
+    if latest != NULL and (<LoopWriter>latest).loop is loop:
+        return <LoopWriter>latest
     writer = _writers.get(id(loop))
     if writer is None:
         writer = _writers[id(loop)] = LoopWriter(loop)
+    latest = <PyObject*>writer
     return writer
 
 
@@ -79,6 +84,9 @@ cdef class LoopWriter:
             raise MemoryError("cannot allocate the write buffer of an event loop")
 
     def __dealloc__(self):
+        global latest
+        if latest == <PyObject*>self:
+            latest = NULL
         free(self._spare)
 
     cdef int look(self) except -1:

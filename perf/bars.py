@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from peers import (
+    BARE_NATS,
+    BARE_REDIS,
     BLOCKING,
     BLOCKING_POLLING,
     BLOCKING_WEBSOCKETS,
@@ -23,6 +25,7 @@ from peers import (
     POLLING,
     RAW_POLLING,
     SMALLEST,
+    SOCKET_IO,
     UWS,
 )
 
@@ -169,6 +172,12 @@ def gathered(times: int) -> Value:
     )
 
 
+def more_than_bare(ours: str, bare: str) -> Value:
+    """How much longer a message takes to a client of another server than the broker's own way, in µs."""
+    way = "one way to a client of another server"
+    return lambda measured: (measured.median("p", way, ours, "p50") - measured.median("p", way, bare, "p50")) / 1e3
+
+
 BARS = (
     cpu("b", PIPE, "fabric", "picows core", 0.40),
     cpu("b", PIPE, "fabric", "websockets", 0.12),
@@ -257,6 +266,10 @@ BARS = (
     absolute("p", "1000 clients, 32 a read", OVER_REDIS, "cpu_ns", 1.0, "µs", 1e-3),
     cpu("p", "200 clients, one at a time", OVER_REDIS, CHANNELS, 1 / 12),
     cpu("p", "200 clients, 32 a read", OVER_REDIS, CHANNELS, 1 / 100),
+    cpu("p", "200 clients, one at a time", OVER_REDIS, SOCKET_IO, 1 / 12),
+    cpu("p", "200 clients, 32 a read", OVER_REDIS, SOCKET_IO, 1 / 100),
+    Bar("p", "p50 to a client of another server, over NATS' own", more_than_bare("fabric", BARE_NATS), 60, unit="µs"),
+    Bar("p", "the same over Redis' own", more_than_bare(OVER_REDIS, BARE_REDIS), 60, unit="µs"),
     absolute("p", "a message of 128 B, 32 a turn", "fabric", "cpu_ns", 0.6, "µs", 1e-3),
     absolute("p", "a message of 128 B, 32 a turn", OVER_REDIS, "cpu_ns", 1.2, "µs", 1e-3),
     absolute("p", "a message of 128 B, 32 a turn", "fabric", "publish_ns", 0.5, "µs", 1e-3),

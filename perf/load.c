@@ -55,6 +55,7 @@ enum mode { ECHO, OPEN, BROADCAST, CONNECT, IDLE };
 static struct {
     enum mode mode;
     const char *mode_name, *host, *path, *messages;
+    const char *hello; /* what a client says first; it is up once the server has said something that begins with it */
     int port, connections, depth, replies;
     size_t size;
     double seconds, warmup, rate;
@@ -289,7 +290,7 @@ enum state { DOWN, DIALLING, SECURING, UPGRADING, UP, CLOSING };
 typedef struct {
     int fd, index;
     enum state state;
-    bool watching_out, fragmented, compressed, close_seen;
+    bool watching_out, fragmented, compressed, close_seen, greeting;
     int64_t started;
     /* sending: a position in the ring, and how many frames may still go */
     int slot;
@@ -489,6 +490,15 @@ static void end_frame(connection *c, int64_t now) {
         if (c->opcode == 8) c->close_seen = true;
         return;
     }
+    if (c->greeting) {
+        size_t n = strlen(opt.hello);
+        if (c->done >= n && !memcmp(c->control, opt.hello, n)) {
+            c->greeting = false;
+            opened++;
+        }
+        c->done = 0;
+        return;
+    }
     if (!(c->fragmented = !fin)) {
         if (c->compressed) {
             static const unsigned char tail[4] = {0, 0, 0xff, 0xff};
@@ -524,6 +534,7 @@ static void begin_frame(connection *c) {
         if (c->done) wrong(c, "control frame inside a message: not expected here");
         return;
     }
+    if (c->greeting) return;
     if (c->fragmented ? c->opcode : c->opcode != ring.opcode) wrong(c, "the reply has another opcode");
     if (!c->fragmented) c->compressed = c->head[0] & 0x40;
     if (c->compressed && !c->terms.on) wrong(c, "RSV1 was not negotiated");
@@ -544,6 +555,10 @@ static void feed(connection *c, const unsigned char *p, size_t n, int64_t now) {
         if (c->opcode >= 8) {
             memcpy(c->control + c->done, p, part);
             c->done += part;
+        } else if (c->greeting) {
+            size_t room = sizeof c->control - (size_t)c->done; /* what is longer says nothing to us */
+            memcpy(c->control + c->done, p, part < room ? part : room);
+            c->done += part < room ? part : room;
         } else if (c->compressed) {
             if (part) unpack(c, p, part);
         } else {
@@ -658,8 +673,10 @@ static void upgraded(connection *c, const char *response) {
     if (opt.deflate && !c->terms.on) fail("the server declined permessage-deflate");
     if (!ring.wire) build_ring(&c->terms);
     c->state = UP;
-    opened++;
     up++;
+    c->greeting = opt.hello != NULL;
+    if (c->greeting) send_control(c, 1, (const unsigned char *)opt.hello, strlen(opt.hello));
+    else opened++;
     on_up(c);
 }
 
@@ -797,7 +814,10 @@ static void on_down(connection *c) {
         if (c->close_seen) run.messages++;
         else run.failures++;
     }
-    if (run.sending) dial(c);
+    if (run.sending && (!opt.count || run.budget)) {
+        if (opt.count) run.budget--;
+        dial(c);
+    }
 }
 
 static void on_message(connection *c, int64_t now) {
@@ -985,7 +1005,26 @@ static void broadcast(void) {
     drain(5);
 }
 
+static bool any_left(void) {
+    for (int i = 0; i < opt.depth; i++)
+        if (all[i].state != DOWN) return true;
+    return false;
+}
+
 static void connect_rate(void) {
+    if (opt.count) { /* as in echo() */
+        for (int warm = 1; warm >= 0; warm--) {
+            run.budget = warm ? opt.count / 10 + 1 : opt.count;
+            run.sending = true;
+            if (!warm) start_window();
+            for (int i = 0; i < opt.depth && run.budget; i++, run.budget--) dial(&all[i]);
+            while (any_left()) turn(20);
+            if (!warm) stop_window();
+            run.sending = false;
+            wait_for_word(warm ? "warm" : "counted");
+        }
+        return;
+    }
     run.sending = true;
     for (int i = 0; i < opt.depth; i++) dial(&all[i]);
     run_for(opt.warmup);
@@ -994,12 +1033,7 @@ static void connect_rate(void) {
     stop_window();
     run.sending = false;
     int64_t deadline = now_ns() + 1000000000LL;
-    while (now_ns() < deadline) {
-        bool busy = false;
-        for (int i = 0; i < opt.depth; i++) busy |= all[i].state != DOWN;
-        if (!busy) break;
-        turn(20);
-    }
+    while (now_ns() < deadline && any_left()) turn(20);
 }
 
 static void idle(void) {
@@ -1057,7 +1091,7 @@ static const struct option long_options[] = {
     {"depth", 1, 0, 'd'},    {"size", 1, 0, 's'},     {"seconds", 1, 0, 't'}, {"warmup", 1, 0, 'w'},
     {"rate", 1, 0, 'r'},     {"count", 1, 0, 'n'},    {"tls", 0, 0, 'S'},     {"deflate", 0, 0, 'z'},
     {"messages", 1, 0, 'm'}, {"server-pid", 1, 0, 'i'}, {"text", 0, 0, 'T'},  {"poll", 0, 0, 'o'},
-    {"replies", 1, 0, 'R'},
+    {"replies", 1, 0, 'R'},  {"hello", 1, 0, 'H'},
     {0, 0, 0, 0}};
 
 static void parse(int argc, char **argv) {
@@ -1068,7 +1102,7 @@ static void parse(int argc, char **argv) {
     if (known < 0)
         fail("usage: load echo|open|broadcast|connect|idle --port N [--host A] [--path P] [--connections N] [--depth N] "
              "[--size BYTES | --messages FILE] [--text] [--seconds S] [--warmup S] [--rate PER_SECOND] [--count N] "
-             "[--replies N] [--tls] [--deflate] [--poll] [--server-pid PID]");
+             "[--replies N] [--hello TEXT] [--tls] [--deflate] [--poll] [--server-pid PID]");
     opt.mode = (enum mode)known;
     opt.mode_name = modes[known];
     optind = 2;
@@ -1091,6 +1125,7 @@ static void parse(int argc, char **argv) {
         case 'T': opt.text = true; break;
         case 'o': opt.poll = true; break;
         case 'R': opt.replies = atoi(optarg); break;
+        case 'H': opt.hello = optarg; break;
         default: exit(2);
         }
     }

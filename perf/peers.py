@@ -53,6 +53,7 @@ RAW_POLLING = "raw C polling"
 #: Clients whose calls block.
 BLOCKING = "fabric.sync"
 BLOCKING_POLLING = "fabric.sync polling"
+BLOCKING_DROP_IN = "fabric.websockets.sync"
 BLOCKING_WEBSOCKETS = "websockets.sync"
 
 SERVER_PEERS = {
@@ -97,6 +98,7 @@ CLIENT_PEERS = {
         ("aiohttp", "aiohttp_client", ()),
         (BLOCKING, "fabric_sync_client", ()),
         (BLOCKING_POLLING, "fabric_sync_client", POLL),
+        (BLOCKING_DROP_IN, "fabric_websockets_sync_client", ()),
         (BLOCKING_WEBSOCKETS, "websockets_sync_client", ()),
     )
 } | {RAW_POLLING: (str(tools.POLL_RAW),)}
@@ -107,11 +109,22 @@ ASYNC_CLIENTS = ("fabric", "picows.websockets", "websockets", "aiohttp")
 #: Servers of two that share a broker, and how their messages go: a layer of servers/broker_node.py, and the broker.
 OVER_REDIS = "fabric over Redis"
 CHANNELS = "channels_redis"
+SOCKET_IO = "python-socketio"
 NODES = {
     "fabric": ("fabric", "nats"),
     OVER_REDIS: ("fabric", "redis"),
     CHANNELS: ("core", "redis"),
     "channels_redis pubsub": ("pubsub", "redis"),
+    SOCKET_IO: ("socketio", "redis"),
+}
+
+#: How a message goes to another server's client: a layer as above, or none, which is the broker's own way; the broker.
+BARE_NATS, BARE_REDIS = "bare NATS", "bare Redis"
+WAYS = {
+    "fabric": ("fabric", "nats"),
+    BARE_NATS: ("", "nats"),
+    OVER_REDIS: ("fabric", "redis"),
+    BARE_REDIS: ("", "redis"),
 }
 
 #: Clients of a broker, and the broker.

@@ -25,6 +25,7 @@ SERVER_NATIVE = BUILD / "server_native"
 SERVER_UWS = BUILD / "server_uws"
 CERTIFICATE = BUILD / "certificate.pem"
 KEY = BUILD / "key.pem"
+EVENTS = BUILD / "events.txt"
 
 #: Sizes of the JSON messages of the compression workload: name -> bytes wanted.
 JSON_SIZES = {"150 B": 150, "1.2 KB": 1200, "10 KB": 10_000}
@@ -130,6 +131,13 @@ def json_file(size: str) -> Path:
     return BUILD / f"json-{JSON_SIZES[size]}.jsonl"
 
 
+def make_events() -> None:
+    """Writes messages of 128 B as Socket.IO has them, one a line; neighbours differ."""
+    if not EVENTS.exists():
+        lines = [f'42["m","{chr(65 + number) * 128}"]' for number in range(26)]
+        EVENTS.write_text("\n".join(lines) + "\n")
+
+
 def make_json() -> None:
     """Writes order-book updates as a market feed sends them: same keys, changing figures, a few symbols.
 
@@ -168,6 +176,7 @@ def prepare() -> dict[str, str]:
     BUILD.mkdir(exist_ok=True)
     build_load()
     make_json()
+    make_events()
     missing = {}
     steps = {
         "native": build_native,

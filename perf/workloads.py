@@ -32,6 +32,7 @@ from peers import (
     ASGI_PEERS,
     ASYNC_CLIENTS,
     BLOCKING,
+    BLOCKING_DROP_IN,
     BLOCKING_POLLING,
     BLOCKING_WEBSOCKETS,
     BROKER_CLIENTS,
@@ -46,6 +47,7 @@ from peers import (
     SERVER_PEERS,
     SMALLEST,
     UWS,
+    WAYS,
     Peer,
     python,
 )
@@ -421,19 +423,29 @@ def growth(quick: bool) -> Iterator[Case]:
 
 
 def instructions(quick: bool) -> Iterator[Case]:
-    """User-space instructions per echoed message: exact where time is noisy. Not a workload of its own."""
+    """User-space instructions, per echoed message and per connection: exact where time is noisy."""
 
     def case(name: str, depth: int, size: int, peers: tuple[str, ...], count: int, needs: str = "") -> Case:
         def measure(peer_name: str, effort: Effort) -> Figures:
             peer, flags = peer_named(peer_name, needs), flags_for(needs)
-            return {"instructions": count_instructions(peer, flags, count, depth, size)}
+            slowed = depth > 1 and peer_name.startswith("fabric")
+            arguments = ("--depth", depth, "--size", size)
+            return {"instructions": count_instructions(peer, flags, count, "echo", arguments, slowed=slowed)}
 
         return once("n", name, peers, measure, {"depth": depth, "tool": "callgrind"})
+
+    def connections(count: int) -> Case:
+        def measure(peer_name: str, effort: Effort) -> Figures:
+            return {"instructions": count_instructions(peer_named(peer_name), (), count, "connect", ("--depth", 32))}
+
+        facts = {"at a time": 32, "tool": "callgrind"}
+        return once("n", "connections, 32 at a time", (*FABRIC, "picows core"), measure, facts)
 
     peers = (*FABRIC, DROP_IN)
     yield case("pipelined 1 × 32 B, depth 64", 64, 32, peers if quick else (*peers, "picows core"), 20_000)
     if not quick:
         yield case("ping-pong 1 × 32 B", 1, 32, (*peers, "picows core"), 4_000)
+        yield connections(1_000)
         yield case("ASGI, bare, 1 × 32 B, depth 64", 64, 32, tuple(ASGI_PEERS), 6_000)
         yield case("ASGI, FastAPI, 1 × 32 B, depth 64", 64, 32, tuple(ASGI_PEERS), 6_000, "fastapi")
 
@@ -442,17 +454,26 @@ SLOWED_DOWN = 1000
 """More than a process is slowed down by callgrind: where messages come closely, time must not part them."""
 
 
-def count_instructions(peer: Peer, flags: tuple[str, ...], count: int, depth: int, size: int) -> float:
-    """Runs `peer` under callgrind and returns instructions per message, start-up and handshake excluded."""
+def count_instructions(
+    peer: Peer, flags: tuple[str, ...], count: int, mode: str, arguments: tuple[object, ...], *, slowed: bool = False
+) -> float:
+    """Runs `peer` under callgrind and returns instructions per message or connection, start-up excluded.
+
+    Args:
+        flags: of the server.
+        count: of messages or connections.
+        mode, arguments: of the load generator.
+        slowed: tell the server that it is slowed down.
+    """
     for tool in ("valgrind", "callgrind_control"):
         if not shutil.which(tool):
             raise Failed(f"{tool} is not installed")
     out = tools.BUILD / f"callgrind.{os.getpid()}.out"
     valgrind = ("valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={out}")
     try:
-        slowed = ("--slowed-down", str(SLOWED_DOWN)) if peer.name.startswith("fabric") and depth > 1 else ()
-        with Server((*valgrind, *peer.command, *slowed), flags, wait=60) as server:
-            steps = Steps(server, "echo", ("--count", str(count), "--depth", str(depth), "--size", str(size)))
+        more = ("--slowed-down", str(SLOWED_DOWN)) if slowed else ()
+        with Server((*valgrind, *peer.command, *more), flags, wait=60) as server:
+            steps = Steps(server, mode, ("--count", str(count), *map(str, arguments)))
             try:
                 for phase, switch in (("warm", "on"), ("counted", "off")):
                     steps.reached(phase, 120)
@@ -507,7 +528,7 @@ def busy_polling(quick: bool) -> Iterator[Case]:
         RAW_POLLING: RAW_POLLING,
     }
     yield both_ends("blocking client, asyncio server, 1 × 32 B", blocking)
-    same = dict.fromkeys((BLOCKING, BLOCKING_WEBSOCKETS), "fabric callbacks")
+    same = dict.fromkeys((BLOCKING, BLOCKING_DROP_IN, BLOCKING_WEBSOCKETS), "fabric callbacks")
     yield both_ends("blocking clients, the same server, 1 × 32 B", same)
     yield both_ends("blocking clients, the same server, depth 64", same, depth=64)
 
@@ -580,9 +601,14 @@ def brokers(quick: bool) -> Iterator[Case]:
     yield from_another("200 clients, one at a time", 200, 1, ("fabric",) if quick else tuple(NODES))
     if not quick:
         yield from_another("200 clients, 32 a read", 200, 32, tuple(NODES))
+    yield one_way(tuple(WAYS)[:2] if quick else tuple(WAYS))
     yield broker_clients(30_000 if quick else 100_000)
     if not quick:
         yield broker_return(100_000)
+
+
+ONE_WAY = "one way to a client of another server"
+SOCKET_IO_PATH = "/?EIO=4&transport=websocket"
 
 
 def from_another(name: str, connections: int, times: int, peers: tuple[str, ...]) -> Case:
@@ -591,16 +617,51 @@ def from_another(name: str, connections: int, times: int, peers: tuple[str, ...]
     @contextlib.contextmanager
     def start(peer_name: str) -> Iterator[Turn]:
         def turn(effort: Effort) -> Figures:
-            options = ("--connections", str(connections), "--size", "128", "--replies", str(times))
+            options = ("--connections", str(connections), *messages, "--replies", str(times))
             return per_delivery(figures(process.load(node, "broadcast", (*effort.timing, *options))), times)
 
         layer, scheme = NODES[peer_name]
+        messages = ("--size", "128")
+        if layer == "socketio":  # its handshake is one message more
+            messages = ("--path", SOCKET_IO_PATH, "--hello", "40", "--messages", str(tools.EVENTS))
         with process.broker(scheme) as url:
             command = python("broker_node", "--layer", layer, "--broker", url)
             with Server(command) as node, Server((*command, "--times", str(times)), core=1):
                 yield turn
 
     return Case("p", name, peers, start, facts={"deliveries of a message": connections * times, "size": 128})
+
+
+def one_way(peers: tuple[str, ...]) -> Case:
+    """From a server's publication to a client of another server, beside the broker's own way between two sockets."""
+
+    @contextlib.contextmanager
+    def start(peer_name: str) -> Iterator[Turn]:
+        layer, scheme = WAYS[peer_name]
+        with process.broker(scheme) as url, contextlib.ExitStack() as ended:
+            command = [sys.executable, str(CLIENTS / "one_way.py"), "--broker", url]
+            if layer:
+                node = python("broker_node", "--layer", layer, "--broker", url)
+                command += ["--port", str(ended.enter_context(Server(node, core=1)).port)]
+
+            def turn(effort: Effort) -> Figures:
+                with process.pinned(0):
+                    done = subprocess.run(
+                        [*command, "--seconds", str(effort.seconds)],
+                        capture_output=True,
+                        text=True,
+                        timeout=60,
+                        env=process.environment(),
+                        check=False,
+                    )
+                if done.returncode:
+                    raise Failed((done.stderr.strip().splitlines() or ["no output"])[-1])
+                found: Figures = json.loads(done.stdout)
+                return found
+
+            yield turn
+
+    return Case("p", ONE_WAY, peers, start, facts={"size": 128, "in flight": 1})
 
 
 def broker_clients(count: int) -> Case:
@@ -694,7 +755,7 @@ WORKLOADS: dict[str, tuple[str, Callable[[bool], Iterator[Case]]]] = {
     "k": ("two sends a request", two_sends),
     "l": ("the lowest latency: busy polling", busy_polling),
     "m": ("ASGI applications under uvicorn", asgi),
-    "n": ("instructions per message", instructions),
+    "n": ("instructions per message, and per connection", instructions),
     "o": ("topics", topics),
     "p": ("topics of several servers", brokers),
 }

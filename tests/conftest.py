@@ -87,6 +87,28 @@ def loop_reports(request: pytest.FixtureRequest) -> list[str]:
 
 
 @pytest.fixture
+def broken_log(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """A log whose handler raises, as one does whose disk is full; the texts of what it was given.
+
+    Its logger is "fabric", or the one that `parametrize("broken_log", ["another"], indirect=True)` names.
+    """
+    texts: list[str] = []
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            texts.append(record.getMessage())
+            raise ValueError("the disk is full")
+
+    logger, handler = logging.getLogger(getattr(request, "param", "fabric")), Broken()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    yield texts
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+@pytest.fixture
 def no_look_ahead() -> Iterator[None]:
     """The socket is not read any more as soon as the receive queue is full."""
     before = connection.look_ahead(0)

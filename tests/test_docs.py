@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import importlib
 import importlib.util
+import inspect
 import os
+import pkgutil
 import re
 import shlex
 import signal
@@ -20,6 +24,7 @@ import pytest
 import fabric
 from fabric.cli.main import build_parser
 from support.pages import PAGES, PORT, ROOT, Block, Snippet, Stage, anchors, blocks, links, name, snippets
+from test_docstrings import members
 from test_layers import LAYERS
 
 SNIPPETS = snippets()
@@ -176,10 +181,40 @@ def is_copied(cls: type, member: str) -> bool:
     return isinstance(vars(cls)[member], types.MethodDescriptorType) and cls.__module__.startswith("fabric.")
 
 
+def listed_members(name: str) -> Iterator[str]:
+    """The calls, properties and fields of a public class that the page of names is to have."""
+    cls = getattr(fabric, name)
+    if not inspect.isclass(cls) or issubclass(cls, BaseException):
+        return
+    if any(base.__name__ in fabric.__all__ for base in cls.__mro__[1:]):
+        return  # it has those of its base
+    fields = {field.name for field in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
+    for member in fields | {member for _, member, _ in members(cls)}:
+        if not member.startswith(("_", "with_")):
+            yield f"{name}.{member}"
+
+
 def test_the_table_of_names_is_complete_and_true() -> None:
     rows = re.findall(r"^\| `([\w.]+)` \| `([\w.]+)` \|", NAMES.read_text(), re.M)
-    assert set(fabric.__all__) - {"__version__"} <= {dotted for dotted, _ in rows}
+    names = {dotted for dotted, _ in rows}
+    assert set(fabric.__all__) - {"__version__"} <= names
+    assert {member for name in fabric.__all__ for member in listed_members(name)} - names == set()
     assert {dotted: homes(dotted) for dotted, module in rows if module not in homes(dotted)} == {}
+
+
+def test_the_table_of_modules_is_complete_and_true() -> None:
+    rows = re.findall(r"^\| \[\w+\]\(api/(\w+)\.md\) \| `fabric\.(\w+)` \| (.*) \|$", NAMES.read_text(), re.M)
+    assert all(page == module for page, module, _ in rows)
+    extras = {"asgi": "uvicorn", "otel": "opentelemetry", "prometheus": "prometheus_client"}
+    for _, module, names in rows:
+        if module not in extras or importlib.util.find_spec(extras[module]):
+            assert set(names.replace("`", "").split()) == set(importlib.import_module(f"fabric.{module}").__all__), (
+                module
+            )
+    homes = {module for module in fabric._HOMES.values() if module.startswith("fabric.")}
+    public = {module.name for module in pkgutil.iter_modules(fabric.__path__) if not module.name.startswith("_")}
+    apart = {"cli", "websockets"}  # what these hold is not one list of names
+    assert public - {home.removeprefix("fabric.") for home in homes} - apart == {module for _, module, _ in rows}
 
 
 def test_the_architecture_has_the_layers() -> None:

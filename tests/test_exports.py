@@ -32,7 +32,7 @@ CONTRACT = set(
     VERSION DEFAULT_MAX_MESSAGE_SIZE DEFAULT_PING_INTERVAL DEFAULT_PING_TIMEOUT DEFAULT_BUFFER_SIZE
     DEFAULT_CONNECTION_TIMEOUT
 
-    run Router basic_auth
+    run Router basic_auth Address Sendable
     """.split()
 )
 

@@ -29,7 +29,7 @@ LAYERS = {
         fabric._version fabric._namesake fabric.error fabric._http.url fabric.headers fabric.message fabric.subprotocol
         fabric._http.messages fabric._http fabric._handshake.proxy_header fabric._handshake.rules
         fabric._config.validation fabric._config.defaults fabric._config.addresses fabric._config.headers
-        fabric.history fabric._history.log
+        fabric.history fabric._history.log fabric._connection.events
     """,
     "policies": """
         fabric._config.compression fabric._config.policies fabric._config.client fabric._config.server
@@ -38,16 +38,16 @@ LAYERS = {
         fabric.heartbeat fabric.ratelimit fabric.metrics fabric.prometheus
     """,
     "endpoints": """
-        fabric._connection.events fabric._connection.liveness fabric._connection.open_context
+        fabric._connection.liveness fabric._connection.open_context
         fabric._connection.callbacks fabric._connection.fork fabric._connection.nodelay fabric._connection.tracing
         fabric._connection fabric._connection.base
         fabric._handshake.tls fabric._handshake.response_reader fabric._handshake.socks fabric._handshake.dial
-        fabric._handshake.client fabric._handshake.server fabric._handshake.acceptor
+        fabric._handshake.client fabric._handshake.descriptors fabric._handshake.server fabric._handshake.acceptor
         fabric._handshake
         fabric._client.heartbeats fabric._client.report fabric._client fabric.client
         fabric._sync.loop fabric._sync.keeper fabric._sync fabric.sync
         fabric.router fabric.auth
-        fabric._server.handover fabric._server.listening fabric._server.descriptors fabric._server.dashboard
+        fabric._server.handover fabric._server.listening fabric._server.dashboard
         fabric._server
         fabric.broker fabric._history.logs fabric._history.shared
         fabric._history fabric._topics.settings fabric._topics.delivery fabric._topics.gaps fabric._topics fabric.topics

@@ -1,11 +1,10 @@
-"""Part 3 of the tutorial: the rooms with TLS, limits, a health check, and settings from the environment."""
+"""Part 3 of the tutorial: the rooms on several processes, with TLS, limits, a health check, settings from outside."""
 
 import os
 import ssl
 
-import fabric
-from fabric import RateLimitConfig, Request, Response, ServerConfig, WebSocketServer
-from rooms import page, router
+from fabric import RateLimitConfig, Request, Response, ServerConfig, WebSocketServer, workers
+from rooms import make_server, page
 
 
 def tls() -> ssl.SSLContext | None:
@@ -24,14 +23,23 @@ def answer(request: Request) -> Response | None:
     return page(request)
 
 
-config = ServerConfig(
-    os.environ.get("BIND", "127.0.0.1:8080"),
-    ssl=tls(),
-    origins=os.environ["ORIGIN"].split() if "ORIGIN" in os.environ else None,  # whose pages may connect
-    max_message_size=4096,
-    max_connections_per_ip=20,
-    rate_limit=RateLimitConfig(messages_per_second=5, messages_burst=20),
-)
+def main(worker: workers.Worker) -> WebSocketServer:
+    """The server of one process."""
+    config = ServerConfig(
+        sock=worker.sockets,
+        ssl=tls(),
+        origins=os.environ["ORIGIN"].split() if "ORIGIN" in os.environ else None,  # whose pages may connect
+        max_message_size=4096,
+        max_connections_per_ip=20,
+        rate_limit=RateLimitConfig(messages_per_second=5, messages_burst=20),
+    )
+    return make_server(config, answer, worker.broker)
+
 
 if __name__ == "__main__":
-    fabric.run(WebSocketServer(config, router, process_request=answer))
+    workers.run(
+        main,
+        int(os.environ.get("WORKERS", "2")),
+        bind=os.environ.get("BIND", "127.0.0.1:8080"),
+        broker=os.environ.get("BROKER", "nats:embedded"),
+    )

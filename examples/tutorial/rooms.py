@@ -1,10 +1,12 @@
 """Part 2 of the tutorial: rooms, and who is in them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import fabric
-from fabric import ConnectedClient, JsonError, Message, Request, Response, Router, WebSocketServer
+from fabric import ConnectedClient, JsonError, Message, Request, Response, Router, ServerConfig, WebSocketServer
+from fabric.fleet import Member
 
 PAGE = Path(__file__).with_name("rooms.html")
 
@@ -25,24 +27,15 @@ async def talk(client: ConnectedClient, room: str) -> None:
         await client.close(4004, "no such room")
         return
     topic = f"room.{room}"
-    name = client.state_data["name"] = client.request.query.get("name", "")[:30] or "somebody"
+    name = "".join(filter(str.isalnum, client.request.query.get("name", "")))[:30] or "somebody"
+    client.name = name
     client.subscribe(topic)
-    tell_who_is_there(client, topic)
     try:
         async for message in client:
             said = message.json(Say)
             client.server.publish(topic, Message.json({"kind": "said", "name": name, "text": said.text}))
     except JsonError as error:
         await client.close(1007, str(error)[:100])
-    finally:
-        client.unsubscribe(topic)
-        tell_who_is_there(client, topic)
-
-
-def tell_who_is_there(client: ConnectedClient, topic: str) -> None:
-    """Send the names of all in a room to all in it."""
-    names = sorted(each.state_data["name"] for each in client.server.topics.clients(topic))
-    client.server.publish(topic, Message.json({"kind": "people", "names": names}))
 
 
 def page(request: Request) -> Response | None:
@@ -52,5 +45,24 @@ def page(request: Request) -> Response | None:
     return None
 
 
+def make_server(
+    config: ServerConfig,
+    answer: Callable[[Request], Response | None] = page,
+    broker: str = "memory:",
+) -> WebSocketServer:
+    """The server of the rooms. `answer` is asked about plain HTTP."""
+    config = config.with_duplicate_names("both")  # two people may have one name
+    server = WebSocketServer(config, router, process_request=answer, broker=broker)
+    server.topics.configure("room.*", presence=True)
+
+    async def tell_who_is_there(topic: str, _: Member) -> None:
+        """Somebody has come or gone: send the names of all in the room to all in it."""
+        names = sorted(member.name for member in await server.presence(topic))
+        await server.broadcast(Message.json({"kind": "people", "names": names}), to=topic)
+
+    server.on_join = server.on_leave = tell_who_is_there
+    return server
+
+
 if __name__ == "__main__":
-    fabric.run(WebSocketServer.bind("127.0.0.1:8080", router, process_request=page))
+    fabric.run(make_server(ServerConfig("127.0.0.1:8080")))

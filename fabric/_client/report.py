@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
+
+from fabric._connection.events import log_event
 
 if TYPE_CHECKING:
     from fabric.error import ConnectionClosed
@@ -37,5 +38,4 @@ def log(
 
     An error is given as text: a record that a handler keeps would keep the client too, by the error's traceback.
     """
-    with contextlib.suppress(Exception):
-        logger.log(level, text, *args, exc_info=exc_info, extra=extra)
+    log_event(logger, level, text, *args, exc_info=exc_info, **(extra or {}))

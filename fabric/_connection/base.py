@@ -14,11 +14,12 @@ import time
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fabric._connection import tracing
 from fabric._connection.events import FrameLog, log_event
 from fabric._connection.liveness import LivenessProbe
+from fabric._http.messages import Address, address_of
 from fabric.backpressure import BackpressureController
 from fabric.error import (
     BackpressureTimeout,
@@ -45,21 +46,22 @@ if TYPE_CHECKING:
 
     from fabric.config import ClientConfig, ServerConfig
     from fabric.heartbeat import HeartbeatManager
+    from fabric.message import Sendable
     from fabric.metrics import MetricsCollector
     from fabric_ext.bucket import RateGate
     from fabric_ext.closing import CloseHandshake
     from fabric_ext.deflate import Codec
     from fabric_ext.session import Session
 
-__all__ = ["BaseConnection", "Sendable", "check_close", "data_message", "is_end", "is_normal", "loss_of"]
-
-Sendable = str | bytes | bytearray | memoryview | Message
+__all__ = ["BaseConnection", "check_close", "data_message", "is_end", "is_normal", "loss_of"]
 
 receive_queue.bind_errors(concurrent_recv=InvalidState)
 connection.bind_errors(wrong_place=InvalidState)
 
 # The messages in parts whose iterators led here: the context of a task is that of the code which made it.
 _parts_around: ContextVar[tuple[object, ...]] = ContextVar("messages in parts", default=())
+
+COLLECTIONS = (list, tuple, set, frozenset, dict)
 
 MAX_REASON = 123  # bytes of UTF-8 (RFC 6455 §5.5: 125 less the close code)
 MAX_PING = 125  # bytes (RFC 6455 §5.5)
@@ -132,8 +134,8 @@ class BaseConnection(Connection):
         self._latency: float | None = None
         self._loss: ConnectionClosed | None = None  # how the latest session ended
         self._on_loss: Callable[[ConnectionClosed], None] | None = None  # called with how each session has ended
-        self._local_addr: Any = None
-        self._remote_addr: Any = None
+        self._local_addr: Address | None = None
+        self._remote_addr: Address | None = None
         self._parts_lock: asyncio.Lock | None = None
         self._parts_now: object | None = None  # stands for the message that is being sent in parts
         self._liveness: LivenessProbe | None = None  # while the heartbeat watches this connection
@@ -163,7 +165,9 @@ class BaseConnection(Connection):
             close_timeout=config.close_timeout,
             cork=config.cork,
             codec=codec,
-            throttle=None if gate is None else Throttle(gate, *on_exceed),
+            throttle=None
+            if gate is None
+            else Throttle(gate, *on_exceed, getattr(loop, "time_ns", None)),  # FakeTimeLoop has it
             frame_log=FrameLog.of(self._logger, self),
         )
         if isinstance(session, PolledSessionProtocol):
@@ -188,7 +192,7 @@ class BaseConnection(Connection):
     def _tell(self, text: str, *args: object, **extra: Any) -> None:
         """Write to the log, at DEBUG, what has become of this connection."""
         if self._logger.isEnabledFor(logging.DEBUG):
-            who = {"connection_id": str(self.id), "address": self.remote_addr}
+            who: dict[str, Any] = {"connection_id": str(self.id), "address": self.remote_addr}
             text = f"connection %s with %s {text}"
             log_event(self._logger, logging.DEBUG, text, *who.values(), *args, **who, **extra)
 
@@ -229,13 +233,13 @@ class BaseConnection(Connection):
         return self._subprotocol
 
     @property
-    def local_addr(self) -> Any:
-        """Address of this end: `(host, port)`, or longer for IPv6."""
+    def local_addr(self) -> Address | None:
+        """Address of this end: `(host, port)`, or longer for IPv6; None before the first connection."""
         return self._address("sockname", self._local_addr)
 
     @property
-    def remote_addr(self) -> Any:
-        """Address of the other end: `(host, port)`, or longer for IPv6."""
+    def remote_addr(self) -> Address | None:
+        """Address of the other end: `(host, port)`, or longer for IPv6; None before the first connection."""
         return self._address("peername", self._remote_addr)
 
     @property
@@ -250,9 +254,10 @@ class BaseConnection(Connection):
         sock = None if transport is None else transport.get_extra_info("socket")
         return [] if sock is None else [sock.fileno()]
 
-    def _address(self, name: str, kept: Any) -> Any:
+    def _address(self, name: Literal["peername", "sockname"], kept: Address | None) -> Address | None:
         transport = self._transport
-        return kept if transport is None else transport.get_extra_info(name) or kept
+        # A transport with TLS refuses to be asked by other threads.
+        return kept if kept is not None or transport is None else address_of(transport, name)
 
     @property
     def is_reading_paused(self) -> bool:
@@ -369,11 +374,8 @@ class BaseConnection(Connection):
     async def _send_any(self, message: Any, compress: bool | None) -> None:
         if isinstance(message, (str, bytes, bytearray, memoryview, Message)):
             await self._send_when_possible(data_message(message), compress)
-        elif isinstance(message, (list, tuple, set, frozenset, dict)):
-            raise TypeError(
-                f"cannot send a {type(message).__name__}: send_parts() sends its items as one message,"
-                " send_many() as several, send_json() the whole as JSON"
-            )
+        elif isinstance(message, COLLECTIONS):
+            raise _unclear(message)
         elif isinstance(message, (Iterable, AsyncIterable)):
             await self._send_parts(message, compress)
         else:
@@ -408,6 +410,8 @@ class BaseConnection(Connection):
 
     def _queue_now(self, message: Any, compress: bool | None) -> None:
         """What `send_nowait` does when the message could not be written at once."""
+        if isinstance(message, COLLECTIONS):
+            raise _unclear(message)
         data = data_message(message)
         try:
             self._check_here()
@@ -864,6 +868,14 @@ def data_message(message: Any) -> Message:
     if not (message.is_text or message.is_binary):
         raise TypeError(f"cannot send a {message.msg_type.name} message as data; use ping() or close()")
     return message
+
+
+def _unclear(message: Any) -> TypeError:
+    """What a list raises, which could be meant as one message or as several."""
+    return TypeError(
+        f"cannot send a {type(message).__name__}: send_parts() sends its items as one message,"
+        " send_many() as several, send_json() the whole as JSON"
+    )
 
 
 def _part(part: Any) -> tuple[int, bytes]:

@@ -19,7 +19,7 @@ _OPCODES = {0: "CONTINUATION", 1: "TEXT", 2: "BINARY", 8: "CLOSE", 9: "PING", 10
 
 
 def log_event(
-    logger: logging.Logger,
+    logger: logging.Logger | logging.LoggerAdapter[Any],
     level: int,
     text: str,
     *args: object,

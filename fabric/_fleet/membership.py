@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from fabric._connection.events import log_event
 from fabric._fleet.directory import MOST_MEMBERS, Directory, Member, Node
 from fabric._fleet.wire import Ask, Beat, Bye, Changes, Entered, Exited, Left, Named, Spoken, State, encode
 from fabric.broker import BrokerUnavailable
@@ -126,7 +127,13 @@ class Membership:
             self.tell_changes()
             self.say(EVERYBODY, Beat(self._version, hello=False))
         for node in self.directory.silent(now, SILENCE):
-            logger.warning("server %s has been silent for %g seconds: its members are gone", node.hex(), SILENCE)
+            log_event(
+                logger,
+                logging.WARNING,
+                "server %s has been silent for %g seconds: its members are gone",
+                node.hex(),
+                SILENCE,
+            )
             self._forget(node)
         self._set_timer()
 

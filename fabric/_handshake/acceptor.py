@@ -128,7 +128,6 @@ class Acceptor:
         self._handshakes = handshakes
         self._at_once = at_once
         self._tls = tls
-        self._short_since: float | None = None  # descriptors or memory have run out; time of the loop
         self._opening: dict[asyncio.Task[None], socket.socket] = {}  # connections that have no transport yet
         self._listening = listening
         for sock in listening:
@@ -184,11 +183,9 @@ class Acceptor:
                 # The system would tell again at once that somebody waits.
                 self._loop.remove_reader(listening.fileno())
                 self._loop.call_later(RETRY, self._go_on, listening)
-                self._report_shortage(error)
+                self._handshakes.watch.ran_out(error)
                 return
-            if self._short_since is not None:
-                self._short_since = None
-                self._handshakes.logger.info("connections are accepted again")
+            self._handshakes.watch.accepted()
             if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 sock.close()  # it was reset already
                 continue
@@ -206,15 +203,6 @@ class Acceptor:
             task = self._loop.create_task(opening)
             self._opening[task] = sock
             task.add_done_callback(self._opening.pop)
-
-    def _report_shortage(self, error: OSError) -> None:
-        """Once when it begins, then at each further attempt: once a second."""
-        logger = self._handshakes.logger
-        if self._short_since is None:
-            self._short_since = self._loop.time()
-            logger.error("no connection can be accepted: %s; those who come have to wait", error.strerror)
-        else:
-            logger.error("for %.0f s no connection could be accepted", self._loop.time() - self._short_since)
 
     def _go_on(self, listening: socket.socket) -> None:
         if listening in self._listening:

@@ -30,7 +30,6 @@ from fabric._handshake.socks import open_tunnel
 from fabric._handshake.tls import (
     TLS_BUFFERS,
     TlsLoop,
-    default_context,
     has_own_tls,
     tls_context,
     tls_failure,
@@ -237,7 +236,7 @@ async def _tls_options(address: Url, config: ClientConfig, progress: Progress) -
 
 def _tls_with(context: ssl.SSLContext | None, hostname: str, config: ClientConfig) -> dict[str, Any]:
     return {
-        "ssl": tls_context(context if context is not None else default_context()),
+        "ssl": tls_context(context),
         "server_hostname": hostname.rstrip(".").partition("%")[0],  # without the zone of an address
         "ssl_handshake_timeout": 2 * config.connection_timeout,  # whose own deadline comes first
         "ssl_shutdown_timeout": config.close_timeout,

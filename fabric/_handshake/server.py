@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any
 from fabric._connection.events import log_event
 from fabric._handshake.proxy_header import BadProxyHeader, parse_proxy_header
 from fabric._handshake.rules import HEAD_END, RETRY_AFTER, Rejection, check_upgrade, rejection_of, unavailable
-from fabric._http.messages import Request, as_response
+from fabric._http.messages import Request, address_of, as_response
 from fabric_ext.http_head import RequestHead
+from fabric_ext.poller import read_now
 from fabric_ext.receive_queue import fresh
 from fabric_ext.session import stop_loop
 
 if TYPE_CHECKING:
-    from fabric._http.messages import Response
+    from fabric._handshake.descriptors import DescriptorWatch
+    from fabric._http.messages import Address, Response
     from fabric.config import ServerConfig
     from fabric.headers import HeaderMap
     from fabric.metrics import MetricsCollector
@@ -54,7 +56,7 @@ class PendingHandshakes:
         upgrade: called with the handshake, the head of its valid request, the bytes that came after it, and the
             headers that `process_request` wants in the answer, or None. Takes the transport over
             (`ServerHandshake.take_transport`), or raises Rejection.
-        check_descriptor: called with the file descriptor of each new connection.
+        watch: is told of the file descriptor of each new connection, and of a lack of them.
     """
 
     def __init__(
@@ -65,14 +67,14 @@ class PendingHandshakes:
         metrics: MetricsCollector,
         process_request: Callable[[Request], Any] | None,
         upgrade: Upgrade,
-        check_descriptor: Callable[[int], None],
+        watch: DescriptorWatch,
     ) -> None:
         self.loop = loop
         self.logger = logger
         self.metrics = metrics
         self.process_request = process_request
         self.upgrade = upgrade
-        self.check_descriptor = check_descriptor
+        self.watch = watch
         self.timeout = config.handshake_timeout
         self.max_header_size = config.max_header_size
         self._max = config.max_connections
@@ -136,7 +138,7 @@ class PendingHandshakes:
         Raises:
             Rejection: there are too many already, or the server is closed.
         """
-        self.check_descriptor(descriptor)
+        self.watch.note(descriptor)
         handshake.remote_addr = peer
         if self._closed is not None:
             raise fresh(self._closed)
@@ -150,7 +152,7 @@ class PendingHandshakes:
         if self._timer is None:
             self._timer = self.loop.call_later(self.left(handshake), self._sweep)
 
-    def identify(self, handshake: ServerHandshake, source: Any) -> None:
+    def identify(self, handshake: ServerHandshake, source: Address | None) -> None:
         """The proxy has said whose connection it is: of the client at `source`, or of its own if that is None.
 
         Raises:
@@ -161,7 +163,7 @@ class PendingHandshakes:
             handshake.remote_addr = source
         self._count_address(handshake)
 
-    def _is_proxy(self, peer: Any) -> bool:
+    def _is_proxy(self, peer: Address) -> bool:
         """Does a PROXY header come first on a connection from `peer`?"""
         if isinstance(self._proxies, bool) or not isinstance(peer, tuple):
             return self._proxies is True
@@ -277,7 +279,7 @@ class ServerHandshake(asyncio.Protocol):
         self._lingering: asyncio.TimerHandle | None = None  # since it was answered
         self.request: Request = None  # type: ignore[assignment]
         self.ip: str | None = None
-        self.remote_addr: Any = None  # kept: a socket that was reset does not know it any more
+        self.remote_addr: Address | None = None  # kept: a socket that was reset does not know it any more
         self.awaits_proxy_header = False
         self.is_connected = False
         self.began = time.perf_counter()
@@ -289,7 +291,7 @@ class ServerHandshake(asyncio.Protocol):
         self.is_connected = True
         if self in self._handshakes:
             return  # since before its TLS handshake
-        sock, peer = transport.get_extra_info("socket"), transport.get_extra_info("peername")
+        sock, peer = transport.get_extra_info("socket"), address_of(transport, "peername")
         if sock is None or peer is None:  # what the event loops say when it was reset
             self._end()
             transport.abort()  # type: ignore[attr-defined]
@@ -298,6 +300,10 @@ class ServerHandshake(asyncio.Protocol):
             self._handshakes.add(self, sock.fileno(), peer)
         except Rejection as rejection:
             self.refuse(rejection)
+            return
+        # Most requests are there before their connection is accepted: then the loop need not watch the socket yet.
+        if transport.get_extra_info("ssl_object") is None and (data := read_now(sock.fileno())) is not None:
+            self.data_received(data)
 
     def data_received(self, data: bytes) -> None:
         if self._transport is None:
@@ -419,7 +425,6 @@ class ServerHandshake(asyncio.Protocol):
         """End this handshake and hand its transport over."""
         transport = self._end()
         assert transport is not None
-        transport.set_protocol(NOBODY)
         if self._task is not None:
             transport.resume_reading()
         return transport
@@ -483,21 +488,6 @@ class ServerHandshake(asyncio.Protocol):
         transport, self._transport = self._transport, None
         self._handshakes.remove(self)
         return transport
-
-
-class _Nobody(asyncio.Protocol):
-    """Stands between the handshake and what comes after it.
-
-    uvloop keeps the `data_received` of the latest protocol that had one as long as the transport lives. This one holds
-    nothing, and costs nothing for each connection.
-    """
-
-    @staticmethod
-    def data_received(data: bytes) -> None:
-        """Nothing is read meanwhile."""
-
-
-NOBODY = _Nobody()
 
 
 def too_many_from_one_address(limit: int) -> Rejection:

@@ -69,18 +69,23 @@ def default_context() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def tls_context(context: ssl.SSLContext) -> Any:
-    """What to give to aiofastnet as `ssl`, so that the right engine serves `context`."""
-    return context if context is default_context() and _is_plain(context) else _StandardEngine(context)
+def tls_context(context: ssl.SSLContext | None) -> Any:
+    """What to give to aiofastnet as `ssl`, so that the right engine serves `context`; None is for the default one."""
+    if context is not None:
+        return _StandardEngine(context)
+    made = default_context()
+    return made if _is_plain(made) else _StandardEngine(made)
 
 
 def _is_plain(context: ssl.SSLContext) -> bool:
     """Whether the SSL_CTX is all there is to `context`.
 
-    SSLKEYLOGFILE in the environment sets `keylog_filename`; packages that replace `ssl.SSLContext` make subclasses.
+    SSLKEYLOGFILE in the environment sets `keylog_filename`; packages that replace `ssl.SSLContext` make subclasses, and
+    programs that look into TLS replace `ssl.create_default_context` by a function that sets more.
     """
     is_original = type(context).__base__ is _ssl._SSLContext and not vars(context)
-    return is_original and context.keylog_filename is None
+    has_callback = context.keylog_filename is not None or context._msg_callback is not None  # type: ignore[attr-defined]
+    return is_original and not has_callback and not context.post_handshake_auth
 
 
 def tls_failure(what: str, error: ssl.SSLError) -> Tls:

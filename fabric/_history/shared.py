@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
+from fabric._connection.events import log_event
 from fabric._history.log import Log
 from fabric.broker import Broker, BrokerUnavailable, Window
 from fabric.error import ConnectionClosed, Error, InvalidState
@@ -87,9 +88,9 @@ class _Joiner:
             history = log.catch_up(since, self.recent)
         try:
             self.serve(history)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (logged)
             if not self.is_awaited or self.done.done():  # else it is raised in the task that waits
-                logger.error("a client could not be given what it has missed", exc_info=error)
+                log_event(logger, logging.ERROR, "a client could not be given what it has missed", exc_info=error)
             self.fail(error)
             return
         self.outcome.value = history
@@ -215,7 +216,7 @@ class SharedLogs:
                 try:
                     await self._broker.flush()  # what the broker sent before its answer has been delivered by then
                 except BrokerUnavailable as error:
-                    logger.debug("%s", error)
+                    log_event(logger, logging.DEBUG, "%s", error)
 
         return confirm
 
@@ -353,8 +354,8 @@ class SharedLogs:
             compress, left_out = own.compress, [*left_out, *own.left_out]
         try:
             reached = self._fan_out(topic, message, Position(entry.epoch, entry.offset), compress, left_out)
-        except Exception as error:
-            logger.error("a message of topic %r was left out", topic, exc_info=error)
+        except Exception as error:  # noqa: BLE001  (logged)
+            log_event(logger, logging.ERROR, "a message of topic %r was left out", topic, exc_info=error)
             return
         if own is not None:
             own.outcome.value = reached
@@ -412,10 +413,12 @@ class SharedLogs:
                     window = await self._broker.read(topic, size, ttl, known, after, wait=True)
                     if log is None:
                         await self._broker.flush()  # messages for subscribers by patterns are in `pending` by then
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001  (logged)
                     window = None
                     if not isinstance(error, BrokerUnavailable):
-                        logger.error("the history of topic %r cannot be read", topic, exc_info=error)
+                        log_event(
+                            logger, logging.ERROR, "the history of topic %r cannot be read", topic, exc_info=error
+                        )
                     for joiner in mirror.joiners.values():
                         joiner.fail(error)
             if window is None:

@@ -6,18 +6,25 @@ Owns what `Request` and `Response` are, and how header lines are written. Heads 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from urllib.parse import parse_qsl, quote, unquote
 
 from multidict import CIMultiDict
 
 from fabric.headers import HeaderMap, valid_headers
 
-__all__ = ["Request", "Response"]
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["Address", "Request", "Response", "address_of"]
+
+Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
+"""Where an end of a connection is: host and port, for IPv6 flow and scope too; or the path of a UNIX-domain socket."""
 
 NAME = "fabric.name"  # where `state` has it: most requests have none, and no room for it
 _AUTHORITY = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^/?]*")  # of a target in absolute form, RFC 9112 §3.2.2
@@ -26,6 +33,12 @@ _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 # What a Response says of its own length and of the connection, whatever headers it was given.
 _FRAMING = ("Content-Length", "Transfer-Encoding", "Connection")
 _WITHOUT_BODY = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)  # RFC 9110 §6.4.1
+
+
+def address_of(transport: asyncio.BaseTransport, name: Literal["peername", "sockname"]) -> Address | None:
+    """Where one end of `transport` is; None where that is not known. Abstract UNIX-domain sockets have bytes for it."""
+    found = transport.get_extra_info(name)
+    return os.fsdecode(found) if isinstance(found, bytes) else found
 
 
 class Request:
@@ -46,7 +59,7 @@ class Request:
     def __init__(self, head: bytes) -> None:
         self._head = head
         self._state: dict[str, Any] | None = None
-        self.remote_addr: Any = None
+        self.remote_addr: Address | None = None
         self.peer_certificate: dict[str, Any] | None = None
 
     @property

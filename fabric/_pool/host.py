@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from fabric._connection.events import log_event
 from fabric.client import WebSocketClient
 from fabric.config import ClientConfig, PoolConfig
 from fabric.error import ConnectionFailed, Error, InvalidState, Timeout
@@ -316,7 +317,8 @@ class HostPool:
                 error = self._closed_at_once()
         waiter = self._left_without(config)
         if waiter is None:
-            logger.log(
+            log_event(
+                logger,
                 logging.WARNING if error else logging.DEBUG,
                 "no connection to %s: %s",
                 self.url.partition("?")[0],
@@ -363,7 +365,9 @@ class HostPool:
         del self._closing[member]
         self._past.add(member.client.metrics)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.warning("closing a connection to %s failed: %s", self.url.partition("?")[0], error)
+            log_event(
+                logger, logging.WARNING, "closing a connection to %s failed: %s", self.url.partition("?")[0], error
+            )
         self._serve()
         if not member.is_new:  # else another might end like this, again and again
             self.warm()
@@ -417,7 +421,7 @@ class HostPool:
             member.checked = now()
         except (Error, TimeoutError) as error:
             if member in self._idle:  # a borrower finds out for himself
-                logger.debug("an idle connection to %s does not answer: %s", self.url, error)
+                log_event(logger, logging.DEBUG, "an idle connection to %s does not answer: %s", self.url, error)
                 member.client._abort()
                 self._discard(member)
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fabric._connection.base import BaseConnection, is_end
 from fabric._connection.events import log_event
@@ -17,6 +17,7 @@ from fabric_ext.receive_queue import inherits_in_c
 from fabric_ext.topics import Subscriber
 
 if TYPE_CHECKING:
+    from fabric._http.messages import Address
     from fabric.centrifuge import Translator
     from fabric.server import WebSocketServer
     from fabric_ext.session import Session
@@ -59,9 +60,9 @@ class ConnectedClient(BaseConnection):
         return own
 
     @property
-    def remote_addr(self) -> Any:
+    def remote_addr(self) -> Address:
         """The client's address: `(host, port)`, or longer for IPv6; what a proxy says where `proxy_protocol` is on."""
-        return self._remote_addr
+        return cast("Address", self._remote_addr)  # known since before its handshake
 
     @property
     def request(self) -> Request:

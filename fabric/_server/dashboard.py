@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fabric._connection.base import BaseConnection
+    from fabric._http.messages import Address
     from fabric.metrics import LoopMetrics, MetricsCollector
 
 __all__ = ["Dashboard", "Process", "pressure"]
@@ -329,7 +330,7 @@ def _percentiles(histogram: Histogram) -> list[float | None] | None:
     return [None if percentile >= RARE and histogram.count < ENOUGH else value / 1e3 for percentile, value in values]
 
 
-def _address(address: Any) -> str:
+def _address(address: Address | None) -> str:
     """An address as text: host and port, or what a UNIX-domain socket has."""
     if isinstance(address, tuple):
         host, port = address[:2]

@@ -14,9 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from fabric_ext.driver import Driver
+    from fabric_ext.driver import Driver, _Keeper
 
 __all__ = ["SteppedLoop"]
 
@@ -26,12 +24,12 @@ class SteppedLoop(asyncio.SelectorEventLoop):
 
     changes_threads = True  # transports are used by one thread after the other
 
-    def __init__(self, driver: Driver, wake_keeper: Callable[[], None]) -> None:
+    def __init__(self, driver: Driver, keeper: _Keeper) -> None:
         self.driver = driver
         selector = selectors.DefaultSelector()
         super().__init__(selector)
         self.descriptor: int = selector.fileno()  # epoll's or kqueue's
-        driver._begin(self, wake_keeper, self.descriptor)
+        driver._begin(self, keeper, self.descriptor)
 
     def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]
         self.driver._is_due()

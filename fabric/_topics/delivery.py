@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from fabric._connection.base import data_message
+from fabric._connection.events import log_event
 from fabric._topics.settings import OnFull, SettingsByPattern
 from fabric.error import BufferFull, ConnectionClosed, InvalidState
 from fabric_ext.broadcast import Shared
@@ -80,8 +81,8 @@ class Delivery:
         """As `fan_out`, for what came from elsewhere: what the application's `wrap` raises is logged."""
         try:
             self.fan_out(topic, data, position, None, ())
-        except Exception as error:
-            logger.error("a message of topic %r was left out", topic, exc_info=error)
+        except Exception as error:  # noqa: BLE001  (logged)
+            log_event(logger, logging.ERROR, "a message of topic %r was left out", topic, exc_info=error)
 
     def send_to_rest(
         self,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fabric._connection.events import log_event
 from fabric._topics.settings import fits
 from fabric.broker import is_pattern
 from fabric.broker.losses import EVERYTHING, Lost
@@ -53,7 +54,7 @@ class Gaps:
         try:
             lost = msgspec.msgpack.decode(told, type=Lost)
         except msgspec.MsgspecError:
-            logger.debug("another server said something malformed")
+            log_event(logger, logging.DEBUG, "another server said something malformed")
             return
         now = time.time()
         begin, end = now - lost.begins, now - lost.ends
@@ -76,5 +77,5 @@ class Gaps:
             return
         try:
             self.on_gap(topic, since)
-        except (Exception, asyncio.CancelledError, GeneratorExit) as error:  # none may end the broker's life
-            logger.error("on_gap raised", exc_info=error)
+        except (Exception, asyncio.CancelledError, GeneratorExit) as error:  # noqa: BLE001  (none may end the broker's life)
+            log_event(logger, logging.ERROR, "on_gap raised", exc_info=error)

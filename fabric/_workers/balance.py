@@ -9,6 +9,7 @@ import socket
 from collections import deque
 from collections.abc import Iterable
 
+from fabric._connection.events import log_event
 from fabric._server.handover import Handover
 
 __all__ = ["Balancer"]
@@ -109,7 +110,12 @@ class Balancer:
             except OSError as error:
                 if error.errno not in _SHORTAGE:
                     raise
-                logger.error("no connection can be accepted: %s; those who come have to wait", error.strerror)
+                log_event(
+                    logger,
+                    logging.ERROR,
+                    "no connection can be accepted: %s; those who come have to wait",
+                    error.strerror,
+                )
                 self._go_on_later()
                 return
             connection.setblocking(False)

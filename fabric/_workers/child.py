@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from multiprocessing import spawn
 from typing import Any, NamedTuple, NoReturn
 
+from fabric._connection.events import log_event
 from fabric._server.dashboard import Process, pressure
 from fabric._server.handover import HandoverSocket
 from fabric._workers.channel import Channel, receive_first, send_last
@@ -117,8 +118,8 @@ def main(descriptor: int) -> NoReturn:
     try:
         spawn.prepare(order.program)
         function = pickle.loads(order.main)
-    except BaseException as error:
-        logger.error("worker %d: main cannot be imported", order.number, exc_info=error)
+    except BaseException as error:  # noqa: BLE001  (logged)
+        log_event(logger, logging.ERROR, "worker %d: main cannot be imported", order.number, exc_info=error)
         send_last(channel, event="failed", cause=f"main cannot be imported: {_told(error)}")
         sys.exit(1)
     factory = asyncio.SelectorEventLoop if order.loop == "asyncio" else best_loop()
@@ -163,8 +164,13 @@ class _Life:
         error = None if self._serving.cancelled() else self._serving.exception()
         if error is not None:
             number = self._order.number
-            logger.error(
-                "worker %d: %s", number, "its server failed" if self._server else "main failed", exc_info=error
+            log_event(
+                logger,
+                logging.ERROR,
+                "worker %d: %s",
+                number,
+                "its server failed" if self._server else "main failed",
+                exc_info=error,
             )
             self._channel.send(event="failed", cause=_told(error))
         if self._server is not None:
@@ -236,7 +242,7 @@ class _Life:
                 told = {} if self._server is None else self._report(self._server)
                 self._channel.send(event="report", **told)
         if not self._serving.done():
-            logger.error("worker %d ends, as its parent has ended", self._order.number)
+            log_event(logger, logging.ERROR, "worker %d ends, as its parent has ended", self._order.number)
             self._end(self._order.goodbye)
             # A thread that goes on would keep the process alive for ever.
             late = threading.Timer(self._order.goodbye.timeout + LAST_MOMENT, os._exit, (1,))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from fabric._connection.events import log_event
 from fabric._server.handover import Handover
 from fabric._workers.channel import Channel
 from fabric._workers.child import LAST_MOMENT, Goodbye
@@ -148,7 +149,7 @@ class WorkerProcess:
         self._killing = asyncio.get_running_loop().call_later(seconds, self._kill)
 
     def _kill(self) -> None:
-        logger.error("worker %d (process %d) does not end, and is killed", self.number, self.pid)
+        log_event(logger, logging.ERROR, "worker %d (process %d) does not end, and is killed", self.number, self.pid)
         self._popen.kill()  # without effect on one that has ended
 
     async def _watch(self) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fabric._connection.events import log_event
 from fabric._server.handover import Handover
 from fabric._workers.addresses import Addresses
 from fabric._workers.balance import Balancer
@@ -267,7 +268,9 @@ class Supervisor:
             assert worker is not None
             self._restarts += 1
             slot.schedule.disconnected(time.monotonic())
-            logger.error("worker %d (process %d) has ended: %s", slot.number, worker.pid, worker.cause)
+            log_event(
+                logger, logging.ERROR, "worker %d (process %d) has ended: %s", slot.number, worker.pid, worker.cause
+            )
 
     async def _start(self, slot: Slot) -> None:
         """Start a worker, again and again, until one is ready."""
@@ -282,7 +285,7 @@ class Supervisor:
                 failures += 1
                 most = self._settings.max_failures
                 text = "worker %d (%s) failed to start (%d of %d): %s"
-                logger.error(text, slot.number, error.process, failures, most, error)
+                log_event(logger, logging.ERROR, text, slot.number, error.process, failures, most, error)
                 if failures >= most:
                     raise WorkersFailed(slot.number, failures, str(error)) from None
             await self._wait(slot)
@@ -298,14 +301,16 @@ class Supervisor:
 
     def _admit(self, worker: WorkerProcess) -> None:
         """A worker is ready: give it connections."""
-        logger.info("worker %d (process %d) is ready", worker.number, worker.pid)
+        log_event(logger, logging.INFO, "worker %d (process %d) is ready", worker.number, worker.pid)
         if self._balancer is not None and worker.handover is not None and not worker.has_ended:
             self._balancer.add(worker.handover)
 
     async def _welcome(self) -> None:
         for slot in self._slots:
             await slot.filled.wait()
-        logger.info("%d workers listen on %s", len(self._slots), ", ".join(map(str, self.addresses)))
+        log_event(
+            logger, logging.INFO, "%d workers listen on %s", len(self._slots), ", ".join(map(str, self.addresses))
+        )
         if self._on_ready is not None:
             self._on_ready(self)
 
@@ -316,14 +321,14 @@ class Supervisor:
         while True:
             await self._roll.wait()
             self._roll.clear()
-            logger.info("all workers are replaced")
+            log_event(logger, logging.INFO, "all workers are replaced")
             for slot in self._slots:
                 slot.hurry.set()
             for slot in self._slots:
                 if not await self._replace(slot):
                     break
             else:
-                logger.info("all workers have been replaced")
+                log_event(logger, logging.INFO, "all workers have been replaced")
 
     async def _replace(self, slot: Slot) -> bool:
         """Start a new process, and end the old one once the new one is ready; False if that fails to start."""
@@ -333,7 +338,7 @@ class Supervisor:
                 new = await self._launch(slot)
             except StartFailed as error:
                 text = "worker %d is not replaced, nor are those behind it: the new process failed to start: %s"
-                logger.error(text, slot.number, error)
+                log_event(logger, logging.ERROR, text, slot.number, error)
                 return False
             slot.worker = new
             slot.changed.set()
@@ -349,7 +354,7 @@ class Supervisor:
     def _ended(self, process: WorkerProcess) -> None:
         """A process has ended."""
         if process.is_ready and process.is_ending:
-            logger.info("worker %d (process %d) has ended", process.number, process.pid)
+            log_event(logger, logging.INFO, "worker %d (process %d) has ended", process.number, process.pid)
         del self._processes[process]
         self._slots[process.number].changed.set()
         if process.handover is not None:

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import secrets
 
+from fabric.broker.patience import answered
 from fabric_ext.remote import wrap
 
 __all__ = ["Echo"]
@@ -42,8 +43,7 @@ class Echo:
         """
         assert self._heard is not None
         try:
-            async with asyncio.timeout(seconds):
-                await self._heard
+            await answered(self._heard, seconds)
         finally:
             self._expected = self._heard = None
 

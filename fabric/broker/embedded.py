@@ -19,6 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from fabric._connection.events import log_event
 from fabric.broker import BrokerUnavailable
 
 __all__ = ["FILE", "EmbeddedNats", "find_nats_server", "port_in", "shared_url"]
@@ -154,12 +155,12 @@ class EmbeddedNats:
         """Start it again whenever it ends, on the same port, until cancelled."""
         while True:
             code = await self.wait()
-            logger.error("nats-server has ended (exit status %s); it is started again", code)
+            log_event(logger, logging.ERROR, "nats-server has ended (exit status %s); it is started again", code)
             while not self.is_running:
                 try:
                     await self.start()
                 except (BrokerUnavailable, OSError) as error:
-                    logger.error("nats-server could not be started again: %s", error)
+                    log_event(logger, logging.ERROR, "nats-server could not be started again: %s", error)
                     await asyncio.sleep(AGAIN)
 
     async def stop(self) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 import nats.errors
 from nats.aio.client import Client
 
+from fabric._connection.events import log_event
 from fabric.broker import NO_EPOCH, BrokerUnavailable, Kept, Window
 
 __all__ = ["JetStream"]
@@ -175,15 +176,15 @@ class JetStream:
             except _Refused as error:
                 self._error = error
                 explained = self._explain("there are no histories", error)
-                logger.warning("%s", explained)
+                log_event(logger, logging.WARNING, "%s", explained)
                 self._give_up(explained)
                 break
             except (_ApiError, nats.errors.Error, OSError, TimeoutError) as error:
                 if self._error is None:
-                    logger.warning("%s", self._explain("there are no histories for now", error))
+                    log_event(logger, logging.WARNING, "%s", self._explain("there are no histories for now", error))
                 self._error = error
-            except Exception as error:
-                logger.error("the histories of a broker: what was not expected", exc_info=error)
+            except Exception as error:  # noqa: BLE001  (logged)
+                log_event(logger, logging.ERROR, "the histories of a broker: what was not expected", exc_info=error)
                 self._error = error
             else:
                 self._stream, self._error = name, None
@@ -240,7 +241,12 @@ class JetStream:
             last, config = info["state"]["last_seq"], info["config"]
             if newest[0] == name and last < newest[1]:
                 # An old copy of the data: numbers would be given twice. Another server may delete it, too.
-                logger.warning("the stream %s has an old copy of its data: it is deleted, and another one made", name)
+                log_event(
+                    logger,
+                    logging.WARNING,
+                    "the stream %s has an old copy of its data: it is deleted, and another one made",
+                    name,
+                )
                 with contextlib.suppress(_ApiError):
                     await self._ask(f"STREAM.DELETE.{name}")
                 continue

@@ -22,11 +22,13 @@ from urllib.parse import urlsplit
 import nats.errors
 from nats.aio.client import Client
 
+from fabric._connection.events import log_event
 from fabric.broker import Broker, BrokerUnavailable, Node, Window
 from fabric.broker.echo import Echo
 from fabric.broker.embedded import FILE, EmbeddedNats, shared_url
 from fabric.broker.jetstream import JetStream
 from fabric.broker.losses import MOST, Losses
+from fabric.broker.patience import answered
 from fabric_ext.outgoing import NatsOutgoing, Publisher, nats_subscriptions
 from fabric_ext.remote import NatsReader
 
@@ -37,7 +39,8 @@ logger = logging.getLogger("fabric.broker")
 PREFIX = "fabric"  # of all subjects
 CONNECT_TIMEOUT = 5.0  # seconds
 RECONNECT_WAIT = 0.1  # seconds between attempts
-PROBE_INTERVAL = 2  # seconds
+PROBE_INTERVAL = 2.0  # seconds
+GIVEN_UP = 60  # seconds after which nats-py gives up what we have given up before
 MAX_QUEUED = 8 << 20  # bytes that wait for the broker, or for its socket
 AGAIN = 0.1  # seconds until a task that goes on although it was cancelled is cancelled again
 MAX_PAYLOAD = 1 << 20  # bytes of a message, as a server takes them by default
@@ -276,20 +279,20 @@ class NatsBroker(Publisher, Broker):
 
     async def _on_error(self, error: Exception) -> None:
         self._error = error
-        logger.debug("broker %s: %r", self._where, error)
+        log_event(logger, logging.DEBUG, "broker %s: %r", self._where, error)
 
     def _on_refusal(self, refusal: str) -> None:
         """The server refuses a subscription or a message; `flush` raises it."""
         self._refusals += 1
         if refusal != self._refusal:
             self._refusal = refusal
-            logger.warning("broker %s refuses: %s", self._where, refusal)
+            log_event(logger, logging.WARNING, "broker %s refuses: %s", self._where, refusal)
         if self._streams is not None:
             self._streams.refused(refusal)
 
     async def _on_disconnected(self) -> None:
         if self._out.is_open and not self._is_closing:
-            logger.warning("broker %s: connection lost", self._where)
+            log_event(logger, logging.WARNING, "broker %s: connection lost", self._where)
         if self._out.is_open:
             self._losses.disconnected(self._heard, self._out.take_topics())
         self._out.close()
@@ -305,7 +308,7 @@ class NatsBroker(Publisher, Broker):
             if self._client is not None and self._client.is_connected:  # the server does not answer
                 self._again = asyncio.ensure_future(self._client.force_reconnect())
             return
-        logger.info("broker %s: connected again", self._where)
+        log_event(logger, logging.INFO, "broker %s: connected again", self._where)
         if self._node is not None:
             self._node.gap(since)
         self._losses.report(self._node)
@@ -339,8 +342,8 @@ class NatsBroker(Publisher, Broker):
             await asyncio.sleep(PROBE_INTERVAL)
             try:
                 await self._look()
-            except Exception as error:  # else it would never check again
-                logger.error("broker %s: what was not expected", self._where, exc_info=error)
+            except Exception as error:  # noqa: BLE001  (else it would never check again)
+                log_event(logger, logging.ERROR, "broker %s: what was not expected", self._where, exc_info=error)
 
     async def _look(self) -> None:
         if not self._out.is_open or self._client is None:
@@ -353,7 +356,7 @@ class NatsBroker(Publisher, Broker):
         except (BrokerUnavailable, TimeoutError):
             if self._out.is_open:
                 self._is_answering = False
-                logger.warning("broker %s does not answer", self._where)
+                log_event(logger, logging.WARNING, "broker %s does not answer", self._where)
                 for client in (self._prober, self._client):
                     if client is not None:
                         await client.force_reconnect()
@@ -404,7 +407,7 @@ class NatsBroker(Publisher, Broker):
     def _check_flood(self) -> None:
         """Subscriptions have no limit of their own: if so many wait that the server cannot be reading, connect anew."""
         if self._client is not None and self._out.is_open and self._out.is_overfull:
-            logger.warning("broker %s does not read", self._where)
+            log_event(logger, logging.WARNING, "broker %s does not read", self._where)
             self._out.close()
             self._again = asyncio.ensure_future(self._client.force_reconnect())
 
@@ -432,7 +435,7 @@ class NatsBroker(Publisher, Broker):
         try:
             self._out.flush()
             question = self._losses.asked(self._out.take_topics())
-            await self._client.flush(timeout=PROBE_INTERVAL)
+            await answered(self._client.flush(timeout=GIVEN_UP), PROBE_INTERVAL)
         except (nats.errors.Error, OSError, TimeoutError, RuntimeError) as error:  # uvloop's, of a closed transport
             self._error = error
             raise self._unavailable("it does not answer") from error

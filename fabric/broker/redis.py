@@ -23,9 +23,11 @@ from urllib.parse import unquote, urlsplit
 
 import hiredis
 
+from fabric._connection.events import log_event
 from fabric.broker import Broker, BrokerUnavailable, Node, Window, is_pattern
 from fabric.broker.echo import Echo
 from fabric.broker.losses import MOST, Losses
+from fabric.broker.patience import answered
 from fabric.broker.streams import Replies, Streams, pack
 from fabric_ext.outgoing import Publisher, RedisOutgoing, redis_commands
 from fabric_ext.remote import RedisReader
@@ -95,7 +97,7 @@ class _Connection(asyncio.Protocol):
             # Only NOPERM concerns a single command. After other errors no ping is answered either.
             if str(reply).startswith("NOPERM") and "'ping'" not in str(reply) and not self._is_asked():
                 if self.refusal is None or str(reply) != str(self.refusal):
-                    logger.warning("the broker refuses: %s", reply)
+                    log_event(logger, logging.WARNING, "the broker refuses: %s", reply)
                 self.refusals += 1
                 self.refusal = reply
             elif self._waiting:
@@ -143,8 +145,7 @@ class _Connection(asyncio.Protocol):
         waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((mark, waiter))
         self.write(command)
-        async with asyncio.timeout(seconds):
-            return await waiter
+        return await answered(waiter, seconds)
 
     def abort(self) -> None:
         self._transport.abort()
@@ -283,8 +284,8 @@ class RedisBroker(Publisher, Broker):
         while True:
             try:
                 await self._look()
-            except Exception as error:  # else it would never connect again
-                logger.error("broker %s: what was not expected", self._where, exc_info=error)
+            except Exception as error:  # noqa: BLE001  (else it would never connect again)
+                log_event(logger, logging.ERROR, "broker %s: what was not expected", self._where, exc_info=error)
                 await asyncio.sleep(PROBE_INTERVAL)
 
     async def _look(self) -> None:
@@ -293,11 +294,11 @@ class RedisBroker(Publisher, Broker):
             await asyncio.wait(lost, timeout=PROBE_INTERVAL, return_when=asyncio.FIRST_COMPLETED)
         if await self._is_well():
             return
-        logger.warning("broker %s: connection lost", self._where)
+        log_event(logger, logging.WARNING, "broker %s: connection lost", self._where)
         since = self._heard
         self._losses.disconnected(since, self._out.take_topics())
         await self._connect_again()
-        logger.info("broker %s: connected again", self._where)
+        log_event(logger, logging.INFO, "broker %s: connected again", self._where)
         if self._node is not None:
             self._node.gap(since)
         self._losses.report(self._node)
@@ -356,7 +357,7 @@ class RedisBroker(Publisher, Broker):
             return
         self._in.add(_subscription(command, topics))
         if self._hears is not None and self._in.is_overfull:  # subscriptions have no limit of their own
-            logger.warning("broker %s does not read", self._where)
+            log_event(logger, logging.WARNING, "broker %s does not read", self._where)
             self._in.close()
             self._hears.abort()
 

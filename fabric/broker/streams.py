@@ -17,6 +17,7 @@ from typing import Any
 
 import hiredis
 
+from fabric._connection.events import log_event
 from fabric.broker import NO_EPOCH, BrokerUnavailable, Kept, Window
 
 __all__ = ["Replies", "Streams", "pack"]
@@ -260,8 +261,8 @@ class Streams:
                     await connection.call("PING")
             except (OSError, TimeoutError, hiredis.HiredisError) as error:
                 self._failed(error)
-            except Exception as error:
-                logger.error("the histories of a broker: what was not expected", exc_info=error)
+            except Exception as error:  # noqa: BLE001  (logged)
+                log_event(logger, logging.ERROR, "the histories of a broker: what was not expected", exc_info=error)
                 self._failed(error)
             finally:
                 self._connection = None
@@ -280,7 +281,7 @@ class Streams:
         """There is no connection for now; if Redis refuses us, what waits for it fails."""
         explained = self._explain("there are no histories", error)
         if self._error is None:
-            logger.warning("%s", explained)
+            log_event(logger, logging.WARNING, "%s", explained)
         self._connection, self._error = None, error
         if self._is_refused():
             self._give_up(explained)

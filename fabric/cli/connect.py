@@ -26,13 +26,14 @@ from fabric.cli.lines import lines, stdin_is_terminal
 from fabric.cli.screen import Screen, printable
 from fabric.cli.units import format_bytes, format_duration
 from fabric.client import WebSocketClient
-from fabric.config import DEFAULT_MAX_MESSAGE_SIZE
-from fabric.error import ConnectionClosed, InvalidState, close_code_name
+from fabric.config import DEFAULT_MAX_MESSAGE_SIZE, ClientConfig
+from fabric.error import ConnectionClosed, ConnectionFailed, InvalidState, close_code_name
 from fabric.message import Message
 
 __all__ = ["Transcript", "configure", "parse_close", "run"]
 
 HEX_SHOWN = 32  # bytes of a binary message
+RETRY = 0.1  # seconds
 LINGER = 1.0  # seconds of silence after the end of a pipe
 NORMAL = (1000, 1001, 1005)
 
@@ -84,6 +85,13 @@ def configure(commands: Any) -> None:
         "--commands",
         action=argparse.BooleanOptionalAction,
         help="take lines that start with / for commands (default: at a terminal only)",
+    )
+    talk.add_argument(
+        "--wait",
+        type=duration,
+        default=0.0,
+        metavar="SECONDS",
+        help="try for so long to connect to a server that does not listen yet",
     )
     talk.add_argument("--reconnect", action="store_true", help="connect again when the connection is lost")
     talk.add_argument(
@@ -324,6 +332,21 @@ class Conversation:
         await asyncio.Event().wait()
 
 
+async def _connected(config: ClientConfig, transcript: Transcript, deadline: float) -> WebSocketClient:
+    """A client; until `deadline`, by `time.perf_counter`, a server that does not listen yet is tried again."""
+    while True:
+        try:
+            return await WebSocketClient.connect(
+                config,
+                on_disconnect=lambda _, error: transcript.lost(error) if config.auto_reconnect else None,
+                on_reconnect=lambda _: transcript.reconnected(),
+            )
+        except ConnectionFailed:
+            if time.perf_counter() >= deadline:
+                raise
+            await asyncio.sleep(RETRY)
+
+
 async def run(arguments: argparse.Namespace, screen: Screen) -> int:
     """Connect and talk; 0 after a normal close, 1 after another one."""
     config = client_config(
@@ -331,11 +354,7 @@ async def run(arguments: argparse.Namespace, screen: Screen) -> int:
     )
     transcript = Transcript(screen, "raw" if arguments.raw else "json" if arguments.json else "text")
     begun = time.perf_counter()
-    client = await WebSocketClient.connect(
-        config,
-        on_disconnect=lambda _, error: transcript.lost(error) if arguments.reconnect else None,
-        on_reconnect=lambda _: transcript.reconnected(),
-    )
+    client = await _connected(config, transcript, begun + arguments.wait)
     transcript.connected(client, time.perf_counter() - begun)
     is_person = stdin_is_terminal()
     has_commands = is_person if arguments.commands is None else arguments.commands

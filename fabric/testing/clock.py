@@ -1,8 +1,8 @@
 """A clock for tests: an event loop whose time passes only when there is nothing else left to do.
 
 Owns the loop's time. Timers, `asyncio.sleep`, `asyncio.timeout`, and everything in `fabric` that waits by them follow
-it: backoff, heartbeats, close and connection timeouts. What reads the system's clock does not: `time.monotonic`, and
-the rate limits of a connection. A `RateLimiter` takes a clock: `clock=loop.time_ns`.
+it: backoff, heartbeats, close and connection timeouts, and the rate limits of connections. What reads the system's
+clock does not: `time.monotonic`. A `RateLimiter` of your own takes a clock: `clock=loop.time_ns`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class FakeTimeLoop(asyncio.SelectorEventLoop):
         return self.now
 
     def time_ns(self) -> int:
-        """The time, in nanoseconds: a clock for `RateLimiter`."""
+        """The time, in nanoseconds: the clock of connections' rate limits, and one for `RateLimiter`."""
         return round(self.now * 1e9)
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]

@@ -58,6 +58,12 @@ class WsServer:
     async def __call__(
         self, server: Handler | WebSocketServer | None = None, **options: Unpack[ServerOptions]
     ) -> WebSocketServer:
+        """Start a server on a free port of loopback, or the one that is given.
+
+        Args:
+            server: a handler, or a `WebSocketServer` that has not been started.
+            options: of `ServerConfig`, where a handler is given.
+        """
         if not isinstance(server, WebSocketServer):
             server = WebSocketServer.bind("127.0.0.1:0", server, **options)
         elif options:
@@ -76,6 +82,13 @@ class WsClient:
     async def __call__(
         self, server: WebSocketServer | ClientConfig | str, path: str = "/", **options: Unpack[ClientOptions]
     ) -> WebSocketClient:
+        """Connect to a server.
+
+        Args:
+            server: a `WebSocketServer` that has been started, a URL, or a `ClientConfig`.
+            path: with the query; for a `WebSocketServer`.
+            options: of `ClientConfig`. `auto_reconnect` is False by default.
+        """
         where = f"ws://127.0.0.1:{server.port}{path}" if isinstance(server, WebSocketServer) else server
         if not isinstance(where, ClientConfig):
             options.setdefault("auto_reconnect", False)

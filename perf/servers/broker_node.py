@@ -3,8 +3,9 @@
     broker_node.py --layer fabric --broker nats://127.0.0.1:4222             the one with the clients, which is measured
     broker_node.py --layer fabric --broker nats://127.0.0.1:4222 --times 32  the other
 
-With --layer channels_redis the WebSockets are those of `fabric` too, and each connection is a consumer of a channel
-layer: core, or pubsub.
+With --layer core or pubsub, those of channels_redis, the WebSockets are those of `fabric` too, and each connection is a
+consumer of the channel layer. With --layer socketio it is python-socketio with its Redis manager under uvicorn, and
+clients speak Socket.IO.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from fabric.config import ServerConfig
 from fabric.server import ConnectedClient, WebSocketServer
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--layer", choices=("fabric", "core", "pubsub"), required=True)
+parser.add_argument("--layer", choices=("fabric", "core", "pubsub", "socketio"), required=True)
 parser.add_argument("--broker", required=True)
 parser.add_argument("--times", type=int, default=0)
 arguments = parser.parse_args()
@@ -87,4 +88,39 @@ async def channel_node() -> None:
         await asyncio.Future()
 
 
-rig.run(node if arguments.layer == "fabric" else channel_node)
+async def socketio_node() -> None:
+    """A room; what is emitted to it elsewhere comes by the manager."""
+    import redis.asyncio
+    import socketio
+    import uvicorn
+
+    connection = redis.asyncio.from_url(arguments.broker)
+    manager = socketio.AsyncRedisManager(arguments.broker, write_only=bool(arguments.times))
+    if arguments.times:
+        pubsub = connection.pubsub()
+        await pubsub.subscribe("trigger")
+        rig.announce(1)  # it has no clients
+        async for told in pubsub.listen():
+            for _ in range(arguments.times if told["type"] == "message" else 0):
+                await manager.emit("m", told["data"].decode(), room="everybody")
+
+    io = socketio.AsyncServer(async_mode="asgi", client_manager=manager, transports=["websocket"], ping_interval=600)
+
+    @io.event  # type: ignore[untyped-decorator]
+    async def connect(sid: str, _: Any) -> None:
+        await io.enter_room(sid, "everybody")
+
+    @io.on("m")  # type: ignore[untyped-decorator]
+    async def trigger(_: str, data: str) -> None:
+        await connection.publish("trigger", data)
+
+    config = uvicorn.Config(socketio.ASGIApp(io, socketio_path="/"), port=0, log_level="error", ws_max_queue=1024)
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    rig.announce(server.servers[0].sockets[0].getsockname()[1])
+    await serving
+
+
+rig.run({"fabric": node, "socketio": socketio_node}.get(arguments.layer, channel_node))

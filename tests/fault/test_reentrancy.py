@@ -193,11 +193,16 @@ async def test_a_signal_handler_that_sends(
 
 @SIDES
 @SECURE
-@pytest.mark.parametrize("compression", [True, False], ids=["compressed", "as is"])
+@pytest.mark.parametrize(
+    ("compression", "debug"),
+    [(True, False), (False, False), (True, True)],
+    ids=["compressed", "as is", "in debug mode"],
+)
 async def test_sending_from_another_thread(
-    stack: contextlib.AsyncExitStack, side: str, *, secure: bool, compression: bool
+    stack: contextlib.AsyncExitStack, side: str, *, secure: bool, compression: bool, debug: bool
 ) -> None:
     """A coroutine is handed to the loop; what acts at once is refused."""
+    asyncio.get_running_loop().set_debug(debug)
     packing: dict[str, Any] = {} if compression else {"compression": None}
     held = Held()
     tls = {"ssl": server_context()} if secure else {}
@@ -313,6 +318,19 @@ async def test_what_acts_at_once_is_refused_in_another_thread(
         await end.send("here")
         assert (await other.recv()).as_text() == "here"
         assert server_end.server.is_running
+
+
+@SIDES
+@SECURE
+async def test_another_thread_may_ask_who_is_connected(
+    stack: contextlib.AsyncExitStack, side: str, *, secure: bool
+) -> None:
+    """For a log, say: a transport with TLS refuses other threads, so it is not asked."""
+    async with connected(stack, secure=secure) as (client, server_end):
+        end = client if side == "client" else server_end
+        here = repr(end), end.remote_addr, end.state, end.id, end.latency
+        assert await asyncio.to_thread(lambda: (repr(end), end.remote_addr, end.state, end.id, end.latency)) == here
+        assert here[1][0] == "127.0.0.1"
 
 
 async def test_in_an_outage_too_nothing_acts_in_another_thread(stack: contextlib.AsyncExitStack) -> None:

@@ -839,6 +839,24 @@ async def test_an_application_that_ends_without_closing(
     assert "secret" not in caplog.text
 
 
+@pytest.mark.parametrize("broken_log", ["uvicorn.error"], indirect=True)
+@pytest.mark.parametrize("how", ["at once", "accepted", "refused"])
+async def test_connections_end_although_the_log_raises(
+    stack: contextlib.AsyncExitStack, http: str, how: str, broken_log: list[str]
+) -> None:
+    async def app(scope: Any, receive: Receive, send: Send) -> Any:
+        if how == "accepted":
+            await accepted(receive, send)
+        raise LookupError("mine")
+
+    served = await serve(stack, app, http=http)
+    async with await RawPeer.connect(served.port) as peer:
+        peer.send(request(Sec_WebSocket_Version="7" if how == "refused" else "13"))
+        assert (await peer.reader.read(-1)).startswith(b"HTTP/1.1 ")
+    await served.ended()
+    assert broken_log
+
+
 @pytest.mark.parametrize("how", ["returns", "raises", "closes"])
 async def test_an_application_that_ends_in_the_midst_of_a_read(stack: contextlib.AsyncExitStack, how: str) -> None:
     received = 0

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fabric.client import WebSocketClient
 from fabric.config import BackpressureConfig, CompressionConfig
 from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
@@ -53,6 +54,24 @@ async def test_everybody_gets_it(stack: Stack, message: Any, wire: Wire) -> None
     peers = await crowd(stack, server, 5)
     assert await server.broadcast(message) == 5
     assert [await peer.frame() for peer in peers] == [wire] * 5
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+async def test_it_goes_to_connections_of_a_server(stack: Stack, place: str) -> None:
+    """Not to a client's end, whose frames have to be masked, nor to what is no connection; then nobody gets it."""
+    held = Held()
+    server = await serve(stack, held)
+    client = await stack.enter_async_context(WebSocketClient.connect(f"ws://127.0.0.1:{server.port}/"))
+    connection = await held.next()
+    for wrong in (client, None, 1, object()):
+        to: list[Any] = [connection, wrong] if place == "last" else [wrong, connection]
+        with pytest.raises(TypeError, match=f"to holds a {type(wrong).__name__}"):
+            await server.broadcast("x", to=to)
+    assert await server.broadcast("y", to=[connection]) == 1
+    assert await client.recv() == "y"
+    await client.send("z")
+    assert await connection.recv() == "z"
+    held.release()
 
 
 async def test_some_get_it_and_others_do_not(stack: Stack) -> None:

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -369,6 +370,29 @@ def test_connect_is_interrupted_with_130(server: Server) -> None:
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["connect", "bench"])
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_interrupted_while_it_connects(command: str, scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(TIMEOUT)
+        url = f"{scheme}://127.0.0.1:{listening.getsockname()[1]}/"
+        process = subprocess.Popen(
+            [*FABRIC, command, url, "--timeout", "100"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            env=ENVIRONMENT,
+        )
+        with process, listening.accept()[0] as accepted:
+            accepted.settimeout(TIMEOUT)
+            assert accepted.recv(1)  # of the request, or of the TLS handshake, which nobody answers
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130
     assert "Traceback" not in err
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -146,6 +147,39 @@ async def test_waiting_for_a_connection_that_never_comes(stack: Stack) -> None:
     with pytest.raises(ConnectionClosed) as info:
         await waiting
     assert isinstance(info.value.__cause__.__cause__, AuthenticationFailed)  # type: ignore[union-attr]
+
+
+WAITS: dict[str, Callable[[WebSocketClient], Coroutine[Any, Any, Any]]] = {
+    "reconnect": lambda client: client.reconnect(),
+    "wait_connected": lambda client: client.wait_connected(),
+    "wait_closed": lambda client: client.wait_closed(),
+    "send": lambda client: client.send("x"),
+    "send parts": lambda client: client.send_parts(["x", "y"]),
+}
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS.keys())
+async def test_on_disconnect_cannot_wait_for_what_comes_after_it(
+    stack: Stack, wait: Callable[[WebSocketClient], Coroutine[Any, Any, Any]]
+) -> None:
+    """It would wait for ever: it is told so. A task that it makes can wait."""
+    refused: list[InvalidState] = []
+    later: list[asyncio.Task[Any]] = []
+
+    async def on_disconnect(client: WebSocketClient, _: Any) -> None:
+        if refused:
+            return
+        later.append(asyncio.create_task(client.wait_connected()))
+        with pytest.raises(InvalidState, match="on_disconnect") as info:
+            await wait(client)
+        refused.append(info.value)
+
+    client, echo, _ = await connected(stack, on_disconnect=on_disconnect, outage="wait")
+    echo.drop()
+    await until(lambda: refused)
+    await later[0]
+    await client.send("again")
+    assert await client.recv() == "again"
 
 
 # first_connect

@@ -123,11 +123,16 @@ async def test_what_cannot_be_sent(stack: Stack, wrong: Any, blocked: bool) -> N
     assert await peer.frame() == Wire(TEXT, b"still whole")
 
 
-async def test_a_list_is_not_taken_for_the_parts_of_a_message(stack: Stack) -> None:
-    client, peer = await pair(stack)
-    for wrong in (["a", "b"], ("a",), []):
-        with pytest.raises(TypeError, match="send_parts"):
+@pytest.mark.parametrize("blocked", [False, True], ids=["at once", "later"])
+async def test_a_list_is_not_taken_for_the_parts_of_a_message(stack: Stack, blocked: bool) -> None:
+    client, peer = await pair(stack, receive_buffer=SLOW if blocked else None)
+    before = fill(client) if blocked else []
+    for wrong in (["a", "b"], ("a",), [], {"a": 1}):
+        with pytest.raises(TypeError, match=r"send_parts\(\).*send_many\(\)"):
             await client.send(wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"send_parts\(\).*send_many\(\)"):
+            client.send_nowait(wrong)  # type: ignore[arg-type]
+    assert await drain(peer, len(before)) == before
     await client.send("still whole")
     assert await peer.frame() == Wire(TEXT, b"still whole")
 

@@ -81,6 +81,32 @@ async def test_a_request_that_comes_byte_by_byte(stack: Stack) -> None:
         assert await peer.payload() == b"hello"
 
 
+@pytest.mark.parametrize("cut", [0, 1, 40, None])
+@pytest.mark.parametrize("size", [10, 60_000])
+async def test_a_request_that_is_there_before_its_connection_is_accepted(
+    stack: Stack, cut: int | None, size: int
+) -> None:
+    """All of it and frames behind it, or its first `cut` bytes."""
+    server = await serve(stack, echo)
+    sent = request() + encode(TEXT, "x" * size)
+    sock = socket.create_connection(("127.0.0.1", server.port))  # the loop does not run meanwhile
+    sock.sendall(sent[:cut])
+    async with RawPeer(*await asyncio.open_connection(sock=sock, limit=4096)) as peer:
+        if cut is not None:
+            peer.send(sent[cut:])
+        assert (await peer.read_answer()).status == 101
+        peer.send_text("later")
+        assert [len(await peer.payload()), await peer.payload()] == [size, b"later"]
+
+
+async def test_a_client_that_has_sent_its_request_and_left_before_it_was_accepted(stack: Stack) -> None:
+    ended: list[int | None] = []
+    server = await serve(stack, echo, on_disconnect=lambda client: ended.append(client.close_code))
+    with socket.create_connection(("127.0.0.1", server.port)) as sock:
+        sock.sendall(request())
+    await until(lambda: ended == [1006])
+
+
 @pytest.mark.parametrize("size", [1, 100, 5_000, 100_000])
 @pytest.mark.parametrize("judge", ["at once", "later"])
 async def test_frames_right_behind_the_request(stack: Stack, size: int, judge: str) -> None:

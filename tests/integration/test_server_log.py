@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -255,24 +254,6 @@ async def test_frames_of_a_broadcast_and_over_tls(stack: Stack, log: pytest.LogC
 
 
 # --- a log whose handlers raise
-
-
-class Broken(logging.Handler):
-    """A handler of the log that raises."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        raise ValueError("the disk is full")
-
-
-@pytest.fixture
-def broken_log() -> Iterator[None]:
-    logger, handler = logging.getLogger("fabric"), Broken()
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    yield
-    logger.removeHandler(handler)
-    logger.setLevel(level)
 
 
 def url(server: WebSocketServer) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 import fabric
 from conftest import descriptors
-from fabric._sync.keeper import keeper
+from fabric._sync.keeper import Keeper, Watch, keeper
 from fabric._sync.loop import SteppedLoop
 from fabric.config import BackpressureConfig, ClientConfig, HeartbeatConfig, ReconnectConfig
 from fabric.error import ConnectionClosed, ConnectionFailed, InvalidState, ReconnectTimeout, Timeout
@@ -485,9 +485,80 @@ def test_one_thread_keeps_all_clients_and_ends_with_the_last(there: Elsewhere) -
     assert keepers() == 0
 
 
+def test_clients_are_kept_although_the_log_raises(
+    there: Elsewhere, monkeypatch: pytest.MonkeyPatch, broken_log: list[str]
+) -> None:
+    look = Keeper._look
+
+    def fail(self: Keeper, watch: Watch) -> None:
+        if "looking after blocking clients failed" not in broken_log:
+            raise LookupError
+        look(self, watch)
+
+    monkeypatch.setattr(Keeper, "_look", fail)
+    held = Held()
+    server = start(there, held)
+    with connect(url(server)):
+        until(lambda: broken_log)
+        assert there(there(held.next()).ping()) > 0  # answered by that thread
+        held.release()
+
+
+def test_what_comes_for_one_client_is_no_work_for_the_others(there: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held()
+    server = start(there, held, ping_interval=None)
+    clients = [connect(url(server), heartbeat=None) for _ in range(20)]
+    peers = [there(held.next()) for _ in clients]
+    drivers = [client._driver for client in clients]
+    watch = keeper._watch
+    assert watch is not None
+    until(lambda: set(watch._descriptors) == set(drivers))  # nobody has used them for a while
+    looked: list[Driver] = []
+    attention = Keeper._ask
+    monkeypatch.setattr(
+        Keeper, "_ask", lambda self, driver, of: (looked.append(driver), attention(self, driver, of))[1]
+    )
+    for peer in peers[:3]:
+        there(peer.ping())
+    assert len(set(looked)) == 3
+    assert set(looked) < set(drivers)
+    for client in clients:
+        client.close()
+
+
+def test_a_thread_that_waits_for_a_message_has_it_to_itself(there: Elsewhere) -> None:
+    """The keeper does not wait for the same descriptor, and does when the thread has left."""
+    held = Held()
+    with connect(url(start(there, held, ping_interval=None)), heartbeat=None) as client:
+        peer = there(held.next())
+        watch = keeper._watch
+        assert watch is not None
+        for number in range(3):
+            until(lambda: client._driver in watch._descriptors)
+            waiting = Caller(client.recv)
+            until(lambda: client._driver not in watch._descriptors)
+            there(peer.send(str(number)))
+            assert waiting.result() == str(number)
+
+
+def test_what_was_gathered_leaves_though_its_thread_does_not_come_back(there: Elsewhere) -> None:
+    """It may be gathered while messages wait to be taken: a thread that takes none has sent it all the same."""
+    held = Held()
+    with connect(url(start(there, held, ping_interval=None)), heartbeat=None) as client:
+        peer = there(held.next())
+        watch = keeper._watch
+        assert watch is not None
+        there(peer.send_many(["a", "b", "c"]))
+        until(lambda: client.queued == 3 and client._driver in watch._descriptors)
+        client.recv()
+        for number in range(500):  # of which the last are too close for a system call each
+            client.send_nowait(str(number))
+        assert [there(peer.recv()) for _ in range(500)] == [str(number) for number in range(500)]
+
+
 def test_a_driver_that_another_thread_has_closed_is_not_kept() -> None:
     driver = Driver()
-    SteppedLoop(driver, keeper.wake)
+    SteppedLoop(driver, keeper)
     driver._close()
     keeper.remove(driver)
     keeper.add(driver)
@@ -748,6 +819,38 @@ def test_a_callback_may_close(there: Elsewhere) -> None:
     client.send("x")
     assert client.recv(DEADLINE) is None
     assert client.state is State.CLOSED
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        SyncClient.reconnect,
+        SyncClient.wait_connected,
+        lambda client: client.send("y"),
+        lambda client: client.send_parts(["y", "z"]),
+    ],
+    ids=["reconnect", "wait_connected", "send", "send_parts"],
+)
+def test_on_disconnect_cannot_wait_for_what_comes_after_it(there: Elsewhere, wait: Callable[[Any], object]) -> None:
+    refused: list[InvalidState] = []
+
+    async def handle(peer: Any) -> None:
+        if await peer.recv() == "x":
+            peer._abort()
+        else:
+            await peer.send("there")
+
+    def on_disconnect(client: SyncClient, _: object) -> None:
+        if not refused:
+            with pytest.raises(InvalidState, match="on_disconnect") as info:
+                wait(client)
+            refused.append(info.value)
+
+    with connect(url(start(there, handle)), reconnect=QUICK, on_disconnect=on_disconnect, outage="wait") as client:
+        client.send("x")
+        until(lambda: refused)
+        client.send("again")
+        assert client.recv(DEADLINE) == "there"
 
 
 def test_on_connect_may_close(there: Elsewhere) -> None:

@@ -49,7 +49,6 @@ def context(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
         made = client_context()
         monkeypatch.setattr(tls, "default_context", lambda: made)
-        monkeypatch.setattr("fabric._handshake.dial.default_context", tls.default_context)
         yield None
     else:
         yield client_context()

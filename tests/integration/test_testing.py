@@ -20,6 +20,7 @@ from fabric import (
     HandshakeFailed,
     HeartbeatConfig,
     Message,
+    RateLimitConfig,
     ReconnectConfig,
     Response,
     ServerConfig,
@@ -123,6 +124,17 @@ async def test_a_heartbeat_in_no_time() -> None:
         with pytest.raises(ConnectionClosed):
             await client.recv()
         assert 3600 < now() - began <= 3600 + 20 + 5 + 1
+
+
+@fake_time
+async def test_a_rate_limit_in_no_time() -> None:
+    limit = RateLimitConfig(messages_per_second=0.1, messages_burst=1)
+    async with pair(WebSocketServer(ServerConfig("127.0.0.1:0", rate_limit=limit))) as (client, peer):
+        began = now()
+        await client.send_many(["at once", "after 10 s", "after 20 s"])
+        came = {await peer.recv(): now() - began for _ in range(3)}
+        assert list(came) == ["at once", "after 10 s", "after 20 s"]
+        assert list(came.values()) == pytest.approx([0, 10, 20], abs=0.001)
 
 
 # ScriptedServer

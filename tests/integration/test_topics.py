@@ -108,6 +108,9 @@ async def test_metrics(stack: Stack) -> None:
     server = await serve(stack, held)
     await join(stack, server, held, "a", "b.*")
     await join(stack, server, held, "a")
+    for limit in (0, -1, 1.5, True, None):
+        with pytest.raises(ValueError, match="limit is"):
+            server.topic("a", limit=limit)  # type: ignore[arg-type]
     listener = server.topic("a", limit=1)
     server.publish("a", "1")
     server.publish("a", "2")

@@ -28,6 +28,7 @@ from fabric.websockets.exceptions import (
 )
 from fabric.websockets.extensions.base import ServerExtensionFactory
 from support.dropin import Held, echo, start, url
+from support.frames import PONG
 from support.raw_peer import RawPeer, request
 from support.serving import turns, until
 from support.tls import client_context, server_context
@@ -355,6 +356,30 @@ async def test_a_logging_handler_that_raises_keeps_no_connection(
         finally:
             logger.removeHandler(rude)
             loop_reports.clear()
+
+
+async def test_keepalive_and_close_go_on_although_the_log_raises(stack: Stack) -> None:
+    logger = logging.getLogger("rude")
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    held = Held()
+    server = await start(stack, held, logger=logger, ping_interval=0.01)
+    async with await RawPeer.open(port(server)) as peer:
+        await held.next()
+        rude = Rude()
+        logger.addHandler(rude)
+        logger.setLevel(logging.DEBUG)
+        try:
+            for _ in range(3):
+                ping = await peer.frame()
+                peer.send_frame(PONG, ping.payload)
+            server.close()
+            await peer.close_seen()
+            peer.send_close(1001)
+            await peer.rest()
+            await server.wait_closed()
+        finally:
+            logger.removeHandler(rude)
 
 
 async def test_select_subprotocol_has_the_connection(stack: Stack) -> None:

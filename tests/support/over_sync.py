@@ -31,6 +31,7 @@ LEFT_OUT: dict[str, dict[str, str]] = {
     "integration/test_client_control": {
         "test_an_outage_that_is_waited_for": ORDER,
         "test_nobody_overtakes_those_who_wait_for_the_end_of_an_outage": ORDER,
+        "test_on_disconnect_cannot_wait_for_what_comes_after_it": COROUTINE_FUNCTION,
         "test_the_first_connection_is_not_tried_for_ever": CANCELS,
         "test_url_and_headers_are_asked_at_each_attempt": COROUTINE_FUNCTION,
     },

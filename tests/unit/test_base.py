@@ -15,10 +15,11 @@ from fabric import backpressure
 from fabric._connection import base
 from fabric._connection.base import BaseConnection
 from fabric.config import ServerConfig
+from fabric.error import ConnectionClosed
 from fabric.metrics import MetricsCollector
 from fabric_ext.bucket import RateGate, TokenBucket
 from support.fake_transport import FakeTransport
-from support.frames import CONTINUATION, TEXT, decode_all, encode
+from support.frames import CONTINUATION, TEXT, close_frame, decode_all, encode
 from support.interruption import interrupted
 
 
@@ -142,6 +143,67 @@ async def test_what_a_rate_limit_holds_back_is_not_at_rest() -> None:
     assert connection.queued == 0
     assert connection.is_reading_paused
     assert not connection.is_at_rest
+    transport.lose()
+
+
+# --- several at once ----------------------------------------------------------------------------------------
+
+
+def texts(*said: str) -> bytes:
+    return b"".join(encode(TEXT, each) for each in said)
+
+
+async def test_several_are_received_at_once() -> None:
+    connection, transport = connect()
+    transport.feed(texts("a", "b", "c", "d"))
+    assert await connection.recv_many(3) == ["a", "b", "c"]
+    assert await connection.recv_many() == ["d"]
+    transport.lose()
+
+
+async def test_receiving_several_waits_for_the_first_alone() -> None:
+    connection, transport = connect()
+    receiving = asyncio.ensure_future(connection.recv_many())
+    await asyncio.sleep(0)
+    assert not receiving.done()
+    transport.feed(texts("a"))
+    assert await receiving == ["a"]
+    transport.lose()
+
+
+async def test_receiving_several_that_is_cancelled_loses_none() -> None:
+    connection, transport = connect()
+    receiving = asyncio.ensure_future(connection.recv_many())
+    await asyncio.sleep(0)
+    receiving.cancel()
+    transport.feed(texts("a", "b"))
+    await asyncio.wait([receiving])
+    assert receiving.cancelled()
+    assert await connection.recv_many() == ["a", "b"]
+    transport.lose()
+
+
+async def test_receiving_several_at_the_end_gives_what_came_before_it() -> None:
+    connection, transport = connect()
+    transport.feed(texts("a", "b") + close_frame(1000))
+    assert await connection.recv_many() == ["a", "b"]
+    transport.lose()
+    assert await connection.recv_many() == []
+    connection, transport = connect()
+    transport.feed(texts("a"))
+    transport.lose()
+    assert await connection.recv_many() == ["a"]
+    with pytest.raises(ConnectionClosed):
+        await connection.recv_many()
+
+
+async def test_none_cannot_be_received() -> None:
+    connection, transport = connect()
+    transport.feed(texts("a"))
+    for limit in (0, -1):
+        with pytest.raises(ValueError, match=f"limit is {limit}, must be at least 1"):
+            await connection.recv_many(limit)
+    assert await connection.recv_many() == ["a"]
     transport.lose()
 
 

@@ -243,6 +243,32 @@ async def test_a_peer_that_ignores_that_it_was_refused_is_dropped() -> None:
 
 
 @in_fake_time
+async def test_no_timer_is_set_where_all_has_left() -> None:
+    """The event loop ends such a transport in its next turn."""
+    loop: Any = asyncio.get_running_loop()
+    peer = Peer()
+    transport = peer.open()
+    transport.feed(close_frame(1000))
+    assert transport.closing
+    assert loop._scheduled == []
+    transport.lose()
+
+
+@in_fake_time
+async def test_the_server_does_not_wait_for_ever_for_its_close_frame_to_leave() -> None:
+    peer = Peer()
+    transport = peer.open()
+    transport.keeps = True
+    transport.feed(close_frame(1000))
+    assert transport.closing
+    await asyncio.sleep(4.9)
+    assert not transport.aborted
+    await asyncio.sleep(0.2)
+    assert transport.aborted
+    transport.lose()
+
+
+@in_fake_time
 async def test_no_timer_outlives_the_transport() -> None:
     peer = Peer(None, queue_limit=1)
     transport = peer.open()

@@ -35,6 +35,16 @@ PROGRAMS = {
     "Message('1').parse_json(list[int]).apend(1)": 'has no attribute "apend"',
     "Message('1').text + 1": "Unsupported operand types",
     "Message.text(5)": 'incompatible type "int"',
+    "client.remote_addr.upper()": 'has no attribute "upper"',  # it may be a tuple
+    "host, port = client.local_addr": "object is not iterable",  # None before the first connection
+    "await pooled.send(5)": 'Argument 1 to "send"',
+    "await server.broadcast(5)": 'Argument 1 to "broadcast"',
+    "(await rpc.call('price', type=Quote)).prize": 'has no attribute "prize"',
+    "(await rpc.call('price', type=int | str)) + 1": "Unsupported operand types",
+    "async for quote in rpc.stream('ticks', type=Quote): quote.prize": 'has no attribute "prize"',
+    "await rpc.call(5)": "No overload variant",
+    "await rpc.call('price', timeout='1')": "No overload variant",
+    "rpc.notify('price')": "must be used",
 }
 """A line of a program, and a part of what mypy says of it."""
 
@@ -48,6 +58,19 @@ async for message in client:
     data: str | bytes = message.data
     assert message == "a"
 await client.send(b"x")
+for sendable in given:
+    await client.send(sendable)
+    await pooled.send(sendable)
+    await server.broadcast(sendable)
+address: Address | None = client.remote_addr
+if isinstance(address, tuple):
+    host: str = address[0]
+    port: int = address[1]
+quote: Quote = await rpc.call("price", "EURUSD", type=Quote, timeout=1)
+quotes: list[Quote] = await rpc.call("all", type=list[Quote], timeout=timedelta(seconds=1), idempotent=True)
+either_quote: Quote | None = await rpc.call("maybe", type=Quote | None)
+async for tick in rpc.stream("ticks", "EURUSD", type=Quote):
+    quote = tick
 await client.send(message for message in ["a", "b"])
 await WebSocketClient.connect(URL, on_message=lambda client, message: client.send_nowait(message))
 await WebSocketClient.connect(URL, connection_timeout=timedelta(seconds=1), reconnect=False, headers={"A": "b"})
@@ -57,13 +80,23 @@ WebSocketServer.bind(ADDRESS, max_connections=5, origins=["https://a", None])
 
 PROGRAM = """
 from datetime import timedelta
-from fabric import ClientConfig, ConnectedClient, Message, WebSocketClient, WebSocketServer
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fabric import Address, ClientConfig, ConnectedClient, Message, PooledClient, Sendable, WebSocketClient
+from fabric import WebSocketServer
+from fabric.rpc import Rpc
+
+@dataclass
+class Quote:
+    price: float
 
 URL, ADDRESS = "ws://127.0.0.1:1", "127.0.0.1:0"
 
 def print_it(client: ConnectedClient) -> None: ...
 
-async def main(client: WebSocketClient) -> None:
+async def main(
+    client: WebSocketClient, pooled: PooledClient, server: WebSocketServer, rpc: Rpc, given: Sequence[Sendable]
+) -> None:
 """
 
 

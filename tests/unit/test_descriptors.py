@@ -1,4 +1,4 @@
-"""`fabric._server.descriptors`: what is said of a shortage, and how often."""
+"""`fabric._handshake.descriptors`: what is said of a shortage, and how often."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import resource
 
 import pytest
 
-from fabric._server import descriptors
-from fabric._server.descriptors import SPARE, DescriptorWatch
+from fabric._handshake import descriptors
+from fabric._handshake.descriptors import CALM, SPARE, DescriptorWatch
 from support.fake_time import in_fake_time
 
 LIMIT = 1000
@@ -40,14 +40,11 @@ class System:
     def close(self, descriptor: int) -> None:
         assert descriptor == LIMIT - self.free
 
-    def monotonic(self) -> float:
-        return asyncio.get_running_loop().time()
-
 
 @pytest.fixture
 def system(monkeypatch: pytest.MonkeyPatch) -> System:
     system = System()
-    for module in ("resource", "os", "time"):
+    for module in ("resource", "os"):
         monkeypatch.setattr(descriptors, module, system)
     return system
 
@@ -91,7 +88,7 @@ async def test_it_is_said_once_then_once_a_second_until_there_are_some_again(sys
     for number in range(LIMIT - SPARE, LIMIT):
         watching.note(number)
     (text,) = said.take()
-    assert "file descriptors run short: 900 connections, and hardly one of 1000 left" in text
+    assert "file descriptors run short: 900 connections, hardly one of 1000 left" in text
     await asyncio.sleep(3.5)
     assert said.take() == [f"for {n} s no file descriptor was free: clients are turned away" for n in (1, 2, 3)]
     system.free = SPARE - 1
@@ -103,11 +100,38 @@ async def test_it_is_said_once_then_once_a_second_until_there_are_some_again(sys
     system.free = LIMIT // 2
     await asyncio.sleep(5)
     assert said.take() == ["there are file descriptors again"]
+    await asyncio.sleep(CALM)
     watching.note(LIMIT - 1)
     assert len(said.take()) == 1  # another shortage
     watching.stop()
     await asyncio.sleep(5)
     assert said.take() == []
+
+
+@in_fake_time
+@pytest.mark.parametrize("turns_away", [True, False])
+async def test_a_shortage_that_comes_and_goes_is_said_once(system: System, said: Said, turns_away: bool) -> None:
+    watching = watch(turns_away)
+    for _ in range(1000):
+        system.free = 0
+        watching.note(LIMIT - 1)
+        system.free = LIMIT // 2
+        await asyncio.sleep(0.1)
+        watching.note(LIMIT // 2)
+    texts = said.take()
+    assert sum("run short" in text for text in texts) == 1
+    assert len(texts) <= 1 + 100  # seconds
+    watching.stop()
+
+
+@in_fake_time
+async def test_it_is_watched_although_the_log_raises(system: System, broken_log: list[str]) -> None:
+    watching = DescriptorWatch(logging.getLogger("fabric.server"), lambda: 900, lambda: True)
+    system.free = 0
+    watching.note(LIMIT - 1)
+    await asyncio.sleep(3.5)
+    assert len(broken_log) == 4
+    watching.stop()
 
 
 @in_fake_time

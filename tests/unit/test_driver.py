@@ -12,18 +12,21 @@ import pytest
 
 from fabric._sync.loop import SteppedLoop
 from fabric.error import InvalidState, Timeout
-from fabric_ext.driver import TICK, Driver
+from fabric_ext.driver import Driver
 from support.threads import DEADLINE, Caller
 
 
 class Keeper:
-    """Counts how often it is woken."""
+    """Counts how often it is woken, and how often it is to let go."""
 
     def __init__(self) -> None:
-        self.woken = 0
+        self.woken = self.released = 0
 
-    def __call__(self) -> None:
+    def wake(self, driver: Driver) -> None:
         self.woken += 1
+
+    def release(self, driver: Driver) -> None:
+        self.released += 1
 
 
 @pytest.fixture
@@ -170,7 +173,7 @@ def test_the_running_loop_and_task_of_the_thread_stay_its_own(driver: Driver) ->
 
 def test_a_driver_that_is_closed_runs_only_what_does_not_wait() -> None:
     driver = Driver()
-    SteppedLoop(driver, lambda: None)
+    SteppedLoop(driver, Keeper())
     driver._close()
     driver._close()
     assert driver.run(answer(5, turns=0)) == 5
@@ -180,7 +183,7 @@ def test_a_driver_that_is_closed_runs_only_what_does_not_wait() -> None:
 
 def test_closing_cancels_what_runs() -> None:
     driver = Driver()
-    SteppedLoop(driver, lambda: None)
+    SteppedLoop(driver, Keeper())
     begun = threading.Event()
 
     async def wait() -> None:
@@ -198,11 +201,14 @@ def test_closing_cancels_what_runs() -> None:
 
 
 def test_the_keeper_leaves_a_driver_alone_that_is_in_use(driver: Driver, keeper: Keeper) -> None:
-    driver.run(answer(5))
-    assert driver._attention() == (False, TICK)
-    driver.run(answer(5))
-    assert driver._attention() == (False, TICK)
+    for _ in range(2):
+        driver.run(answer(5))
+        watched, again = driver._attention()
+        assert not watched
+        assert again is not None
     assert driver._attention() == (True, None)
+    driver.run(answer(5))
+    assert not keeper.woken
 
 
 def test_the_keeper_is_woken_by_a_thread_that_leaves_after_a_long_wait(driver: Driver, keeper: Keeper) -> None:
@@ -227,13 +233,29 @@ def test_the_keeper_is_told_of_timers(driver: Driver, keeper: Keeper) -> None:
     while driver._attention() != (True, None):
         pass
     handle = driver.soon(driver.loop.call_later, 1000, print)
-    assert keeper.woken
-    watches, seconds = driver._attention()
-    assert watches
-    assert seconds is not None
-    assert 900 < seconds <= 1000
-    assert not driver._is_late()
+    assert keeper.woken == 1
+    assert driver._attention() == (True, int(handle.when() * 1e9))
+    later = driver.soon(driver.loop.call_later, 2000, print)
+    assert keeper.woken == 1, "it comes in time for the first"
     handle.cancel()
+    later.cancel()
+
+
+def test_the_keeper_is_told_of_a_timer_that_a_call_has_set_which_waited_itself(driver: Driver, keeper: Keeper) -> None:
+    async def set_timer() -> None:
+        handles.append(asyncio.get_running_loop().call_later(1000, print))
+
+    handles: list[asyncio.TimerHandle] = []
+    while driver._attention() != (True, None):
+        pass
+    driver.run(set_timer(), 500)
+    assert keeper.woken == 1
+    handles[0].cancel()
+
+
+def test_the_keeper_lets_go_of_the_descriptor_before_it_is_closed(driver: Driver, keeper: Keeper) -> None:
+    driver._close()
+    assert keeper.released == 1
 
 
 def test_the_keeper_does_what_is_due(driver: Driver) -> None:

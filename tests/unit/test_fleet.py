@@ -316,6 +316,20 @@ async def test_a_server_that_is_killed_is_forgotten_within_six_seconds() -> None
 
 
 @in_fake_time
+async def test_servers_are_forgotten_although_the_log_raises(broken_log: list[str]) -> None:
+    near, far, third = await started(Hub(), 3)
+    third.fleet.on_join = fail
+    for number, server in enumerate((near, far)):
+        server.client(f"ghost{number}", "room.7")
+        await settle()
+        server.vanish()
+        await asyncio.sleep(11)
+        assert await third.present() == []
+    assert sum("has been silent" in text for text in broken_log) >= 2
+    await stop(near, far, third)
+
+
+@in_fake_time
 async def test_a_server_that_shuts_down_is_forgotten_at_once() -> None:
     near, far = await started(Hub())
     near.client("a", "room.7")

@@ -18,10 +18,12 @@ from typing import Any
 
 import pytest
 
+from fabric_ext.bucket import RateGate, TokenBucket
 from fabric_ext.connection import Connection
 from fabric_ext.counters import Counters, LoopCounters
-from fabric_ext.poller import PolledSessionProtocol, use_clock
+from fabric_ext.poller import PolledSessionProtocol, read_now, use_clock
 from fabric_ext.protocol import State
+from fabric_ext.throttle import Throttle
 from support.fake_transport import FakeTransport
 from support.frames import TEXT, close_frame, encode
 
@@ -56,6 +58,7 @@ class Loop:
         counters: what its poller counts in.
         before_call_soon: called once, in the midst of the next `call_soon`, as a finalizer may be.
         readers: the connections whose sockets it reads itself in each turn, as it finds them ready.
+        fired: the objects whose methods its timers have called.
     """
 
     def __init__(self, *, cost: int = 0) -> None:
@@ -65,6 +68,7 @@ class Loop:
         self.ready: deque[Handle] = deque()
         self.timers: list[tuple[int, int, Handle]] = []
         self.readers: list[End] = []
+        self.fired: list[object] = []
         self.closed = False
         self.before_call_soon: Callable[[], object] | None = None
         self._number = itertools.count()
@@ -106,9 +110,16 @@ class Loop:
         for end in self.readers:
             end.loop_reads()
         while self.timers and self.timers[0][0] <= self.now:
-            self.ready.append(heapq.heappop(self.timers)[2])
+            handle = heapq.heappop(self.timers)[2]
+            self.fired.append(getattr(handle.callback, "__self__", None))
+            self.ready.append(handle)
         for _ in range(len(self.ready)):
             self.ready.popleft().run()
+
+    def moments_of_limits(self) -> list[int]:
+        """When timers of rate limits fire, soonest first."""
+        callers = [(due, getattr(handle.callback, "__self__", None)) for due, _, handle in self.timers]
+        return sorted(due for due, caller in callers if isinstance(caller, Throttle))
 
     @property
     def polls(self) -> bool:
@@ -133,6 +144,7 @@ class End:
         on_message: Callable[[End, str], object] | None = None,
         queued: int = 0,
         secure: bool = False,
+        throttle: Throttle | None = None,
         pair: Callable[[], tuple[socket.socket, socket.socket]] = socket.socketpair,
     ) -> None:
         self.got: list[str] = []
@@ -158,6 +170,7 @@ class End:
             max_fragments=10,
             fragment_size=0,
             close_timeout=5,
+            throttle=throttle,
         )
         self.session.poll(loop, loop.counters, busy_poll)  # type: ignore[arg-type]
         self.connection._begin_session(self.session)
@@ -206,6 +219,21 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
         theirs = socket.create_connection(listener.getsockname())
         ours, _ = listener.accept()
     return ours, theirs
+
+
+def test_what_has_come_is_read_once_and_without_waiting() -> None:
+    ours, theirs = tcp_pair()
+    with ours, theirs:
+        ours.setblocking(True)
+        assert read_now(ours.fileno()) is None
+        theirs.sendall(b"x" * 20_000)
+        ours.recv(20_000, socket.MSG_PEEK | socket.MSG_WAITALL)
+        assert read_now(ours.fileno()) == b"x" * 16_384
+        assert read_now(ours.fileno()) == b"x" * 3_616
+        theirs.shutdown(socket.SHUT_WR)
+        ours.recv(1, socket.MSG_PEEK)
+        assert read_now(ours.fileno()) is None
+    assert read_now(ours.fileno()) is None, "no descriptor"
 
 
 @pytest.fixture
@@ -643,11 +671,20 @@ def test_it_is_polled_by_one_poller(loop: Loop, make: Make) -> None:
 
 
 class Modelled:
-    """An `End`, and what must be true of it."""
+    """An `End`, and what must be true of it.
+
+    Some have a rate limit. Its tokens come so rarely that none comes by itself: behind the burst there is a message for
+    each timer of the limit that has fired.
+    """
 
     def __init__(self, loop: Loop, rng: random.Random) -> None:
+        self.loop = loop
         self.busy = rng.choice([0.0005, 0.001, 0.004, math.inf])
-        self.end = End(loop, busy_poll=self.busy, queued=rng.choice([1, 3, 10]))
+        self.burst = rng.choice([0, 0, 2, 5])
+        self.throttle: Throttle | None = None
+        if self.burst:
+            self.throttle = Throttle(RateGate(TokenBucket(0.001, self.burst)), "slow", "slow")
+        self.end = End(loop, busy_poll=self.busy, queued=rng.choice([1, 3, 10]), throttle=self.throttle)
         self.heard = loop.now
         self.paused = False
         self.ended = False
@@ -659,28 +696,63 @@ class Modelled:
     def received(self) -> int:
         return len(self.end.got) + self.end.connection.queued
 
+    def allowed(self) -> int:
+        """How many messages may have been received."""
+        if self.throttle is None:
+            return len(self.end.sent)
+        return min(len(self.end.sent), self.burst + self.loop.fired.count(self.throttle))
+
+
+class Timers:
+    """Ordinary timers of a loop: none is early, and none waits for more than one pass of the poller."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.due: dict[int, int] = {}  # number -> when
+        self.late: dict[int, int] = {}  # number -> passes that there had been when it became due
+        self.count = itertools.count()
+
+    def start(self, ns: int) -> None:
+        number = next(self.count)
+        self.due[number] = self.loop.now + ns
+        self.loop.call_later(ns / 1e9, self.fire, number)
+
+    def fire(self, number: int) -> None:
+        assert self.loop.now >= self.due.pop(number)
+        assert self.loop.counters.passes - self.late.pop(number) <= 1
+
+    def time_has_passed(self) -> None:
+        for number, when in self.due.items():
+            if when <= self.loop.now:
+                self.late.setdefault(number, self.loop.counters.passes)
+
 
 @pytest.mark.parametrize("episode", range(30))
 def test_against_a_model(episode: int, rng: random.Random) -> None:
-    """At random: bytes come, are taken, time passes, connections close and are lost; the loop reads now and then.
+    """At random: bytes come, are taken, time passes, timers and limits begin, connections end; the loop reads now and then.
 
-    The poller reads what is hot, and nothing else; all that is not read by it is there for the loop; the loop is kept
-    awake exactly while something is hot; and what arrives is what was sent, in order.
+    The poller reads what is hot, and nothing else, and what a rate limit holds up is not read; all that is not read by
+    it is there for the loop; the loop is kept awake exactly while something is hot; no timer waits for more than a pass;
+    and what arrives is what was sent, in order.
     """
     rng.seed(f"{rng.random()} {episode}")
     loop = Loop()
     all_: list[Modelled] = [Modelled(loop, rng) for _ in range(rng.randrange(1, 12))]
+    timers = Timers(loop)
 
     def check() -> None:
         for one in all_:
             got = [*one.end.got]
             assert got == one.end.sent[: len(got)]
             if not one.ended:
+                assert one.received() <= one.allowed()
                 one.paused = one.end.session.is_reading_paused
 
     for _ in range(300):
         one = rng.choice(all_)
-        action = rng.choice(["say", "say", "say", "take", "turn", "turn", "time", "loop", "close", "lose", "new"])
+        action = rng.choice(
+            ["say", "say", "say", "take", "turn", "turn", "time", "loop", "timer", "tokens", "close", "lose", "new"]
+        )
         if action == "say" and not one.ended and len(one.end.sent) == one.received():
             filler = "x" * rng.choice([0, 0, 25_000])  # two of them fit into one read
             one.end.say(*(f"{next(one.count)}{filler}" for _ in range(rng.randrange(1, 3))))
@@ -692,6 +764,14 @@ def test_against_a_model(episode: int, rng: random.Random) -> None:
             polled_turn(loop, all_)
         elif action == "time":
             loop.now += rng.choice([1000, MS // 4, MS, 5 * MS])
+            timers.time_has_passed()
+        elif action == "timer":
+            timers.start(rng.choice([0, 1000, MS, 3 * MS]))
+            timers.time_has_passed()
+        elif action == "tokens" and (moments := loop.moments_of_limits()):
+            loop.now = max(loop.now, moments[0])
+            timers.time_has_passed()
+            polled_turn(loop, all_)
         elif action == "loop" and not one.ended:
             waiting = len(one.end.sent) - one.received()
             was_paused = one.paused
@@ -714,10 +794,16 @@ def test_against_a_model(episode: int, rng: random.Random) -> None:
         check()
     for one in all_:
         if not one.ended:
-            while len(one.end.got) < len(one.end.sent):
+            for _ in range(1000):
+                if len(one.end.got) == len(one.end.sent):
+                    break
                 one.end.take()
+                if one.end.session.is_reading_paused and (moments := loop.moments_of_limits()):
+                    loop.now = max(loop.now, moments[0])
+                    timers.time_has_passed()
                 loop.turn()
                 one.end.loop_reads()
+            assert one.end.got == one.end.sent
             one.end.transport.lose()
         assert one.end.got == one.end.sent[: len(one.end.got)]
         one.end.close()
@@ -730,18 +816,24 @@ def polled_turn(loop: Loop, all_: list[Modelled]) -> None:
     """Turns in which the loop itself reads nothing: as many as it takes to look at all that are hot."""
     hot = [one.is_hot(loop.now) for one in all_]
     before = [one.received() for one in all_]
+    fired = len(loop.fired)
     polled = loop.polls
     assert polled or not any(hot)
-    for _ in range(2 + len(all_) // IN_VAIN):
+    for _ in range(4 + len(all_) // IN_VAIN):
         loop.turn()
     for one, was_hot, had in zip(all_, hot, before, strict=True):
         waited = len(one.end.sent) - had
         if one.ended:
             continue
+        was_released = one.throttle is not None and one.throttle in loop.fired[fired:]
         if was_hot and waited:
-            assert one.received() == len(one.end.sent)  # a read takes all
+            assert one.received() == one.allowed()  # a read takes all
             one.heard = loop.now
-        one.paused = one.end.session.is_reading_paused
-        if not was_hot:
+        was_paused, one.paused = one.paused, one.end.session.is_reading_paused
+        if was_released:
+            assert one.received() == one.allowed() > had
+        elif not was_hot:
             assert one.received() == had
+        if was_paused and not one.paused:
+            one.heard = loop.now  # polled again from when it is read again
     assert loop.polls == any(one.is_hot(loop.now) for one in all_)

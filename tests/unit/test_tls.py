@@ -39,7 +39,8 @@ def anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 def test_the_context_that_is_made_here_is_served_directly() -> None:
     context = tls.default_context()
     assert tls.default_context() is context
-    assert tls_context(context) is context
+    assert tls_context(None) is context
+    assert not is_direct(tls_context(context))  # whoever has got hold of it may change it
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
 
@@ -66,24 +67,35 @@ def test_a_context_that_is_given_is_served_by_the_module(make: Callable[[], ssl.
         _ = given.no_such_thing
 
 
+def test_where_a_context_is_given_none_is_made(anew: pytest.MonkeyPatch) -> None:
+    """Making one takes time, and fails where SSLKEYLOGFILE cannot be written, say."""
+    context = ssl.create_default_context()
+    anew.setattr(ssl, "create_default_context", lambda: pytest.fail("another one was made"))
+    assert not is_direct(tls_context(context))
+
+
 def test_the_default_context_with_a_key_log_is_served_by_the_module(anew: pytest.MonkeyPatch, tmp_path: Path) -> None:
     anew.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
     tls.default_context.cache_clear()
-    assert not is_direct(tls_context(tls.default_context()))
+    assert not is_direct(tls_context(None))
 
 
 def test_a_default_context_of_another_class_is_served_by_the_module(anew: pytest.MonkeyPatch) -> None:
     """As after `truststore.inject_into_ssl()`."""
     anew.setattr(ssl, "create_default_context", lambda: Own(ssl.PROTOCOL_TLS_CLIENT))
     tls.default_context.cache_clear()
-    assert not is_direct(tls_context(tls.default_context()))
+    assert not is_direct(tls_context(None))
 
 
 @pytest.mark.usefixtures("anew")
-def test_a_default_context_that_was_changed_is_served_by_the_module() -> None:
-    context: Any = tls.default_context()
-    context.wrap_bio = context.wrap_bio
-    assert not is_direct(tls_context(context))
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("wrap_bio", lambda *_: None), ("_msg_callback", lambda *_: None), ("post_handshake_auth", True)],
+)
+def test_a_default_context_that_was_changed_is_served_by_the_module(name: str, value: object) -> None:
+    context = tls.default_context()
+    setattr(context, name, value)
+    assert not is_direct(tls_context(None))
 
 
 # Failures.

@@ -209,4 +209,5 @@ async def test_a_transport_is_let_go_when_it_is_lost() -> None:
 async def test_a_session_is_what_asyncio_takes_for_a_buffered_protocol() -> None:
     """uvloop and asyncio look for the class, aiofastnet too."""
     assert issubclass(SessionProtocol, asyncio.BufferedProtocol)
+    assert SessionProtocol.data_received is None, "uvloop would keep the protocol of the opening handshake"
     assert not issubclass(SessionProtocol, asyncio.Protocol)

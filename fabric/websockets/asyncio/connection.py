@@ -21,6 +21,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, M
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self, cast, overload
 
+from fabric._connection.events import log_event
 from fabric.message import Frame as WireFrame
 from fabric.websockets._negotiation import Negotiation
 from fabric.websockets.exceptions import (
@@ -415,7 +416,7 @@ class Connection(PlainConnection):
             return
         answer = self._send_ping(None)
         if self.debug:
-            self.logger.debug("%% sent keepalive ping")
+            log_event(self.logger, logging.DEBUG, "%% sent keepalive ping")
         if self.ping_timeout is None:
             self._keepalive = self.loop.call_later(self.ping_interval, self._keep_alive)
         else:
@@ -430,10 +431,10 @@ class Connection(PlainConnection):
             return
         error = answer.exception()
         if error is not None:
-            self.logger.error("keepalive ping failed", exc_info=error)
+            log_event(self.logger, logging.ERROR, "keepalive ping failed", exc_info=error)
             return
         if self.debug:
-            self.logger.debug("%% received keepalive pong")
+            log_event(self.logger, logging.DEBUG, "%% received keepalive pong")
         assert self.ping_interval is not None
         self._keepalive = self.loop.call_later(max(self.ping_interval - answer.result(), 0), self._keep_alive)
 
@@ -441,7 +442,7 @@ class Connection(PlainConnection):
         self._keepalive = None
         session = self._session_now
         if self.debug:
-            self.logger.debug("- timed out waiting for keepalive pong")
+            log_event(self.logger, logging.DEBUG, "- timed out waiting for keepalive pong")
         if session is not None and self._phase == State.OPEN:
             session.fail_connection(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
 
@@ -556,7 +557,7 @@ class Connection(PlainConnection):
         self._keepalive = self._close_timer = None
         if not self._negotiation.is_client:
             with contextlib.suppress(Exception):  # of a logging handler: those who wait are told
-                self.logger.info("connection closed")
+                log_event(self.logger, logging.INFO, "connection closed")
         for answer, _ in (self._pings or {}).values():
             if not answer.done():
                 answer.set_exception(fresh(self._closed))

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable,
 from types import TracebackType
 from typing import Any, Self, cast
 
+from fabric._connection.events import log_event
 from fabric.websockets._negotiation import INTERNAL_ERROR, MaxSize, ServerNegotiation, refuse_legacy, reject
 from fabric.websockets.asyncio._opening import Opening
 from fabric.websockets.asyncio.connection import Connection, MaxQueue, WriteLimit, broadcast
@@ -239,7 +240,7 @@ class Server:
             self.close_task = self.get_loop().create_task(self._close(close_connections, code, reason))
 
     async def _close(self, close_connections: bool, code: CloseCode | int, reason: str) -> None:
-        self.logger.info("server closing")
+        log_event(self.logger, logging.INFO, "server closing")
         self.server.close()
         if close_connections:
             closing = [asyncio.ensure_future(each.close(code, reason)) for each in self.connections]
@@ -249,7 +250,7 @@ class Server:
         if self.handler_tasks:
             await asyncio.wait(self.handler_tasks)
         self._closed.set_result(None)
-        self.logger.info("server closed")
+        log_event(self.logger, logging.INFO, "server closed")
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         """The event loop."""

@@ -31,7 +31,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.driver = Driver()
-        self.loop = SteppedLoop(self.driver, keeper.wake)
+        self.loop = SteppedLoop(self.driver, keeper)
         stays_with_parent(self.loop)
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # until it is opened
         self._early = _Early()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from fabric._connection.events import log_event
 from fabric.websockets._negotiation import MaxSize, ServerNegotiation, refuse_legacy, reject
 from fabric.websockets.asyncio.connection import MaxQueue
 from fabric.websockets.asyncio.server import ServerConnection as AsyncServerConnection
@@ -220,15 +221,17 @@ class Server:
             raise
         if self._short_since is not None:
             self._short_since = None
-            self.logger.info("connections are accepted again")
+            log_event(self.logger, logging.INFO, "connections are accepted again")
 
     def _report_shortage(self, error: Exception) -> None:
         """Log it once when it begins, then how long it lasts at each further attempt."""
         if self._short_since is None:
             self._short_since = time.monotonic()
-            self.logger.error("no connection can be accepted: %s; those who come have to wait", error)
+            text = "no connection can be accepted: %s; those who come have to wait"
+            log_event(self.logger, logging.ERROR, text, error)
         else:
-            self.logger.error("for %.0f s no connection could be accepted", time.monotonic() - self._short_since)
+            text = "for %.0f s no connection could be accepted"
+            log_event(self.logger, logging.ERROR, text, time.monotonic() - self._short_since)
 
     def _handle(self, sock: socket.socket, address: Any) -> None:
         try:
@@ -251,7 +254,7 @@ class Server:
             close_connections: False leaves it to clients and handlers to close those that are open.
             code, reason: of their close frames. Those in their opening handshake are answered with 503.
         """
-        self.logger.info("server closing")
+        log_event(self.logger, logging.INFO, "server closing")
         own = threading.current_thread()
         self.socket.close()
         try:
@@ -278,7 +281,7 @@ class Server:
         finally:
             with self.lock:
                 self._shutting_down.discard(own)
-        self.logger.info("server closed")
+        log_event(self.logger, logging.INFO, "server closed")
 
     def _awaited_threads(self) -> set[threading.Thread]:
         """Those of handlers that shutdown() in this thread has to wait for."""
