@@ -32,7 +32,7 @@ COMPILED := setup.py $(wildcard fabric_ext/*.pyx fabric_ext/*.pxd fabric_ext/*.h
 PACKAGED := pyproject.toml MANIFEST.in README.md $(COMPILED) $(wildcard fabric/*.py fabric/*/*.py fabric_ext/*.py fabric_ext/*.pyi)
 
 .PHONY: demo test debug lint types bench bench-quick docs wheel wheels sdist check-dist conformance seeds soak fuzz \
-	programs linters env build clean distclean
+	tls-contexts programs linters env build clean distclean
 
 demo: $(BUILT)
 	$(BIN)/python -m fabric demo
@@ -89,6 +89,13 @@ soak: $(BUILT)
 
 fuzz: $(BUILT) $(FUZZ)
 	FABRIC_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest $(LONG) tests/fuzz $(ARGS)
+
+# The TLS tests once for each thing that a context may carry; TLS_CHANGES='sni_callback options' narrows it.
+tls-contexts: $(BUILT)
+	failed=; for change in $${TLS_CHANGES:-$$(PYTHONPATH=tests $(BIN)/python -m support.tls_changes)}; do \
+		FABRIC_TLS_CONTEXT=$$change $(BIN)/python -m pytest -q $$(grep -rlE 'support\.tls|SSLContext' tests \
+			--include='test_*.py') $(ARGS) || failed="$$failed $$change"; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 # Packages from PyPI that are written for websockets, on fabric.
 programs: $(BUILT) $(PROGRAMS)

@@ -476,7 +476,8 @@ class WebSocketClient(BaseConnection):
                 raise
 
     def _settle_loss(self, session: Session) -> None:
-        loss = self._take_loss(session)
+        self._take_loss(session)
+        loss = self._lost()
         self._metrics.record_disconnection(loss.code)
         self._schedule.disconnected(self._loop_time())
         if self._is_followed(session):
@@ -491,7 +492,7 @@ class WebSocketClient(BaseConnection):
         assert self._session_end is not None
         self._session_end.set_result(loss)
         if not self._is_reconnecting:
-            normal = is_normal(session, loss)
+            normal = is_normal(session)
             if self._is_handed_over and not self._stopping:
                 level = logging.INFO if normal else logging.WARNING
                 self._report_loss(level, "for good", loss)

@@ -450,12 +450,15 @@ class Fleet:
         """What the application's `on_request` says."""
         if self.on_request is None:
             raise RequestFailed("the server of the client has no on_request")
+        task = asyncio.current_task()
         try:
             answer = self.on_request(client, message)
             if inspect.isawaitable(answer):
                 answer = await answer
             return data_message(answer)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # the request is cancelled, not something that on_request has waited for
             if not isinstance(error, ConnectionClosed):
                 log_event(logger, logging.ERROR, "on_request raised for connection %s", client.id, exc_info=error)
             raise RequestFailed(f"on_request raised {type(error).__name__}") from error
@@ -544,6 +547,13 @@ class Fleet:
             pass  # the other server has given up as well
         except (RequestFailed, BrokerUnavailable) as error:  # the answer is too large for the broker, say
             self._reply(node, said.number, Status.FAILED, payload=str(error).encode())
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:
+            logger.error("on_request raised for connection %s", client.id, exc_info=error)
+            self._reply(node, said.number, Status.FAILED, payload=f"on_request raised {type(error).__name__}".encode())
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise  # the other server is told before
 
     def _reply(
         self, node: bytes, number: int, status: int, count: int = 0, kind: int = 2, payload: bytes = b""

@@ -487,13 +487,15 @@ class Rpc:
             answer = self._encoded(method, key, result) if say is not None else ""
         except asyncio.CancelledError:
             answer = wire.error_answer(key, RpcError("cancelled", code=wire.CANCELLED)) if say is not None else ""
-        except (Exception, GeneratorExit) as error:  # noqa: BLE001  (logged)
+        except BaseException as error:
             failure = self._failure(method, error)
             answer = wire.error_answer(key, failure) if say is not None else ""
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise  # the other end is told before
         finally:
             self._running.pop(key, None)
-        if say is not None:
-            say(answer)
+            if say is not None:
+                say(answer)
 
     async def _run_stream(self, method: Method, items: Any, running: _Running, key: Any) -> None:
         async with contextlib.aclosing(items):
@@ -509,7 +511,9 @@ class Rpc:
         """What `function` returns. Raises RpcError for whatever it raises."""
         try:
             return function()
-        except (Exception, asyncio.CancelledError, GeneratorExit) as error:  # noqa: BLE001  (logged)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001  (logged)
             raise self._failure(method, error) from None
 
     def _encoded(self, method: Method, id: Any, result: Any) -> str:  # noqa: A002

@@ -547,7 +547,6 @@ class Topics:
         closing = asyncio.ensure_future(_closed(self.broker))
         try:
             await asyncio.wait([closing], timeout=timeout)
-        finally:
             if not closing.done():
                 log_event(
                     logger,
@@ -556,7 +555,8 @@ class Topics:
                     self.broker,
                     timeout,
                 )
-                closing.cancel()
+        finally:
+            closing.cancel()
 
 
 async def _closed(broker: Broker) -> None:

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from peers import (
     BLOCKING_POLLING,
     BLOCKING_WEBSOCKETS,
     BROKER_CLIENTS,
+    CHANNELS,
     CLIENT_PEERS,
     CLIENTS,
     FLOOR,
@@ -46,6 +47,7 @@ from peers import (
     RAW_POLLING,
     SERVER_PEERS,
     SMALLEST,
+    SOCKET_IO,
     UWS,
     WAYS,
     Peer,
@@ -612,28 +614,34 @@ SOCKET_IO_PATH = "/?EIO=4&transport=websocket"
 
 
 def from_another(name: str, connections: int, times: int, peers: tuple[str, ...]) -> Case:
-    """A client's message goes over the broker to another server, which publishes it `times` times to all clients."""
+    """A client's message goes over the broker to another server, which publishes it `times` times to all clients.
+
+    Some take most of a second for one message: beside them there are fewer turns, and longer ones.
+    """
+    has_slow = not {CHANNELS, SOCKET_IO}.isdisjoint(peers)
 
     @contextlib.contextmanager
     def start(peer_name: str) -> Iterator[Turn]:
         def turn(effort: Effort) -> Figures:
+            timing = replace(effort, seconds=max(effort.seconds, 2 * has_slow)).timing
             options = ("--connections", str(connections), *messages, "--replies", str(times))
-            return per_delivery(figures(process.load(node, "broadcast", (*effort.timing, *options))), times)
+            return per_delivery(figures(process.load(node, "broadcast", (*timing, *options))), times)
 
         layer, scheme = NODES[peer_name]
-        messages = ("--size", "128")
-        if layer == "socketio":  # its handshake is one message more
+        messages = ("--size", "128", "--hello", "ready")
+        if layer == "socketio":
             messages = ("--path", SOCKET_IO_PATH, "--hello", "40", "--messages", str(tools.EVENTS))
         with process.broker(scheme) as url:
             command = python("broker_node", "--layer", layer, "--broker", url)
             with Server(command) as node, Server((*command, "--times", str(times)), core=1):
                 yield turn
 
-    return Case("p", name, peers, start, facts={"deliveries of a message": connections * times, "size": 128})
+    facts = {"deliveries of a message": connections * times, "size": 128}
+    return Case("p", name, peers, start, *((1, 3) if has_slow else ()), facts=facts)
 
 
 def one_way(peers: tuple[str, ...]) -> Case:
-    """From a server's publication to a client of another server, beside the broker's own way between two sockets."""
+    """From a server's publication to a client of another server, beside the broker's own way without a library."""
 
     @contextlib.contextmanager
     def start(peer_name: str) -> Iterator[Turn]:

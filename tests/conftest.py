@@ -10,7 +10,8 @@ report claims it with the fixture `loop_reports`.
 Randomness comes from the fixtures `seed` and `rng`; what hypothesis generates follows `seed` too. FABRIC_SEED repeats
 a run. FABRIC_SEEDS=200 runs each test that is seeded, marked `seeded` thereby, for 200 seeds in a row, each with a
 tenth of what hypothesis generates otherwise. Where a peer that is not from PyPI is missing, `require` skips the test,
-or fails it when CI is set.
+or fails it when CI is set. FABRIC_TLS_CONTEXT=NAME runs the TLS tests with each context changed
+(`support.tls_changes`).
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 SEED = int(os.environ.get("FABRIC_SEED") or random.SystemRandom().getrandbits(32))
 SEEDS = range(SEED, SEED + int(os.environ.get("FABRIC_SEEDS") or 1))
 SHARE = 10  # where there are many seeds, each generates so much less by hypothesis: 200 of them, twenty times as much
+KEEPS_KEY_LOGS = os.environ.get("FABRIC_TLS_CONTEXT") == "keylog_filename"  # open while their contexts live
 IN_CI = bool(os.environ.get("CI") or os.environ.get("FABRIC_CI"))
 
 stack_key = pytest.StashKey[contextlib.AsyncExitStack]()
@@ -147,7 +149,11 @@ def require() -> Callable[[object, str], None]:
 # The machinery.
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if change := os.environ.get("FABRIC_TLS_CONTEXT"):
+        from support import tls_changes
+
+        config.pluginmanager.register(tls_changes.each_context(change))
     # A shared machine stalls now and then; a test that hangs is caught by the deadline of the rig.
     hypothesis.settings.register_profile("fabric", deadline=None, print_blob=True)
     hypothesis.settings.load_profile("fabric")
@@ -305,6 +311,8 @@ def descriptors() -> dict[int, str]:
     for name in os.listdir("/dev/fd"):
         with contextlib.suppress(OSError):  # the one that listed the folder is closed by now
             status = os.fstat(int(name))
+            if KEEPS_KEY_LOGS and stat.S_ISREG(status.st_mode):
+                continue
             kind = "socket" if stat.S_ISSOCK(status.st_mode) else f"mode {stat.S_IFMT(status.st_mode):o}"
             found[int(name)] = f"{kind} {status.st_dev}:{status.st_ino}"
     return found

@@ -194,6 +194,45 @@ def test_a_missing_peer_is_never_silent_in_ci(
     result.stdout.fnmatch_lines(["*no such browser*"])
 
 
+USES_TLS = """
+import ssl
+import pytest
+from support.tls import client_context, server_context
+
+CHANGED = ssl.TLSVersion.TLSv1_2
+
+def make(*, secure=False):
+    return server_context() if secure else None
+
+@pytest.fixture
+def context():
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+def test_of_a_fixture(context):
+    assert context.maximum_version is CHANGED
+
+@pytest.mark.parametrize("secure", [True, False])
+async def test_both(secure):
+    assert make(secure=secure).maximum_version is CHANGED
+
+@pytest.mark.parametrize("make", [client_context, server_context], ids=["client", "server"])
+def test_helpers(make):
+    assert make().maximum_version is CHANGED
+
+def test_plain():
+    assert make() is None
+"""
+
+
+def test_tls_tests_run_with_each_context_changed(rig: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FABRIC_TLS_CONTEXT", "maximum_version")
+    run(rig, USES_TLS).assert_outcomes(passed=1 + 2 + 2, deselected=2 + 1)
+    monkeypatch.setenv("FABRIC_TLS_CONTEXT", "sni_calback")
+    result = run(rig, USES_TLS)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*FABRIC_TLS_CONTEXT=sni_calback: there are *, keylog_filename, *"])
+
+
 @pytest.mark.parametrize("module", LEFT_OUT)
 def test_what_does_not_run_over_sync_exists(module: str) -> None:
     source = (Path(__file__).parent / f"{module}.py").read_text()

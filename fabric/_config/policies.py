@@ -100,7 +100,8 @@ class HeartbeatConfig(Config):
         busy_timeout: seconds longer, in steps of `ping_timeout`, for a peer whose system acknowledges our pings
             while its application says nothing; None = for ever. Busy and hung look the same from here: with 0 a
             hung application is found like a dead machine, with None only a dead machine is. Nothing but Linux
-            tells, and nothing on UNIX-domain sockets: there it is 0.
+            tells, and nothing on UNIX-domain sockets: there it is 0. A peer to which more was sent than it reads is
+            not meant: a ping that waits behind our own data proves nothing.
     """
 
     enabled: bool = True

@@ -99,7 +99,8 @@ class ServerConfig(Config):
             of sleeping: the lowest latency, for a processor while it lasts. 0 = off, `math.inf` = always. See
             "Tune latency" in the guide.
         slow_peer: what a broadcast does with a peer whose buffer is full: "drop" the message for this peer,
-            "close" the connection, or "wait" for it without delaying others.
+            "close" the connection, or "wait" for it without delaying others, and drop it when it takes no bytes
+            for `close_timeout`.
         max_topics: topics and patterns that one client may have subscribed to at once; one more raises `TooManyTopics`.
         duplicate_names: what becomes of a name that is given to a second client: the "newest" keeps it and the other
             is closed with 1008, the second is refused ("reject"), or "both" have it.

@@ -87,12 +87,13 @@ class BaseConnection(Connection):
         "_closed_waiter",
         "_config",
         "_cut_off_messages",
+        "_ending",
         "_id",
+        "_known_loss",
         "_latency",
         "_liveness",
         "_local_addr",
         "_logger",
-        "_loss",
         "_masking",
         "_metrics",
         "_on_loss",
@@ -132,7 +133,8 @@ class BaseConnection(Connection):
         self._close_reason = ""
         self._closed_waiter: asyncio.Future[None] | None = None
         self._latency: float | None = None
-        self._loss: ConnectionClosed | None = None  # how the latest session ended
+        self._ending: tuple[CloseHandshake | None, BaseException | None] | None = None  # of the latest session
+        self._known_loss: ConnectionClosed | None = None  # `_loss`, once it was asked for
         self._on_loss: Callable[[ConnectionClosed], None] | None = None  # called with how each session has ended
         self._local_addr: Address | None = None
         self._remote_addr: Address | None = None
@@ -680,18 +682,27 @@ class BaseConnection(Connection):
     async def _drain(self) -> None:
         """Wait until the outbox is written, as long as the peer takes bytes within `close_timeout`."""
         while self._is_open and self._outbox_size:
-            before = self._left_to_send()
+            before = self._standing()
             try:
                 async with asyncio.timeout(self._config.close_timeout):
                     await self._writable()
             except TimeoutError:
-                if self._left_to_send() >= before and self._session_now is not None:
+                if not self._has_moved(before) and self._session_now is not None:
                     self._cut_off()
                     return
 
     def _left_to_send(self) -> int:
         session = self._session_now
         return self._outbox_bytes + (0 if session is None else session.unsent_bytes)
+
+    def _standing(self) -> tuple[int, int]:
+        """How much is sent and how much is not, for `_has_moved`."""
+        return self.messages_sent, self._left_to_send()
+
+    def _has_moved(self, before: tuple[int, int]) -> bool:
+        """Has the peer taken bytes since? Where more is sent meanwhile, what is left may not be less."""
+        sent, left = before
+        return self.messages_sent > sent or self._left_to_send() < left
 
     def _cut_off(self) -> None:
         """End the connection of a peer that takes no bytes; how many it did not get is logged."""
@@ -725,13 +736,20 @@ class BaseConnection(Connection):
     def _on_lost(self, session: Session) -> None:
         if self._is_loop_closed:  # tasks that wait there will not run any more
             self._closed_waiter = self._writable_waiters = self._backpressure = session.pings = None
-        closed = self._take_loss(session)
-        self._end(None if is_normal(session, closed) else closed)
+        self._take_loss(session)
+        self._end(None if is_normal(session) else self._loss)
 
-    def _take_loss(self, session: Session) -> ConnectionClosed:
+    @property
+    def _loss(self) -> ConnectionClosed | None:
+        """How the latest session ended; made when it is asked for, as that of most connections never is."""
+        if self._known_loss is None and self._ending is not None:
+            self._known_loss = _loss_of(*self._ending, self._config.max_message_size)
+        return self._known_loss
+
+    def _take_loss(self, session: Session) -> None:
         """`session` has ended: settle the close code, and fail whatever waited for its transport."""
-        error = self._loss = loss_of(session, self._config.max_message_size)
-        self._close_code, self._close_reason = error.code, error.reason
+        self._ending, self._known_loss = (session.closing, session.abort_cause), None
+        self._close_code, self._close_reason = _code_and_reason(*self._ending)
         self._cut_off_messages = session.cut_off_messages()
         if session.cut_off_bytes:
             log_event(
@@ -750,12 +768,12 @@ class BaseConnection(Connection):
                 if not answer.done():
                     answer.set_exception(self._lost_error())
         self._on_writable()
-        self._tell("has ended: %s", error, code=error.code, reason=error.reason)
+        if self._logger.isEnabledFor(logging.DEBUG):
+            self._tell("has ended: %s", self._loss, code=self._close_code, reason=self._close_reason)
         if tracing.tracer is not None:
-            tracing.tracer.session_ended(session, self, error)
+            tracing.tracer.session_ended(session, self, self._lost())
         if self._on_loss is not None:
-            self._on_loss(error)
-        return error
+            self._on_loss(self._lost())
 
     def _end(self, error: Exception | None) -> None:
         """The connection is closed for good: receivers get what is queued, then `error` if there is one."""
@@ -786,13 +804,18 @@ class BaseConnection(Connection):
         if closing is not None:
             by = closing.began_by
             return ConnectionClosed(closing.received_code or closing.sent_code, closing.reason, by=by)
-        if self._loss is not None:
+        if self._ending is not None:
             return self._lost_error()
         return InvalidState("not connected", state=self.state.name)
 
+    def _lost(self) -> ConnectionClosed:
+        """`_loss` of a connection of which a session has ended."""
+        loss = self._loss
+        assert loss is not None
+        return loss
+
     def _lost_error(self) -> ConnectionClosed:
-        assert self._loss is not None
-        return receive_queue.fresh(self._loss)
+        return receive_queue.fresh(self._lost())
 
     # -- what went wrong
 
@@ -815,27 +838,43 @@ def check_close(code: int, reason: str) -> None:
 
 def loss_of(session: Session, max_message_size: int) -> ConnectionClosed:
     """How `session` ended."""
-    closing = session.closing
-    if closing is None or session.abort_cause is not None:
-        error = ConnectionClosed(1006, by="transport")
-        error.__cause__ = session.abort_cause
+    return _loss_of(session.closing, session.abort_cause, max_message_size)
+
+
+def _loss_of(
+    closing: CloseHandshake | None, abort_cause: BaseException | None, max_message_size: int
+) -> ConnectionClosed:
+    code, reason = _code_and_reason(closing, abort_cause)
+    if closing is None or abort_cause is not None:
+        error = ConnectionClosed(code, by="transport")
+        error.__cause__ = abort_cause
         return error
     if closing.fault:
-        error = ConnectionClosed(closing.sent_code, closing.reason, by="local", clean=bool(closing.received_code))
+        error = ConnectionClosed(code, reason, by="local", clean=bool(closing.received_code))
         error.__cause__ = _fault_error(closing, max_message_size)
         return error
     if closing.received_code:
-        by = closing.began_by
-        return ConnectionClosed(closing.received_code, closing.reason, by=by, clean=True)
-    return ConnectionClosed(1006, by="transport")
+        return ConnectionClosed(code, reason, by=closing.began_by, clean=True)
+    return ConnectionClosed(code, by="transport")
 
 
-def is_normal(session: Session, closed: ConnectionClosed) -> bool:
+def _code_and_reason(closing: CloseHandshake | None, abort_cause: BaseException | None) -> tuple[int, str]:
+    """What `close_code` and `close_reason` say of a session that has ended."""
+    if closing is not None and abort_cause is None:
+        if closing.fault:
+            return closing.sent_code, closing.reason
+        if closing.received_code:
+            return closing.received_code, closing.reason
+    return 1006, ""
+
+
+def is_normal(session: Session) -> bool:
     """Do `recv` and `async for` end without an exception?"""
-    closing = session.closing
-    if closed.__cause__ is not None or (closing is not None and closing.fault):
+    closing, cause = session.closing, session.abort_cause
+    if cause is not None or (closing is not None and closing.fault):
         return False
-    return closed.code in NORMAL_CLOSURE or (closing is not None and closing.began_by == "local")
+    code, _ = _code_and_reason(closing, cause)
+    return code in NORMAL_CLOSURE or (closing is not None and closing.began_by == "local")
 
 
 def is_end(error: BaseException) -> bool:

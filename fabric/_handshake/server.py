@@ -144,9 +144,9 @@ class PendingHandshakes:
             raise fresh(self._closed)
         if len(self._pending) >= self._max:
             raise unavailable(f"{self._max} connections are in their opening handshake")
-        if self._is_proxy(peer):
+        if self._proxies and self._is_proxy(peer):
             handshake.awaits_proxy_header = True
-        else:
+        elif self._max_per_ip:
             self._count_address(handshake)
         self._pending.add(handshake)
         if self._timer is None:

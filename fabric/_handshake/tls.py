@@ -84,7 +84,7 @@ def _is_plain(context: ssl.SSLContext) -> bool:
     programs that look into TLS replace `ssl.create_default_context` by a function that sets more.
     """
     is_original = type(context).__base__ is _ssl._SSLContext and not vars(context)
-    has_callback = context.keylog_filename is not None or context._msg_callback is not None  # type: ignore[attr-defined]
+    has_callback = context.keylog_filename is not None or context._msg_callback is not None
     return is_original and not has_callback and not context.post_handshake_auth
 
 

@@ -57,11 +57,11 @@ async def _send_to_slow(client: ConnectedClient, message: Message, compress: boo
     """Wait as long as the peer takes bytes; one that takes none for `patience` seconds is cut off. Is it kept?"""
     sending = asyncio.ensure_future(client.send(message, compress=compress))
     try:
-        left = client._left_to_send()
+        before = client._standing()
         while not (await asyncio.wait([sending], timeout=patience))[0]:
-            before, left = left, client._left_to_send()
-            if left >= before:
+            if not client._has_moved(before):
                 client._cut_off()
+            before = client._standing()
         return sending.exception() is None
     finally:
         sending.cancel()

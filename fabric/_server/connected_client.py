@@ -159,7 +159,7 @@ class ConnectedClient(BaseConnection):
                 self._translator.unsubscribed(topic)
 
     def _opened(self) -> None:
-        self._local_addr = self.local_addr
+        self._local_addr = self._transport.get_extra_info("sockname")
         self._server._connected(self)
 
     def _handler_done(self, task: asyncio.Task[Any]) -> None:

@@ -14,6 +14,7 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from types import CoroutineType
 from typing import Any
 
 from fabric._connection.base import is_end
@@ -75,9 +76,13 @@ class Connections:
     ) -> asyncio.Task[Any]:
         """Start the task of a connection."""
         running = handler(client)
-        if not inspect.isawaitable(running):
+        task: asyncio.Task[Any]
+        if isinstance(running, CoroutineType):
+            task = loop.create_task(running)
+        elif inspect.isawaitable(running):
+            task = asyncio.ensure_future(running, loop=loop)
+        else:
             raise TypeError(f"the handler returned {running!r}, which cannot be awaited: write it as `async def`")
-        task: asyncio.Task[Any] = asyncio.ensure_future(running, loop=loop)
         client._task = task
         self.tasks.add(task)
         task.add_done_callback(client._handler_done)

@@ -28,6 +28,7 @@ from nats.aio.client import Client
 
 from fabric._connection.events import log_event
 from fabric.broker import NO_EPOCH, BrokerUnavailable, Kept, Window
+from fabric.broker.patience import first_of
 
 __all__ = ["JetStream"]
 
@@ -42,6 +43,7 @@ DOUBLES = 120.0  # seconds for which the stream knows what it has
 SURE = 90.0  # seconds for which we rely on that
 SAMPLES = 16  # see `JetStream._note`
 SILENCE = 4.0  # seconds in which JetStream has to answer
+GIVEN_UP = 60.0  # seconds after which nats-py gives up what we have given up before
 RETRY = 0.2  # seconds between attempts
 SETTLED = 0.5  # seconds after which no other stream appears that was made in the same moment
 BATCH = 500  # messages that are asked for at a time
@@ -291,7 +293,7 @@ class JetStream:
         data = b"" if body is None else json.dumps(body).encode()
         subject = f"$JS.API.{what}"
         try:
-            reply = await self._answer(subject, client.request(subject, data, timeout=SILENCE))
+            reply = await self._answer(subject, client.request(subject, data, timeout=GIVEN_UP))
         except nats.errors.NoRespondersError:
             raise TimeoutError("JetStream is not there") from None
         answer = json.loads(reply.data)
@@ -309,7 +311,9 @@ class JetStream:
         try:
             while not asking.done() and not lost.done() and not refused:
                 refusal = self._refusal
-                await asyncio.wait([asking, lost, refusal], return_when=asyncio.FIRST_COMPLETED)
+                await first_of([asking, lost, refusal], SILENCE)
+                if not (asking.done() or lost.done() or refusal.done()):
+                    raise TimeoutError("JetStream does not answer")
                 refused = refusal.done() and (bool(self._deaf) or f'"{subject.lower()}"' in refusal.result())
         finally:
             if not asking.done():
@@ -496,7 +500,7 @@ class JetStream:
         reply = f"{INBOX}{self._acknowledgements}{number}"
         try:
             self._send(f"HPUB {SUBJECT}.{topic} {reply} {len(head)} {len(head)}\r\n".encode() + head + b"\r\n")
-            await asyncio.wait([passed, self._lost], timeout=SILENCE, return_when=asyncio.FIRST_COMPLETED)
+            await first_of([passed, self._lost], SILENCE)
         finally:
             del self._fences[number]
 
@@ -569,7 +573,7 @@ class JetStream:
             raise ConnectionError("there is no connection")
         subject = f"$JS.API.DIRECT.GET.{name}.{SUBJECT}.{topic}"
         try:
-            reply = await self._answer(subject, client.request(subject, b"", timeout=SILENCE))
+            reply = await self._answer(subject, client.request(subject, b"", timeout=GIVEN_UP))
         except nats.errors.NoRespondersError:
             raise TimeoutError("JetStream is not there") from None
         headers: dict[str, str] = reply.headers or {}
@@ -614,7 +618,7 @@ class JetStream:
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{name}.{consumer}"
         await client.publish(subject, json.dumps(question).encode(), reply=inbox.subject)
         for _ in range(batch):
-            message = await self._answer(subject, inbox.next_msg(timeout=SILENCE))
+            message = await self._answer(subject, inbox.next_msg(timeout=GIVEN_UP))
             if not message.reply:  # a status: that there are none, or that it has sent as many bytes as it should
                 return (message.headers or {}).get("Status") != "404"
             about = message.metadata

@@ -72,7 +72,7 @@ class _Receiver(asyncio.Protocol):
         try:
             batch, others = self._reader.feed(data)
         except ValueError as error:
-            logger.warning("what a broker says is malformed: %s", error)
+            log_event(logger, logging.WARNING, "what a broker says is malformed: %s", error)
             self._transport.abort()
             return
         if batch:

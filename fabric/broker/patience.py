@@ -7,10 +7,10 @@ meanwhile would count as missing, the broker as silent, and its connection would
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import TypeVar
+from collections.abc import Awaitable, Collection
+from typing import Any, TypeVar
 
-__all__ = ["answered"]
+__all__ = ["answered", "first_of"]
 
 T = TypeVar("T")
 
@@ -25,9 +25,16 @@ async def answered(answer: Awaitable[T], seconds: float) -> T:
     """
     waiting = asyncio.ensure_future(answer)
     try:
-        for _ in range(LOOKS):
-            if (await asyncio.wait([waiting], timeout=seconds / LOOKS))[0]:
-                return waiting.result()
+        await first_of([waiting], seconds)
+        if waiting.done():
+            return waiting.result()
     finally:
         waiting.cancel()  # without effect on one that is done
     raise TimeoutError
+
+
+async def first_of(futures: Collection[asyncio.Future[Any]], seconds: float) -> None:
+    """Wait until one of them is done, for so long as `answered` does."""
+    for _ in range(LOOKS):
+        if (await asyncio.wait(futures, timeout=seconds / LOOKS, return_when=asyncio.FIRST_COMPLETED))[0]:
+            return

@@ -412,8 +412,8 @@ class RedisBroker(Publisher, Broker):
     async def _open(self, make: Callable[[], Replies]) -> Replies:
         """Another connection."""
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(CONNECT_TIMEOUT):
-            _, connection = await loop.create_connection(make, self._host, self._port, ssl=self._ssl)
+        connecting = loop.create_connection(make, self._host, self._port, ssl=self._ssl)
+        _, connection = await answered(connecting, CONNECT_TIMEOUT)
         if self._login:
             try:
                 await connection.call("AUTH", *self._login)

@@ -19,6 +19,7 @@ import hiredis
 
 from fabric._connection.events import log_event
 from fabric.broker import NO_EPOCH, BrokerUnavailable, Kept, Window
+from fabric.broker.patience import first_of
 
 __all__ = ["Replies", "Streams", "pack"]
 
@@ -181,7 +182,7 @@ class Replies(asyncio.Protocol):
         """
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.write(pack(*words), lambda reply: None if done.done() else done.set_result(reply))
-        await asyncio.wait([done, self.lost], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        await first_of([done, self.lost], timeout)
         if not done.done():
             done.cancel()
             if self.lost.done():
@@ -401,7 +402,7 @@ class Streams:
         try:
             done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             connection.write(command, lambda reply: None if done.done() else done.set_result(reply))
-            await asyncio.wait([done, connection.lost], timeout=SILENCE, return_when=asyncio.FIRST_COMPLETED)
+            await first_of([done, connection.lost], SILENCE)
         finally:
             self._reads -= 1
         if not done.done():

@@ -1,15 +1,14 @@
-"""How long a message takes through a broker: from its publication to a client of another server, or to a bare socket.
+"""How long a message takes through a broker: from its publication to a client of another server, or by itself.
 
     one_way.py --broker nats://127.0.0.1:4222 --port 8080    this process publishes, and is a client of the server there
-    one_way.py --broker nats://127.0.0.1:4222                what the broker takes by itself: two blocking sockets
+    one_way.py --broker nats://127.0.0.1:4222                what the broker takes by itself
 
-One message at a time. Prints p50, p95 and p99 in ns as JSON.
+One message at a time; in both cases one event loop publishes and receives. Prints p50, p95 and p99 in ns as JSON.
 """
 
 import argparse
 import asyncio
 import json
-import socket
 import time
 from urllib.parse import urlsplit
 
@@ -28,34 +27,57 @@ parser.add_argument("--seconds", type=float, default=1.0)
 arguments = parser.parse_args()
 
 
-def bare() -> list[int]:
-    """The broker alone."""
+class Bare(asyncio.Protocol):
+    """A connection to the broker, without a library."""
+
+    def __init__(self) -> None:
+        self.expected = b""
+        self.got = b""
+        self.come: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        self.got += data
+        if self.got.endswith(self.expected) and not self.come.done():
+            self.come.set_result(None)
+
+    async def answer(self, end: bytes) -> None:
+        """Wait until what has come since ends so."""
+        self.expected = end
+        if not self.got or not self.got.endswith(end):
+            self.come = asyncio.get_running_loop().create_future()
+            await self.come
+        self.got = b""
+
+
+async def bare() -> list[int]:
+    """The broker's own way, between two connections on one event loop."""
     parts = urlsplit(arguments.broker)
-    speaks, hears = (socket.create_connection((parts.hostname, parts.port)) for _ in range(2))
+    loop = asyncio.get_running_loop()
+    (speaking, speaks), (hearing, hears) = [
+        await loop.create_connection(Bare, parts.hostname, parts.port) for _ in range(2)
+    ]
     is_nats = parts.scheme == "nats"
-    with speaks, hears:
-        for each in (speaks, hears):
-            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if is_nats:
-                each.recv(65536)  # INFO
-                each.sendall(b'CONNECT {"verbose":false}\r\n')
-        if is_nats:
-            hears.sendall(b"SUB way 1\r\nPING\r\n")
-            command = b"PUB way %d\r\n%b\r\n" % (len(MESSAGE), MESSAGE)
-        else:
-            hears.sendall(b"SUBSCRIBE way\r\n")
-            command = b"*3\r\n$7\r\nPUBLISH\r\n$3\r\nway\r\n$%d\r\n%b\r\n" % (len(MESSAGE), MESSAGE)
-        hears.recv(65536)  # it has subscribed
-        times, end = [], time.monotonic() + arguments.seconds
-        while time.monotonic() < end or len(times) < 2 * WARM:
-            begun = time.monotonic_ns()
-            speaks.sendall(command)
-            got = hears.recv(65536)
-            while not got.endswith(MESSAGE + b"\r\n"):
-                got += hears.recv(65536)
-            times.append(time.monotonic_ns() - begun)
-            if not is_nats:
-                speaks.recv(65536)  # how many have heard it
+    if is_nats:
+        for transport, protocol in ((speaking, speaks), (hearing, hears)):
+            transport.write(b'CONNECT {"verbose":false}\r\nPING\r\n')
+            await protocol.answer(b"PONG\r\n")
+        hearing.write(b"SUB way 2\r\nPING\r\n")
+        await hears.answer(b"PONG\r\n")
+        command = b"PUB way %d\r\n%b\r\n" % (len(MESSAGE), MESSAGE)
+    else:
+        hearing.write(b"SUBSCRIBE way\r\n")
+        await hears.answer(b":1\r\n")
+        command = b"*3\r\n$7\r\nPUBLISH\r\n$3\r\nway\r\n$%d\r\n%b\r\n" % (len(MESSAGE), MESSAGE)
+    times, end = [], time.monotonic() + arguments.seconds
+    while time.monotonic() < end or len(times) < 2 * WARM:
+        begun = time.monotonic_ns()
+        speaking.write(command)
+        await hears.answer(MESSAGE + b"\r\n")
+        times.append(time.monotonic_ns() - begun)
+        if not is_nats:
+            await speaks.answer(b":1\r\n")  # how many have heard it
+    speaking.close()
+    hearing.close()
     return times
 
 
@@ -70,17 +92,8 @@ async def served() -> list[int]:
         WebSocketServer(ServerConfig("127.0.0.1:0"), handler, broker=arguments.broker) as server,
         WebSocketClient.connect(config) as client,
     ):
-        while True:  # until the other one has subscribed
-            server.publish("everybody", MESSAGE)
-            try:
-                async with asyncio.timeout(0.1):
-                    await client.recv()
-                break
-            except TimeoutError:
-                continue
-        await asyncio.sleep(0.1)
-        while client.queued:
-            await client.recv()
+        await client.send("ready")
+        await client.recv()
         times, end = [], time.monotonic() + arguments.seconds
         while time.monotonic() < end or len(times) < 2 * WARM:
             begun = time.monotonic_ns()
@@ -90,12 +103,6 @@ async def served() -> list[int]:
     return times
 
 
-def measured() -> list[int]:
-    if not arguments.port:
-        return bare()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(served())
-
-
-found = sorted(measured()[WARM:])
+with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    found = sorted(runner.run(served() if arguments.port else bare())[WARM:])
 print(json.dumps({f"p{share}": found[len(found) * share // 100] for share in (50, 95, 99)}), flush=True)

@@ -1,5 +1,7 @@
 """One of two servers that share a broker: what its clients send, the other publishes N times to everybody.
 
+The first message of a client comes back to it once it has subscribed.
+
     broker_node.py --layer fabric --broker nats://127.0.0.1:4222             the one with the clients, which is measured
     broker_node.py --layer fabric --broker nats://127.0.0.1:4222 --times 32  the other
 
@@ -29,7 +31,8 @@ async def node() -> None:
     """fabric: one subscription of the server, and all its clients."""
 
     async def handler(client: ConnectedClient) -> None:
-        client.subscribe("everybody")
+        await client.subscribe("everybody")
+        await client.send(await client.recv())  # which says that it may begin
         async for message in client:
             server.publish("trigger", message)
 
@@ -66,6 +69,7 @@ async def channel_node() -> None:
     async def handler(client: ConnectedClient) -> None:
         channel = await layer.new_channel()
         await layer.group_add("everybody", channel)
+        await client.send(await client.recv())  # which says that it may begin
         consuming = asyncio.create_task(consume(client, channel))
         try:
             async for message in client:

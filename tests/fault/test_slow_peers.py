@@ -263,6 +263,32 @@ async def test_broadcast_that_waits_for_ten_holds_up_no_other(stack: contextlib.
         await until(lambda: server.connection_count == 990)
 
 
+async def test_heartbeats_drop_one_that_hangs_but_none_to_which_data_is_on_its_way(
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    """Neither reads. The second has a ping that waits behind our own data: what drops it are limits of sending."""
+    held = Held()
+    limits = BackpressureConfig(max_buffer_size=20, timeout=0.1)
+    server = await serve(stack, held, backpressure=limits, ping_interval=0.05, ping_timeout=0.05, close_timeout=0.1)
+    slow = await stack.enter_async_context(await RawPeer.open(server.port, receive_buffer=SMALL))
+    client = await held.next()
+    shrink(client)
+    with pytest.raises(BufferFull):
+        while True:
+            client.send_nowait(numbered(0, 5000))
+    for _ in range(3):  # each is found after the time that the first one has had as well
+        async with await RawPeer.open(server.port):
+            await (await held.next()).wait_closed()
+    assert client.is_connected
+    with pytest.raises(BackpressureTimeout):
+        await client.send("x")
+    await client.close()
+    assert client.undelivered
+    assert server.connection_count == 0
+    slow.writer.transport.abort()
+    held.release()
+
+
 async def test_who_waits_to_send_hears_of_the_loss(stack: contextlib.AsyncExitStack) -> None:
     held = Held()
     server = await serve(stack, held, backpressure=BackpressureConfig(max_buffer_size=5))

@@ -362,8 +362,12 @@ async def test_a_late_answer_is_not_taken_for_that_to_a_call_of_another_rpc(stac
             await left
 
 
+class Odd(BaseException):
+    """Of no class that anybody expects."""
+
+
 @pytest.mark.parametrize("kind", ["plain", "coroutine", "stream"])
-@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit, StopIteration, RecursionError])
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit, StopIteration, RecursionError, Odd])
 async def test_a_method_may_raise_whatever_there_is(
     stack: Stack, caplog: pytest.LogCaptureFixture, kind: str, error: type[BaseException]
 ) -> None:

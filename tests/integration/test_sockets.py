@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 
 import fabric.sync
 from fabric._server.handover import Handover, HandoverSocket
+from fabric._sync.keeper import keeper
 from fabric.client import WebSocketClient
 from fabric.config import ClientConfig, PoolConfig, ServerConfig
 from fabric.error import Io
@@ -31,7 +33,7 @@ from fabric.websockets.sync import client as websockets_sync_client
 from fabric.websockets.sync import server as websockets_sync_server
 from integration.proxies import HttpProxy, SocksProxy
 from support import asgi, dropin, dropin_sync
-from support.serving import echo
+from support.serving import echo, until
 from support.threads import DEADLINE
 from support.tls import client_context, server_context
 
@@ -208,9 +210,15 @@ async def test_the_drop_in(given: socket.socket, stack: Stack, is_given: bool, s
             check_ends()
 
 
+def kept_no_more() -> bool:
+    """Is the thread that looks after blocking clients gone, with what it had open?"""
+    return not keeper._drivers and all(thread.name != "fabric.sync" for thread in threading.enumerate())
+
+
 @secure
 @pytest.mark.parametrize("is_given", [False, True], ids=["address", "sock"])
 async def test_the_drop_in_for_threads(given: socket.socket, stack: Stack, is_given: bool, secure: bool) -> None:
+    stack.push_async_callback(until, kept_no_more)
     options: dict[str, Any] = {"sock": given.dup()} if is_given else {"host": "127.0.0.1", "port": 0}
     tls = server_context() if secure else None
     server = stack.enter_context(

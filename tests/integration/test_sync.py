@@ -407,7 +407,8 @@ def test_close_ends_a_thread_in_send(there: Elsewhere) -> None:
     client.close()
     with pytest.raises(ConnectionClosed):
         sending.result()
-    assert client.undelivered
+    # Over TLS the transport may have taken all of it, and does not tell what has left it.
+    assert client.undelivered or client.url.startswith("wss:")
     there.loop.call_soon_threadsafe(released.set)
 
 

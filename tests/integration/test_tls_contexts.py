@@ -22,207 +22,27 @@ from fabric.server import WebSocketServer
 from integration.proxies import HttpProxy
 from support.serving import echo, serve, turns
 from support.tls import authority, client_context, server_context, trusted_by_the_system, with_certificate
+from support.tls_changes import (
+    CHANGES,
+    Proof,
+    keylog_filename,
+    msg_callback,
+    set_servername_callback,
+    sni_callback,
+)
 
 Stack = contextlib.AsyncExitStack
-Proof = Callable[[], object]
 
-
-# What can be done to a context, by the name of the attribute. Each returns a function that proves that it had its
-# effect once there was a connection, where there is anything to prove.
-
-
-def nothing() -> bool:
-    return True
-
-
-def sni_callback(context: ssl.SSLContext, folder: Path) -> Proof:
-    names: list[str | None] = []
-    context.sni_callback = lambda _, name, __: names.append(name)
-    return lambda: names
-
-
-def set_servername_callback(context: ssl.SSLContext, folder: Path) -> Proof:
-    names: list[str | None] = []
-    context.set_servername_callback(lambda _, name, __: names.append(name))
-    return lambda: names
-
-
-def msg_callback(context: ssl.SSLContext, folder: Path) -> Proof:
-    messages: list[Any] = []
-    context._msg_callback = lambda *about: messages.append(about)  # type: ignore[attr-defined]
-    return lambda: messages
-
-
-def keylog_filename(context: ssl.SSLContext, folder: Path) -> Proof:
-    path = folder / f"keys-{id(context)}"
-    context.keylog_filename = str(path)
-    return lambda: b"CLIENT" in path.read_bytes()
-
-
-def sslobject_class(context: ssl.SSLContext, folder: Path) -> Proof:
-    made: list[object] = []
-
-    class Own(ssl.SSLObject):
-        @classmethod
-        def _create(cls, *args: Any, **options: Any) -> Any:
-            made.append(cls)
-            return super()._create(*args, **options)  # type: ignore[misc]
-
-    context.sslobject_class = Own
-    return lambda: made
-
-
-def wrap_bio(context: ssl.SSLContext, folder: Path) -> Proof:
-    wrapped: list[object] = []
-
-    def wrap(*args: Any, **options: Any) -> ssl.SSLObject:
-        wrapped.append(options)
-        return ssl.SSLContext.wrap_bio(context, *args, **options)
-
-    context.wrap_bio = wrap  # type: ignore[method-assign]
-    return lambda: wrapped
-
-
-def maximum_version(context: ssl.SSLContext, folder: Path) -> Proof:
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-    return nothing
-
-
-def minimum_version(context: ssl.SSLContext, folder: Path) -> Proof:
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    return nothing
-
-
-def set_alpn_protocols(context: ssl.SSLContext, folder: Path) -> Proof:
-    context.set_alpn_protocols(["http/1.1"])
-    return nothing
-
-
-def set_ciphers(context: ssl.SSLContext, folder: Path) -> Proof:
-    context.set_ciphers("ECDHE+AESGCM")
-    return nothing
-
-
-def set_ecdh_curve(context: ssl.SSLContext, folder: Path) -> Proof:
-    context.set_ecdh_curve("prime256v1")
-    return nothing
-
-
-def load_dh_params(context: ssl.SSLContext, folder: Path) -> Proof:
-    # RFC 7919, ffdhe2048, would do; a file that is none shows that the context is as it was.
-    with pytest.raises(ssl.SSLError):
-        context.load_dh_params(str(Path(__file__)))
-    return nothing
-
-
-def options(context: ssl.SSLContext, folder: Path) -> Proof:
-    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
-    context.options |= getattr(ssl, "OP_ENABLE_KTLS", 0)
-    return nothing
-
-
-def num_tickets(context: ssl.SSLContext, folder: Path) -> Proof:
-    if context.protocol is ssl.PROTOCOL_TLS_SERVER:
-        context.num_tickets = 0
-    return nothing
-
-
-def post_handshake_auth(context: ssl.SSLContext, folder: Path) -> Proof:
-    """A server that would ask for a certificate later does not insist on one in the handshake."""
-    context.post_handshake_auth = True
-    if context.protocol is ssl.PROTOCOL_TLS_SERVER:
-        authority().configure_trust(context)
-        context.verify_mode = ssl.CERT_REQUIRED
-    return nothing
-
-
-def verify_flags(context: ssl.SSLContext, folder: Path) -> Proof:
-    context.verify_flags |= ssl.VERIFY_X509_TRUSTED_FIRST | ssl.VERIFY_X509_PARTIAL_CHAIN
-    return nothing
-
-
-def verify_mode(context: ssl.SSLContext, folder: Path) -> Proof:
-    if context.protocol is ssl.PROTOCOL_TLS_SERVER:
-        authority().configure_trust(context)
-        context.verify_mode = ssl.CERT_OPTIONAL
-    else:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return nothing
-
-
-def check_hostname(context: ssl.SSLContext, folder: Path) -> Proof:
-    context.check_hostname = False
-    return nothing
-
-
-def hostname_checks_common_name(context: ssl.SSLContext, folder: Path) -> Proof:
-    context.hostname_checks_common_name = False
-    return nothing
-
-
-def load_verify_locations(context: ssl.SSLContext, folder: Path) -> Proof:
-    context.load_verify_locations(cadata=authority().cert_pem.bytes().decode())
-    return nothing
-
-
-def load_default_certs(context: ssl.SSLContext, folder: Path) -> Proof:
-    context.load_default_certs()
-    context.set_default_verify_paths()
-    return nothing
-
-
-def load_cert_chain(context: ssl.SSLContext, folder: Path) -> Proof:
-    """A certificate of the same names, loaded again: how a server's certificate is renewed."""
-    authority().issue_cert("localhost", "127.0.0.1").configure_cert(context)
-    return nothing
-
-
-def sslsocket_class(context: ssl.SSLContext, folder: Path) -> Proof:
-    class Own(ssl.SSLSocket):
-        pass
-
-    context.sslsocket_class = Own
-    return nothing
-
-
-CHANGES = [
-    sni_callback,
-    set_servername_callback,
-    msg_callback,
-    keylog_filename,
-    sslobject_class,
-    wrap_bio,
-    maximum_version,
-    minimum_version,
-    set_alpn_protocols,
-    set_ciphers,
-    set_ecdh_curve,
-    load_dh_params,
-    options,
-    num_tickets,
-    post_handshake_auth,
-    verify_flags,
-    verify_mode,
-    check_hostname,
-    hostname_checks_common_name,
-    load_verify_locations,
-    load_default_certs,
-    load_cert_chain,
-    sslsocket_class,
-]
-
-# Of a context: what only tells, is tested apart from the list above, or does nothing any more.
-TOLD = {"cert_store_stats", "get_ca_certs", "get_ciphers", "get_groups", "protocol", "security_level", "session_stats"}
-APART = {"wrap_socket", "set_default_verify_paths", "set_psk_client_callback", "set_psk_server_callback"}
+# Of a context: what only tells, is tested apart from the list of changes, or does nothing any more.
+TOLD = {"cert_store_stats", "get_ca_certs", "get_ciphers", "get_groups", "protocol", "session_stats"}
+APART = {"wrap_socket", "set_default_verify_paths"}
 GONE = {"set_npn_protocols"}
-LATER = {"set_ciphersuites", "set_client_sigalgs", "set_groups", "set_server_sigalgs"}  # CPython 3.15
 
 
 def test_nothing_that_a_context_has_is_left_out() -> None:
     names = {name for name in dir(ssl.SSLContext) if not name.startswith("_")}
     tested = {change.__name__ for change in CHANGES}
-    assert names - tested - TOLD - APART - GONE - LATER == set()
+    assert names - tested - TOLD - APART - GONE == set()
 
 
 changed = pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)

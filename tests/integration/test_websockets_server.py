@@ -358,6 +358,22 @@ async def test_a_logging_handler_that_raises_keeps_no_connection(
             loop_reports.clear()
 
 
+async def test_a_tls_handshake_that_ends_after_close_is_answered(stack: Stack) -> None:
+    server = await start(stack, ssl=server_context())
+    where = port(server)
+    first = await connect(url(server, scheme="wss"), ssl=client_context())
+    async with await RawPeer.connect(where) as peer:
+        # Accepted in order: what came before this one has been accepted.
+        async with connect(url(server, scheme="wss"), ssl=client_context()):
+            pass
+        server.close()
+        await first.wait_closed()
+        await peer.writer.start_tls(client_context(), server_hostname="localhost")
+        peer.send(request())
+        assert (await peer.read_answer()).status == 503
+    await server.wait_closed()
+
+
 async def test_keepalive_and_close_go_on_although_the_log_raises(stack: Stack) -> None:
     logger = logging.getLogger("rude")
     logger.propagate = False

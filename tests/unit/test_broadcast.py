@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fabric._connection.base import BaseConnection
+from fabric._server.broadcast import _send_to_slow
+from fabric.error import ConnectionClosed
 from fabric_ext.broadcast import Shared
 from fabric_ext.connection import Connection
 from fabric_ext.counters import Counters
 from fabric_ext.deflate import DeflateCodec
 from fabric_ext.message import Message
 from fabric_ext.writer import hold_back
+from support.fake_time import in_fake_time
 from support.fake_transport import FakeTransport
 from support.frames import BINARY, CLOSE, PING, decode_all, encode
 from support.kernel import Kernel
@@ -70,6 +74,35 @@ def payloads(calls: list[bytes]) -> list[list[bytes]]:
 async def end_of_turn() -> None:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
+
+
+@in_fake_time
+@pytest.mark.parametrize("reads", [True, False])
+async def test_one_that_takes_bytes_is_waited_for_although_others_send_as_much(reads: bool) -> None:
+    """As many broadcasts do that wait for it together: what is left for it is not less then."""
+
+    class Slow:
+        messages_sent = 0
+        is_cut_off = False
+
+        async def send(self, message: Message, *, compress: bool | None) -> None:
+            while self.messages_sent < 100:
+                await asyncio.sleep(1)
+                self.messages_sent += reads
+                if self.is_cut_off:
+                    raise ConnectionClosed(1006, "")
+
+        def _left_to_send(self) -> int:
+            return 1000
+
+        def _cut_off(self) -> None:
+            self.is_cut_off = True
+
+        _standing, _has_moved = BaseConnection._standing, BaseConnection._has_moved
+
+    slow: Any = Slow()
+    assert await _send_to_slow(slow, Message("x"), None, 5) is reads
+    assert slow.is_cut_off is not reads
 
 
 async def test_all_of_a_turn_leaves_by_one_call_for_each_connection(kernels: list[Kernel]) -> None:

@@ -608,6 +608,10 @@ async def test_requests_that_fail(caplog: pytest.LogCaptureFixture) -> None:
         await failed(server, "^on_request raised ZeroDivisionError$")
         near.fleet.on_request = lambda *_: None
         await failed(server, "^on_request raised TypeError$")
+        near.fleet.on_request = cancelled
+        await failed(server, "^on_request raised CancelledError$")
+        near.fleet.on_request = cancelled_later
+        await failed(server, "^on_request raised CancelledError$")
         near.fleet.on_request = closed
         caplog.clear()
         await failed(server, "^on_request raised ConnectionClosed$")
@@ -634,6 +638,35 @@ def fail(*_: object) -> None:
 
 def closed(*_: object) -> None:
     raise ConnectionClosed(1000, "")
+
+
+def cancelled(*_: object) -> None:
+    raise asyncio.CancelledError  # as the result of a future that was cancelled
+
+
+async def cancelled_later(*_: object) -> None:
+    cancelled()
+
+
+class Odd(BaseException):
+    """Of no class that anybody expects."""
+
+
+@in_fake_time
+async def test_the_other_server_is_told_whatever_is_raised() -> None:
+    near, far = await started(Hub())
+    near.client("a")
+    await settle()
+
+    def odd(*_: object) -> None:
+        raise Odd
+
+    near.fleet.on_request = odd
+    with pytest.raises(RequestFailed, match=r"^on_request raised Odd$"):
+        await far.fleet.request("a", "x", 1)
+    with pytest.raises(Odd):
+        await near.fleet.request("a", "x", 1)
+    await stop(near, far)
 
 
 @in_fake_time

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fabric.broker.patience import LOOKS, answered
+from fabric.broker.patience import LOOKS, answered, first_of
 
 
 async def test_an_answer_that_comes_while_the_loop_is_busy_counts() -> None:
@@ -49,3 +49,13 @@ async def test_a_task_that_is_cancelled_waits_no_more() -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert answer.cancelled()
+
+
+async def test_the_first_of_several() -> None:
+    loop = asyncio.get_running_loop()
+    futures: list[asyncio.Future[None]] = [loop.create_future() for _ in range(2)]
+    await first_of(futures, 0.01)
+    assert not any(future.done() for future in futures)
+    loop.call_soon(futures[1].set_result, None)
+    await first_of(futures, 1000)
+    assert [future.done() for future in futures] == [False, True]

@@ -729,11 +729,11 @@ class Timers:
 
 @pytest.mark.parametrize("episode", range(30))
 def test_against_a_model(episode: int, rng: random.Random) -> None:
-    """At random: bytes come, are taken, time passes, timers and limits begin, connections end; the loop reads now and then.
+    """At random: bytes come, are taken, time passes, timers and limits begin, connections end; the loop reads at times.
 
     The poller reads what is hot, and nothing else, and what a rate limit holds up is not read; all that is not read by
-    it is there for the loop; the loop is kept awake exactly while something is hot; no timer waits for more than a pass;
-    and what arrives is what was sent, in order.
+    it is there for the loop; the loop is kept awake exactly while something is hot; no timer waits for more than a
+    pass; and what arrives is what was sent, in order.
     """
     rng.seed(f"{rng.random()} {episode}")
     loop = Loop()

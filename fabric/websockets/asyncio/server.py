@@ -276,7 +276,11 @@ class Server:
         return self.server.is_serving()
 
     async def wait_closed(self) -> None:
-        """Wait until the server is closed and all handlers have returned."""
+        """Wait until the server is closed and all handlers have returned.
+
+        A client that is in its TLS handshake is the event loop's until that is over: it has `open_timeout` for it, and
+        is answered with 503.
+        """
         await asyncio.shield(self._closed)
 
     @property
