@@ -117,7 +117,7 @@ cdef class Outgoing:
         self._prefix = prefix
         self._limit = self.largest = limit
         self._most_topics = most_topics
-        self._topics = {}
+        self._topics, self._latest = {}, None
 
     def __reduce__(self):
         raise TypeError(f"cannot copy or pickle {type(self).__name__!r} object")

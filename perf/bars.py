@@ -274,6 +274,8 @@ BARS = (
     absolute("p", "a message of 128 B, 32 a turn", OVER_REDIS, "cpu_ns", 1.2, "µs", 1e-3),
     absolute("p", "a message of 128 B, 32 a turn", "fabric", "publish_ns", 0.5, "µs", 1e-3),
     absolute("p", "a message of 128 B, 32 a turn", OVER_REDIS, "publish_ns", 0.5, "µs", 1e-3),
+    absolute("p", "100000 topics after a restart of the broker", "fabric", "back_s", 1.5, "s"),
+    absolute("p", "100000 topics after a restart of the broker", OVER_REDIS, "back_s", 1.5, "s"),
     absolute("a", TWO, "fabric", "p50", 100, "µs", 1e-3),
     absolute("a", TWO, "fabric", "p95", 500, "µs", 1e-3),
     absolute("b", PIPE, "fabric", "per_second", 100_000, "msg/s", at_most=False),

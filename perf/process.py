@@ -116,15 +116,16 @@ class Server:
 
 
 @contextlib.contextmanager
-def broker(scheme: str, core: int = 1) -> Iterator[str]:
-    """A NATS or Redis server on a free port, as long as the block lasts; its URL."""
+def broker(scheme: str, core: int = 1, port: str = "") -> Iterator[str]:
+    """A NATS or Redis server on `port`, or a free one, as long as the block lasts; its URL."""
     beside = os.fspath(Path(sys.executable).parent)
     name = {"nats": "nats-server", "redis": "redis-server"}[scheme]
     program = shutil.which(name) or shutil.which(name, path=beside)
     if program is None:
         raise Failed(f"{name} is not installed")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
+    if not port:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = str(probe.getsockname()[1])
     flags = (
         ("-a", "127.0.0.1", "-p", port) if scheme == "nats" else ("--bind", "127.0.0.1", "--port", port, "--save", "")
     )

@@ -41,6 +41,7 @@ RESULTS = tools.HERE / "results"
 COLUMNS = {
     "cpu_ns": ("CPU µs/msg", 1e3, "{:,.2f}"),
     "publish_ns": ("publish µs", 1e3, "{:,.2f}"),
+    "back_s": ("back s", 1, "{:,.2f}"),
     "per_second": ("per second", 1, "{:,.0f}"),
     "p50": ("p50 µs", 1e3, "{:,.1f}"),
     "p99": ("p99 µs", 1e3, "{:,.1f}"),

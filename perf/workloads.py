@@ -5,6 +5,8 @@ once; the suite has several in turn before they end. Figures that mean the same 
 
     per_second       messages (deliveries, connections) a second, by the wall clock
     cpu_ns           CPU time of the measured process per message, in ns
+    publish_ns       likewise per message that it publishes through a broker
+    back_s           seconds until a server has all its topics again
     p50 p95 p99 p999 round trip in ns
     load_share       CPU share of the load generator: near 1 would mean that it was the bottleneck
 """
@@ -603,6 +605,8 @@ def brokers(quick: bool) -> Iterator[Case]:
         yield from_another("200 clients, 32 a read", 200, 32, tuple(NODES))
     yield one_way(tuple(WAYS)[:2] if quick else tuple(WAYS))
     yield broker_clients(30_000 if quick else 100_000)
+    if not quick:
+        yield broker_return(100_000)
 
 
 ONE_WAY = "one way to a client of another server"
@@ -707,6 +711,41 @@ def broker_clients(count: int) -> Case:
         return found
 
     return once("p", "a message of 128 B, 32 a turn", tuple(BROKER_CLIENTS), measure, {"messages": count})
+
+
+def broker_return(count: int) -> Case:
+    """How long a broker that was killed has listened again when a server has subscribed to all its topics."""
+    script = str(CLIENTS / "broker_return.py")
+
+    def measure(peer_name: str, effort: Effort) -> Figures:
+        _, scheme = BROKER_CLIENTS[peer_name]
+        with contextlib.ExitStack() as ended:
+            with process.broker(scheme) as url:
+                with process.pinned(0):
+                    server = subprocess.Popen(
+                        [sys.executable, script, "--broker", url, "--count", str(count)],
+                        stdout=subprocess.PIPE,
+                        text=True,
+                        env=process.environment(),
+                    )
+                ended.callback(server.wait)
+                ended.callback(server.kill)
+                assert server.stdout is not None
+                ended.callback(server.stdout.close)
+                if process.read_line(server.stdout, 30) != "ready\n":
+                    raise Failed(f"{peer_name} does not subscribe")
+            if process.read_line(server.stdout, 20) != "gone\n":
+                raise Failed(f"{peer_name} does not notice that its broker is gone")
+            with process.broker(scheme, port=url.rpartition(":")[2]):
+                begun = time.monotonic()
+                back = process.read_line(server.stdout, 60)
+            if not back:
+                raise Failed(f"{peer_name} has not subscribed again")
+        return {"back_s": float(back) - begun}
+
+    return once(
+        "p", f"{count} topics after a restart of the broker", ("fabric", OVER_REDIS), measure, {"topics": count}
+    )
 
 
 #: Letter -> what it is, and its cases.

@@ -130,6 +130,11 @@ class _Client(Client):
             transport: Any = self._transport
             self._on_connected(transport._io_writer.transport)
 
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():  # the task that waited was cancelled: nats-py would stop to read
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
     async def _process_err(self, err_msg: str) -> None:
         self._on_refusal(err_msg.strip().strip("'"))
 

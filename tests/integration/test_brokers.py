@@ -520,6 +520,27 @@ async def test_what_was_under_way_when_the_publishers_connection_was_lost_is_a_g
     assert gaps == ["a"]
 
 
+@pytest.mark.deadline(60)
+async def test_a_wait_that_is_cancelled_does_no_harm(
+    stack: Stack, broker: RealBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer that comes later is nobody's; nats-py would stop to read."""
+    monkeypatch.setattr(f"fabric.broker.{broker.scheme}.PROBE_INTERVAL", 3600)  # no check connects anew
+    await stack.enter_async_context(broker)
+    server = await serve(stack, Held(), broker=broker.url)
+    gaps: list[str] = []
+    server.on_gap = lambda topic, _: gaps.append(topic)
+    broker.freeze()
+    waiting = asyncio.ensure_future(server.topics.broker.flush())
+    await turns()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    broker.thaw()
+    for _ in range(2):
+        await server.topics.broker.flush()
+    assert gaps == []
+
+
 async def test_a_check_that_ignores_its_cancellation_does_not_keep_it_open(
     stack: Stack, nats: type[NatsServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
