@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fabric._connection.base import BaseConnection, is_end
 from fabric._connection.events import log_event
-from fabric._http.messages import Request
+from fabric._http.messages import Request, address_of
 from fabric.history import History, Position
 from fabric.topics import Outcome, TooManyTopics
 from fabric_ext.receive_queue import inherits_in_c
@@ -159,7 +159,7 @@ class ConnectedClient(BaseConnection):
                 self._translator.unsubscribed(topic)
 
     def _opened(self) -> None:
-        self._local_addr = self._transport.get_extra_info("sockname")
+        self._local_addr = address_of(self._transport, "sockname")
         self._server._connected(self)
 
     def _handler_done(self, task: asyncio.Task[Any]) -> None:

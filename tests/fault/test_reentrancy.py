@@ -328,9 +328,13 @@ async def test_another_thread_may_ask_who_is_connected(
     """For a log, say: a transport with TLS refuses other threads, so it is not asked."""
     async with connected(stack, secure=secure) as (client, server_end):
         end = client if side == "client" else server_end
-        here = repr(end), end.remote_addr, end.state, end.id, end.latency
-        assert await asyncio.to_thread(lambda: (repr(end), end.remote_addr, end.state, end.id, end.latency)) == here
-        assert here[1][0] == "127.0.0.1"
+
+        def told() -> tuple[Any, ...]:
+            return repr(end), end.remote_addr, end.local_addr, end.state, end.id, end.latency
+
+        here = told()
+        assert await asyncio.to_thread(told) == here
+        assert here[1][0] == here[2][0] == "127.0.0.1"
 
 
 async def test_in_an_outage_too_nothing_acts_in_another_thread(stack: contextlib.AsyncExitStack) -> None:
