@@ -52,7 +52,7 @@ EXPECTED = {
         r"the server has 0 connections",
     ],
     "echo_server": [
-        r"(\+ [0-9a-f]{8} from 127\.0\.0\.1:\d+\n){3}",
+        r"(\+ [0-9a-f]{8} from \('127\.0\.0\.1', \d+\)\n){3}",
         r"connection +messages/s +received +sent +ping",
         r"[0-9a-f]{8} +[\d,]+ +[\d,]+ +[\d,]+ +[\d,]+ µs",
         r"- [0-9a-f]{8} closed with 1000 after \d+ messages",
