@@ -53,9 +53,10 @@ def holder(
 
 
 class FabricEnd:
-    def __init__(self, connection: WebSocketClient | ConnectedClient) -> None:
+    def __init__(self, connection: WebSocketClient | ConnectedClient, before: dict[str, Any] | None = None) -> None:
+        """`before`: the metrics before it was connected. A message may have come before a server's handler begins."""
         self._connection = connection
-        self._before = connection.metrics.as_dict()
+        self._before = before or connection.metrics.as_dict()
         self.protocol = connection.subprotocol
 
     @property
@@ -115,11 +116,15 @@ async def fabric_server(compressed: bool) -> AsyncIterator[tuple[str, Reports]]:
     reports: Reports = asyncio.Queue()
 
     async def handle(client: ConnectedClient) -> None:
-        await reports.put(await follow(FabricEnd(client)))
+        nonlocal counted
+        report = await follow(FabricEnd(client, counted))
+        counted = server.metrics.as_dict()
+        await reports.put(report)
 
     async with WebSocketServer.bind(
         "127.0.0.1:0", handle, subprotocols=SUPPORTED, compression=CompressionConfig(enabled=compressed)
     ) as server:
+        counted = server.metrics.as_dict()
         yield f"ws://127.0.0.1:{server.port}/", reports
 
 
