@@ -550,7 +550,7 @@ class Fleet:
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:
-            logger.error("on_request raised for connection %s", client.id, exc_info=error)
+            log_event(logger, logging.ERROR, "on_request raised for connection %s", client.id, exc_info=error)
             self._reply(node, said.number, Status.FAILED, payload=f"on_request raised {type(error).__name__}".encode())
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise  # the other server is told before
