@@ -742,8 +742,7 @@ cdef class Driver:
         self._depth = 0
         self._followers = []
         self.is_closed = True
-        for task in asyncio.all_tasks(self.loop):
-            task._log_destroy_pending = False
+        self.loop.set_exception_handler(say_nothing)       # of its tasks, which are garbage here
         if not self._stepping:
             self.loop.close()
 
@@ -775,6 +774,10 @@ cdef class Receiver:
         """Does a fault of the peer wait until this one has taken what came before it?"""
         cdef Session session = self._user.session_now()
         return session is not None and session.closing is not None and session.closing.is_put_off
+
+
+def say_nothing(loop, context):
+    """An exception handler of an event loop."""
 
 
 def forget(task):
