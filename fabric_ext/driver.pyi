@@ -21,6 +21,9 @@ class _Keeper(Protocol):
 def bind_errors(*, invalid_state: Callable[[str], Exception], timed_out: Callable[[str, Any], Exception]) -> None:
     """Set what is raised for a call that is not allowed now, made with a text, and for one that took too long."""
 
+def say_nothing(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    """An exception handler of an event loop."""
+
 def forget(task: asyncio.Future[Any]) -> None:
     """Take the error of a task that nobody waits for any more."""
 
