@@ -131,6 +131,7 @@ class Listener:
                 raise StopAsyncIteration
             if self._waiter is not None:
                 raise InvalidState("another task waits for the next message already")
+            self._topics._check_here()
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -147,7 +148,12 @@ class Listener:
         self.close()
 
     def close(self) -> None:
-        """Hear nothing more; what waits can still be taken."""
+        """Hear nothing more; what waits can still be taken.
+
+        Raises:
+            InvalidState: this is another thread than the server's.
+        """
+        self._topics._check_here()
         subscriber, self._subscriber = self._subscriber, None
         if subscriber is not None:
             self._topics._leave(subscriber)
@@ -420,7 +426,7 @@ class Topics:
 
     def _unsubscribe(self, subscriber: Subscriber, topic: str) -> None:
         if self._index.unsubscribe(subscriber, topic):
-            self.broker.unsubscribe((topic,))
+            self._unhear((topic,))
         if self._shared is not None:
             self._shared.unsubscribed(subscriber, (topic,))
 
@@ -435,9 +441,15 @@ class Topics:
             self._shared.unsubscribed(subscriber, topics, error)
         if gone:
             try:
-                self.broker.unsubscribe(gone)
+                self._unhear(gone)
             except Exception as error:  # noqa: BLE001  (of an adapter: the end of a connection goes on)
                 log_event(logger, logging.ERROR, "the broker %r could not unsubscribe", self.broker, exc_info=error)
+
+    def _unhear(self, topics: Iterable[str]) -> None:
+        """These have no subscribers any more, unless a finalizer or a signal handler has subscribed since."""
+        self.broker.unsubscribe(topics)
+        if again := [topic for topic in topics if topic in self._index]:
+            self.broker.subscribe(again)
 
     def _publish(
         self,

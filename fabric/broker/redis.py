@@ -43,6 +43,7 @@ PROBE_INTERVAL = 2.0  # seconds
 MAX_QUEUED = 8 << 20  # bytes that wait for the broker, or for its socket
 LARGEST = 512 << 20  # bytes of a message, as Redis takes them by default
 OLDEST = (5, 0)  # version of Redis
+DIGITS = 19  # of a number of 64 bits
 CHUNK = 2000  # subscriptions that are written at a time after a reconnection
 PER_SECOND = 10_000  # subscriptions that a slow server takes
 LAST_MOMENT = 0.5  # seconds for what was published last
@@ -271,12 +272,14 @@ class RedisBroker(Publisher, Broker):
 
     async def _check_server(self, connection: _Connection) -> None:
         """Check the version, and ask for the largest message; if these commands are forbidden, assume the defaults."""
-        found = VERSION.search(await connection.ask("INFO", "server") or b"")
+        about = await connection.ask("INFO", "server")
+        found = VERSION.search(about) if isinstance(about, bytes) else None
         if found is not None and (int(found[1]), int(found[2])) < OLDEST:
             version = b".".join(found.groups()).decode()
             raise hiredis.ReplyError(f"it is version {version}, needed is 5.0 or a newer one")
         reply = await connection.ask("CONFIG", "GET", "proto-max-bulk-len")
-        largest = int(reply[1]) if isinstance(reply, list) and len(reply) == 2 else LARGEST
+        number = reply[1] if isinstance(reply, list) and len(reply) == 2 else None
+        largest = int(number) if isinstance(number, bytes) and len(number) <= DIGITS and number.isdigit() else LARGEST
         self._out.largest = min(largest, MAX_QUEUED)
 
     async def _live(self) -> None:

@@ -289,6 +289,16 @@ async def test_histories_that_redis_forbids(
         assert server.broker_healthy
 
 
+@pytest.mark.parametrize("info", [b"*1\r\n:1\r\n", b"$-1\r\n", b"+OK\r\n", b"$1\r\n\xff\r\n"])
+@pytest.mark.parametrize("largest", [b"$-1\r\n", b"*0\r\n", b"$3\r\nabc\r\n", b"$2\r\n-5\r\n", b"$3\r\n 5 \r\n"])
+async def test_a_redis_server_that_says_nothing_of_use_about_itself(info: bytes, largest: bytes) -> None:
+    """It is taken for one as most are: here it does not answer in the end."""
+    limit = b"*2\r\n$18\r\nproto-max-bulk-len\r\n" + largest
+    answers = {b"fabric-1\r\n": b"$8\r\nfabric-1\r\n", b"INFO": info, b"CONFIG": limit, b"SUBSCRIBE": b"-ERR no\r\n"}
+    async with listening(b"", answers) as (port, _):
+        await refused(f"redis://127.0.0.1:{port}", "it refuses us: ERR no")
+
+
 @pytest.mark.parametrize("made", ["asked", "asking"])
 async def test_nobody_waits_for_histories_of_a_server_that_has_closed(made: str) -> None:
     async def connect(_: Any) -> Any:

@@ -195,6 +195,27 @@ async def test_what_comes_from_other_servers_is_wrapped_too(stack: Stack) -> Non
     assert await peer.payload() == b"plain None 1"
 
 
+@pytest.mark.parametrize("kind", [ValueError, asyncio.CancelledError, GeneratorExit])
+async def test_what_wrap_raises_concerns_one_message(stack: Stack, kind: type[BaseException]) -> None:
+    """The others of a read of the broker are delivered, and its adapter hears of nothing."""
+    hub, held = Hub(), Held()
+    near = await serve(stack, held, broker=FakeBroker(hub))
+    far = await serve(stack, Held(), broker=FakeBroker(hub))
+
+    def wrap(topic: str, message: Message, position: Position | None) -> Any:
+        if message.text == "1":
+            raise kind
+        return message
+
+    near.topics.wrap = wrap
+    client, peer = await connect(stack, near, held)
+    client.subscribe("plain")
+    for text in ("1", "2"):
+        far.publish("unheard", text)
+    near.topics.deliver([("plain", envelope) for _, envelope in hub.said])
+    assert await peer.payload() == b"2"
+
+
 async def test_a_slow_client_is_closed_and_comes_back(stack: Stack) -> None:
     held = Held()
     server = await serve(stack, held, backpressure=BackpressureConfig(max_buffer_size=4), close_timeout=0.2)
