@@ -360,7 +360,7 @@ cdef class Index:
                 return True
         return False
 
-    def publish(self, str name not None, Shared shared not None, exclude=()):
+    def publish(self, name, Shared shared not None, exclude=()):
         """Send a message to those connections that take it now; return their number, and the targets that do not.
 
         Those are open connections that cannot be written to now or gather nothing, and whatever is no connection.
@@ -369,6 +369,8 @@ cdef class Index:
             exclude: subscribers that do not get it.
         """
         cdef list rest = []
+        if not isinstance(name, str):
+            check_topic(name)                      # says what it is
         return self.offer(name, shared, exclude, rest), rest
 
     cdef Py_ssize_t offer(self, str name, Shared shared, object exclude, list rest) except -1:

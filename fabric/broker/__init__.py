@@ -242,10 +242,10 @@ def make_broker(url: str | Broker) -> Broker:
     """The broker for a URL.
 
     Those are `memory:`, `nats://[user:password@|token@]host[:port]` (`tls://` with TLS), `nats:embedded`, and
-    `redis://[[user]:password@]host[:port]` (`rediss://` with TLS).
+    `redis://[[user]:password@]host[:port]` (`rediss://` with TLS). User and password are percent-encoded.
 
     Raises:
-        ValueError: no such broker.
+        ValueError: no such broker, or the URL has another form; its text has no part of the URL but the scheme.
         BrokerUnavailable: the package that it needs is not installed.
     """
     if isinstance(url, Broker):
