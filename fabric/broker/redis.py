@@ -155,7 +155,7 @@ class RedisBroker(Publisher, Broker):
     """An adapter for Redis and Valkey, from version 5 on.
 
     Args:
-        url: `redis://[[user]:password@]host[:port]`; `rediss://` for TLS.
+        url: `redis://[[user]:password@]host[:port]`; `rediss://` for TLS. Its database is 0.
         ssl_context: for TLS; by default the system's certificates are trusted.
     """
 
@@ -169,6 +169,8 @@ class RedisBroker(Publisher, Broker):
             raise ValueError("the URL of a Redis server is malformed: is its password percent-encoded?") from None
         if parts.scheme not in ("redis", "rediss") or not parts.hostname:
             raise ValueError("the URL of a Redis server is redis://host[:port]")
+        if parts.path not in ("", "/", "/0") or parts.query:
+            raise ValueError("a Redis broker uses database 0 and has no options in its URL: redis://host[:port]")
         self._host, self._port = parts.hostname, port
         self._login = tuple(unquote(word) for word in (parts.username, parts.password) if word)
         self._where = f"{parts.scheme}://{self._host}:{self._port}"  # without the password
