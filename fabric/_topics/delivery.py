@@ -141,6 +141,6 @@ class Delivery:
 
     def send_waiting(self, client: Any, waiting: dict[str, Any]) -> None:
         """Nothing stands before a new message any more: send what is kept for the client, as far as that goes."""
-        while waiting and client._is_open and not client._is_blocked and not client._outbox_size:
+        while waiting and client._is_sendable:
             data, compress = waiting.pop(next(iter(waiting)))
             client.send_nowait(data, compress=compress)

@@ -216,6 +216,32 @@ async def test_a_full_outbox_is_treated_as_slow_peer_says(stack: Stack, policy: 
         assert await peer.payload() == b"again"
 
 
+async def test_latest_goes_although_a_sender_that_waited_was_to_go_first(stack: Stack) -> None:
+    """Between the moment when a sender is let in and its message there is room, but not for others."""
+    held = Held()
+    server = await serve(stack, held, backpressure=SMALL)
+    server.topics.configure("price", on_full="latest")
+    client, peer = await join(stack, server, held, "price")
+    loop = asyncio.get_running_loop()
+    count = await block(client)
+    while client.backpressure.level < 1:
+        client.send_nowait(b"filling")
+        count += 1
+    sending = asyncio.create_task(client.send(b"has waited"))
+    await until(lambda: client.backpressure.waiting == 1)
+    seen: list[bool] = []
+
+    def publish() -> None:
+        seen.append(client._is_blocked or client._outbox_size > 0)
+        server.publish("price", b"3")
+
+    client.backpressure.on_state_change(lambda is_active: None if is_active else loop.call_soon(publish))
+    await read(peer, count)
+    assert await read(peer, 2) == [b"has waited", b"3"]
+    await sending
+    assert seen == [False]
+
+
 async def test_latest_keeps_the_newest_of_each_topic(stack: Stack) -> None:
     held = Held()
     server = await serve(stack, held)
