@@ -90,7 +90,7 @@ def check_topic(name, bint pattern=False):
             raise ValueError(f"a topic has no empty token: {name!r}")
         if "*" in token or ">" in token:
             if not pattern:
-                raise ValueError(f"a message is published to one topic, not to a pattern: {name!r}")
+                raise ValueError(f"a topic is needed here, not a pattern with wildcards: {name!r}")
             if PyUnicode_GET_LENGTH(token) > 1 or (token == ">" and i + 1 < len(tokens)):
                 raise ValueError(f"a wildcard is a whole token, and > the last one: {name!r}")
 
