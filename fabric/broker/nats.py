@@ -337,7 +337,8 @@ class NatsBroker(Publisher, Broker):
         self._is_answering = True
         self._heard = time.time()
         self._error = None
-        self._out.open(transport.write, transport._io_writer.transport.get_write_buffer_size)
+        socket = transport._io_writer.transport  # beneath two layers that only pass on what is written
+        self._out.open(socket.write, socket.get_write_buffer_size)
         if self._streams is not None:
             self._streams.connected(self._client, transport.write)
 
