@@ -11,6 +11,8 @@ cdef class Outgoing:
     cdef object _write                 # None while there is no connection
     cdef object _unwritten
     cdef bint _is_scheduled
+    cdef Py_ssize_t _published         # messages of this turn
+    cdef bint _was_alone               # the turn before published no more than one
     cdef dict _topics
     cdef str _latest                   # the last one that was put there
     cdef Py_ssize_t _most_topics

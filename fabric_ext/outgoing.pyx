@@ -2,6 +2,9 @@
 
 Commands of one turn of the event loop stand in one buffer, and leave by one write; while the broker is away they wait
 there. A published message costs no Python object.
+
+Where turns publish one message each, it leaves at once: the end of the turn is another round of the event loop, for
+which it would wait. Where the turn before published more, all of them share a write.
 """
 
 from asyncio import get_running_loop as _get_running_loop
@@ -102,7 +105,7 @@ def redis_commands(bytes command not None, bytes prefix not None, list words not
 
 
 cdef class Outgoing:
-    """Commands that leave together at the end of the turn, or once the connection is open.
+    """Commands that leave together at the end of the turn, or once the connection is open; a lone message at once.
 
     Args:
         prefix: what stands before the topic.
@@ -134,6 +137,7 @@ cdef class Outgoing:
         """There is a connection, which `write` writes to and which holds `unwritten()` bytes: send what waits."""
         self._write, self._unwritten = write, unwritten
         self._is_scheduled = False                 # the event loop on which it was scheduled may be closed
+        self._published = 0
         self.flush()
 
     def close(self):
@@ -164,6 +168,7 @@ cdef class Outgoing:
     cdef bint put_if_room(self, str topic, bytes envelope) except -1:
         cdef Py_ssize_t size
         cdef const char* name
+        cdef bint is_first = not self._text.size
         if self._prefix is None:
             raise RuntimeError("Outgoing() was not called")
         if PyBytes_GET_SIZE(envelope) > self.largest or not self.has_room(PyBytes_GET_SIZE(envelope)):
@@ -176,7 +181,10 @@ cdef class Outgoing:
                 self._topics.clear()
                 topic = ">"
             self._topics[topic] = None
+        self._published += 1
         self.schedule()
+        if is_first and self._published == 1 and self._was_alone:
+            self.flush()
         return True
 
     cdef int put_message(self, const char* topic, Py_ssize_t size, bytes envelope) except -1:
@@ -195,6 +203,8 @@ cdef class Outgoing:
 
     def _end_turn(self):
         self._is_scheduled = False
+        self._was_alone = self._published <= 1
+        self._published = 0
         self.flush()
 
     def flush(self):

@@ -338,7 +338,12 @@ class NatsBroker(Publisher, Broker):
         self._heard = time.time()
         self._error = None
         socket = transport._io_writer.transport  # beneath two layers that only pass on what is written
-        self._out.open(socket.write, socket.get_write_buffer_size)
+
+        def write(data: bytes) -> None:
+            if not socket.is_closing():  # uvloop would raise
+                socket.write(data)
+
+        self._out.open(write, socket.get_write_buffer_size)
         if self._streams is not None:
             self._streams.connected(self._client, transport.write)
 
