@@ -134,6 +134,33 @@ async def test_what_is_published_while_there_is_no_connection_waits_for_it() -> 
     assert len(connection.written) == 3
 
 
+@pytest.mark.parametrize("scheme", ["nats", "redis"])
+def test_messages_like_the_one_before(scheme: str) -> None:
+    """The same topic or another one, the same size or another one, in any order, with a failure in between."""
+    outgoing = nats() if scheme == "nats" else RedisOutgoing(REDIS, 1000, 10)
+    told = [("a", b"1"), ("a", b"2"), ("a", b"33"), ("b", b"44"), ("b", b"5"), ("\ud800", b"7"), ("b", b"8")]
+    for topic, envelope in told:
+        try:
+            outgoing.publish(topic, envelope)
+        except UnicodeEncodeError:
+            assert topic == "\ud800"
+        if envelope == b"33":
+            outgoing.take_topics()
+    connection = Connection()
+    outgoing.open(connection.write, connection.unwritten)
+    said = connection.written[0]
+    if scheme == "nats":
+        assert said == b"".join(
+            b"PUB fabric.%b %d\r\n%b\r\n" % (topic.encode(), len(envelope), envelope)
+            for topic, envelope in told
+            if envelope != b"7"
+        )
+    else:
+        assert [(topic[len(REDIS) :].decode(), envelope) for _, topic, envelope in commands(said)] == [
+            one for one in told if one[1] != b"7"
+        ]
+
+
 def test_what_waits_is_bounded() -> None:
     outgoing = nats(limit=100)
     command = len(b"PUB fabric.a 20\r\n\r\n") + 20
