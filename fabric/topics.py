@@ -525,6 +525,7 @@ class Topics:
                     self._hear(topic, data[1:9], data[HEAD:])
             else:
                 self._delivery.fan_out_safely(topic, data, None)
+        self._incoming.end_read()
 
     def gap(self, since: float) -> None:
         """The broker was away since then; see `fabric.broker.Node`."""

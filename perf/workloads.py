@@ -589,11 +589,12 @@ def fanned_out(name: str, replies: int, flags: tuple[str, ...]) -> Case:
 def brokers(quick: bool) -> Iterator[Case]:
     """What a server costs that hears from another, for each message that one of its clients gets."""
     yield from_another("1000 clients, 32 a read", 1000, 32, ("fabric", OVER_REDIS))
-    yield from_another("200 clients, one at a time", 200, 1, ("fabric",) if quick else tuple(NODES))
+    yield from_another("200 clients, one at a time", 200, 1, ("fabric", FLOOR) if quick else (*NODES, FLOOR))
     if not quick:
         yield from_another("200 clients, 32 a read", 200, 32, tuple(NODES))
     yield one_way(tuple(WAYS)[:2] if quick else tuple(WAYS))
-    yield broker_clients(30_000 if quick else 100_000)
+    for a_turn in (32, 128) if quick else (1, 32, 128, 1000):
+        yield broker_clients(a_turn, 30_000 if quick or a_turn == 1 else 100_000)
     if not quick:
         yield broker_return(100_000)
 
@@ -605,7 +606,8 @@ SOCKET_IO_PATH = "/?EIO=4&transport=websocket"
 def from_another(name: str, connections: int, times: int, peers: tuple[str, ...]) -> Case:
     """A client's message goes over the broker to another server, which publishes it `times` times to all clients.
 
-    Some take most of a second for one message: beside them there are fewer turns, and longer ones.
+    Some take most of a second for one message: beside them there are fewer turns, and longer ones. `FLOOR` hears from
+    no broker: it sends on what one of its own clients sends.
     """
     has_slow = not {CHANNELS, SOCKET_IO}.isdisjoint(peers)
 
@@ -616,6 +618,11 @@ def from_another(name: str, connections: int, times: int, peers: tuple[str, ...]
             options = ("--connections", str(connections), *messages, "--replies", str(times))
             return per_delivery(figures(process.load(node, "broadcast", (*timing, *options))), times)
 
+        if peer_name == FLOOR:
+            messages: tuple[str, ...] = ("--size", "128")
+            with Server((str(tools.SERVER_RAW),), flags_for("broadcast")) as node:
+                yield turn
+            return
         layer, scheme = NODES[peer_name]
         messages = ("--size", "128", "--hello", "ready")
         if layer == "socketio":
@@ -649,14 +656,17 @@ def one_way(peers: tuple[str, ...]) -> Case:
     return Case("p", ONE_WAY, peers, start, facts={"size": 128, "in flight": 1})
 
 
-def broker_clients(count: int) -> Case:
-    """What a message costs one that publishes, and one that hears it, up to the fan-out."""
+def broker_clients(a_turn: int, count: int) -> Case:
+    """What a message costs one that publishes `a_turn` of them in a turn, and one that hears it, up to the fan-out.
+
+    A turn has costs of its own, its round of the event loop and its system call, whatever is published in it.
+    """
     script = str(CLIENTS / "broker_cost.py")
 
     def measure(peer_name: str, effort: Effort) -> Figures:
         client, scheme = BROKER_CLIENTS[peer_name]
         with process.broker(scheme) as url:
-            options = ("--client", client, "--broker", url, "--count", str(count))
+            options = ("--client", client, "--broker", url, "--count", str(count), "--a-turn", str(a_turn))
             hear = [sys.executable, script, "hear", *options]
             with process.started(hear, 20, f"{peer_name} does not hear") as hearing:
                 spoken = process.result([sys.executable, script, "speak", *options], core=1)
@@ -666,7 +676,7 @@ def broker_clients(count: int) -> Case:
             found: Figures = json.loads(heard) | spoken
         return found
 
-    return once("p", "a message of 128 B, 32 a turn", tuple(BROKER_CLIENTS), measure, {"messages": count})
+    return once("p", f"a message of 128 B, {a_turn} a turn", tuple(BROKER_CLIENTS), measure, {"messages": count})
 
 
 def broker_return(count: int) -> Case:

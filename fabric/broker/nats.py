@@ -332,7 +332,13 @@ class NatsBroker(Publisher, Broker):
         self._is_answering = True
         self._heard = time.time()
         self._error = None
-        self._out.open(transport.write, transport._io_writer.transport.get_write_buffer_size)
+        socket = transport._io_writer.transport  # beneath two layers that only pass on what is written
+
+        def write(data: bytes) -> None:
+            if not socket.is_closing():  # uvloop would raise
+                socket.write(data)
+
+        self._out.open(write, socket.get_write_buffer_size)
         if self._streams is not None:
             self._streams.connected(self._client, transport.write)
 
