@@ -5,6 +5,7 @@ Owns what is counted as dropped for clients, and the newest message of each topi
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import weakref
 from collections import Counter
@@ -81,7 +82,7 @@ class Delivery:
         """As `fan_out`, for what came from elsewhere: what the application's `wrap` raises is logged."""
         try:
             self.fan_out(topic, data, position, None, ())
-        except Exception as error:  # noqa: BLE001  (logged)
+        except (Exception, asyncio.CancelledError, GeneratorExit) as error:  # noqa: BLE001  (logged)
             log_event(logger, logging.ERROR, "a message of topic %r was left out", topic, exc_info=error)
 
     def send_to_rest(
