@@ -448,6 +448,7 @@ class Topics:
 
     def _unhear(self, topics: Iterable[str]) -> None:
         """These have no subscribers any more, unless a finalizer or a signal handler has subscribed since."""
+        self._logs.unheard(topics)
         self.broker.unsubscribe(topics)
         if again := [topic for topic in topics if topic in self._index]:
             self.broker.subscribe(again)
