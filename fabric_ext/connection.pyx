@@ -118,10 +118,10 @@ cdef class Connection(SessionUser):
         self.bytes_received += other.bytes_received
         self.messages_sent += other.messages_sent
         self.bytes_sent += other.bytes_sent
-        if self._wants_parts and other._items.size == 0:
-            session._delivery = SKIP_THEN_PARTS if session._delivery == SKIP else PARTS
-        self._wants_parts = False
         self.move(OPENED)
+        if self._wants_parts and other._items.size == 0:
+            session.deliver_in_parts()
+        self._wants_parts = False
         if session._read_pauses & QUEUE_FULL:
             session.resume(QUEUE_FULL)
         while other._items.size and not session._discarding:
@@ -273,14 +273,16 @@ cdef class Connection(SessionUser):
     def _start_stream(self):
         """Deliver the next message in parts, unless one is queued already; return the number of this stream."""
         cdef Session session = self._session
+        if self._waiter is not None:
+            self.displace()
         self.give_up_stream()
+        self._streaming = True
+        self._stream_number += 1
         if self._items.size == 0 and self._end is None:
             if session is None:
                 self._wants_parts = True
             else:
-                session._delivery = SKIP_THEN_PARTS if session._delivery == SKIP else PARTS
-        self._streaming = True
-        self._stream_number += 1
+                session.deliver_in_parts()
         return self._stream_number
 
     def _is_stream(self, int number):

@@ -11,7 +11,7 @@ def redis_commands(command: bytes, prefix: bytes, words: list[str]) -> bytes:
 
 @disjoint_base
 class Outgoing:
-    """Commands that leave together at the end of the turn, or once the connection is open.
+    """Commands that leave together at the end of the turn, or once the connection is open; a lone message at once.
 
     Args:
         prefix: what stands before the topic.

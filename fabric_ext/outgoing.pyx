@@ -2,6 +2,9 @@
 
 Commands of one turn of the event loop stand in one buffer, and leave by one write; while the broker is away they wait
 there. A published message costs no Python object.
+
+Where turns publish one message each, it leaves at once: the end of the turn is another round of the event loop, for
+which it would wait. Where the turn before published more, all of them share a write.
 """
 
 from asyncio import get_running_loop as _get_running_loop
@@ -102,7 +105,7 @@ def redis_commands(bytes command not None, bytes prefix not None, list words not
 
 
 cdef class Outgoing:
-    """Commands that leave together at the end of the turn, or once the connection is open.
+    """Commands that leave together at the end of the turn, or once the connection is open; a lone message at once.
 
     Args:
         prefix: what stands before the topic.
@@ -118,12 +121,14 @@ cdef class Outgoing:
         self._limit = self.largest = limit
         self._most_topics = most_topics
         self._topics, self._latest = {}, None
+        self._head_for = -1
 
     def __reduce__(self):
         raise TypeError(f"cannot copy or pickle {type(self).__name__!r} object")
 
     def __dealloc__(self):
         PyMem_Free(self._text.at)
+        PyMem_Free(self._head.at)
 
     @property
     def is_open(self):
@@ -134,6 +139,7 @@ cdef class Outgoing:
         """There is a connection, which `write` writes to and which holds `unwritten()` bytes: send what waits."""
         self._write, self._unwritten = write, unwritten
         self._is_scheduled = False                 # the event loop on which it was scheduled may be closed
+        self._published = 0
         self.flush()
 
     def close(self):
@@ -162,24 +168,38 @@ cdef class Outgoing:
         return self.put_if_room(topic, envelope)
 
     cdef bint put_if_room(self, str topic, bytes envelope) except -1:
-        cdef Py_ssize_t size
+        cdef Py_ssize_t size, length = PyBytes_GET_SIZE(envelope)
         cdef const char* name
+        cdef bint is_first = not self._text.size
         if self._prefix is None:
             raise RuntimeError("Outgoing() was not called")
-        if PyBytes_GET_SIZE(envelope) > self.largest or not self.has_room(PyBytes_GET_SIZE(envelope)):
+        if length > self.largest or not self.has_room(length):
             return False
-        name = PyUnicode_AsUTF8AndSize(topic, &size)
-        self.put_message(name, size, envelope)
+        if topic is not self._latest or length != self._head_for:
+            self._head_for = -1                    # until it is made
+            self._head.size = 0
+            name = PyUnicode_AsUTF8AndSize(topic, &size)
+            make_room(&self._head, PyBytes_GET_SIZE(self._prefix) + size + 2 * DIGITS + 32)
+            self.put_head(&self._head, name, size, length)
+            self._head_for = length
+        make_room(&self._text, self._head.size + length + 2)
+        put(&self._text, self._head.at, self._head.size)
+        put_bytes(&self._text, envelope)
+        put(&self._text, b"\r\n", 2)
         if topic is not self._latest:
             self._latest = topic
             if len(self._topics) >= self._most_topics and topic not in self._topics:
                 self._topics.clear()
                 topic = ">"
             self._topics[topic] = None
+        self._published += 1
         self.schedule()
+        if is_first and self._published == 1 and self._was_alone:
+            self.flush()
         return True
 
-    cdef int put_message(self, const char* topic, Py_ssize_t size, bytes envelope) except -1:
+    cdef int put_head(self, Text* text, const char* topic, Py_ssize_t size, Py_ssize_t length) except -1:
+        """Put what stands before a message of `length` bytes; for the next one like it, it is not made again."""
         raise NotImplementedError("how a message is published depends on the broker")
 
     def take_topics(self):
@@ -195,6 +215,8 @@ cdef class Outgoing:
 
     def _end_turn(self):
         self._is_scheduled = False
+        self._was_alone = self._published <= 1
+        self._published = 0
         self.flush()
 
     def flush(self):
@@ -215,16 +237,12 @@ cdef class Outgoing:
 cdef class NatsOutgoing(Outgoing):
     """What is said to a NATS server."""
 
-    cdef int put_message(self, const char* topic, Py_ssize_t size, bytes envelope) except -1:
-        cdef Text* text = &self._text
-        make_room(text, PyBytes_GET_SIZE(self._prefix) + size + PyBytes_GET_SIZE(envelope) + DIGITS + 9)
+    cdef int put_head(self, Text* text, const char* topic, Py_ssize_t size, Py_ssize_t length) except -1:
         put(text, b"PUB ", 4)
         put_bytes(text, self._prefix)
         put(text, topic, size)
         put(text, b" ", 1)
-        put_number(text, PyBytes_GET_SIZE(envelope))
-        put(text, b"\r\n", 2)
-        put_bytes(text, envelope)
+        put_number(text, length)
         put(text, b"\r\n", 2)
         return 0
 
@@ -233,18 +251,14 @@ cdef class NatsOutgoing(Outgoing):
 cdef class RedisOutgoing(Outgoing):
     """What is said to a Redis server."""
 
-    cdef int put_message(self, const char* topic, Py_ssize_t size, bytes envelope) except -1:
-        cdef Text* text = &self._text
-        make_room(text, PyBytes_GET_SIZE(self._prefix) + size + PyBytes_GET_SIZE(envelope) + 2 * DIGITS + 27)
+    cdef int put_head(self, Text* text, const char* topic, Py_ssize_t size, Py_ssize_t length) except -1:
         put(text, b"*3\r\n$7\r\nPUBLISH\r\n$", 18)
         put_number(text, PyBytes_GET_SIZE(self._prefix) + size)
         put(text, b"\r\n", 2)
         put_bytes(text, self._prefix)
         put(text, topic, size)
         put(text, b"\r\n$", 3)
-        put_number(text, PyBytes_GET_SIZE(envelope))
-        put(text, b"\r\n", 2)
-        put_bytes(text, envelope)
+        put_number(text, length)
         put(text, b"\r\n", 2)
         return 0
 

@@ -8,6 +8,7 @@ cdef class Incoming:
     cdef bytes _node
     cdef Py_ssize_t _fragment_size
     cdef public bint hold        # give back what there is, do not send it
+    cdef bint _is_due            # connections are to be sent something
     cdef dict _latest            # node -> the number of the latest message from it
     cdef readonly uint64_t messages    # delivered, whether anybody has subscribed or not
     cdef readonly uint64_t malformed   # left out: no envelope of ours

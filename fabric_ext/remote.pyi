@@ -29,6 +29,11 @@ class Incoming:
         (topic, envelope, None, []); while `hold`
         is set, messages are (topic, message, None, []), and are not sent.
         """
+    def end_read(self) -> None:
+        """All that came in this read was delivered: connections get it now, rather than at the end of the turn.
+
+        The turn may end much later, and its end is another round of the event loop.
+        """
 
 @disjoint_base
 class Reader:

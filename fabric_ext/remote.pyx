@@ -5,6 +5,8 @@ the servers tell each other), 8 bytes that name the node it comes from, and a nu
 knows its own messages, and a message that a broker sends twice in a row, once for each of two subscriptions that fit.
 """
 
+from asyncio import get_running_loop as _get_running_loop
+
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cython cimport final
 from libc.stdint cimport uint32_t
@@ -13,6 +15,9 @@ from libc.string cimport memchr, memcmp, memcpy
 from fabric_ext.broadcast cimport Shared
 from fabric_ext.message cimport K_BINARY, K_TEXT, Message, new_message
 from fabric_ext.topics cimport Index
+from fabric_ext.writer cimport loop_writer_of
+
+cdef object get_running_loop = _get_running_loop
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
@@ -107,7 +112,8 @@ cdef class Incoming:
                     continue
                 shared = Shared(message, None, self._fragment_size)
                 rest = []
-                self._index.offer(topic, shared, (), rest)
+                if self._index.offer(topic, shared, (), rest):
+                    self._is_due = True
             except ValueError:                     # no UTF-8, or no topic
                 self.malformed += 1
                 continue
@@ -115,6 +121,15 @@ cdef class Incoming:
             if rest:
                 left.append((topic, message, shared, rest))
         return left
+
+    def end_read(self):
+        """All that came in this read was delivered: connections get it now, rather than at the end of the turn.
+
+        The turn may end much later, and its end is another round of the event loop.
+        """
+        if self._is_due:
+            self._is_due = False
+            loop_writer_of(get_running_loop()).serve(False)
 
 
 cdef bytes field(bytes head, bytes name):

@@ -91,7 +91,7 @@ def check_topic(name, bint pattern=False):
             raise ValueError(f"a topic has no empty token: {name!r}")
         if "*" in token or ">" in token:
             if not pattern:
-                raise ValueError(f"a message is published to one topic, not to a pattern: {name!r}")
+                raise ValueError(f"a topic is needed here, not a pattern with wildcards: {name!r}")
             if PyUnicode_GET_LENGTH(token) > 1 or (token == ">" and i + 1 < len(tokens)):
                 raise ValueError(f"a wildcard is a whole token, and > the last one: {name!r}")
 
@@ -366,7 +366,7 @@ cdef class Index:
                 return True
         return False
 
-    def publish(self, str name not None, Shared shared not None, exclude=()):
+    def publish(self, name, Shared shared not None, exclude=()):
         """Send a message to those connections that take it now; return their number, and the targets that do not.
 
         Those are open connections that cannot be written to now or gather nothing, and whatever is no connection.
@@ -375,6 +375,8 @@ cdef class Index:
             exclude: subscribers that do not get it.
         """
         cdef list rest = []
+        if not isinstance(name, str):
+            check_topic(name)                      # says what it is
         return self.offer(name, shared, exclude, rest), rest
 
     cdef Py_ssize_t offer(self, str name, Shared shared, object exclude, list rest) except -1:

@@ -257,18 +257,7 @@ def open_loop(quick: bool) -> Iterator[Case]:
 def measured_client(peer_name: str, server: Server, effort: Effort, options: tuple[str, ...], *, core: int) -> Figures:
     """One run of a client, and what it measured."""
     timing = ("--seconds", str(effort.seconds), "--port", str(server.port))
-    with process.pinned(core):
-        done = subprocess.run(
-            [*CLIENT_PEERS[peer_name], *options, *timing],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env=process.environment(),
-            check=False,
-        )
-    if done.returncode:
-        raise Failed((done.stderr.strip().splitlines() or ["no output"])[-1])
-    result = json.loads(done.stdout)
+    result = process.result([*CLIENT_PEERS[peer_name], *options, *timing], core)
     found: Figures = {"per_second": result["per_second"], "cpu_ns": result["client_cpu_ns"]} | result.get("latency", {})
     return found | ({"percentiles": result["percentiles"]} if "percentiles" in result else {})
 
@@ -600,11 +589,12 @@ def fanned_out(name: str, replies: int, flags: tuple[str, ...]) -> Case:
 def brokers(quick: bool) -> Iterator[Case]:
     """What a server costs that hears from another, for each message that one of its clients gets."""
     yield from_another("1000 clients, 32 a read", 1000, 32, ("fabric", OVER_REDIS))
-    yield from_another("200 clients, one at a time", 200, 1, ("fabric",) if quick else tuple(NODES))
+    yield from_another("200 clients, one at a time", 200, 1, ("fabric", FLOOR) if quick else (*NODES, FLOOR))
     if not quick:
         yield from_another("200 clients, 32 a read", 200, 32, tuple(NODES))
     yield one_way(tuple(WAYS)[:2] if quick else tuple(WAYS))
-    yield broker_clients(30_000 if quick else 100_000)
+    for a_turn in (32, 128) if quick else (1, 32, 128, 1000):
+        yield broker_clients(a_turn, 30_000 if quick or a_turn == 1 else 100_000)
     if not quick:
         yield broker_return(100_000)
 
@@ -616,7 +606,8 @@ SOCKET_IO_PATH = "/?EIO=4&transport=websocket"
 def from_another(name: str, connections: int, times: int, peers: tuple[str, ...]) -> Case:
     """A client's message goes over the broker to another server, which publishes it `times` times to all clients.
 
-    Some take most of a second for one message: beside them there are fewer turns, and longer ones.
+    Some take most of a second for one message: beside them there are fewer turns, and longer ones. `FLOOR` hears from
+    no broker: it sends on what one of its own clients sends.
     """
     has_slow = not {CHANNELS, SOCKET_IO}.isdisjoint(peers)
 
@@ -627,6 +618,11 @@ def from_another(name: str, connections: int, times: int, peers: tuple[str, ...]
             options = ("--connections", str(connections), *messages, "--replies", str(times))
             return per_delivery(figures(process.load(node, "broadcast", (*timing, *options))), times)
 
+        if peer_name == FLOOR:
+            messages: tuple[str, ...] = ("--size", "128")
+            with Server((str(tools.SERVER_RAW),), flags_for("broadcast")) as node:
+                yield turn
+            return
         layer, scheme = NODES[peer_name]
         messages = ("--size", "128", "--hello", "ready")
         if layer == "socketio":
@@ -653,64 +649,34 @@ def one_way(peers: tuple[str, ...]) -> Case:
                 command += ["--port", str(ended.enter_context(Server(node, core=1)).port)]
 
             def turn(effort: Effort) -> Figures:
-                with process.pinned(0):
-                    done = subprocess.run(
-                        [*command, "--seconds", str(effort.seconds)],
-                        capture_output=True,
-                        text=True,
-                        timeout=60,
-                        env=process.environment(),
-                        check=False,
-                    )
-                if done.returncode:
-                    raise Failed((done.stderr.strip().splitlines() or ["no output"])[-1])
-                found: Figures = json.loads(done.stdout)
-                return found
+                return process.result([*command, "--seconds", str(effort.seconds)])
 
             yield turn
 
     return Case("p", ONE_WAY, peers, start, facts={"size": 128, "in flight": 1})
 
 
-def broker_clients(count: int) -> Case:
-    """What a message costs one that publishes, and one that hears it, up to the fan-out."""
+def broker_clients(a_turn: int, count: int) -> Case:
+    """What a message costs one that publishes `a_turn` of them in a turn, and one that hears it, up to the fan-out.
+
+    A turn has costs of its own, its round of the event loop and its system call, whatever is published in it.
+    """
     script = str(CLIENTS / "broker_cost.py")
 
     def measure(peer_name: str, effort: Effort) -> Figures:
         client, scheme = BROKER_CLIENTS[peer_name]
-        with process.broker(scheme) as url, contextlib.ExitStack() as ended:
-            options = ("--client", client, "--broker", url, "--count", str(count))
-            with process.pinned(0):
-                hearing = subprocess.Popen(
-                    [sys.executable, script, "hear", *options],
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    env=process.environment(),
-                )
-            ended.callback(hearing.wait)
-            ended.callback(hearing.kill)
-            assert hearing.stdout is not None
-            ended.callback(hearing.stdout.close)
-            if process.read_line(hearing.stdout, 20) != "ready\n":
-                raise Failed(f"{peer_name} does not hear")
-            with process.pinned(1):
-                done = subprocess.run(
-                    [sys.executable, script, "speak", *options],
-                    capture_output=True,
-                    text=True,
-                    timeout=60,
-                    env=process.environment(),
-                    check=False,
-                )
-            if done.returncode:
-                raise Failed((done.stderr.strip().splitlines() or ["no output"])[-1])
-            heard = process.read_line(hearing.stdout, 60)
+        with process.broker(scheme) as url:
+            options = ("--client", client, "--broker", url, "--count", str(count), "--a-turn", str(a_turn))
+            hear = [sys.executable, script, "hear", *options]
+            with process.started(hear, 20, f"{peer_name} does not hear") as hearing:
+                spoken = process.result([sys.executable, script, "speak", *options], core=1)
+                heard = process.read_line(hearing, 60)
             if not heard:
                 raise Failed(f"{peer_name} has not heard all")
-            found: Figures = json.loads(heard) | json.loads(done.stdout)
+            found: Figures = json.loads(heard) | spoken
         return found
 
-    return once("p", "a message of 128 B, 32 a turn", tuple(BROKER_CLIENTS), measure, {"messages": count})
+    return once("p", f"a message of 128 B, {a_turn} a turn", tuple(BROKER_CLIENTS), measure, {"messages": count})
 
 
 def broker_return(count: int) -> Case:
@@ -721,24 +687,13 @@ def broker_return(count: int) -> Case:
         _, scheme = BROKER_CLIENTS[peer_name]
         with contextlib.ExitStack() as ended:
             with process.broker(scheme) as url:
-                with process.pinned(0):
-                    server = subprocess.Popen(
-                        [sys.executable, script, "--broker", url, "--count", str(count)],
-                        stdout=subprocess.PIPE,
-                        text=True,
-                        env=process.environment(),
-                    )
-                ended.callback(server.wait)
-                ended.callback(server.kill)
-                assert server.stdout is not None
-                ended.callback(server.stdout.close)
-                if process.read_line(server.stdout, 30) != "ready\n":
-                    raise Failed(f"{peer_name} does not subscribe")
-            if process.read_line(server.stdout, 20) != "gone\n":
+                command = [sys.executable, script, "--broker", url, "--count", str(count)]
+                said = ended.enter_context(process.started(command, 30, f"{peer_name} does not subscribe"))
+            if process.read_line(said, 20) != "gone\n":
                 raise Failed(f"{peer_name} does not notice that its broker is gone")
             with process.broker(scheme, port=url.rpartition(":")[2]):
                 begun = time.monotonic()
-                back = process.read_line(server.stdout, 60)
+                back = process.read_line(said, 60)
             if not back:
                 raise Failed(f"{peer_name} has not subscribed again")
         return {"back_s": float(back) - begun}

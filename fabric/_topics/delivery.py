@@ -71,6 +71,8 @@ class Delivery:
         left_out: Iterable[Subscriber],
     ) -> int:
         """Send a message to this server's subscribers; return how many connections it is sent to or kept for."""
+        if self.wrap is None and not self._index.has_subscribers(topic):
+            return 0  # all who hear it are elsewhere: no frame is made
         shown = data if self.wrap is None else self.shown(topic, data, position)
         shared = Shared(shown, compress, self._fragment_size)
         reached, rest = self._index.publish(topic, shared, left_out)

@@ -19,12 +19,12 @@ import ssl
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import hiredis
 
 from fabric._connection.events import log_event
 from fabric.broker import Broker, BrokerUnavailable, Node, Window, is_pattern
+from fabric.broker.address import parse_address
 from fabric.broker.echo import Echo
 from fabric.broker.losses import MOST, Losses
 from fabric.broker.patience import answered
@@ -86,7 +86,7 @@ class _Connection(asyncio.Protocol):
                 while (reply := self._replies.gets()) is not False:
                     self._take(reply)
         except (ValueError, hiredis.ProtocolError) as error:
-            self.error = hiredis.ProtocolError(str(error))
+            self.error = hiredis.ProtocolError(f"what it says is malformed: {error}")
             self._transport.abort()
             return
         if batch:
@@ -156,24 +156,16 @@ class RedisBroker(Publisher, Broker):
     """An adapter for Redis and Valkey, from version 5 on.
 
     Args:
-        url: `redis://[[user]:password@]host[:port]`; `rediss://` for TLS.
+        url: `redis://[[user]:password@]host[:port]`; `rediss://` for TLS. No database but 0: channels have none.
         ssl_context: for TLS; by default the system's certificates are trusted.
     """
 
     keeps_histories = True
 
     def __init__(self, url: str, *, ssl_context: ssl.SSLContext | None = None) -> None:
-        try:
-            parts = urlsplit(url)
-            port = parts.port or 6379
-        except ValueError:  # its text may have part of the password
-            raise ValueError("the URL of a Redis server is malformed: is its password percent-encoded?") from None
-        if parts.scheme not in ("redis", "rediss") or not parts.hostname:
-            raise ValueError("the URL of a Redis server is redis://host[:port]")
-        self._host, self._port = parts.hostname, port
-        self._login = tuple(unquote(word) for word in (parts.username, parts.password) if word)
-        self._where = f"{parts.scheme}://{self._host}:{self._port}"  # without the password
-        self._ssl = (ssl_context or ssl.create_default_context()) if parts.scheme == "rediss" else None
+        address = parse_address(url, "Redis", ("redis", "rediss"), 6379, path="/0")
+        self._host, self._port, self._login, self._where = address[1:]
+        self._ssl = (ssl_context or ssl.create_default_context()) if address.scheme == "rediss" else None
         self._node: Node | None = None
         self._hears: _Connection | None = None
         self._speaks: _Connection | None = None

@@ -1,7 +1,7 @@
 """What a message costs a server on its way through a broker: CPU time to publish it, or to hear it, up to the fan-out.
 
     broker_cost.py hear --client fabric --broker URL --count N    prints "ready", and CPU time per message at the end
-    broker_cost.py speak --client fabric --broker URL --count N   publishes N messages, 32 a turn of the loop
+    broker_cost.py speak --client fabric --broker URL --count N   publishes N messages, 32 a turn
 
 Clients are the adapters of `fabric`, nats-py and redis-py.
 """
@@ -19,12 +19,14 @@ from gauge import run
 from fabric.broker import make_broker
 from fabric_ext.remote import wrap
 
-SUBJECT, A_TURN = "fabric.cost", 32
+SUBJECT = "fabric.cost"
+A_ROUND = 1024  # messages until the broker is waited for
 parser = argparse.ArgumentParser()
 parser.add_argument("role", choices=("hear", "speak"))
 parser.add_argument("--client", choices=("fabric", "nats-py", "redis-py"), required=True)
 parser.add_argument("--broker", required=True)
 parser.add_argument("--count", type=int, required=True)
+parser.add_argument("--a-turn", type=int, default=32, help="messages published in one turn of the loop")
 arguments = parser.parse_args()
 envelope = wrap(2, os.urandom(8), 1, bytes(128))
 
@@ -105,7 +107,7 @@ async def speak() -> None:
         await broker.start(Hearer())
 
         async def publish() -> None:
-            for _ in range(A_TURN):
+            for _ in range(arguments.a_turn):
                 broker.publish("cost", envelope)
             await asyncio.sleep(0)
 
@@ -116,7 +118,7 @@ async def speak() -> None:
         client = await nats.connect(arguments.broker)
 
         async def publish() -> None:
-            for _ in range(A_TURN):
+            for _ in range(arguments.a_turn):
                 await client.publish(SUBJECT, envelope)
             await asyncio.sleep(0)
 
@@ -128,7 +130,7 @@ async def speak() -> None:
 
         async def publish() -> None:
             async with connection.pipeline(transaction=False) as pipeline:
-                for _ in range(A_TURN):
+                for _ in range(arguments.a_turn):
                     pipeline.publish(SUBJECT, envelope)
                 await pipeline.execute()
 
@@ -137,9 +139,10 @@ async def speak() -> None:
 
         close = connection.aclose
     begun = time.process_time_ns()
-    for number in range(arguments.count // A_TURN + 1):
+    turns = max(A_ROUND // arguments.a_turn, 1)
+    for number in range(arguments.count // arguments.a_turn + 1):
         await publish()
-        if number % 32 == 31:
+        if number % turns == turns - 1:
             await end()
     await end()
     print(json.dumps({"publish_ns": (time.process_time_ns() - begun) / arguments.count}), flush=True)

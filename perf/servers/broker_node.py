@@ -55,7 +55,10 @@ async def channel_node() -> None:
     if arguments.layer == "core":
         from channels_redis.core import RedisChannelLayer
 
-        layer = RedisChannelLayer(hosts=[arguments.broker], capacity=100_000)
+        # It waits 5 s at a time for a message, as long as redis-py from version 8 on waits for any reply by default:
+        # then receive() raises TimeoutError in the first pause of 5 s, as there is while other peers are measured.
+        host = {"address": arguments.broker, "socket_timeout": None}
+        layer = RedisChannelLayer(hosts=[host], capacity=100_000)
     else:
         from channels_redis.pubsub import RedisPubSubChannelLayer
 

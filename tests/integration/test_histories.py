@@ -266,12 +266,36 @@ async def test_wrong_limits(stack: Stack, wrong: Any) -> None:
         server.topics.configure("a", **wrong)
 
 
+async def test_the_order_of_a_topic(stack: Stack) -> None:
+    server = await serve(stack, Held())
+    topics = server.topics
+    topics.configure("local", order="local")
+    topics.configure("ordered", order="broker")
+    topics.configure("history.>", history=10)
+    topics.configure("history.local", order="local")
+    found = {topic: topics.settings(topic) for topic in ("other", "local", "ordered", "history.1", "history.local")}
+    assert {topic: (settings.order, settings.history) for topic, settings in found.items()} == {
+        "other": ("local", 0),
+        "local": ("local", 0),
+        "ordered": ("broker", 1),
+        "history.1": ("broker", 10),
+        "history.local": ("broker", 10),
+    }
+    assert (found["ordered"].on_full, found["history.1"].on_full) == ("drop", "close")
+    with pytest.raises(ValueError, match=r"order is 'first', allowed are: 'local', 'broker'"):
+        topics.configure("a", order="first")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"order is 'local', but with history=5"):
+        topics.configure("a", order="local", history=5)
+
+
 async def test_a_broker_that_keeps_no_histories(stack: Stack) -> None:
     broker: Broker = FakeBroker(Hub())
     server = await serve(stack, Held(), broker=broker)
     with pytest.raises(NotSupported, match=r"history=10: the broker <.*FakeBroker.*> keeps no histories"):
         server.topics.configure("a", history=10)
     server.topics.configure("a", history=0)
+    with pytest.raises(NotSupported, match=r"order='broker': the broker <.*FakeBroker.*> keeps no histories"):
+        server.topics.configure("a", order="broker")
 
 
 async def test_topics_that_clients_only_think_of_are_not_remembered(stack: Stack) -> None:

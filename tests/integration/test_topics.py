@@ -275,6 +275,20 @@ async def test_what_is_kept_goes_with_its_client(stack: Stack) -> None:
     assert await server.publish("a", "2") == 0
 
 
+@pytest.mark.parametrize("wrong", ["one", 5, [5], [None]], ids=str)
+async def test_what_is_no_connection_is_not_excluded(stack: Stack, wrong: Any) -> None:
+    server = await serve(stack, Held())
+    with pytest.raises(TypeError, match="exclude is a ConnectedClient of the server, or several, not this"):
+        server.publish("room.7", "hello", exclude=wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"room.7"], ids=str)
+async def test_what_is_no_name_is_not_published_to(stack: Stack, wrong: Any) -> None:
+    server = await serve(stack, Held())
+    with pytest.raises(TypeError, match=f"a topic is a str, not {type(wrong).__name__}"):
+        server.publish(wrong, "hello")
+
+
 async def test_what_is_configured_later_counts_first(stack: Stack) -> None:
     server = await serve(stack, Held(), slow_peer="close")
     assert server.topics.settings("a.b").on_full == "close"

@@ -62,6 +62,47 @@ async def test_what_is_published_in_one_turn_leaves_by_one_write() -> None:
     assert connection.written[2:] == [b"PUB fabric.d 1\r\ny\r\n"]
 
 
+async def test_where_turns_publish_one_message_each_it_leaves_at_once() -> None:
+    outgoing, connection = nats(), Connection()
+    outgoing.open(connection.write, connection.unwritten)
+    for topic in "abc":  # of the first turn it is not known whether more follow
+        outgoing.publish(topic, b"")
+        assert len(connection.written) == (0 if topic == "a" else 1 + "abc".index(topic))
+        await asyncio.sleep(0)
+    assert connection.written == [b"PUB fabric.%c 0\r\n\r\n" % topic for topic in b"abc"]
+    connection.written.clear()
+    for topic in "de":  # the others of a turn wait for its end
+        outgoing.publish(topic, b"")
+    assert connection.written == [b"PUB fabric.d 0\r\n\r\n"]
+    await asyncio.sleep(0)
+    assert connection.written[1:] == [b"PUB fabric.e 0\r\n\r\n"]
+    connection.written.clear()
+    for topic in "fg":  # and where turns publish several, all of them
+        outgoing.publish(topic, b"")
+        assert connection.written == []
+    await asyncio.sleep(0)
+    assert connection.written == [b"PUB fabric.f 0\r\n\r\nPUB fabric.g 0\r\n\r\n"]
+
+
+async def test_a_lone_message_comes_behind_what_waits() -> None:
+    outgoing, connection = nats(), Connection()
+    outgoing.open(connection.write, connection.unwritten)
+    outgoing.publish("a", b"")
+    await asyncio.sleep(0)
+    connection.written.clear()
+    outgoing.add(b"SUB fabric.b f1\r\n")
+    outgoing.publish("b", b"")
+    await asyncio.sleep(0)
+    assert connection.written == [b"SUB fabric.b f1\r\nPUB fabric.b 0\r\n\r\n"]
+    outgoing.close()
+    outgoing.publish("c", b"")
+    outgoing.open(connection.write, connection.unwritten)
+    outgoing.publish("d", b"")
+    assert connection.written[1:] == [b"PUB fabric.c 0\r\n\r\n", b"PUB fabric.d 0\r\n\r\n"]
+    await asyncio.sleep(0)
+    assert len(connection.written) == 3
+
+
 async def test_redis_reads_the_same() -> None:
     outgoing, connection = RedisOutgoing(REDIS, 1_000_000, 10), Connection()
     outgoing.open(connection.write, connection.unwritten)
@@ -91,6 +132,33 @@ async def test_what_is_published_while_there_is_no_connection_waits_for_it() -> 
     outgoing.publish("a", b"4")
     await asyncio.sleep(0)
     assert len(connection.written) == 3
+
+
+@pytest.mark.parametrize("scheme", ["nats", "redis"])
+def test_messages_like_the_one_before(scheme: str) -> None:
+    """The same topic or another one, the same size or another one, in any order, with a failure in between."""
+    outgoing = nats() if scheme == "nats" else RedisOutgoing(REDIS, 1000, 10)
+    told = [("a", b"1"), ("a", b"2"), ("a", b"33"), ("b", b"44"), ("b", b"5"), ("\ud800", b"7"), ("b", b"8")]
+    for topic, envelope in told:
+        try:
+            outgoing.publish(topic, envelope)
+        except UnicodeEncodeError:
+            assert topic == "\ud800"
+        if envelope == b"33":
+            outgoing.take_topics()
+    connection = Connection()
+    outgoing.open(connection.write, connection.unwritten)
+    said = connection.written[0]
+    if scheme == "nats":
+        assert said == b"".join(
+            b"PUB fabric.%b %d\r\n%b\r\n" % (topic.encode(), len(envelope), envelope)
+            for topic, envelope in told
+            if envelope != b"7"
+        )
+    else:
+        assert [(topic[len(REDIS) :].decode(), envelope) for _, topic, envelope in commands(said)] == [
+            one for one in told if one[1] != b"7"
+        ]
 
 
 def test_what_waits_is_bounded() -> None:

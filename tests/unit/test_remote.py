@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Any
 
 import pytest
 
+from fabric.broker import MemoryBroker
+from fabric.config import ServerConfig
+from fabric.metrics import MetricsCollector
+from fabric.topics import Topics
+from fabric_ext.connection import Connection
+from fabric_ext.counters import Counters
 from fabric_ext.remote import Incoming, NatsReader, RedisReader, wrap
 from fabric_ext.topics import Index, Subscriber
+from support.fake_transport import FakeTransport
+from support.frames import decode_all
 
 OWN, OTHER, THIRD = b"own-node", b"othernod", b"thirdnod"
 
@@ -60,6 +69,26 @@ def test_what_servers_tell_each_other_is_handed_over(index: Index) -> None:
     assert [topic for topic, _, _, _ in left] == ["$fleet", "a"]
     assert incoming.deliver([("$fleet", wrap(3, OWN, 3, b"mine"))]) == []
     assert (incoming.messages, incoming.malformed) == (1, 1)
+
+
+async def test_what_a_read_brings_leaves_when_it_was_delivered() -> None:
+    """A connection gets it by one write, before the turn of the event loop ends, and nothing at its end."""
+    topics = Topics(ServerConfig(), MetricsCollector(), MemoryBroker())
+    connection = Connection(asyncio.get_running_loop(), Counters(), queue_limit=10, queue_byte_limit=1 << 20)
+    transport = FakeTransport().connect(connection)
+    subscriber = Subscriber(connection)
+    topics._index.subscribe(subscriber, "a")
+    topics._index.subscribe(subscriber, "b.*")
+    topics.deliver([("a", wrap(2, OTHER, 1, b"1")), ("b.c", wrap(2, OTHER, 2, b"2")), ("d", wrap(2, OTHER, 3, b"3"))])
+    assert [frame.payload for frame in decode_all(b"".join(transport.written))] == [b"1", b"2"]
+    assert len(transport.written) == 1
+    await asyncio.sleep(0)
+    topics.deliver([("d", wrap(2, OTHER, 4, b"4"))])
+    topics.deliver([])
+    await asyncio.sleep(0)
+    assert len(transport.written) == 1
+    topics._leave(subscriber)
+    transport.lose()
 
 
 def test_what_is_malformed_is_counted(index: Index) -> None:

@@ -43,7 +43,7 @@ def test_patterns(pattern: str) -> None:
         check_topic(pattern)
     index = Index()
     index.subscribe(Subscriber(1), pattern)
-    with pytest.raises(ValueError, match="published to one topic"):
+    with pytest.raises(ValueError, match="a topic is needed here, not a pattern"):
         index.publish(pattern, SHARED)
 
 

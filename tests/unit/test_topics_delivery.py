@@ -98,7 +98,7 @@ class Play:
         settings = SettingsByPattern(Settings(), MemoryBroker())
         for policy, pattern in POLICIES.items():
             on_full: Any = policy
-            settings.configure(pattern, on_full=on_full, presence=None, history=None, ttl=None)
+            settings.configure(pattern, on_full=on_full, presence=None, history=None, ttl=None, order=None)
         self.delivery = Delivery(self.index, settings, self.drops, MetricsCollector(), 0)
         self.is_draining = self.is_inside = False
         self.failed: list[BaseException] = []
