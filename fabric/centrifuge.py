@@ -222,7 +222,10 @@ class Translator:
             text = wire.error(number, refused)
         except BrokerUnavailable:
             text = wire.error(number, Refused(*wire.INTERNAL, temporary=True))
-        except Exception as error:  # noqa: BLE001  (logged)
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # the command is cancelled, not something that the application has waited for
             if not self._client._is_open:
                 return
             log_event(logger, logging.ERROR, "%s of connection %s raised", name, self._client.id, exc_info=error)

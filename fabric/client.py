@@ -395,8 +395,6 @@ class WebSocketClient(BaseConnection):
         self._begin_heartbeat(self._heartbeat)
         self._tell_waiters()
         self._flush_outbox()
-        if not self._outbox_size:
-            self._on_writable()
 
     @staticmethod
     def _loop_time() -> float:

@@ -34,7 +34,7 @@ from fabric._history.logs import Logs
 from fabric._history.shared import SharedLogs
 from fabric._topics.delivery import Delivery
 from fabric._topics.gaps import Gaps
-from fabric._topics.settings import OnFull, Settings, SettingsByPattern
+from fabric._topics.settings import OnFull, Order, Settings, SettingsByPattern
 from fabric.broker import Broker, BrokerUnavailable, MemoryBroker, is_pattern
 from fabric.error import Error, InvalidState
 from fabric.history import History, Position
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from fabric.config import ServerConfig
     from fabric.message import Message
 
-__all__ = ["Listener", "OnFull", "Outcome", "TooManyTopics", "Topics", "check_topic"]
+__all__ = ["Listener", "OnFull", "Order", "Outcome", "TooManyTopics", "Topics", "check_topic"]
 
 LISTENER_LIMIT = 1000  # messages that a listener keeps
 LOSSES = "$losses"  # where servers tell each other what may be lost
@@ -131,6 +131,7 @@ class Listener:
                 raise StopAsyncIteration
             if self._waiter is not None:
                 raise InvalidState("another task waits for the next message already")
+            self._topics._check_here()
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -147,7 +148,12 @@ class Listener:
         self.close()
 
     def close(self) -> None:
-        """Hear nothing more; what waits can still be taken."""
+        """Hear nothing more; what waits can still be taken.
+
+        Raises:
+            InvalidState: this is another thread than the server's.
+        """
+        self._topics._check_here()
         subscriber, self._subscriber = self._subscriber, None
         if subscriber is not None:
             self._topics._leave(subscriber)
@@ -180,8 +186,9 @@ class Topics:
 
     Attributes:
         drops: how many messages did not reach a subscriber, by reason: "full" (its outbox was), "closed" (likewise,
-            and so its connection was closed), "replaced" (a newer one took its place), "listener" (the server's own
-            listener was too slow), "broker" (the broker took no more, so other servers did not get it).
+            and so its connection was closed: one for each, what its outbox held is not counted), "replaced" (a newer
+            one took its place), "listener" (the server's own listener was too slow), "broker" (the broker took no
+            more, so other servers did not get it).
         broker: see `fabric.broker`.
     """
 
@@ -274,6 +281,7 @@ class Topics:
         presence: bool | None = None,
         history: int | None = None,
         ttl: float | timedelta | None = None,
+        order: Order | None = None,
     ) -> None:
         """Set what holds for the topics that fit `pattern`; what is set later counts first.
 
@@ -288,11 +296,15 @@ class Topics:
             history: how many messages of each topic are kept, with their offsets; 0, the default, is none. See
                 `fabric.history`.
             ttl: for how many seconds a message is kept at most, as a number or a timedelta; 300 by default.
+            order: "local", the default: this server's own subscribers get a message at once, and messages that two
+                servers publish at the same time may come in one order here and in another there. "broker": all
+                servers deliver in one order, the broker's. That is so with any history, and keeps one of a single
+                message if none is configured.
 
         Raises:
             NotSupported: the broker keeps no histories.
         """
-        self._settings.configure(pattern, on_full=on_full, presence=presence, history=history, ttl=ttl)
+        self._settings.configure(pattern, on_full=on_full, presence=presence, history=history, ttl=ttl, order=order)
 
     def settings(self, topic: str) -> Settings:
         """What holds for a topic."""
@@ -420,7 +432,7 @@ class Topics:
 
     def _unsubscribe(self, subscriber: Subscriber, topic: str) -> None:
         if self._index.unsubscribe(subscriber, topic):
-            self.broker.unsubscribe((topic,))
+            self._unhear((topic,))
         if self._shared is not None:
             self._shared.unsubscribed(subscriber, (topic,))
 
@@ -435,9 +447,15 @@ class Topics:
             self._shared.unsubscribed(subscriber, topics, error)
         if gone:
             try:
-                self.broker.unsubscribe(gone)
+                self._unhear(gone)
             except Exception as error:  # noqa: BLE001  (of an adapter: the end of a connection goes on)
                 log_event(logger, logging.ERROR, "the broker %r could not unsubscribe", self.broker, exc_info=error)
+
+    def _unhear(self, topics: Iterable[str]) -> None:
+        """These have no subscribers any more, unless a finalizer or a signal handler has subscribed since."""
+        self.broker.unsubscribe(topics)
+        if again := [topic for topic in topics if topic in self._index]:
+            self.broker.subscribe(again)
 
     def _publish(
         self,
@@ -451,7 +469,11 @@ class Topics:
         left_out: Iterable[Subscriber] = ()
         if exclude is not None:
             clients: Iterable[Any] = (exclude,) if isinstance(exclude, BaseConnection) else exclude
-            left_out = [client._subscriber for client in clients if client._subscriber is not None]
+            try:
+                left_out = [client._subscriber for client in clients if client._subscriber is not None]
+            except (AttributeError, TypeError):
+                kind = type(exclude).__name__
+                raise TypeError(f"exclude is a ConnectedClient of the server, or several, not this {kind}") from None
         if self._settings.has_history(topic):
             check_topic(topic)
             if self._shared is not None:

@@ -110,6 +110,10 @@ class Connection(SessionUser):
         """Is there no transport, or does it hold bytes that the kernel has not taken?"""
 
     @property
+    def _is_sendable(self) -> bool:
+        """Is it open, and would a new message be written at once?"""
+
+    @property
     def _oldest_ns(self) -> int:
         """`received_ns` of the oldest message in the queue; 0 where there is none, or it is received in parts."""
 

@@ -118,10 +118,10 @@ cdef class Connection(SessionUser):
         self.bytes_received += other.bytes_received
         self.messages_sent += other.messages_sent
         self.bytes_sent += other.bytes_sent
-        if self._wants_parts and other._items.size == 0:
-            session._delivery = SKIP_THEN_PARTS if session._delivery == SKIP else PARTS
-        self._wants_parts = False
         self.move(OPENED)
+        if self._wants_parts and other._items.size == 0:
+            session.deliver_in_parts()
+        self._wants_parts = False
         if session._read_pauses & QUEUE_FULL:
             session.resume(QUEUE_FULL)
         while other._items.size and not session._discarding:
@@ -273,14 +273,16 @@ cdef class Connection(SessionUser):
     def _start_stream(self):
         """Deliver the next message in parts, unless one is queued already; return the number of this stream."""
         cdef Session session = self._session
+        if self._waiter is not None:
+            self.displace()
         self.give_up_stream()
+        self._streaming = True
+        self._stream_number += 1
         if self._items.size == 0 and self._end is None:
             if session is None:
                 self._wants_parts = True
             else:
-                session._delivery = SKIP_THEN_PARTS if session._delivery == SKIP else PARTS
-        self._streaming = True
-        self._stream_number += 1
+                session.deliver_in_parts()
         return self._stream_number
 
     def _is_stream(self, int number):
@@ -441,6 +443,8 @@ cdef class Connection(SessionUser):
         """One sender more, or one less, waits for room in the outbox."""
         self._waiting += change
         self.update_sendable()
+        if self._waiting == 0:
+            self.go_on()
 
     def _outbox_pop(self):
         """The oldest message kept, as (message, compress); `IndexError` when there is none."""
@@ -480,9 +484,16 @@ cdef class Connection(SessionUser):
         return (self._outbox.size and self._state == OPEN and session is not None and not session._transport.holds
                 and not session.sending_parts and not session._transport.io.is_closing())
 
+    cdef int go_on(self) except -1:
+        """What kept messages from being written may have ended: write what waits, and say so if nothing does any more."""
+        self.drain_outbox()
+        if self._sendable:
+            self._on_writable()
+        return 0
+
     def _flush_outbox(self):
         """Write what waits in the outbox, as far as the transport takes it."""
-        self.drain_outbox()
+        self.go_on()
 
     cdef int on_unsent(self, list messages) except -1:
         """Put messages that counted as sent before those that wait, and behind those put there before."""
@@ -518,9 +529,7 @@ cdef class Connection(SessionUser):
             return
         self._session.stop_parts()
         self.update_sendable()
-        self.drain_outbox()
-        if self._outbox.size == 0 and not self._session._transport.holds:
-            self._on_writable()
+        self.go_on()
 
     # ------------------------------------------------------------------ for the class above, in Python
 
@@ -560,6 +569,11 @@ cdef class Connection(SessionUser):
         return self._session is None or self._session._transport.holds
 
     @property
+    def _is_sendable(self):
+        """Is it open, and would a new message be written at once?"""
+        return self._sendable
+
+    @property
     def _outbox_size(self):
         return self._outbox.size
 
@@ -579,7 +593,7 @@ cdef class Connection(SessionUser):
         self._finish()
 
     def _on_writable(self):
-        """Nothing waits to be written any more."""
+        """The transport takes data again, or messages wait no more for what came before them."""
 
     def _is_end(self, error):
         """Does what the application's callback raised say that a connection is closed, and nothing else?"""

@@ -288,7 +288,8 @@ cdef class Message:
             self.data = _exact_bytes(value)
             self.kind = K_BINARY
         else:
-            raise TypeError(f"a message is made of str or bytes-like, not {type(value).__name__}")
+            found = type(value).__name__
+            raise TypeError(f"a message is made of str or bytes-like, not {found}: Message.json() makes one of any value")
 
     text = _TextAttribute()
     json = _JsonAttribute()

@@ -29,6 +29,8 @@ cdef class ReceiveQueue:
     cdef int on_wait(self) except -1
     cdef int on_closed_loop(self) except -1
     cdef object concurrent_recv(self)
+    @final
+    cdef int displace(self) except -1
 
     @final
     cdef inline void begin_delivery(self) noexcept:
@@ -43,7 +45,6 @@ cdef class Recv:
     cdef int _form               # of what it returns: 0 the item as it is, else see `shaped`
 
     cdef object _wait(self)
-    cdef int _displace(self) except -1
     cdef int _end(self) except -1
     cdef void _detach(self) noexcept
     cdef void _give_up(self) noexcept

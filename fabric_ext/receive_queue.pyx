@@ -192,6 +192,16 @@ cdef class ReceiveQueue:
         """The exception for a receiver that finds another one waiting."""
         return _concurrent_recv("another task is already waiting in recv() on this connection")
 
+    cdef int displace(self) except -1:
+        """Make way for another receiver: one whose wait was cancelled, and whose task has not run since, gives up.
+
+        No other does: then this raises.
+        """
+        if self._future is None or not self._future.cancelled():
+            raise self.concurrent_recv()
+        self._waiter._give_up()
+        return 0
+
     # What the frame callback calls.
 
     cdef int put(self, object item) except -1:
@@ -303,15 +313,6 @@ cdef class Recv:
         queue.on_wait()
         return queue._future
 
-    cdef int _displace(self) except -1:
-        """Take the place of a receiver whose wait was cancelled, and whose task has not run since; of no other."""
-        cdef ReceiveQueue queue = self._queue
-        if queue._future is None or not queue._future.cancelled():
-            self._spent = True
-            raise queue.concurrent_recv()
-        queue._waiter._give_up()
-        return 0
-
     cdef int _end(self) except -1:
         """The queue has ended: raise what is to be raised for it."""
         cdef object end = self._queue._end
@@ -354,7 +355,9 @@ cdef PySendResult recv_send(PyObject* self, PyObject* value, PyObject** result) 
     if unlikely(recv._spent):
         raise RuntimeError("this recv() has already been awaited")
     if queue._waiter is not None and queue._waiter is not recv:
-        recv._displace()
+        recv._spent = True
+        queue.displace()
+        recv._spent = False
     if queue._items.size:
         queue.taken(<object>queue._items.first())  # where it raises, the item stays
         recv._detach()

@@ -98,6 +98,8 @@ cdef class Session(Sender):
     @final
     cdef int receive_close(self, const char* p, Py_ssize_t n) except -1
     @final
+    cdef int deliver_in_parts(self) except -1
+    @final
     cdef int send_pong(self) except -1
     @final
     cdef int fail(self, int fault, object cause) except -1

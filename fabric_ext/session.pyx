@@ -351,8 +351,6 @@ cdef class Session(Sender):
         if not last:
             return 0
         self._assembler = None
-        if self._delivery == PARTS:
-            self._delivery = WHOLE                 # it was half received when the stream was asked for
         kind = assembler.kind
         data = assembler.whole()
         return self.admit(data, kind, self._message_size)
@@ -387,6 +385,26 @@ cdef class Session(Sender):
             return self._user.deliver_part(new_part(data, last, False))
         if last:
             self._delivery = WHOLE if self._delivery == SKIP else PARTS
+        return 0
+
+    cdef int deliver_in_parts(self) except -1:
+        """Deliver the next message in parts, or this one: what has come of it is the first."""
+        cdef Assembler assembler = self._assembler
+        cdef int admission = ADMIT
+        cdef object part
+        self._delivery = SKIP_THEN_PARTS if self._delivery == SKIP else PARTS
+        if assembler is None or self._in_parts or self._discarding:
+            return 0
+        self._in_parts = True
+        if self._throttle is not None:
+            admission = self._throttle.admit_part(True, self._message_size)
+        if admission == CLOSE:
+            return self.fail(RATE_EXCEEDED, None)
+        part = assembler.part()
+        if admission == DROP:
+            self._delivery = SKIP_THEN_PARTS
+        elif part:
+            self._user.deliver_part(new_part(part, False, False))
         return 0
 
     cdef inline int admit(self, object data, int kind, Py_ssize_t n) except -1:

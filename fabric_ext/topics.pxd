@@ -17,7 +17,7 @@ cdef struct Entries:
 
 cdef class Topic:
     cdef readonly str name       # or a pattern
-    cdef bint is_pattern
+    cdef list tokens             # of a pattern; None: it is none
     cdef Entries entries
 
 
@@ -37,7 +37,7 @@ cdef class Branch:
 
 cdef class Index:
     cdef dict _topics            # name or pattern -> Topic
-    cdef Branch _root            # of the patterns; None while there is none
+    cdef Branch _root            # of the patterns
     cdef Py_ssize_t _patterns
     cdef uint64_t _published
     cdef readonly Py_ssize_t subscriptions
@@ -45,6 +45,6 @@ cdef class Index:
     cdef list find(self, str name)
     cdef Py_ssize_t offer(self, str name, Shared shared, object exclude, list rest) except -1
     cdef Py_ssize_t place_of(self, Subscriber subscriber, Topic topic) except -2
-    cdef int add_pattern(self, Topic topic) except -1
+    cdef int add_pattern(self, Topic topic, list branches) except -1
     cdef int remove(self, Topic topic) except -1
     cdef bint separate(self, Subscriber subscriber, uint32_t place) except -1

@@ -14,6 +14,7 @@ from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.unicode cimport PyUnicode_GET_LENGTH
+cimport cython
 from cython cimport final
 from libc.stdint cimport uint32_t
 
@@ -89,7 +90,7 @@ def check_topic(name, bint pattern=False):
             raise ValueError(f"a topic has no empty token: {name!r}")
         if "*" in token or ">" in token:
             if not pattern:
-                raise ValueError(f"a message is published to one topic, not to a pattern: {name!r}")
+                raise ValueError(f"a topic is needed here, not a pattern with wildcards: {name!r}")
             if PyUnicode_GET_LENGTH(token) > 1 or (token == ">" and i + 1 < len(tokens)):
                 raise ValueError(f"a wildcard is a whole token, and > the last one: {name!r}")
 
@@ -99,6 +100,7 @@ cdef inline bint is_pattern(str name) noexcept:
 
 
 @final
+@cython.no_gc                                      # it owns nothing but text, so it is never part of a cycle
 cdef class Topic:
     """A name or a pattern, and its subscribers."""
 
@@ -154,6 +156,7 @@ cdef class Branch:
         self.branches = {}
 
 
+
 cdef int fitting(Branch branch, list tokens, Py_ssize_t i, list found) except -1:
     """Add the patterns below `branch` that fit the tokens from `i` on."""
     cdef Branch below
@@ -205,6 +208,7 @@ cdef class Index:
 
     def __cinit__(self):
         self._topics = {}
+        self._root = Branch()
 
     def __len__(self):
         return len(self._topics)
@@ -226,11 +230,20 @@ cdef class Index:
     def subscribe(self, Subscriber subscriber not None, name):
         """Return True if it is the first subscriber of this topic or pattern, None if it has subscribed already."""
         cdef Topic topic = self._topics.get(name)
+        cdef list tokens = None, branches = None
+        cdef bint is_new
         if topic is None:
             check_topic(name, True)
+            if is_pattern(name):
+                tokens = name.split(".")
+                branches = [Branch() for _ in tokens]
+            # Making those may have run the collector, and that a finalizer which has subscribed to the same. From here
+            # on nothing is made that the collector counts, so the index changes as a whole.
+            topic = self._topics.get(name)
+        is_new = topic is None
+        if is_new:
             topic = Topic.__new__(Topic)
-            topic.name = name
-            topic.is_pattern = is_pattern(name)
+            topic.name, topic.tokens = name, tokens
         elif self.place_of(subscriber, topic) >= 0:
             return None
         push(&topic.entries, <PyObject*>subscriber, subscriber.entries.count)
@@ -241,13 +254,11 @@ cdef class Index:
             raise
         Py_INCREF(topic)                           # held by the subscriber's entry
         self.subscriptions += 1
-        if topic.entries.count > 1:
-            return False
-        if name not in self._topics:
+        if is_new:
             self._topics[name] = topic             # the one that owns it
-            if topic.is_pattern:
-                self.add_pattern(topic)
-        return True
+            if tokens is not None:
+                self.add_pattern(topic, branches)
+        return topic.entries.count == 1
 
     cdef Py_ssize_t place_of(self, Subscriber subscriber, Topic topic) except -2:
         """Where the subscriber has its entry for the topic; -1: it has none. The shorter array is searched."""
@@ -262,19 +273,17 @@ cdef class Index:
                     return topic.entries.at[i].place
         return -1
 
-    cdef int add_pattern(self, Topic topic) except -1:
-        cdef Branch branch, below
-        if self._root is None:
-            self._root = Branch()
-        branch = self._root
+    cdef int add_pattern(self, Topic topic, list branches) except -1:
+        """Put a pattern into the tree; `branches` are as many as it may need."""
+        cdef Branch branch = self._root, below
         self._patterns += 1
-        for token in topic.name.split("."):
+        for token in topic.tokens:
             if token == ">":
                 branch.rest = topic
                 return 0
             below = branch.branches.get(token)
             if below is None:
-                below = branch.branches[token] = Branch()
+                below = branch.branches[token] = branches.pop()
             branch = below
         branch.ends = topic
         return 0
@@ -312,10 +321,9 @@ cdef class Index:
         return True
 
     cdef int remove(self, Topic topic) except -1:
-        if topic.is_pattern:
+        if topic.tokens is not None:
             self._patterns -= 1
-            if prune(self._root, topic.name.split("."), 0):
-                self._root = None
+            prune(self._root, topic.tokens, 0)
         del self._topics[topic.name]
         return 0
 
@@ -324,13 +332,14 @@ cdef class Index:
     cdef list find(self, str name):
         """The topic and the patterns that a message published to `name` goes to."""
         cdef Topic topic = self._topics.get(name)
-        cdef list found = []
-        if topic is None or topic.is_pattern:
+        cdef list found = [], tokens
+        if topic is None or topic.tokens is not None:
             check_topic(name)
         else:
             found.append(topic)
         if self._patterns:
-            fitting(self._root, name.split("."), 0, found)
+            tokens = name.split(".")
+            fitting(self._root, tokens, 0, found)
         return found
 
     def subscribers(self, str name not None):
@@ -340,8 +349,8 @@ cdef class Index:
         cdef uint32_t i
         for topic in self.find(name):
             for i in range(topic.entries.count):
-                found[(<Subscriber>topic.entries.at[i].other).target] = None
-        return list(found)
+                found[<Subscriber>topic.entries.at[i].other] = None
+        return [(<Subscriber>subscriber).target for subscriber in found]
 
     def has_subscribers(self, str name not None):
         """Does a message published to `name` go to any?"""
@@ -351,7 +360,7 @@ cdef class Index:
                 return True
         return False
 
-    def publish(self, str name not None, Shared shared not None, exclude=()):
+    def publish(self, name, Shared shared not None, exclude=()):
         """Send a message to those connections that take it now; return their number, and the targets that do not.
 
         Those are open connections that cannot be written to now or gather nothing, and whatever is no connection.
@@ -360,6 +369,8 @@ cdef class Index:
             exclude: subscribers that do not get it.
         """
         cdef list rest = []
+        if not isinstance(name, str):
+            check_topic(name)                      # says what it is
         return self.offer(name, shared, exclude, rest), rest
 
     cdef Py_ssize_t offer(self, str name, Shared shared, object exclude, list rest) except -1:

@@ -54,6 +54,32 @@ def read_line(stream: IO[str], seconds: float) -> str:
     return stream.readline() if ready else ""
 
 
+@contextlib.contextmanager
+def started(command: list[str], ready: float, complaint: str, core: int = 0) -> Iterator[IO[str]]:
+    """A pinned process that has said "ready" within `ready` seconds: what it says from then on. Killed in the end."""
+    with pinned(core):
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    assert running.stdout is not None
+    try:
+        with running.stdout:
+            if read_line(running.stdout, ready) != "ready\n":
+                raise Failed(complaint)
+            yield running.stdout
+    finally:
+        running.kill()
+        running.wait()
+
+
+def result(command: list[str], core: int = 0, wait: float = 60) -> dict[str, Any]:
+    """The JSON object that a pinned process prints."""
+    with pinned(core):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=wait, env=environment(), check=False)
+    if done.returncode:
+        raise Failed((done.stderr.strip().splitlines() or ["no output"])[-1])
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
 class Server:
     """A server process: pinned, started, its port known. Ends with the `with` block."""
 

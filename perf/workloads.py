@@ -257,18 +257,7 @@ def open_loop(quick: bool) -> Iterator[Case]:
 def measured_client(peer_name: str, server: Server, effort: Effort, options: tuple[str, ...], *, core: int) -> Figures:
     """One run of a client, and what it measured."""
     timing = ("--seconds", str(effort.seconds), "--port", str(server.port))
-    with process.pinned(core):
-        done = subprocess.run(
-            [*CLIENT_PEERS[peer_name], *options, *timing],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env=process.environment(),
-            check=False,
-        )
-    if done.returncode:
-        raise Failed((done.stderr.strip().splitlines() or ["no output"])[-1])
-    result = json.loads(done.stdout)
+    result = process.result([*CLIENT_PEERS[peer_name], *options, *timing], core)
     found: Figures = {"per_second": result["per_second"], "cpu_ns": result["client_cpu_ns"]} | result.get("latency", {})
     return found | ({"percentiles": result["percentiles"]} if "percentiles" in result else {})
 
@@ -660,19 +649,7 @@ def one_way(peers: tuple[str, ...]) -> Case:
                 command += ["--port", str(ended.enter_context(Server(node, core=1)).port)]
 
             def turn(effort: Effort) -> Figures:
-                with process.pinned(0):
-                    done = subprocess.run(
-                        [*command, "--seconds", str(effort.seconds)],
-                        capture_output=True,
-                        text=True,
-                        timeout=60,
-                        env=process.environment(),
-                        check=False,
-                    )
-                if done.returncode:
-                    raise Failed((done.stderr.strip().splitlines() or ["no output"])[-1])
-                found: Figures = json.loads(done.stdout)
-                return found
+                return process.result([*command, "--seconds", str(effort.seconds)])
 
             yield turn
 
@@ -688,36 +665,15 @@ def broker_clients(a_turn: int, count: int) -> Case:
 
     def measure(peer_name: str, effort: Effort) -> Figures:
         client, scheme = BROKER_CLIENTS[peer_name]
-        with process.broker(scheme) as url, contextlib.ExitStack() as ended:
+        with process.broker(scheme) as url:
             options = ("--client", client, "--broker", url, "--count", str(count), "--a-turn", str(a_turn))
-            with process.pinned(0):
-                hearing = subprocess.Popen(
-                    [sys.executable, script, "hear", *options],
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    env=process.environment(),
-                )
-            ended.callback(hearing.wait)
-            ended.callback(hearing.kill)
-            assert hearing.stdout is not None
-            ended.callback(hearing.stdout.close)
-            if process.read_line(hearing.stdout, 20) != "ready\n":
-                raise Failed(f"{peer_name} does not hear")
-            with process.pinned(1):
-                done = subprocess.run(
-                    [sys.executable, script, "speak", *options],
-                    capture_output=True,
-                    text=True,
-                    timeout=60,
-                    env=process.environment(),
-                    check=False,
-                )
-            if done.returncode:
-                raise Failed((done.stderr.strip().splitlines() or ["no output"])[-1])
-            heard = process.read_line(hearing.stdout, 60)
+            hear = [sys.executable, script, "hear", *options]
+            with process.started(hear, 20, f"{peer_name} does not hear") as hearing:
+                spoken = process.result([sys.executable, script, "speak", *options], core=1)
+                heard = process.read_line(hearing, 60)
             if not heard:
                 raise Failed(f"{peer_name} has not heard all")
-            found: Figures = json.loads(heard) | json.loads(done.stdout)
+            found: Figures = json.loads(heard) | spoken
         return found
 
     return once("p", f"a message of 128 B, {a_turn} a turn", tuple(BROKER_CLIENTS), measure, {"messages": count})
@@ -731,24 +687,13 @@ def broker_return(count: int) -> Case:
         _, scheme = BROKER_CLIENTS[peer_name]
         with contextlib.ExitStack() as ended:
             with process.broker(scheme) as url:
-                with process.pinned(0):
-                    server = subprocess.Popen(
-                        [sys.executable, script, "--broker", url, "--count", str(count)],
-                        stdout=subprocess.PIPE,
-                        text=True,
-                        env=process.environment(),
-                    )
-                ended.callback(server.wait)
-                ended.callback(server.kill)
-                assert server.stdout is not None
-                ended.callback(server.stdout.close)
-                if process.read_line(server.stdout, 30) != "ready\n":
-                    raise Failed(f"{peer_name} does not subscribe")
-            if process.read_line(server.stdout, 20) != "gone\n":
+                command = [sys.executable, script, "--broker", url, "--count", str(count)]
+                said = ended.enter_context(process.started(command, 30, f"{peer_name} does not subscribe"))
+            if process.read_line(said, 20) != "gone\n":
                 raise Failed(f"{peer_name} does not notice that its broker is gone")
             with process.broker(scheme, port=url.rpartition(":")[2]):
                 begun = time.monotonic()
-                back = process.read_line(server.stdout, 60)
+                back = process.read_line(said, 60)
             if not back:
                 raise Failed(f"{peer_name} has not subscribed again")
         return {"back_s": float(back) - begun}

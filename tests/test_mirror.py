@@ -28,6 +28,7 @@ ELSEWHERE = {
     "fabric._server.connections": "integration/test_server.py",
     "fabric._topics.settings": "unit/test_topics.py",
     "fabric._version": "test_packaging.py",
+    "fabric.broker.address": "integration/test_broker_refusals.py",
     "fabric.broker.echo": "integration/test_broker_refusals.py",
     "fabric.broker.embedded": "integration/test_brokers.py",
     "fabric.broker.jetstream": "integration/test_histories_nats.py",

@@ -37,6 +37,8 @@ class OpenContext(Coroutine[Any, Any, T], Generic[T]):
         return self._begun().__await__()
 
     def send(self, value: Any) -> Any:
+        if value is not None and self._coroutine is None:  # no coroutine begins with a value: a message was meant
+            self._misused()
         return self._begun().send(value)
 
     def throw(self, *args: Any) -> Any:

@@ -71,6 +71,9 @@ class _Joiner:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def fail(self, error: BaseException) -> None:
+        if isinstance(error, StopIteration):  # no future takes it
+            cause, error = error, RuntimeError("on_recovery raised StopIteration")
+            error.__cause__ = cause
         if not self.done.done():
             self.done.set_exception(error)
             self.done.exception()  # perhaps no task waits for it
@@ -88,7 +91,7 @@ class _Joiner:
             history = log.catch_up(since, self.recent)
         try:
             self.serve(history)
-        except Exception as error:  # noqa: BLE001  (logged)
+        except (Exception, asyncio.CancelledError, GeneratorExit) as error:  # noqa: BLE001  (it concerns one client)
             if not self.is_awaited or self.done.done():  # else it is raised in the task that waits
                 log_event(logger, logging.ERROR, "a client could not be given what it has missed", exc_info=error)
             self.fail(error)
@@ -354,7 +357,7 @@ class SharedLogs:
             compress, left_out = own.compress, [*left_out, *own.left_out]
         try:
             reached = self._fan_out(topic, message, Position(entry.epoch, entry.offset), compress, left_out)
-        except Exception as error:  # noqa: BLE001  (logged)
+        except (Exception, asyncio.CancelledError, GeneratorExit) as error:  # noqa: BLE001  (logged)
             log_event(logger, logging.ERROR, "a message of topic %r was left out", topic, exc_info=error)
             return
         if own is not None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Listener", "bound_path", "free_port", "inherited_sockets", "listen"]
 
 AT_ONCE = 64  # connections that are received in a row from a process that accepts them
+A_TURN = 4  # connections that uvloop accepts on a socket in one turn; each more costs a lone one an accept(2) in vain
 FIRST_PASSED = 3  # the descriptor of the first socket that systemd passes (sd_listen_fds(3))
 
 _Accepting = asyncio.AbstractServer | Acceptor
@@ -38,14 +39,27 @@ class Listener:
     """All that accepts connections for one server.
 
     Args:
-        accepting: of each socket, or of those of one name.
+        accepting: of each socket, or of those of one name. `multiply` adds those of their duplicates.
         path, inode: of a UNIX-domain socket that is to be removed in the end, unless it is another one by then.
     """
 
     def __init__(self, accepting: list[_Accepting], *, path: str = "", inode: int | None = None) -> None:
         self._accepting = accepting
+        self._duplicates: list[_Accepting] = []
         self._path = path
         self._inode = inode
+
+    async def multiply(self, create: _Creator) -> None:
+        """Have uvloop accept several connections in one turn, by more descriptors of each listening socket.
+
+        On each descriptor libuv accepts one a turn. Turns of a busy server are long; and on an idle one, connections
+        that are opened one by one cost more than those that share a turn.
+        """
+        for each in self._accepting:
+            if not isinstance(each, Acceptor):
+                for sock in each.sockets:  # type: ignore[attr-defined]
+                    for _ in range(A_TURN - 1):
+                        self._duplicates.append(await create.on_socket(sock.dup()))
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
@@ -56,6 +70,7 @@ class Listener:
     def descriptors(self) -> list[int]:
         """Of these sockets and their duplicates, and of connections that have no transport yet."""
         others = [sock for each in self._accepting if isinstance(each, Acceptor) for sock in each.unshown]
+        others += [sock for each in self._duplicates for sock in each.sockets]  # type: ignore[union-attr]
         return [sock.fileno() for sock in (*self.sockets, *others)]
 
     @property
@@ -69,13 +84,13 @@ class Listener:
     def stop(self) -> None:
         """Accept no more; what was accepted goes on."""
         self._remove_path()
-        for each in self._accepting:
+        for each in (*self._accepting, *self._duplicates):
             each.stop() if isinstance(each, Acceptor) else each.close()
 
     def close(self) -> None:
         """Accept no more, and drop connections that have no transport yet."""
         self._remove_path()
-        for each in self._accepting:
+        for each in (*self._accepting, *self._duplicates):
             each.close()
 
     def _remove_path(self) -> None:
@@ -87,7 +102,7 @@ class Listener:
 
     async def wait_closed(self) -> None:
         """Wait until nothing that was accepted is on its way any more."""
-        for each in self._accepting:
+        for each in (*self._accepting, *self._duplicates):
             await each.wait_closed()
 
 
@@ -100,6 +115,16 @@ async def listen(loop: asyncio.AbstractEventLoop, config: ServerConfig, handshak
         OSError: the address is in use, or not ours; the sockets that are to be inherited are not there.
     """
     create = _Creator(loop, config, handshakes)
+    listener = await _listen(create, config)
+    try:
+        await listener.multiply(create)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+async def _listen(create: _Creator, config: ServerConfig) -> Listener:
     given = config.sock or inherited_sockets(config.bind)
     if given is not None:
         listener = Listener([])

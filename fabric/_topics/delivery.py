@@ -5,6 +5,7 @@ Owns what is counted as dropped for clients, and the newest message of each topi
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import weakref
 from collections import Counter
@@ -83,7 +84,7 @@ class Delivery:
         """As `fan_out`, for what came from elsewhere: what the application's `wrap` raises is logged."""
         try:
             self.fan_out(topic, data, position, None, ())
-        except Exception as error:  # noqa: BLE001  (logged)
+        except (Exception, asyncio.CancelledError, GeneratorExit) as error:  # noqa: BLE001  (logged)
             log_event(logger, logging.ERROR, "a message of topic %r was left out", topic, exc_info=error)
 
     def send_to_rest(
@@ -143,6 +144,6 @@ class Delivery:
 
     def send_waiting(self, client: Any, waiting: dict[str, Any]) -> None:
         """Nothing stands before a new message any more: send what is kept for the client, as far as that goes."""
-        while waiting and client._is_open and not client._is_blocked and not client._outbox_size:
+        while waiting and client._is_sendable:
             data, compress = waiting.pop(next(iter(waiting)))
             client.send_nowait(data, compress=compress)

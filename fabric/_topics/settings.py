@@ -12,9 +12,10 @@ from fabric_ext.topics import check_topic
 if TYPE_CHECKING:
     from fabric.broker import Broker
 
-__all__ = ["OnFull", "Settings", "SettingsByPattern", "fits"]
+__all__ = ["OnFull", "Order", "Settings", "SettingsByPattern", "fits"]
 
 OnFull = Literal["drop", "close", "latest"]
+Order = Literal["local", "broker"]
 
 KNOWN_SETTINGS = 1024  # topics whose settings are remembered
 MOST_KEPT = 100_000  # messages of a history
@@ -29,6 +30,7 @@ class Settings:
     presence: bool = False
     history: int = 0
     ttl: float = 300.0
+    order: Order = "local"
 
 
 class SettingsByPattern:
@@ -53,6 +55,7 @@ class SettingsByPattern:
         presence: bool | None,
         history: int | None,
         ttl: float | timedelta | None,
+        order: Order | None,
     ) -> None:
         """See `Topics.configure`."""
         check_topic(pattern, pattern=True)
@@ -69,7 +72,14 @@ class SettingsByPattern:
             ttl = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
             if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not 0 < ttl <= LONGEST_TTL:
                 raise ValueError(f"ttl is {ttl!r}, allowed is a duration above 0 and up to {LONGEST_TTL} seconds")
-        given = {"on_full": on_full, "presence": presence, "history": history, "ttl": ttl}
+        if order is not None:
+            if order not in get_args(Order):
+                raise ValueError(f"order is {order!r}, allowed are: {', '.join(map(repr, get_args(Order)))}")
+            if order == "broker" and not self._broker.keeps_histories:
+                raise NotSupported(f"order='broker': the broker {self._broker!r} keeps no histories")
+            if order == "local" and history:
+                raise ValueError(f"order is 'local', but with history={history} it is that of the offsets: 'broker'")
+        given = {"on_full": on_full, "presence": presence, "history": history, "ttl": ttl, "order": order}
         self._configured.append((pattern, {name: value for name, value in given.items() if value is not None}))
         self._known.clear()
 
@@ -83,6 +93,9 @@ class SettingsByPattern:
                     fitting |= given
             if fitting.get("history"):
                 fitting.setdefault("on_full", "close")
+                fitting["order"] = "broker"
+            elif fitting.get("order") == "broker":  # the history is what numbers messages for all servers
+                fitting["history"] = 1
             known = replace(self._default, **fitting)
             if len(self._known) >= KNOWN_SETTINGS:
                 self._known.clear()

@@ -24,6 +24,7 @@ from fabric._server.dashboard import Process, pressure
 from fabric._server.handover import HandoverSocket
 from fabric._workers.channel import Channel, receive_first, send_last
 from fabric._workers.report import packed
+from fabric.broker import BrokerUnavailable
 from fabric.runner import best_loop
 from fabric.server import WebSocketServer
 
@@ -164,14 +165,9 @@ class _Life:
         error = None if self._serving.cancelled() else self._serving.exception()
         if error is not None:
             number = self._order.number
-            log_event(
-                logger,
-                logging.ERROR,
-                "worker %d: %s",
-                number,
-                "its server failed" if self._server else "main failed",
-                exc_info=error,
-            )
+            what = "its server failed" if self._server else "main failed"
+            if self._server or not isinstance(error, BrokerUnavailable):  # the parent logs the cause, which says it all
+                log_event(logger, logging.ERROR, "worker %d: %s", number, what, exc_info=error)
             self._channel.send(event="failed", cause=_told(error))
         if self._server is not None:
             self._channel.send(event="report", **self._report(self._server))

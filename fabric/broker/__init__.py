@@ -242,24 +242,25 @@ def make_broker(url: str | Broker) -> Broker:
     """The broker for a URL.
 
     Those are `memory:`, `nats://[user:password@|token@]host[:port]` (`tls://` with TLS), `nats:embedded`, and
-    `redis://[[user]:password@]host[:port]` (`rediss://` with TLS).
+    `redis://[[user]:password@]host[:port]` (`rediss://` with TLS). User and password are percent-encoded.
 
     Raises:
-        ValueError: no such broker.
+        ValueError: no such broker, or the URL has another form; its text has no part of the URL but the scheme.
         BrokerUnavailable: the package that it needs is not installed.
     """
     if isinstance(url, Broker):
         return url
     if not isinstance(url, str):
         raise TypeError(f"broker is a URL or a Broker, not {type(url).__name__}")
-    scheme, _, rest = url.partition(":")
+    scheme, colon, rest = url.partition(":")
     if url == "memory:":
         return MemoryBroker()
     if scheme in ("nats", "tls") and (rest.startswith("//") or url == "nats:embedded"):
         try:
             from fabric.broker.nats import EmbeddedNatsBroker, NatsBroker
         except ModuleNotFoundError as error:
-            raise BrokerUnavailable('brokers of NATS need nats-py: pip install "websocket-fabric[nats]"') from error
+            extra = "nats-server" if url == "nats:embedded" else "nats"
+            raise BrokerUnavailable(f'brokers of NATS need nats-py: pip install "websocket-fabric[{extra}]"') from error
         return EmbeddedNatsBroker() if url == "nats:embedded" else NatsBroker(url)
     if scheme in ("redis", "rediss") and rest.startswith("//"):
         try:
@@ -267,4 +268,5 @@ def make_broker(url: str | Broker) -> Broker:
         except ModuleNotFoundError as error:
             raise BrokerUnavailable('brokers of Redis need hiredis: pip install "websocket-fabric[redis]"') from error
         return RedisBroker(url)
-    raise ValueError(f'broker is "memory:", "nats://…", "nats:embedded" or "redis://…", not {scheme + ":…"!r}')
+    known = '"memory:", "nats://…", "nats:embedded" or "redis://…"'
+    raise ValueError(f"broker is {known}, not {scheme + (':…' if colon else '')!r}")  # the rest may be a password

@@ -21,8 +21,9 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import nats.errors
 from nats.aio.client import Client
 
@@ -47,9 +48,18 @@ GIVEN_UP = 60.0  # seconds after which nats-py gives up what we have given up be
 RETRY = 0.2  # seconds between attempts
 SETTLED = 0.5  # seconds after which no other stream appears that was made in the same moment
 BATCH = 500  # messages that are asked for at a time
+MOST_IN_VAIN = 10  # times in a row that we ask for messages and get none
 BATCH_SIZE = 4 << 20  # bytes, likewise, besides the largest message
 IDLE = 30  # seconds after which a consumer ends that we could not delete
 NANO = 10**9
+DIGITS = 19  # of the number of a message
+MALFORMED = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+)  # of an answer that is none of JetStream
 BUSY = 10008  # error of JetStream: it is temporarily unavailable
 OVERLAP = 10065  # error of JetStream: another stream has these subjects
 NO_STREAM = 10059  # error of JetStream
@@ -66,6 +76,14 @@ class _ApiError(Exception):
     def __init__(self, error: dict[str, Any]) -> None:
         super().__init__(str(error.get("description") or error))
         self.code = error.get("err_code")
+
+
+class _Acknowledgement(msgspec.Struct):
+    """What JetStream answers to a message."""
+
+    stream: str = ""
+    seq: Annotated[int, msgspec.Meta(ge=0)] = 0
+    error: dict[str, Any] | None = None
 
 
 class _Append:
@@ -185,8 +203,9 @@ class JetStream:
                 if self._error is None:
                     log_event(logger, logging.WARNING, "%s", self._explain("there are no histories for now", error))
                 self._error = error
-            except Exception as error:  # noqa: BLE001  (logged)
-                log_event(logger, logging.ERROR, "the histories of a broker: what was not expected", exc_info=error)
+            except Exception as error:  # noqa: BLE001  (logged, once while it stays the same)
+                if repr(error) != repr(self._error):
+                    log_event(logger, logging.ERROR, "the histories of a broker: what was not expected", exc_info=error)
                 self._error = error
             else:
                 self._stream, self._error = name, None
@@ -395,14 +414,14 @@ class JetStream:
             if not passed.done():
                 passed.set_result(None)
             return
-        append = self._unconfirmed.get(int(number)) if number.isdecimal() else None
+        append = self._unconfirmed.get(int(number)) if number.isdecimal() and len(number) <= DIGITS else None
         if append is None:
             return
         try:
-            answer = json.loads(data or b"{}")
-            error, name, offset = answer.get("error"), answer.get("stream", ""), answer.get("seq", 0)
-        except (ValueError, AttributeError):
-            error, name, offset = None, "", 0
+            answer = msgspec.json.decode(data or b"{}", type=_Acknowledgement)
+        except (msgspec.MsgspecError, RecursionError):
+            answer = _Acknowledgement()
+        error, name, offset = answer.error, answer.stream, answer.seq
         if _epoch(name) and offset:
             self._note(name, offset)
             self._confirm(append, (_epoch(name), offset))
@@ -524,7 +543,7 @@ class JetStream:
     async def _explained(self, reading: Awaitable[Window]) -> Window:
         try:
             return await reading
-        except (_Refused, _ApiError, nats.errors.Error, OSError, TimeoutError) as error:
+        except (_Refused, _ApiError, nats.errors.Error, OSError, TimeoutError, *MALFORMED) as error:
             self._begin_again()  # the stream may be another one by now
             raise self._explain("it does not give a history", error) from error
 
@@ -600,10 +619,10 @@ class JetStream:
         kept: list[Kept] = []
         inbox = await client.subscribe(client.new_inbox())
         try:
-            asked = 0
+            in_vain = had = 0
             while len(kept) < count and await self._next(client, inbox, name, made["name"], kept, count - len(kept)):
-                asked += 1
-                if asked > 2 * count + 10:
+                in_vain, had = (in_vain + 1 if len(kept) == had else 0), len(kept)
+                if in_vain > MOST_IN_VAIN:
                     raise TimeoutError("JetStream gives nothing of what it has")
             await client.publish(f"$JS.API.CONSUMER.DELETE.{name}.{made['name']}", b"", reply=inbox.subject)
         finally:

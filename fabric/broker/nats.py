@@ -17,13 +17,13 @@ import ssl
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
-from urllib.parse import urlsplit
 
 import nats.errors
 from nats.aio.client import Client
 
 from fabric._connection.events import log_event
 from fabric.broker import Broker, BrokerUnavailable, Node, Window
+from fabric.broker.address import parse_address
 from fabric.broker.echo import Echo
 from fabric.broker.embedded import FILE, EmbeddedNats, shared_url
 from fabric.broker.jetstream import JetStream
@@ -153,9 +153,8 @@ class NatsBroker(Publisher, Broker):
     keeps_histories = True
 
     def __init__(self, url: str, **options: Any) -> None:
-        self._aim(url)
         self._options = options
-        self._is_secret = url.startswith("tls:") or bool(options.get("tls"))
+        self._aim(url)
         self._prefix = f"{PREFIX}.".encode()
         super().__init__(NatsOutgoing(self._prefix, MAX_QUEUED, MOST))
         self._node: Node | None = None
@@ -177,15 +176,11 @@ class NatsBroker(Publisher, Broker):
         self._streams: JetStream | None = None  # with the first topic that has a history
 
     def _aim(self, url: str) -> None:
-        try:
-            parts = urlsplit(url)
-            port = parts.port or 4222
-        except ValueError:  # its text may have part of the password
-            raise ValueError("the URL of a NATS server is malformed: is its password percent-encoded?") from None
-        if parts.scheme not in ("nats", "tls") or not parts.hostname:
-            raise ValueError("the URL of a NATS server is nats://host[:port]")
-        self._url = url
-        self._where = f"{parts.scheme}://{parts.hostname}:{port}"  # without the password
+        address = parse_address(url, "NATS", ("nats", "tls"), 4222)
+        words = ("user", "password") if len(address.login) == 2 else ("token",)
+        self._login = dict(zip(words, address.login, strict=False))  # nats-py would not decode those of a URL
+        self._where = address.where
+        self._is_secret = address.scheme == "tls" or bool(self._options.get("tls"))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._where} {'healthy' if self.is_healthy else 'unavailable'}>"
@@ -218,12 +213,12 @@ class NatsBroker(Publisher, Broker):
         """Connect for the first time; later it connects again by itself."""
         self._error = None
         options: dict[str, Any] = {
-            "servers": [self._url],
+            "servers": [self._where],
             "no_echo": True,
             "max_reconnect_attempts": -1,
             "reconnect_time_wait": RECONNECT_WAIT,
             "connect_timeout": CONNECT_TIMEOUT,
-        } | self._options
+        } | (self._login | self._options)
         connecting = asyncio.ensure_future(client.connect(error_cb=self._on_error, **callbacks, **options))
         what = "it cannot be reached"
         try:
@@ -242,7 +237,7 @@ class NatsBroker(Publisher, Broker):
                 await asyncio.wait([connecting])
             with contextlib.suppress(Exception):
                 await client.close()
-            raise self._unavailable(what)
+            raise self._unavailable(what, self._error or TimeoutError("it has not answered in time"))
         try:
             connecting.result()
         except Exception as error:

@@ -19,12 +19,12 @@ import ssl
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import hiredis
 
 from fabric._connection.events import log_event
 from fabric.broker import Broker, BrokerUnavailable, Node, Window, is_pattern
+from fabric.broker.address import parse_address
 from fabric.broker.echo import Echo
 from fabric.broker.losses import MOST, Losses
 from fabric.broker.patience import answered
@@ -43,6 +43,7 @@ PROBE_INTERVAL = 2.0  # seconds
 MAX_QUEUED = 8 << 20  # bytes that wait for the broker, or for its socket
 LARGEST = 512 << 20  # bytes of a message, as Redis takes them by default
 OLDEST = (5, 0)  # version of Redis
+DIGITS = 19  # of a number of 64 bits
 CHUNK = 2000  # subscriptions that are written at a time after a reconnection
 PER_SECOND = 10_000  # subscriptions that a slow server takes
 LAST_MOMENT = 0.5  # seconds for what was published last
@@ -85,7 +86,7 @@ class _Connection(asyncio.Protocol):
                 while (reply := self._replies.gets()) is not False:
                     self._take(reply)
         except (ValueError, hiredis.ProtocolError) as error:
-            self.error = hiredis.ProtocolError(str(error))
+            self.error = hiredis.ProtocolError(f"what it says is malformed: {error}")
             self._transport.abort()
             return
         if batch:
@@ -155,24 +156,16 @@ class RedisBroker(Publisher, Broker):
     """An adapter for Redis and Valkey, from version 5 on.
 
     Args:
-        url: `redis://[[user]:password@]host[:port]`; `rediss://` for TLS.
+        url: `redis://[[user]:password@]host[:port]`; `rediss://` for TLS. No database but 0: channels have none.
         ssl_context: for TLS; by default the system's certificates are trusted.
     """
 
     keeps_histories = True
 
     def __init__(self, url: str, *, ssl_context: ssl.SSLContext | None = None) -> None:
-        try:
-            parts = urlsplit(url)
-            port = parts.port or 6379
-        except ValueError:  # its text may have part of the password
-            raise ValueError("the URL of a Redis server is malformed: is its password percent-encoded?") from None
-        if parts.scheme not in ("redis", "rediss") or not parts.hostname:
-            raise ValueError("the URL of a Redis server is redis://host[:port]")
-        self._host, self._port = parts.hostname, port
-        self._login = tuple(unquote(word) for word in (parts.username, parts.password) if word)
-        self._where = f"{parts.scheme}://{self._host}:{self._port}"  # without the password
-        self._ssl = (ssl_context or ssl.create_default_context()) if parts.scheme == "rediss" else None
+        address = parse_address(url, "Redis", ("redis", "rediss"), 6379, path="/0")
+        self._host, self._port, self._login, self._where = address[1:]
+        self._ssl = (ssl_context or ssl.create_default_context()) if address.scheme == "rediss" else None
         self._node: Node | None = None
         self._hears: _Connection | None = None
         self._speaks: _Connection | None = None
@@ -271,12 +264,14 @@ class RedisBroker(Publisher, Broker):
 
     async def _check_server(self, connection: _Connection) -> None:
         """Check the version, and ask for the largest message; if these commands are forbidden, assume the defaults."""
-        found = VERSION.search(await connection.ask("INFO", "server") or b"")
+        about = await connection.ask("INFO", "server")
+        found = VERSION.search(about) if isinstance(about, bytes) else None
         if found is not None and (int(found[1]), int(found[2])) < OLDEST:
             version = b".".join(found.groups()).decode()
             raise hiredis.ReplyError(f"it is version {version}, needed is 5.0 or a newer one")
         reply = await connection.ask("CONFIG", "GET", "proto-max-bulk-len")
-        largest = int(reply[1]) if isinstance(reply, list) and len(reply) == 2 else LARGEST
+        number = reply[1] if isinstance(reply, list) and len(reply) == 2 else None
+        largest = int(number) if isinstance(number, bytes) and len(number) <= DIGITS and number.isdigit() else LARGEST
         self._out.largest = min(largest, MAX_QUEUED)
 
     async def _live(self) -> None:

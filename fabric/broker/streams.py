@@ -33,6 +33,7 @@ PROBE_INTERVAL = 2.0  # seconds
 SILENCE = 4.0  # seconds in which a connection has to answer
 MOST_READS = 10_000  # that wait for an answer
 AGAIN = ("NOSCRIPT", "LOADING")  # errors of Redis after which to connect anew
+MALFORMED = (TypeError, ValueError, AttributeError)  # what taking a reply to pieces raises that is none of our scripts'
 REFUSALS = ("NOPERM", "NOAUTH", "WRONGPASS", "ERR")  # errors of Redis that do not pass by themselves
 
 # Both scripts begin with this: they read the epoch and the newest offset. If the data is older than what the server has
@@ -262,8 +263,9 @@ class Streams:
                     await connection.call("PING")
             except (OSError, TimeoutError, hiredis.HiredisError) as error:
                 self._failed(error)
-            except Exception as error:  # noqa: BLE001  (logged)
-                log_event(logger, logging.ERROR, "the histories of a broker: what was not expected", exc_info=error)
+            except Exception as error:  # noqa: BLE001  (logged, once while it stays the same)
+                if repr(error) != repr(self._error):
+                    log_event(logger, logging.ERROR, "the histories of a broker: what was not expected", exc_info=error)
                 self._failed(error)
             finally:
                 self._connection = None
@@ -354,9 +356,10 @@ class Streams:
         self._size -= len(append.command)
         if append.done.done():
             return
-        if isinstance(reply, list) and len(reply) == 2:
-            append.done.set_result((reply[0].decode(), int(reply[1])))
-        else:
+        try:
+            epoch, offset = reply
+            append.done.set_result((epoch.decode("ascii"), int(offset)))
+        except MALFORMED:
             error = reply if isinstance(reply, Exception) else None
             append.done.set_exception(self._explain("it does not take a message with history", error))
             append.done.exception()
@@ -366,14 +369,9 @@ class Streams:
     ) -> Window:
         """See `Broker.read`."""
         command = self._command(1, list(_keys(topic)), size, ttl, known, str(after))
-        epoch, top, floor, now, entries = await self._ask(command, wait=wait)
-        kept = []
-        for offset, age, envelope in _kept(now, entries):
-            if age > ttl:
-                floor = offset
-            else:
-                kept.append(Kept(offset, age, envelope))
-        return Window(epoch.decode(), top, floor, kept)
+        window = await self._ask(command, wait=wait)
+        floor = max((offset for offset, age, _ in window.kept if age > ttl), default=window.floor)
+        return window._replace(floor=floor, kept=[each for each in window.kept if each.age <= ttl])
 
     async def peek(
         self, topic: str, ttl: float, since: tuple[str, int] | None, limit: int | None, *, reverse: bool
@@ -382,14 +380,11 @@ class Streams:
         epoch, offset = (b"", "") if since is None else (since[0].encode(errors="replace"), str(since[1]))
         numbers = [_milliseconds(ttl), offset, str(-1 if limit is None else limit), str(int(reverse))]
         command = pack("EVALSHA", HASHES[2], "2", *_keys(topic), *numbers, epoch)
-        found, top, floor, now, entries = await self._ask(command, wait=False)
-        if found is None:
-            return Window(NO_EPOCH, 0, 0, [])
-        kept = _kept(now, entries)
-        return Window(found.decode(), top, floor, kept[::-1] if reverse else kept)
+        window = await self._ask(command, wait=False)
+        return window._replace(kept=window.kept[::-1]) if reverse else window
 
-    async def _ask(self, command: bytes, *, wait: bool) -> list[Any]:
-        """The reply of a script that reads."""
+    async def _ask(self, command: bytes, *, wait: bool) -> Window:
+        """What a script has read."""
         while (connection := self._connection) is None:
             if self._error is not None and not wait:  # without an error the first attempt is under way
                 raise self._explain("there is no connection", self._error)
@@ -411,9 +406,14 @@ class Streams:
         reply = done.result()
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith(AGAIN):
             connection.abort()  # the scripts are loaded anew
-        if not isinstance(reply, list):
-            raise self._explain("it does not give a history", reply if isinstance(reply, Exception) else None)
-        return reply
+        try:
+            epoch, top, floor, now, entries = reply
+            if epoch is None:
+                return Window(NO_EPOCH, 0, 0, [])
+            return Window(epoch.decode("ascii"), int(top), int(floor), _kept(int(now), entries))
+        except MALFORMED:
+            error = reply if isinstance(reply, Exception) else None
+            raise self._explain("it does not give a history", error) from None
 
 
 def _kept(now: int, entries: list[Any]) -> list[Kept]:
@@ -422,8 +422,10 @@ def _kept(now: int, entries: list[Any]) -> list[Kept]:
     for key, fields in entries:
         try:
             offset, age, envelope = int(key.partition(b"-")[0]), (now - int(fields[1])) / 1000, fields[3]
-        except (ValueError, IndexError):
+        except (ValueError, IndexError, OverflowError):
             continue  # not written by `append`
+        if not isinstance(envelope, bytes):
+            raise ValueError("no envelope")
         kept.append(Kept(offset, max(0.0, age), envelope))
     return kept
 

@@ -170,7 +170,7 @@ def run_workers(arguments: argparse.Namespace, screen: Screen) -> int:
         broker = arguments.broker
         if _has_password(broker):
             screen.note(f"other users see the password in --broker: set {BROKER} instead")
-    if arguments.mode == "broadcast" and not broker:
+    if arguments.mode == "broadcast" and arguments.workers > 1 and broker in ("", "memory:"):
         raise UsageError("--broadcast with --workers needs --broker, for messages to reach all: nats:embedded, say")
     _log(arguments)
     _config(arguments)  # what is wrong is said here, and once

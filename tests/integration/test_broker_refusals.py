@@ -12,6 +12,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -213,13 +214,70 @@ async def listening(first: bytes, answers: dict[bytes, bytes] | None = None) -> 
 
 @pytest.mark.parametrize("scheme", ["nats", "tls", "redis", "rediss"])
 @pytest.mark.parametrize(
-    "rest", ["user:sec/ret@host:1", "user:sec#ret@host", "user:secret@host:secret", "user:[ret@host"]
+    "rest",
+    [
+        "user:sec/ret@host:1",
+        "user:sec#ret@host",
+        "user:secret@host:secret",
+        "user:[ret@host",
+        # What stands before the character looks like a host, or a port, and would be shown.
+        "sec/ret@host",
+        "sec?ret@host",
+        "sec#ret@host",
+        "user:12#secret@host",
+        "user:secret@host/ret",
+        "user:secret@host?ret",
+        "user:secret@host:0",
+        "user:secret@host:65536",
+        "user:secret@",
+    ],
 )
 def test_a_malformed_url_is_refused_without_its_password(scheme: str, rest: str) -> None:
-    with pytest.raises(ValueError, match="malformed") as caught:
+    with pytest.raises(ValueError, match=r"^the URL of a \w+ server is \w+://.*host") as caught:
         make_broker(f"{scheme}://{rest}")
-    assert not re.search("sec|ret\\b", str(caught.value))
-    assert caught.value.__suppress_context__
+    assert not re.search(r"sec|ret\b|\b12\b", str(caught.value))
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("nats://host", "nats://host:4222"),
+        ("nats://user:secret@host:1/", "nats://host:1"),
+        ("tls://token@[::1]:1", "tls://[::1]:1"),
+        ("redis://[::1]", "redis://[::1]:6379"),
+        ("REDIS://:secret@Host/0", "redis://host:6379"),
+        ("rediss://user:secret@host:1/", "rediss://host:1"),
+    ],
+)
+def test_what_is_shown_of_a_url(url: str, where: str) -> None:
+    scheme = url.partition(":")[0].lower()
+    made = (NatsBroker if scheme in ("nats", "tls") else RedisBroker)(url)
+    assert f" {where} " in repr(made)
+
+
+@pytest.mark.deadline(60)
+async def test_a_password_with_special_characters(broker: RealBroker) -> None:
+    password = "p/w#?@:%[ é"
+    broker.lines = {
+        "nats": (f'authorization {{ user: user, password: "{password}" }}',),
+        "redis": (f'requirepass "{password}"',),
+    }[broker.scheme]
+    user = "user" if broker.scheme == "nats" else ""
+    async with broker, contextlib.AsyncExitStack() as stack:
+        url = f"{broker.scheme}://{user}:{quote(password, safe='')}@{broker.address}"
+        server = await serve(stack, Held(), broker=url)
+        assert server.broker_healthy
+
+
+async def test_a_server_that_says_nothing_is_told_of() -> None:
+    async with listening(b"") as (port, _):
+        await refused(f"nats://user:secret@127.0.0.1:{port}", "it cannot be reached: it has not answered in time")
+
+
+async def test_a_server_that_is_no_redis_is_told_of() -> None:
+    async with listening(b"", {b"PING": b"HTTP/1.1 400 Bad Request\r\n\r\n"}) as (port, _):
+        await refused(f"redis://127.0.0.1:{port}", "what it says is malformed")
 
 
 async def test_a_nats_server_that_is_too_old() -> None:
@@ -287,6 +345,16 @@ async def test_histories_that_redis_forbids(
         assert server.topics.drops["broker"] == 2
         assert len([record for record in caplog.records if "no histories" in record.getMessage()]) == 1
         assert server.broker_healthy
+
+
+@pytest.mark.parametrize("info", [b"*1\r\n:1\r\n", b"$-1\r\n", b"+OK\r\n", b"$1\r\n\xff\r\n"])
+@pytest.mark.parametrize("largest", [b"$-1\r\n", b"*0\r\n", b"$3\r\nabc\r\n", b"$2\r\n-5\r\n", b"$3\r\n 5 \r\n"])
+async def test_a_redis_server_that_says_nothing_of_use_about_itself(info: bytes, largest: bytes) -> None:
+    """It is taken for one as most are: here it does not answer in the end."""
+    limit = b"*2\r\n$18\r\nproto-max-bulk-len\r\n" + largest
+    answers = {b"fabric-1\r\n": b"$8\r\nfabric-1\r\n", b"INFO": info, b"CONFIG": limit, b"SUBSCRIBE": b"-ERR no\r\n"}
+    async with listening(b"", answers) as (port, _):
+        await refused(f"redis://127.0.0.1:{port}", "it refuses us: ERR no")
 
 
 @pytest.mark.parametrize("made", ["asked", "asking"])

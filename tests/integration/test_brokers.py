@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import stat
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -272,6 +273,27 @@ def unused_port() -> int:
 def test_wrong_urls(wrong: str) -> None:
     with pytest.raises(ValueError, match=r"broker is|URL of a"):
         make_broker(wrong)
+
+
+def test_the_error_says_what_was_given_but_no_password() -> None:
+    with pytest.raises(ValueError, match=r"not 'memory'$"):
+        make_broker("memory")
+    with pytest.raises(ValueError, match=r"not 'kafka:…'$"):
+        make_broker("kafka://user:password@host")
+
+
+@pytest.mark.parametrize("rest", ["/1", "/0/1", "?db=1"])
+def test_a_redis_broker_has_no_other_database(rest: str) -> None:
+    make_broker("redis://127.0.0.1:6379/0")
+    with pytest.raises(ValueError, match="database 0"):
+        make_broker("redis://127.0.0.1:6379" + rest)
+
+
+@pytest.mark.parametrize(("url", "extra"), [("nats://127.0.0.1", "nats"), ("nats:embedded", "nats-server")])
+def test_the_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, url: str, extra: str) -> None:
+    monkeypatch.setitem(sys.modules, "fabric.broker.nats", None)  # as without nats-py: ModuleNotFoundError
+    with pytest.raises(BrokerUnavailable, match=rf"websocket-fabric\[{extra}\]"):
+        make_broker(url)
 
 
 def test_urls() -> None:

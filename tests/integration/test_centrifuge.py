@@ -410,6 +410,25 @@ async def test_methods_end_with_their_client(stack: Stack) -> None:
     await until(lambda: ended)
 
 
+async def cancelled(*_: Any) -> bool:
+    """It waits for something of the application's own that is cancelled."""
+    other = asyncio.ensure_future(asyncio.sleep(3600))
+    asyncio.get_running_loop().call_soon(other.cancel)
+    await other
+    return True
+
+
+async def test_what_waits_for_something_cancelled_is_answered_all_the_same(stack: Stack) -> None:
+    def authorize(client: ConnectedClient, action: Action, topic: str) -> Any:
+        return cancelled() if action == "subscribe" else True
+
+    server = await speaking(stack, authorize, methods={"method": cancelled})
+    peer = await connect(stack, server)
+    assert await peer.refused(rpc={"method": "method"}) == 100
+    assert await peer.refused(subscribe={"channel": "a"}) == 100
+    assert await peer.ask(publish={"channel": "a", "data": 1}) == {"publish": {}}
+
+
 async def test_a_method_may_close_the_connection(stack: Stack) -> None:
     async def close(client: ConnectedClient, data: Any) -> None:
         raise Refused(4000, "come again")

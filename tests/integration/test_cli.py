@@ -169,9 +169,17 @@ def test_no_password_of_a_broker_is_shown() -> None:
     for done in (in_arguments, in_environment):
         assert done.returncode == 1
         assert f"the broker redis://{where} is unavailable" in done.stderr
+        assert "Traceback" not in done.stderr  # of its worker
         assert "hunter2" not in done.stdout + done.stderr
     note = "other users see the password in --broker"
     assert (note in in_arguments.stderr, note in in_environment.stderr) == (True, False)
+
+
+@pytest.mark.parametrize("broker", [(), ("--broker", "memory:")])
+def test_workers_broadcast_over_a_broker(broker: tuple[str, ...]) -> None:
+    done = fabric("serve", "--bind", "127.0.0.1:0", "--workers", "2", "--broadcast", *broker)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--broadcast with --workers needs --broker" in done.stderr
 
 
 def test_closing_a_server_tells_its_clients() -> None:

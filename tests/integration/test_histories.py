@@ -195,6 +195,27 @@ async def test_what_comes_from_other_servers_is_wrapped_too(stack: Stack) -> Non
     assert await peer.payload() == b"plain None 1"
 
 
+@pytest.mark.parametrize("kind", [ValueError, asyncio.CancelledError, GeneratorExit])
+async def test_what_wrap_raises_concerns_one_message(stack: Stack, kind: type[BaseException]) -> None:
+    """The others of a read of the broker are delivered, and its adapter hears of nothing."""
+    hub, held = Hub(), Held()
+    near = await serve(stack, held, broker=FakeBroker(hub))
+    far = await serve(stack, Held(), broker=FakeBroker(hub))
+
+    def wrap(topic: str, message: Message, position: Position | None) -> Any:
+        if message.text == "1":
+            raise kind
+        return message
+
+    near.topics.wrap = wrap
+    client, peer = await connect(stack, near, held)
+    client.subscribe("plain")
+    for text in ("1", "2"):
+        far.publish("unheard", text)
+    near.topics.deliver([("plain", envelope) for _, envelope in hub.said])
+    assert await peer.payload() == b"2"
+
+
 async def test_a_slow_client_is_closed_and_comes_back(stack: Stack) -> None:
     held = Held()
     server = await serve(stack, held, backpressure=BackpressureConfig(max_buffer_size=4), close_timeout=0.2)
@@ -245,9 +266,33 @@ async def test_wrong_limits(stack: Stack, wrong: Any) -> None:
         server.topics.configure("a", **wrong)
 
 
+async def test_the_order_of_a_topic(stack: Stack) -> None:
+    server = await serve(stack, Held())
+    topics = server.topics
+    topics.configure("local", order="local")
+    topics.configure("ordered", order="broker")
+    topics.configure("history.>", history=10)
+    topics.configure("history.local", order="local")
+    found = {topic: topics.settings(topic) for topic in ("other", "local", "ordered", "history.1", "history.local")}
+    assert {topic: (settings.order, settings.history) for topic, settings in found.items()} == {
+        "other": ("local", 0),
+        "local": ("local", 0),
+        "ordered": ("broker", 1),
+        "history.1": ("broker", 10),
+        "history.local": ("broker", 10),
+    }
+    assert (found["ordered"].on_full, found["history.1"].on_full) == ("drop", "close")
+    with pytest.raises(ValueError, match=r"order is 'first', allowed are: 'local', 'broker'"):
+        topics.configure("a", order="first")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"order is 'local', but with history=5"):
+        topics.configure("a", order="local", history=5)
+
+
 async def test_a_broker_that_keeps_no_histories(stack: Stack) -> None:
     broker: Broker = FakeBroker(Hub())
     server = await serve(stack, Held(), broker=broker)
     with pytest.raises(NotSupported, match=r"history=10: the broker <.*FakeBroker.*> keeps no histories"):
         server.topics.configure("a", history=10)
     server.topics.configure("a", history=0)
+    with pytest.raises(NotSupported, match=r"order='broker': the broker <.*FakeBroker.*> keeps no histories"):
+        server.topics.configure("a", order="broker")

@@ -17,7 +17,7 @@ from fabric.history import History, Position
 from support.brokers import NatsServer, RealBroker, RedisServer
 from support.histories import Counted, connect, payloads, started
 from support.raw_peer import RawPeer
-from support.serving import Held, until
+from support.serving import Held, serve, turns, until
 
 Stack = contextlib.AsyncExitStack
 
@@ -54,6 +54,31 @@ async def test_it_reaches_all_servers_in_the_order_of_the_offsets(stack: Stack, 
     assert [publication.message for publication in history.publications[:3]] != []
     assert [bytes(publication.message).decode() for publication in history.publications] == [*ordered, "end"]
     assert history.position == (first.position.epoch, 4)
+
+
+@pytest.mark.deadline(60)
+async def test_one_order_on_all_servers_without_a_history(stack: Stack, broker: RealBroker) -> None:
+    near_held, far_held = Held(), Held()
+    await stack.enter_async_context(broker)
+    near, far = [await serve(stack, held, broker=broker.url) for held in (near_held, far_held)]
+    peers = []
+    for server, held in ((near, near_held), (far, far_held)):
+        server.topics.configure("game.>", order="broker")
+        client, peer = await connect(stack, server, held)
+        await client.subscribe("game.1")
+        peers.append(peer)
+    outcomes = []
+    for number in range(200):
+        outcomes += [near.publish("game.1", f"near {number}"), far.publish("game.1", f"far {number}")]
+        if number % 20 == 0:
+            await turns()
+    for outcome in outcomes:
+        await outcome
+    assert near.topics.settings("game.1").history == 1
+    heard = [await payloads(peer, 400) for peer in peers]
+    assert heard[0] == heard[1]
+    for name in ("near", "far"):
+        assert [text for text in heard[0] if text.startswith(name)] == [f"{name} {number}" for number in range(200)]
 
 
 async def test_a_client_that_comes_back_to_another_server(stack: Stack, broker: RealBroker) -> None:

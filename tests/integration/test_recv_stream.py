@@ -12,7 +12,7 @@ import pytest
 from fabric.config import CompressionConfig
 from fabric.error import ConnectionClosed, InvalidState, MessageTooLarge, Utf8Error
 from fabric.server import ConnectedClient
-from support.deflate import Deflate
+from support.deflate import TAIL, Deflate
 from support.frames import BINARY, CONTINUATION, PING, PONG, TEXT, Wire, encode
 from support.raw_peer import RawPeer
 from support.serving import Held, serve, until
@@ -83,19 +83,54 @@ async def test_a_message_that_came_before_it_was_asked_for(stack: Stack) -> None
     assert await stream(client) == ["in parts"]
 
 
-async def test_a_message_that_is_half_received(stack: Stack) -> None:
-    peer, client = await connect(stack)
-    peer.send_frame(TEXT, "half ", fin=False)
+@pytest.mark.parametrize("compressed", [False, True])
+async def test_a_message_that_is_half_received(stack: Stack, compressed: bool) -> None:
+    """What has come before it was asked for is the first part: it is there without the rest."""
+    peer, client = await connect(stack, OFFER, compression=CompressionConfig())
+    packed = [b"half \xe2", b"\x82\xac and", b" half"]
+    if compressed:
+        packer = Deflate()
+        packed = [packer.pack(part) + TAIL for part in packed]  # so that each can be inflated by itself
+    peer.send_frame(TEXT, packed[0], fin=False, rsv=RSV1 if compressed else 0)
     peer.send_frame(PING)
     await peer.frame()
     parts = client.recv_stream()
-    receiving = asyncio.ensure_future(anext(parts))
-    peer.send_frame(CONTINUATION, "and half")
-    assert await receiving == "half and half"
+    assert await anext(parts) == "half "
+    peer.send_frame(CONTINUATION, packed[1], fin=False)
+    assert await anext(parts) == "€ and"
+    peer.send_frame(CONTINUATION, packed[2])
+    assert await anext(parts) == " half"
     with pytest.raises(StopAsyncIteration):
         await anext(parts)
+    assert client.messages_received == 1
     peer.send_text("next")
     assert (await client.recv()).as_text() == "next"
+
+
+async def test_a_frame_of_which_only_the_header_has_come(stack: Stack) -> None:
+    peer, client = await connect(stack)
+    frame = encode(BINARY, b"payload")
+    peer.send(encode(PING), frame[:6])
+    await peer.frame()
+    parts = client.recv_stream()
+    receiving = asyncio.ensure_future(anext(parts))
+    await asyncio.sleep(0)
+    peer.send(frame[6:])
+    assert await receiving == b"payload"
+    with pytest.raises(StopAsyncIteration):
+        await anext(parts)
+
+
+async def test_a_large_frame_that_is_half_received_is_not_joined(stack: Stack) -> None:
+    peer, client = await connect(stack)
+    frame = encode(BINARY, bytes(4_000_000))
+    peer.send(encode(PING), frame[:2_000_000])
+    await peer.frame()
+    await until(lambda: not client.is_at_rest)
+    peer.send(frame[2_000_000:])
+    received = await stream(client)
+    assert sum(map(len, received)) == 4_000_000
+    assert len(received) > 1
 
 
 async def test_utf8_may_be_cut_anywhere(stack: Stack, rng: random.Random) -> None:
@@ -268,6 +303,29 @@ async def test_only_one_task_receives(stack: Stack) -> None:
         await client.recv()
     send_parts(peer, [b"one", b"two"])
     assert await receiving == ["one", "two"]
+
+
+async def test_a_stream_that_is_refused_changes_nothing_for_the_task_that_receives(stack: Stack) -> None:
+    peer, client = await connect(stack)
+    receiving = asyncio.create_task(client.recv())
+    await asyncio.sleep(0)
+    with pytest.raises(InvalidState):
+        await stream(client)
+    peer.send_text("whole")
+    assert await receiving == "whole"
+
+
+async def test_a_stream_may_follow_a_wait_that_was_cancelled_and_has_not_run_since(stack: Stack) -> None:
+    peer, client = await connect(stack)
+    receiving = asyncio.create_task(client.recv())
+    await asyncio.sleep(0)
+    receiving.cancel()
+    parts = client.recv_stream()
+    streaming = asyncio.ensure_future(anext(parts))
+    with pytest.raises(asyncio.CancelledError):
+        await receiving
+    peer.send_text("x")
+    assert await streaming == "x"
 
 
 async def test_a_cancelled_wait_loses_no_part(stack: Stack) -> None:

@@ -27,7 +27,7 @@ from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
 from fabric_ext.protocol import State
 from support.frames import BINARY, CLOSE, CONTINUATION, TEXT, encode
-from support.raw_peer import RawPeer
+from support.raw_peer import RawPeer, request
 from support.serving import Held, Recorder, echo, serve, turns, until
 
 Stack = contextlib.AsyncExitStack
@@ -52,6 +52,20 @@ async def test_start_and_shutdown() -> None:
     await server.shutdown()  # twice is once
     with pytest.raises(InvalidState):
         await server.start()
+
+
+async def test_several_connections_are_accepted_in_one_turn(stack: Stack) -> None:
+    """uvloop's listener accepts one a turn."""
+    turn, came = 0, []
+    server = await serve(stack, Held(), process_request=lambda request: came.append(turn))
+    for _ in range(8):  # all wait before the loop looks
+        client = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        client.sendall(request())
+    while len(came) < 8:
+        turn += 1
+        await asyncio.sleep(0)
+    assert len(set(came)) <= 4
+    assert len(server.sockets) == 1  # however many descriptors it has
 
 
 async def test_async_with() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from fabric.config import BackpressureConfig
 from fabric.error import ConnectionClosed, InvalidState
 from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
-from fabric.topics import TooManyTopics
+from fabric.topics import Listener, TooManyTopics
+from support.fake_broker import FakeBroker, Hub
 from support.raw_peer import RawPeer
 from support.serving import Held, serve, turns, until
 
@@ -216,6 +218,32 @@ async def test_a_full_outbox_is_treated_as_slow_peer_says(stack: Stack, policy: 
         assert await peer.payload() == b"again"
 
 
+async def test_latest_goes_although_a_sender_that_waited_was_to_go_first(stack: Stack) -> None:
+    """Between the moment when a sender is let in and its message there is room, but not for others."""
+    held = Held()
+    server = await serve(stack, held, backpressure=SMALL)
+    server.topics.configure("price", on_full="latest")
+    client, peer = await join(stack, server, held, "price")
+    loop = asyncio.get_running_loop()
+    count = await block(client)
+    while client.backpressure.level < 1:
+        client.send_nowait(b"filling")
+        count += 1
+    sending = asyncio.create_task(client.send(b"has waited"))
+    await until(lambda: client.backpressure.waiting == 1)
+    seen: list[bool] = []
+
+    def publish() -> None:
+        seen.append(client._is_blocked or client._outbox_size > 0)
+        server.publish("price", b"3")
+
+    client.backpressure.on_state_change(lambda is_active: None if is_active else loop.call_soon(publish))
+    await read(peer, count)
+    assert await read(peer, 2) == [b"has waited", b"3"]
+    await sending
+    assert seen == [False]
+
+
 async def test_latest_keeps_the_newest_of_each_topic(stack: Stack) -> None:
     held = Held()
     server = await serve(stack, held)
@@ -244,6 +272,20 @@ async def test_what_is_kept_goes_with_its_client(stack: Stack) -> None:
     peer.reset()
     await until(lambda: not server.connection_count)
     assert await server.publish("a", "2") == 0
+
+
+@pytest.mark.parametrize("wrong", ["one", 5, [5], [None]], ids=str)
+async def test_what_is_no_connection_is_not_excluded(stack: Stack, wrong: Any) -> None:
+    server = await serve(stack, Held())
+    with pytest.raises(TypeError, match="exclude is a ConnectedClient of the server, or several, not this"):
+        server.publish("room.7", "hello", exclude=wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"room.7"], ids=str)
+async def test_what_is_no_name_is_not_published_to(stack: Stack, wrong: Any) -> None:
+    server = await serve(stack, Held())
+    with pytest.raises(TypeError, match=f"a topic is a str, not {type(wrong).__name__}"):
+        server.publish(wrong, "hello")
 
 
 async def test_what_is_configured_later_counts_first(stack: Stack) -> None:
@@ -329,3 +371,37 @@ async def test_what_cannot_be_published(stack: Stack, wrong: Any) -> None:
     server = await serve(stack, Held())
     with pytest.raises((TypeError, ValueError)):
         server.publish("a", wrong)
+
+
+async def test_a_listener_belongs_to_the_thread_of_its_server(stack: Stack) -> None:
+    server = await serve(stack, Held())
+    listener = server.topic("a")
+    for call in (listener.close, lambda: asyncio.run(anext(listener))):  # type: ignore[arg-type]
+        with pytest.raises(InvalidState, match="another thread"):
+            await asyncio.to_thread(call)
+    server.publish("a", "1")
+    assert await anext(listener) == "1"
+    listener.close()
+
+
+@pytest.mark.parametrize("way", ["unsubscribe", "leave"])
+async def test_one_that_subscribes_while_the_last_one_goes_is_heard(stack: Stack, way: str) -> None:
+    """A signal handler or a finalizer may run between the steps."""
+
+    class Interrupted(FakeBroker):
+        def unsubscribe(self, patterns: Iterable[str]) -> None:
+            listeners.append(server.topic("a"))
+            super().unsubscribe(patterns)
+
+    hub = Hub()
+    listeners: list[Listener] = []
+    server = await serve(stack, Held(), broker=Interrupted(hub))
+    far = await serve(stack, Held(), broker=FakeBroker(hub))
+    first = server.topic("a")
+    if way == "leave":
+        first.close()
+    else:
+        assert first._subscriber is not None
+        server.topics._unsubscribe(first._subscriber, "a")
+    far.publish("a", "1")
+    assert await anext(listeners[0]) == "1"

@@ -312,8 +312,8 @@ async def test_nobody_overtakes_a_sender_that_waits_for_room() -> None:
     peer.send_nowait("second")
     assert sent(transport) == []
     peer._set_waiting(-1)
-    peer._flush_outbox()
     assert sent(transport) == [b"second"]
+    assert peer.told == ["writable"]
 
 
 async def test_what_was_kept_is_taken_out_oldest_first() -> None:

@@ -85,12 +85,14 @@ class Rig:
         got: texts and offsets of what its subscribers got.
         left_out: for each, who was left out.
         has_subscribers: what is said of any topic.
+        raises: what is raised instead of sending message 3.
     """
 
     def __init__(self) -> None:
         self.got: list[tuple[str, int]] = []
         self.left_out: list[list[Subscriber]] = []
         self.gaps: list[str] = []
+        self.raises: type[BaseException] | None = None
         self.has_subscribers = True
         self.broker = KeepingBroker()
         self.logs = SharedLogs(
@@ -106,6 +108,8 @@ class Rig:
     def fan_out(
         self, topic: str, data: Message, position: Position, compress: bool | None, left_out: Iterable[Subscriber]
     ) -> int:
+        if self.raises is not None and position.offset == 3:
+            raise self.raises
         self.got.append((data.text, position.offset))
         self.left_out.append(list(left_out))
         return 1
@@ -306,4 +310,37 @@ async def test_offsets_that_grow_by_more_than_one(rig: Rig) -> None:
     rig.broker.windows.put_nowait(Window(EPOCH, 40, 0, [Kept(30, 0.0, envelope("30")), Kept(40, 0.0, envelope("40"))]))
     await turns()
     assert rig.got == [("15", 15), ("30", 30), ("40", 40)]
+    assert rig.gaps == []
+
+
+@pytest.mark.parametrize("kind", [ValueError, StopIteration, asyncio.CancelledError, GeneratorExit])
+async def test_what_on_recovery_raises_concerns_its_client_alone(rig: Rig, kind: type[BaseException]) -> None:
+    def raising(_: History) -> None:
+        raise kind
+
+    rig.logs.resume()
+    waiting = []
+    for serve in (raising, lambda _: None):
+        confirm = rig.logs.join("a", Subscriber("someone"), Position(EPOCH, 1), 0, serve, Outcome(None))
+        assert confirm is not None
+        waiting.append(asyncio.ensure_future(confirm()))
+    await turns()
+    rig.broker.windows.put_nowait(window(2))
+    await turns()
+    assert waiting[0].done()
+    with pytest.raises(RuntimeError if kind is StopIteration else kind):
+        waiting[0].result()
+    assert waiting[1].result() is None
+    rig.logs.deliver("a", numbered(3, envelope("3")))
+    assert rig.got == [("3", 3)]
+
+
+@pytest.mark.parametrize("kind", [ValueError, asyncio.CancelledError, GeneratorExit])
+async def test_what_a_message_raises_concerns_it_alone(rig: Rig, kind: type[BaseException]) -> None:
+    rig.raises = kind
+    await mirrored(rig, 1)
+    rig.logs.deliver("a", numbered(4, envelope("4")))  # what comes between has to be read
+    rig.broker.windows.put_nowait(window(4))
+    await turns()
+    assert rig.got == [("2", 2), ("4", 4)]
     assert rig.gaps == []

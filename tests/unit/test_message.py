@@ -91,6 +91,12 @@ def test_refuses_other_types(make, value) -> None:
         make(value)
 
 
+def test_the_error_for_other_types_names_json() -> None:
+    with pytest.raises(TypeError, match=r"not dict: Message\.json\(\) makes one of any value"):
+        Message({"a": 1})  # type: ignore[arg-type]
+    assert Message.json({"a": 1}) == Message('{"a":1}')
+
+
 def test_text_and_binary_are_not_mixed_up() -> None:
     with pytest.raises(TypeError):
         Message.text(b"abc")  # type: ignore[arg-type]

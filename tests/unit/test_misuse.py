@@ -111,6 +111,8 @@ async def test_a_forgotten_await() -> None:
     client: Any = WebSocketClient.connect(URL)
     with pytest.raises(AttributeError, match="await"):
         await client.send_text("x")
+    with pytest.raises(TypeError, match=r"write `await connect\(\)`"):
+        await WebSocketClient.connect(URL).send("x")  # which is also what a coroutine is resumed with
     with pytest.raises(TypeError, match="await"):
         async for _ in client:
             pass

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import re
 import sys
 import tracemalloc
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +19,7 @@ from fabric_ext.topics import Index, Subscriber, check_topic
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable, Iterator
 
 SHARED = Shared(Message(b"x"), None, 0)
 
@@ -40,7 +43,7 @@ def test_patterns(pattern: str) -> None:
         check_topic(pattern)
     index = Index()
     index.subscribe(Subscriber(1), pattern)
-    with pytest.raises(ValueError, match="published to one topic"):
+    with pytest.raises(ValueError, match="a topic is needed here, not a pattern"):
         index.publish(pattern, SHARED)
 
 
@@ -187,6 +190,77 @@ def test_an_index_in_a_cycle_is_collected_with_its_subscribers() -> None:
                 index.subscribe(subscriber, name)
         del index, subscribers, cycle, subscriber
         gc.collect()
+
+
+class Finalized:
+    """Garbage in a cycle: the collector, whenever it runs next, calls a function."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self.function = function
+        self.itself = self
+
+    def __del__(self) -> None:
+        self.function()
+
+
+@contextlib.contextmanager
+def collected_at_once(function: Callable[[], object]) -> Iterator[None]:
+    """The collector, and with it `function`, runs as soon as something is made that it counts."""
+    before = gc.get_threshold()
+    gc.collect()
+    gc.disable()
+    try:
+        Finalized(function)
+        gc.set_threshold(1, 1, 1)
+        gc.enable()
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.enable()
+        gc.collect()
+
+
+@pytest.mark.parametrize("name", ["a.b", "a.*", "a.>"])
+def test_a_finalizer_that_subscribes_meanwhile(name: str) -> None:
+    index = Index()
+    one, two = Subscriber(1), Subscriber(2)
+    with collected_at_once(lambda: index.subscribe(two, name)):
+        index.subscribe(one, name)
+    assert index.count(name) == index.subscriptions == 2
+    assert published(index, "a.b") == [1, 2]
+    index.leave(one)
+    with collected_at_once(lambda: index.subscribe(one, name)):  # before, meanwhile or after: the interpreter decides
+        index.unsubscribe(two, name)
+    assert one.topics == [name]
+    assert published(index, "a.b") == [1]
+    assert index.leave(one) == [name]
+    assert (index.names(), index.subscriptions) == ([], 0)
+
+
+@pytest.mark.parametrize("name", ["a.b", "a.*", "a.>"])
+def test_a_finalizer_that_unsubscribes_meanwhile(name: str) -> None:
+    index = Index()
+    one, two = Subscriber(1), Subscriber(2)
+    index.subscribe(one, name)
+    with collected_at_once(lambda: index.leave(one)):
+        published(index, "a.b")
+    assert published(index, "a.b") == []
+    index.subscribe(one, name)
+    with collected_at_once(lambda: index.leave(one)):
+        index.subscribe(two, name)
+    assert published(index, "a.b") == [2]
+    assert index.leave(two) == [name]
+    assert (index.names(), index.subscriptions) == ([], 0)
+
+
+def test_subscribers_that_have_gone_are_told_from_each_other() -> None:
+    index = Index()
+    gone = [weakref.ref(Finalized(int)) for _ in range(3)]
+    gc.collect()
+    subscribers = [Subscriber(target) for target in gone]
+    for subscriber in subscribers:
+        index.subscribe(subscriber, "a")
+    assert index.subscribers("a") == gone
 
 
 def test_against_a_model(rng: random.Random) -> None:
