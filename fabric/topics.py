@@ -32,6 +32,7 @@ from fabric._connection.callbacks import check_callback
 from fabric._connection.events import log_event
 from fabric._history.logs import Logs
 from fabric._history.shared import SharedLogs
+from fabric._topics.arrivals import Arrivals
 from fabric._topics.delivery import Delivery
 from fabric._topics.gaps import Gaps
 from fabric._topics.settings import OnFull, Order, Settings, SettingsByPattern
@@ -203,6 +204,7 @@ class Topics:
         self._numbers = itertools.count(1)
         self._index = Index()
         self._incoming = Incoming(self._index, self._node, config.fragment_size or 0)
+        self._arrivals = Arrivals(self._incoming, self._deliver_rest)
         self._settings = SettingsByPattern(Settings("close" if config.slow_peer == "close" else "drop"), broker)
         self.drops: collections.Counter[str] = collections.Counter(full=0, closed=0, replaced=0, listener=0, broker=0)
         self._delivery = Delivery(self._index, self._settings, self.drops, metrics, config.fragment_size or 0)
@@ -518,20 +520,22 @@ class Topics:
 
     def deliver(self, batch: list[tuple[str, bytes]]) -> None:
         """Messages of other servers have arrived; see `fabric.broker.Node`."""
-        for topic, data, shared, rest in self._incoming.deliver(batch):
-            if shared is not None:
-                self._delivery.send_to_rest(topic, data, None, data, shared, None, rest)
-            elif isinstance(data, bytes):
-                if data[0] == NUMBERED:
-                    if self._shared is not None:
-                        self._shared.deliver(topic, data)
-                elif topic == LOSSES:
-                    self._gaps.hear(data[HEAD:])
-                elif self._hear is not None:
-                    self._hear(topic, data[1:9], data[HEAD:])
-            else:
-                self._delivery.fan_out_safely(topic, data, None)
-        self._incoming.end_read()
+        self._arrivals.deliver(batch)
+
+    def _deliver_rest(self, topic: str, data: Any, shared: Shared | None, rest: list[Any]) -> None:
+        """Deliver what is not in compiled code; see `Incoming.deliver`."""
+        if shared is not None:
+            self._delivery.send_to_rest(topic, data, None, data, shared, None, rest)
+        elif isinstance(data, bytes):
+            if data[0] == NUMBERED:
+                if self._shared is not None:
+                    self._shared.deliver(topic, data)
+            elif topic == LOSSES:
+                self._gaps.hear(data[HEAD:])
+            elif self._hear is not None:
+                self._hear(topic, data[1:9], data[HEAD:])
+        else:
+            self._delivery.fan_out_safely(topic, data, None)
 
     def gap(self, since: float) -> None:
         """The broker was away since then; see `fabric.broker.Node`."""
@@ -571,6 +575,7 @@ class Topics:
         """The server has shut down, or could not start; any broker has `timeout` seconds to close."""
         for listener in list(self._listeners):
             listener.close()
+        self._arrivals.clear()
         if self._shared is not None:
             self._shared.close()
         closing = asyncio.ensure_future(_closed(self.broker))

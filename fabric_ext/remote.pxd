@@ -9,6 +9,7 @@ cdef class Incoming:
     cdef Py_ssize_t _fragment_size
     cdef public bint hold        # give back what there is, do not send it
     cdef bint _is_due            # connections are to be sent something
+    cdef readonly Py_ssize_t taken     # messages that the latest deliver() has come to the end of
     cdef dict _latest            # node -> the number of the latest message from it
     cdef readonly uint64_t messages    # delivered, whether anybody has subscribed or not
     cdef readonly uint64_t malformed   # left out: no envelope of ours

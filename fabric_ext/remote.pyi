@@ -22,12 +22,20 @@ class Incoming:
     def messages(self) -> int: ...
     @property
     def malformed(self) -> int: ...
-    def deliver(self, batch: list[tuple[str, bytes]]) -> list[tuple[str, Any, Shared | None, list[Any]]]:
+    @property
+    def taken(self) -> int: ...
+    def deliver(
+        self, batch: list[tuple[str, bytes]], start: int = 0, whole: bool = False
+    ) -> list[tuple[str, Any, Shared | None, list[Any]]]:
         """Send (topic, envelope) one after the other; return what is left to do as (topic, message, shared, targets).
 
         See `Index.publish` for the targets. What servers tell each other, and what has an offset, is
-        (topic, envelope, None, []); while `hold`
-        is set, messages are (topic, message, None, []), and are not sent.
+        (topic, envelope, None, []); while `hold` is set, messages are (topic, message, None, []), and are not sent.
+
+        Args:
+            start: where in `batch` to begin.
+            whole: come to its end. Otherwise `taken` tells where this has stopped: where so much is due to connections
+                that more would have all of it written at once, or so much is left to do.
         """
     def end_read(self) -> None:
         """All that came in this read was delivered: connections get it now, rather than at the end of the turn.

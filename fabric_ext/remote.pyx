@@ -5,7 +5,7 @@ the servers tell each other), 8 bytes that name the node it comes from, and a nu
 knows its own messages, and a message that a broker sends twice in a row, once for each of two subscriptions that fit.
 """
 
-from asyncio import get_running_loop as _get_running_loop
+from asyncio import _get_running_loop
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cython cimport final
@@ -15,9 +15,9 @@ from libc.string cimport memchr, memcmp, memcpy
 from fabric_ext.broadcast cimport Shared
 from fabric_ext.message cimport K_BINARY, K_TEXT, Message, new_message
 from fabric_ext.topics cimport Index
-from fabric_ext.writer cimport loop_writer_of
+from fabric_ext.writer cimport LoopWriter, loop_writer_of
 
-cdef object get_running_loop = _get_running_loop
+cdef object running_loop = _get_running_loop       # None where none runs
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
@@ -29,6 +29,7 @@ cdef enum:
     NODE = 8                     # bytes of a node's name
     HEAD = 13
     MOST_NODES = 4096            # whose numbers are remembered
+    AT_ONCE = 8                  # messages whose delivery is not done here, before it is
     LONGEST_LINE = 65536
     LARGEST = 1 << 30            # bytes of a message
     MOST_TOKENS = 5
@@ -65,12 +66,16 @@ cdef class Incoming:
         self._fragment_size = fragment_size
         self._latest = {}
 
-    def deliver(self, list batch not None):
+    def deliver(self, list batch not None, Py_ssize_t start=0, bint whole=False):
         """Send (topic, envelope) one after the other; return what is left to do as (topic, message, shared, targets).
 
         See `Index.publish` for the targets. What servers tell each other, and what has an offset, is
-        (topic, envelope, None, []); while `hold`
-        is set, messages are (topic, message, None, []), and are not sent.
+        (topic, envelope, None, []); while `hold` is set, messages are (topic, message, None, []), and are not sent.
+
+        Args:
+            start: where in `batch` to begin.
+            whole: come to its end. Otherwise `taken` tells where this has stopped: where so much is due to connections
+                that more would have all of it written at once, or so much is left to do.
         """
         cdef list left = [], rest
         cdef uint32_t number
@@ -79,9 +84,17 @@ cdef class Incoming:
         cdef Message message
         cdef Shared shared
         cdef str topic
+        cdef object loop = None if whole else running_loop()
+        cdef LoopWriter writer = None if loop is None else loop_writer_of(loop)
         if self._index is None:
             raise RuntimeError("Incoming() was not called")
-        for topic, data in batch:
+        self.taken = start
+        while self.taken < len(batch):
+            topic, data = batch[self.taken]
+            if writer is not None and (len(left) >= AT_ONCE or
+                                       writer.is_full(0 if data is None else PyBytes_GET_SIZE(data))):
+                break
+            self.taken += 1
             p = PyBytes_AS_STRING(data) if data is not None else NULL
             if topic is None or p == NULL or PyBytes_GET_SIZE(data) < HEAD or p[0] < K_TEXT or p[0] > K_NUMBERED:
                 self.malformed += 1
@@ -129,7 +142,7 @@ cdef class Incoming:
         """
         if self._is_due:
             self._is_due = False
-            loop_writer_of(get_running_loop()).serve(False)
+            loop_writer_of(running_loop()).serve(False)
 
 
 cdef bytes field(bytes head, bytes name):

@@ -63,6 +63,8 @@ cdef class LoopWriter:
     @final
     cdef int add_item(self, Item item, Py_ssize_t size) except -1
     @final
+    cdef bint is_full(self, Py_ssize_t size) noexcept
+    @final
     cdef int serve(self, bint whole) except -1
 
 

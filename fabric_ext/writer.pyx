@@ -142,6 +142,10 @@ cdef class LoopWriter:
         self._schedule_turn()
         return self.fan_out.add_item(item, size)
 
+    cdef bint is_full(self, Py_ssize_t size) noexcept:
+        """Would an item of so many bytes have everybody served at once, or is there little room for its receivers?"""
+        return self.due_since and (self.fan_out.size + size > BLOCK or self.fan_out.count >= MAX_NODES // 2)
+
     cdef int serve(self, bint whole) except -1:
         """Write what is due to each connection; unless `whole`, the rest after SLICE_NS follows in the next turn."""
         cdef FanOut fan_out = self.fan_out
