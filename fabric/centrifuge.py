@@ -243,10 +243,18 @@ class Translator:
         while len(self._running) >= MOST_RUNNING:
             await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
 
-    def _answer_later(self, number: int, name: str, doing: Awaitable[str | None]) -> None:
+    def _answer_later(self, number: int, name: str, doing: Awaitable[str | None], *parts: Awaitable[Any]) -> None:
+        """Answer a command beside others; `parts` are what `doing` awaits."""
         task = self._loop.create_task(self._answer(number, name, doing))
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._running.discard(task)
+            for each in (doing, *parts):  # it may have been cancelled before it began
+                if inspect.iscoroutine(each):
+                    each.close()
+
+        task.add_done_callback(done)
 
     async def _may(self, action: Action, topic: str) -> bool:
         """Ask the application."""
@@ -417,7 +425,7 @@ class Translator:
         answer = method(self._client, wire.decoded(request.data))
         if not inspect.isawaitable(answer):
             return wire.encode({"data": answer})
-        self._answer_later(number, "rpc", _returned(answer))
+        self._answer_later(number, "rpc", _returned(answer), answer)
         return None
 
     # -- what the server tells without being asked

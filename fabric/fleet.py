@@ -47,7 +47,7 @@ from fabric._fleet.wire import (
 from fabric.broker import BrokerUnavailable
 from fabric.error import BufferFull, ConnectionClosed, Error, InvalidState, Timeout
 from fabric.message import Message, MessageType
-from fabric_ext.topics import check_topic
+from fabric_ext.topics import check_topic, exact
 
 if TYPE_CHECKING:
     from fabric._config.server import ServerConfig
@@ -198,6 +198,7 @@ class Fleet:
         self._topics._check_here()
         if name is not None:
             check_name(name)
+            name = exact(name)
         if name == self.name_of(client):
             return
         if name is None:
@@ -323,6 +324,7 @@ class Fleet:
     async def presence(self, topic: str) -> list[Member]:
         """See `WebSocketServer.presence`."""
         check_topic(topic)
+        topic = exact(topic)
         if not self._topics.settings(topic).presence:
             raise InvalidState(f"{topic!r} has no presence: say topics.configure({topic!r}, presence=True) before")
         self.begin()
@@ -342,6 +344,7 @@ class Fleet:
     async def unsubscribe(self, name: str, topic: str, timeout: float) -> int:
         """See `WebSocketServer.unsubscribe`."""
         check_topic(topic, pattern=True)
+        topic = exact(topic)
         return await self._everywhere(
             name,
             timeout,

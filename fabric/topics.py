@@ -40,7 +40,7 @@ from fabric.error import Error, InvalidState
 from fabric.history import History, Position
 from fabric.metrics import MetricsCollector, TopicMetrics
 from fabric_ext.remote import Incoming, wrap
-from fabric_ext.topics import Index, Subscriber, check_topic
+from fabric_ext.topics import Index, Subscriber, check_topic, exact
 
 if TYPE_CHECKING:
     from fabric.config import ServerConfig
@@ -267,11 +267,11 @@ class Topics:
 
     def count(self, topic: str) -> int:
         """The subscriptions of exactly this topic or pattern on this server."""
-        return self._index.count(topic)
+        return self._index.count(exact(topic))
 
     def clients(self, topic: str) -> list[Any]:
         """The connections (`ConnectedClient`) of this server that get what is published to `topic`."""
-        return [target for target in self._index.subscribers(topic) if not isinstance(target, weakref.ref)]
+        return [target for target in self._index.subscribers(exact(topic)) if not isinstance(target, weakref.ref)]
 
     def configure(
         self,
@@ -304,7 +304,9 @@ class Topics:
         Raises:
             NotSupported: the broker keeps no histories.
         """
-        self._settings.configure(pattern, on_full=on_full, presence=presence, history=history, ttl=ttl, order=order)
+        self._settings.configure(
+            exact(pattern), on_full=on_full, presence=presence, history=history, ttl=ttl, order=order
+        )
 
     def settings(self, topic: str) -> Settings:
         """What holds for a topic."""
@@ -333,7 +335,7 @@ class Topics:
         self._check_here()
         if type(limit) is not int or limit < 1:
             raise ValueError(f"limit is {limit!r}, allowed is a number of messages from 1")
-        listener = Listener(self, pattern, limit)
+        listener = Listener(self, exact(pattern), limit)
         self._listeners.add(listener)
         return listener
 
@@ -425,6 +427,7 @@ class Topics:
     async def _read(self, topic: str, since: Position | None, limit: int | None, reverse: bool) -> History:
         """See `WebSocketServer.history`."""
         self._check_here()
+        topic = exact(topic)
         self._check_history(topic)
         if self._shared is not None:
             return await self._shared.peek(topic, since, limit, reverse=reverse)
@@ -453,6 +456,7 @@ class Topics:
 
     def _unhear(self, topics: Iterable[str]) -> None:
         """These have no subscribers any more, unless a finalizer or a signal handler has subscribed since."""
+        self._logs.unheard(topics)
         self.broker.unsubscribe(topics)
         if again := [topic for topic in topics if topic in self._index]:
             self.broker.subscribe(again)
@@ -466,6 +470,8 @@ class Topics:
     ) -> Outcome[int]:
         """Send a message to this server's subscribers, and give it to the broker for those of others."""
         self._check_here()
+        if type(topic) is not str:
+            topic = exact(topic)
         left_out: Iterable[Subscriber] = ()
         if exclude is not None:
             clients: Iterable[Any] = (exclude,) if isinstance(exclude, BaseConnection) else exclude

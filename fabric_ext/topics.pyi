@@ -1,7 +1,9 @@
 from collections.abc import Iterable
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 from fabric_ext.broadcast import Shared
+
+_T = TypeVar("_T")
 
 def check_topic(name: object, pattern: bool = False) -> None:
     """Is `name` the name of a topic, or, with `pattern`, one or a pattern?
@@ -11,6 +13,9 @@ def check_topic(name: object, pattern: bool = False) -> None:
         ValueError: it is empty or longer than 255 bytes, has an empty token, more than 32, white space, control
             characters or a wildcard where none may be, or begins with `$`.
     """
+
+def exact(name: _T) -> _T:
+    """The same text as a str and nothing more, of what may be a subclass, such as a member of an enumeration."""
 
 @final
 class Topic:

@@ -26,6 +26,7 @@ from fabric_ext.writer cimport LoopWriter
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
+    str PyUnicode_FromObject(object text)
     bint Py_UNICODE_ISSPACE(Py_UCS4 c) noexcept
 
 cdef enum:
@@ -93,6 +94,11 @@ def check_topic(name, bint pattern=False):
                 raise ValueError(f"a topic is needed here, not a pattern with wildcards: {name!r}")
             if PyUnicode_GET_LENGTH(token) > 1 or (token == ">" and i + 1 < len(tokens)):
                 raise ValueError(f"a wildcard is a whole token, and > the last one: {name!r}")
+
+
+def exact(name):
+    """The same text as a str and nothing more, of what may be a subclass, such as a member of an enumeration."""
+    return PyUnicode_FromObject(name) if isinstance(name, str) else name
 
 
 cdef inline bint is_pattern(str name) noexcept:

@@ -6,7 +6,7 @@ import hashlib
 import heapq
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from fabric._history.log import Log
 from fabric.history import History, Position
@@ -18,9 +18,10 @@ QUIET = 3600.0  # seconds for which a topic is remembered that has nothing to ke
 
 
 class Logs:
-    """The windows of all topics with history that have had a message or a subscriber.
+    """The windows of all topics with history that have had a message or have a subscriber.
 
-    A topic that has no subscribers, and has been quiet for its `ttl` and an hour, is forgotten: its epoch ends.
+    A topic that has no subscribers, and has been quiet for its `ttl` and an hour, is forgotten: its epoch ends. One
+    without any message is forgotten with its last subscriber, else clients could have as many as they can think of.
 
     Args:
         has_subscribers: has a topic subscribers?
@@ -47,7 +48,10 @@ class Logs:
     def add(self, topic: str, message: Message) -> Position:
         """Number a message, and keep it."""
         log = self._current(topic)
+        is_first = not log.top
         log.add(message, self._clock())
+        if is_first:
+            heapq.heappush(self._due, (self._end(topic, log), topic))
         self._trim(topic, log)
         return log.position
 
@@ -82,9 +86,14 @@ class Logs:
         log = self._logs.get(topic)
         if log is None:
             log = self._logs[topic] = Log(self._epoch(topic))
-            log.touched = self._clock()
-            heapq.heappush(self._due, (self._end(topic, log), topic))
         return log
+
+    def unheard(self, topics: Iterable[str]) -> None:
+        """These topics and patterns have no subscribers any more."""
+        for topic in topics:
+            log = self._logs.get(topic)
+            if log is not None and not log.top and not self._has_subscribers(topic):
+                del self._logs[topic]
 
     def _trim(self, topic: str, log: Log) -> None:
         size, ttl = self._limits(topic)

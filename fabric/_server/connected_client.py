@@ -14,7 +14,7 @@ from fabric._http.messages import Request, address_of
 from fabric.history import History, Position
 from fabric.topics import Outcome, TooManyTopics
 from fabric_ext.receive_queue import inherits_in_c
-from fabric_ext.topics import Subscriber
+from fabric_ext.topics import Subscriber, exact
 
 if TYPE_CHECKING:
     from fabric._http.messages import Address
@@ -140,6 +140,7 @@ class ConnectedClient(BaseConnection):
             raise ValueError(f"recent is {recent!r}, allowed is a number of messages from 0")
         if self._subscriber is None:
             self._subscriber = Subscriber(self)
+        topic = exact(topic)
         limit = self._server.config.max_topics
         if len(self._subscriber) >= limit and topic not in self._subscriber.topics:
             raise TooManyTopics(limit)
@@ -152,6 +153,7 @@ class ConnectedClient(BaseConnection):
     def unsubscribe(self, topic: str) -> None:
         """End a subscription; nothing happens where there is none."""
         self._check_here()
+        topic = exact(topic)
         if self._subscriber is not None:
             self._server.topics._unsubscribe(self._subscriber, topic)
             self._server._fleet.unsubscribed(self, topic)

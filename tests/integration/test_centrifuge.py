@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 from collections.abc import Callable
@@ -408,6 +409,24 @@ async def test_methods_end_with_their_client(stack: Stack) -> None:
     assert (await peer.hear())["id"] == 2
     peer.reset()
     await until(lambda: ended)
+
+
+async def test_methods_that_have_not_begun_end_with_their_client(stack: Stack) -> None:
+    """Nothing warns that they were never awaited."""
+    begun: list[Any] = []
+
+    async def method(client: ConnectedClient, data: Any) -> None:
+        begun.append(data)
+
+    server = await speaking(stack, methods={"method": method})
+    peer = await connect(stack, server)
+    peer.say(
+        {"id": 1, "rpc": {"method": "method"}}, {"id": 2, "publish": {"channel": "a", "data": 1}}, {"id": 3, "send": {}}
+    )
+    assert (await peer.frame()).payload[:2] == (3508).to_bytes(2, "big")
+    await until(lambda: not server.connection_count)
+    gc.collect()
+    assert not begun
 
 
 async def cancelled(*_: Any) -> bool:

@@ -130,7 +130,7 @@ async def test_patterns_get_it_live(stack: Stack) -> None:
     assert await client.subscribe("room.*") is None
     server.publish("room.7", "1")
     assert await peer.payload() == b"1"
-    with pytest.raises(ValueError, match="not to a pattern"):
+    with pytest.raises(ValueError, match="a topic is needed here, not a pattern"):
         client.subscribe("room.*", since=("e", 0))
 
 
@@ -296,3 +296,16 @@ async def test_a_broker_that_keeps_no_histories(stack: Stack) -> None:
     server.topics.configure("a", history=0)
     with pytest.raises(NotSupported, match=r"order='broker': the broker <.*FakeBroker.*> keeps no histories"):
         server.topics.configure("a", order="broker")
+
+
+async def test_topics_that_clients_only_think_of_are_not_remembered(stack: Stack) -> None:
+    server, held = await started(stack)
+    client, peer = await connect(stack, server, held)
+    for number in range(50):
+        client.subscribe(f"room.{number}")
+        client.unsubscribe(f"room.{number}")
+    await client.subscribe("room.7")
+    assert len(server.topics._logs) == 1
+    peer.reset()
+    await until(lambda: not server.connection_count)
+    assert len(server.topics._logs) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import gc
 from collections import Counter
 from collections.abc import Iterable
@@ -371,6 +372,51 @@ async def test_what_cannot_be_published(stack: Stack, wrong: Any) -> None:
     server = await serve(stack, Held())
     with pytest.raises((TypeError, ValueError)):
         server.publish("a", wrong)
+
+
+class Room(enum.StrEnum):
+    """Names as an application may have them."""
+
+    LOBBY = "room.lobby"
+    ALL = "room.*"
+    NAME = "somebody"
+
+
+async def test_names_may_be_members_of_an_enumeration(stack: Stack) -> None:
+    hub, held = Hub(), Held()
+    near = await serve(stack, held, broker=FakeBroker(hub))
+    far = await serve(stack, Held(), broker=FakeBroker(hub))
+    for server in (near, far):
+        server.topics.configure(Room.LOBBY, presence=True)
+    client, peer = await join(stack, near, held, Room.LOBBY, Room.ALL)
+    client.name = Room.NAME
+    listener = near.topic(Room.ALL)
+    far.publish(Room.LOBBY, "1")
+    assert await anext(listener) == "1"
+    near.publish(Room.LOBBY, "2")
+    assert await near.broadcast("3", to=Room.LOBBY) == 1
+    assert await read(peer, 3) == [b"1", b"2", b"3"]
+    assert near.topics.clients(Room.LOBBY) == [client]
+    assert near.topics.count(Room.ALL) == 2
+    assert Room.LOBBY in near.topics
+    assert [type(name) for name in (*client.topics, client.name, *near.topics.names())] == [str] * 5
+    assert [member.name for member in await far.presence(Room.LOBBY)] == ["somebody"]
+    assert await far.send_to(Room.NAME, "4") == 1
+    assert await far.unsubscribe(Room.NAME, Room.ALL) == 1
+    client.unsubscribe(Room.LOBBY)
+    assert client.topics == frozenset()
+
+
+async def test_a_history_may_be_named_by_a_member_of_an_enumeration(stack: Stack) -> None:
+    held = Held()
+    server = await serve(stack, held)
+    server.topics.configure(Room.LOBBY, history=5)
+    client, peer = await join(stack, server, held)
+    start = server.publish(Room.LOBBY, "1").position
+    server.publish(Room.LOBBY, "2")
+    await client.subscribe(Room.LOBBY, since=start)
+    assert await peer.payload() == b"2"
+    assert len((await server.history(Room.LOBBY)).publications) == 2
 
 
 async def test_a_listener_belongs_to_the_thread_of_its_server(stack: Stack) -> None:

@@ -162,9 +162,22 @@ def test_topics_are_apart_and_forgotten_in_the_end() -> None:
     assert len(logs) == 1
     assert logs.peek("b", other, None, reverse=False) == History(logs.read("b", None).position, False)
     subscribed.clear()
+    logs.unheard(["a", "b"])
     clock.now += 2 * QUIET
     logs.read("c", None)
     assert len(logs) == 1
+
+
+def test_a_topic_without_messages_is_forgotten_with_its_last_subscriber() -> None:
+    """Those that have messages, or subscribers by patterns, are not."""
+    subscribed = {"a"}
+    logs = Logs(subscribed.__contains__, lambda _: (2, 10.0))
+    for topic in ("a", "b", "c"):
+        epoch = logs.read(topic, None).position.epoch
+    logs.add("b", Message("b"))
+    logs.unheard(["a", "b", "c", "d", "e.*"])
+    assert len(logs) == 2
+    assert logs.read("c", None).position.epoch == epoch  # nothing was lost
 
 
 def test_a_topic_that_nobody_has_used_does_not_begin_when_it_is_read() -> None:
