@@ -322,7 +322,7 @@ async def test_a_server_of_its_own(stack: Stack, nats: type[NatsServer], monkeyp
     program = first._server
     assert program.is_running
     path = Path(os.environ[FILE])
-    assert path.read_text() == second._url  # noqa: ASYNC240
+    assert path.read_text() == program.url  # noqa: ASYNC240
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700  # so no other user can read what is in it
     _, peer = await join(stack, near, held, "a")
     await far.publish("a", "hello")
