@@ -358,9 +358,11 @@ cdef class Index:
                 found[<Subscriber>topic.entries.at[i].other] = None
         return [(<Subscriber>subscriber).target for subscriber in found]
 
-    def has_subscribers(self, str name not None):
+    def has_subscribers(self, name):
         """Does a message published to `name` go to any?"""
         cdef Topic topic
+        if not isinstance(name, str):
+            check_topic(name)                      # says what it is
         for topic in self.find(name):
             if topic.entries.count:
                 return True
