@@ -168,7 +168,7 @@ class PooledClient:
         return RELEASED
 
     def _give_back(self, error: BaseException | None = None) -> None:
-        """End the loan. Who was interrupted by `error` may have left an answer on its way, not to be got."""
+        """End the loan. A task that `error` interrupted may have left an answer on its way, not to be got."""
         member, self._member = self._member, None
         if member is not None:
             self._server.give_back(member, is_clean=error is None)

@@ -381,7 +381,7 @@ class WebSocketServer:
         finally:
             try:
                 await self._abort_rest(deadline)
-            finally:  # whoever waits for the end is told, although this was cancelled
+            finally:  # tasks that wait for the end are told, although this was cancelled
                 self._phase = Phase.STOPPED
                 self._gone.set()
         log_event(logger, logging.INFO, "stopped")

@@ -224,7 +224,7 @@ class SyncClient(Blocking):
 
         def end() -> None:
             if not opened:
-                driver._abandon()
+                driver.abandon()
                 keeper.remove(driver)
 
         opened: list[bool] = []
@@ -236,7 +236,7 @@ class SyncClient(Blocking):
         self._feeders = set()
         self._teller = 0
         self._is_session = is_session
-        driver._add(client)
+        driver.add(client)
         self._bind(driver, client, config.busy_poll)
 
     def __del__(self) -> None:
@@ -244,7 +244,7 @@ class SyncClient(Blocking):
         if driver is None:
             return
         if self._is_session:
-            driver._remove(self._connection)
+            driver.remove(self._connection)
         elif not driver.is_closed:
             unclosed = not self._connection._is_closed
             uninterrupted(keeper.give_up, driver)  # first: a warning may be an error
@@ -562,7 +562,7 @@ class SyncClient(Blocking):
         def end() -> None:
             if not client._is_closed:  # interrupted, or it failed
                 driver.soon(client._abort)
-            driver._close()
+            driver.close()
             threads.append(keeper.remove(driver))
 
         guarded(close, end)

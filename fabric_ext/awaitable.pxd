@@ -18,7 +18,7 @@ cdef extern from "Python.h":
 
 cdef extern from *:
     """
-    /* A StopIteration that only we hold, used again and again: who awaits takes its value and lets it go at once. One
+    /* A StopIteration that only we hold, used again and again: code that awaits takes its value and lets it go at once. One
        that somebody kept, or that has been through Python code, is left to them. */
     static PyObject *fabric_spare_stop;
 

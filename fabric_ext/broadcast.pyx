@@ -57,7 +57,7 @@ cdef class Shared(Item):
         cdef Connection peer
         cdef Session session
         cdef LoopWriter checked = None         # of a loop that is this thread's and open
-        cdef LoopWriter put_off = None         # who has this in its fan-out
+        cdef LoopWriter put_off = None         # the one that has this in its fan-out
         cdef uint32_t item = 0
         for i in range(count):
             if i + 1 < count:

@@ -7,7 +7,7 @@ cdef class Counters:
     cdef public long long bytes_received
     cdef public long long messages_sent
     cdef public long long bytes_sent
-    # time.monotonic_ns() of the latest traffic or connection event. Whoever counts from C stamps it as well;
+    # time.monotonic_ns() of the latest traffic or connection event. Code that counts from C stamps it as well;
     # once per read is enough.
     cdef public long long last_activity_ns
 

@@ -243,7 +243,7 @@ cdef class DeflateCodec(Codec):
         self.peer_window_bits = check("peer_window_bits", peer_window_bits, 8, 15)
         self.own_takeover = own_takeover
         self.peer_takeover = peer_takeover
-        # To zlib 0 means "do not compress"; whoever wants that does not negotiate this.
+        # To zlib 0 means "do not compress"; a program that wants that does not negotiate this.
         self.level = max(1, check("level", DEFAULT_LEVEL if level is None else level, 0, 9))
         self.mem_level = check("mem_level", mem_level, 1, 9)
         self.threshold = threshold

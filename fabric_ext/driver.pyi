@@ -50,15 +50,15 @@ class Driver:
     def is_inside(self) -> bool:
         """Does this thread run inside the work of a connection, where it must not wait?"""
     def __reduce__(self) -> NoReturn: ...
-    def _begin(self, loop: asyncio.AbstractEventLoop, keeper: _Keeper, descriptor: int) -> None:
+    def begin(self, loop: asyncio.AbstractEventLoop, keeper: _Keeper, descriptor: int) -> None:
         """Have `loop` stepped, whose selector is `descriptor`.
 
         `keeper.wake(driver)` is called when nobody else is there to do it, `keeper.release(driver)` when a thread waits
         for a message, and before `descriptor` is closed.
         """
-    def _is_due(self) -> None:
+    def is_due(self) -> None:
         """Something is to be done in the next step."""
-    def _is_due_at(self, when: float) -> None:
+    def is_due_at(self, when: float) -> None:
         """Something is to be done at `when`, in seconds of the loop's clock."""
     def run(
         self,
@@ -78,23 +78,23 @@ class Driver:
         """Have `function` called by a thread that waits, without the lock; return what it returns."""
     def soon(self, function: Callable[..., _T], *arguments: Any) -> _T:
         """Call `function` with the lock held; it does not wait, and what Ctrl-C raises comes behind it."""
-    def _add(self, connection: SessionUser) -> None:
+    def add(self, connection: SessionUser) -> None:
         """One more connection of the loop."""
-    def _remove(self, connection: SessionUser) -> None: ...
-    def _close(self) -> None:
+    def remove(self, connection: SessionUser) -> None: ...
+    def close(self) -> None:
         """Cancel what still runs, and close the loop, once no thread waits for descriptors."""
-    def _attention(self) -> tuple[bool, int | None]:
+    def attention(self) -> tuple[bool, int | None]:
         """What the keeper has to do: (wait for the descriptor, the moment in ns at which it has to look again).
 
         None for the moment: not before it is woken, or the descriptor is ready.
         """
-    def _keep(self) -> bool:
+    def keep(self) -> bool:
         """Do what is due, unless a thread waits that does. Return whether something is to be called outside."""
-    def _serve(self) -> None:
+    def serve(self) -> None:
         """Call what is due outside."""
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
         """Drop the connections and close the loop, unless a thread waits: nobody will use them any more."""
-    def _fork(self) -> None:
+    def fork(self) -> None:
         """This is a child: nothing of it can be used here."""
 
 @disjoint_base

@@ -199,7 +199,7 @@ cdef class Driver:
     def __reduce__(self):
         raise TypeError(f"cannot copy or pickle {type(self).__name__!r} object")
 
-    def _begin(self, loop, keeper, int descriptor):
+    def begin(self, loop, keeper, int descriptor):
         """Have `loop` stepped, whose selector is `descriptor`.
 
         `keeper.wake(driver)` is called when nobody else is there to do it, `keeper.release(driver)` when a thread waits
@@ -214,11 +214,11 @@ cdef class Driver:
 
     # ------------------------------------------------------------------ what the loop tells
 
-    def _is_due(self):
+    def is_due(self):
         """Something is to be done in the next step."""
         self._due = True
 
-    def _is_due_at(self, double when):
+    def is_due_at(self, double when):
         """Something is to be done at `when`, in seconds of the loop's clock."""
         cdef int64_t ns = <int64_t>(min(when, 9e9) * 1e9)
         heappush(self._times, ns)
@@ -628,17 +628,17 @@ cdef class Driver:
         finally:
             self.leave()
 
-    def _add(self, SessionUser connection not None):
+    def add(self, SessionUser connection not None):
         """One more connection of the loop."""
         cdef Session session = connection.session_now()
         self._connections.append(connection)
         if session is not None:
             session._transport._thread_id = self._home
 
-    def _remove(self, SessionUser connection not None):
+    def remove(self, SessionUser connection not None):
         self._connections.remove(connection)
 
-    def _close(self):
+    def close(self):
         """Cancel what still runs, and close the loop, once no thread waits for descriptors."""
         cdef int i
         self.enter()
@@ -672,7 +672,7 @@ cdef class Driver:
 
     # ------------------------------------------------------------------ for the keeper
 
-    def _attention(self):
+    def attention(self):
         """What the keeper has to do: (wait for the descriptor, the moment in ns at which it has to look again).
 
         None for the moment: not before it is woken, or the descriptor is ready.
@@ -695,7 +695,7 @@ cdef class Driver:
             self._kept_until = at
         return self._kept, None if at == NEVER else at
 
-    def _keep(self):
+    def keep(self):
         """Do what is due, unless a thread waits that does. Return whether something is to be called outside."""
         if self._waiting:
             return False
@@ -713,7 +713,7 @@ cdef class Driver:
         finally:
             self.leave()
 
-    def _serve(self):
+    def serve(self):
         """Call what is due outside."""
         self.enter()
         try:
@@ -722,7 +722,7 @@ cdef class Driver:
             self._serving = False
             self.leave()
 
-    def _abandon(self):
+    def abandon(self):
         """Drop the connections and close the loop, unless a thread waits: nobody will use them any more."""
         self.enter()
         try:
@@ -733,9 +733,9 @@ cdef class Driver:
                 self.loop.call_soon(connection._abort)
         finally:
             self.leave()
-        self._close()
+        self.close()
 
-    def _fork(self):
+    def fork(self):
         """This is a child: nothing of it can be used here."""
         self._forked = True
         self._owner = 0

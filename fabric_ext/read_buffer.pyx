@@ -35,7 +35,7 @@ cdef class Block:
 
 cdef Block new_block(Py_ssize_t size):
     cdef Block block = Block(size)
-    block.view = memoryview(block)                 # a cycle, which `note` breaks
+    block.view = memoryview(block)                 # a cycle, which is broken when the block is given up
     return block
 
 
@@ -64,6 +64,8 @@ cdef class ReadBuffer:
         global latest
         if latest == <PyObject*>self:
             latest = NULL
+        if self.current is not None:
+            self.current.view = None
 
     cdef Block block(self):
         """A block to read into that is not being delivered from."""

@@ -7,7 +7,7 @@ not used.
 
 Owns one fact that the order of bytes depends on: whether the loop's transport holds some (`holds`). It is true from the
 instant at which the kernel has refused a byte, before anything can run Python, until the transport says that it is
-through. Whoever writes asks it first.
+through. Code that writes asks it first.
 """
 
 import logging

@@ -3,12 +3,12 @@
 Owns, per server, every rule of the pool:
 
 - There are never more than `max_connections`: idle, in use, being opened and being closed together.
-- Who waits is served first come, first served. What a cancelled or timed-out waiter was given goes to the
+- Waiting tasks are served first come, first served. What a cancelled or timed-out waiter was given goes to the
   next; a connection that was being opened for it is finished and kept.
 - A connection is lent only while it is open and nothing of a former borrower is in it, and comes back only
   like that. What has not arrived yet cannot be seen: a borrower that does not wait for the last answer should close it.
 - One that the pool closes has a tenth of `acquire_timeout` to answer the close frame, then it is aborted: a
-  server that does not answer keeps nobody from its place for long. Who closes his own connection, and the
+  server that does not answer keeps no task from its place for long. A task that closes its own connection, and the
   pool at its end, wait as long as `close_timeout` says, for what is still to be sent.
 
 Only tasks of its own open and close connections, so a cancelled caller leaves nothing half done. Looks after

@@ -176,7 +176,7 @@ class Keeper:
             ending.join()
         for driver in drivers:
             with contextlib.suppress(Exception):
-                driver._abandon()
+                driver.abandon()
 
     def fork(self) -> None:
         """This is a child: it has none of the connections, nor the thread."""
@@ -185,7 +185,7 @@ class Keeper:
         if watch is not None:
             watch.close()
         for driver in drivers:
-            driver._fork()
+            driver.fork()
 
     def _run(self, watch: Watch) -> None:
         try:
@@ -214,7 +214,7 @@ class Keeper:
 
     def _drop(self, driver: Driver) -> None:
         try:
-            driver._abandon()
+            driver.abandon()
         except Exception as error:  # noqa: BLE001  (logged)
             log_event(logger, logging.ERROR, "closing a blocking client failed", exc_info=error)
         self.remove(driver)
@@ -224,9 +224,9 @@ class Keeper:
         try:
             is_watched, moment = self._ask(driver, watch)
             if is_watched and (is_ready or (moment is not None and moment <= time.monotonic_ns())):
-                if driver._keep():
+                if driver.keep():
                     # What the application gave to be called may wait; the other clients must not.
-                    threading.Thread(target=driver._serve, name="fabric.sync callback", daemon=True).start()
+                    threading.Thread(target=driver.serve, name="fabric.sync callback", daemon=True).start()
                 self._ask(driver, watch)
         except Exception as error:  # noqa: BLE001  (logged)
             log_event(logger, logging.ERROR, "looking after a blocking client failed", exc_info=error)
@@ -238,7 +238,7 @@ class Keeper:
         with self._lock:  # so that a thread that begins to wait on it finds that done, and undoes it
             if self._watch is not watch or driver not in self._drivers:
                 return False, None
-            is_watched, moment = driver._attention()
+            is_watched, moment = driver.attention()
             watch.put(driver, is_watched, moment)
             return is_watched, moment
 

@@ -29,15 +29,15 @@ class SteppedLoop(asyncio.SelectorEventLoop):
         selector = selectors.DefaultSelector()
         super().__init__(selector)
         self.descriptor: int = selector.fileno()  # epoll's or kqueue's
-        driver._begin(self, keeper, self.descriptor)
+        driver.begin(self, keeper, self.descriptor)
 
     def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]
-        self.driver._is_due()
+        self.driver.is_due()
         return super().call_soon(callback, *args, context=context)
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:  # type: ignore[override]
         handle = super().call_at(when, callback, *args, context=context)
-        self.driver._is_due_at(when)
+        self.driver.is_due_at(when)
         return handle
 
     async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
@@ -56,7 +56,7 @@ class SteppedLoop(asyncio.SelectorEventLoop):
             addresses, failure = None, None
             try:
                 addresses = socket.getaddrinfo(host, port, **options)
-            except Exception as error:  # noqa: BLE001  (it is raised by whoever awaits)
+            except Exception as error:  # noqa: BLE001  (it is raised in the task that awaits)
                 failure = error
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                 self.call_soon_threadsafe(settle, addresses, failure)

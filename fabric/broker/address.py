@@ -57,7 +57,7 @@ def parse_address(url: str, kind: str, schemes: tuple[str, str], port: int, path
     if parts.scheme not in schemes or not parts.hostname:
         raise ValueError(form)
     if parts.path not in ("", "/", path) or parts.query or parts.fragment:
-        raise ValueError(f"{form}; this one has something after that")
+        raise ValueError(f"{form}; this one has something after host and port")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     login = tuple(unquote(word) for word in (parts.username, parts.password) if word)
     return Address(parts.scheme, parts.hostname, given or port, login, f"{parts.scheme}://{host}:{given or port}")

@@ -121,7 +121,7 @@ class JetStream:
         self._send: Callable[[bytes], object] | None = None
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._refusal: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # the next one of a question
-        self._deaf = ""  # why we hear no answers
+        self._unanswerable = ""  # why no answer can come; "": one can
         self._stream = ""  # its name, while it can be used
         self._newest = "", 0  # the newest number that was seen, and of which stream
         self._samples: collections.deque[tuple[float, int]] = collections.deque(maxlen=SAMPLES)
@@ -142,7 +142,7 @@ class JetStream:
         """A connection begins, and has subscribed to what is known."""
         self._client, self._send = client, send
         loop = asyncio.get_running_loop()
-        self._lost, self._refusal, self._deaf = loop.create_future(), loop.create_future(), ""
+        self._lost, self._refusal, self._unanswerable = loop.create_future(), loop.create_future(), ""
         send(b"SUB %b%b* fa\r\n" % (INBOX.encode(), self._acknowledgements.encode()))
         self._error = None
         if self._unconfirmed or self._newest[0]:
@@ -220,8 +220,8 @@ class JetStream:
     def _check_server(self) -> None:
         if self._client is None:
             raise ConnectionError("there is no connection")
-        if self._deaf:
-            raise _Refused(self._deaf)
+        if self._unanswerable:
+            raise _Refused(self._unanswerable)
         info = self._client._server_info
         version = tuple(int(part) for part in str(info.get("version")).split(".")[:2] if part.isdecimal())
         if version < OLDEST:
@@ -333,7 +333,7 @@ class JetStream:
                 await first_of([asking, lost, refusal], SILENCE)
                 if not (asking.done() or lost.done() or refusal.done()):
                     raise TimeoutError("JetStream does not answer")
-                refused = refusal.done() and (bool(self._deaf) or f'"{subject.lower()}"' in refusal.result())
+                refused = refusal.done() and (bool(self._unanswerable) or f'"{subject.lower()}"' in refusal.result())
         finally:
             if not asking.done():
                 asking.cancel()
@@ -349,7 +349,7 @@ class JetStream:
         text = text.lower()
         if "$js." in text or INBOX.lower() in text:
             if "subscription" in text:
-                self._deaf = text
+                self._unanswerable = text
                 self._begin_again()
             refusal, self._refusal = self._refusal, asyncio.get_running_loop().create_future()
             refusal.set_result(text)

@@ -379,7 +379,7 @@ def test_a_close_that_another_one_has_overtaken_is_done(there: Elsewhere) -> Non
     closing = Caller(client.close)
     until(lambda: client.state is State.CLOSING)
     client._driver.soon(client._connection._abort)
-    client._driver._close()  # as the other one does at its end
+    client._driver.close()  # as the other one does at its end
     closing.result()
     assert client.state is State.CLOSED
 
@@ -560,7 +560,7 @@ def test_what_was_gathered_leaves_though_its_thread_does_not_come_back(there: El
 def test_a_driver_that_another_thread_has_closed_is_not_kept() -> None:
     driver = Driver()
     SteppedLoop(driver, keeper)
-    driver._close()
+    driver.close()
     keeper.remove(driver)
     keeper.add(driver)
     assert not keeper._drivers

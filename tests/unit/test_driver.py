@@ -39,7 +39,7 @@ def driver(keeper: Keeper) -> Iterator[Driver]:
     made = Driver()
     SteppedLoop(made, keeper)
     yield made
-    made._close()
+    made.close()
     assert made.is_closed
 
 
@@ -174,8 +174,8 @@ def test_the_running_loop_and_task_of_the_thread_stay_its_own(driver: Driver) ->
 def test_a_driver_that_is_closed_runs_only_what_does_not_wait() -> None:
     driver = Driver()
     SteppedLoop(driver, Keeper())
-    driver._close()
-    driver._close()
+    driver.close()
+    driver.close()
     assert driver.run(answer(5, turns=0)) == 5
     with pytest.raises(InvalidState, match="closed"):
         driver.run(answer(5))
@@ -192,7 +192,7 @@ def test_closing_cancels_what_runs() -> None:
 
     caller = Caller(driver.run, wait())
     assert begun.wait(DEADLINE)
-    driver._close()
+    driver.close()
     with pytest.raises(InvalidState, match="closed meanwhile"):
         caller.result()
 
@@ -203,10 +203,10 @@ def test_closing_cancels_what_runs() -> None:
 def test_the_keeper_leaves_a_driver_alone_that_is_in_use(driver: Driver, keeper: Keeper) -> None:
     for _ in range(2):
         driver.run(answer(5))
-        watched, again = driver._attention()
+        watched, again = driver.attention()
         assert not watched
         assert again is not None
-    assert driver._attention() == (True, None)
+    assert driver.attention() == (True, None)
     driver.run(answer(5))
     assert not keeper.woken
 
@@ -221,7 +221,7 @@ def test_the_keeper_is_woken_by_a_thread_that_leaves_after_a_long_wait(driver: D
 
     caller = Caller(driver.run, wait())
     assert waiting.wait(DEADLINE)
-    while driver._attention() != (False, None):
+    while driver.attention() != (False, None):
         pass
     before = keeper.woken
     driver.soon(event.set)
@@ -230,11 +230,11 @@ def test_the_keeper_is_woken_by_a_thread_that_leaves_after_a_long_wait(driver: D
 
 
 def test_the_keeper_is_told_of_timers(driver: Driver, keeper: Keeper) -> None:
-    while driver._attention() != (True, None):
+    while driver.attention() != (True, None):
         pass
     handle = driver.soon(driver.loop.call_later, 1000, print)
     assert keeper.woken == 1
-    assert driver._attention() == (True, int(handle.when() * 1e9))
+    assert driver.attention() == (True, int(handle.when() * 1e9))
     later = driver.soon(driver.loop.call_later, 2000, print)
     assert keeper.woken == 1, "it comes in time for the first"
     handle.cancel()
@@ -246,7 +246,7 @@ def test_the_keeper_is_told_of_a_timer_that_a_call_has_set_which_waited_itself(d
         handles.append(asyncio.get_running_loop().call_later(1000, print))
 
     handles: list[asyncio.TimerHandle] = []
-    while driver._attention() != (True, None):
+    while driver.attention() != (True, None):
         pass
     driver.run(set_timer(), 500)
     assert keeper.woken == 1
@@ -254,25 +254,25 @@ def test_the_keeper_is_told_of_a_timer_that_a_call_has_set_which_waited_itself(d
 
 
 def test_the_keeper_lets_go_of_the_descriptor_before_it_is_closed(driver: Driver, keeper: Keeper) -> None:
-    driver._close()
+    driver.close()
     assert keeper.released == 1
 
 
 def test_the_keeper_does_what_is_due(driver: Driver) -> None:
-    while driver._attention() != (True, None):
+    while driver.attention() != (True, None):
         pass
     done: list[int] = []
     driver.loop.call_soon_threadsafe(done.append, 1)
-    assert not driver._keep()
+    assert not driver.keep()
     assert done == [1]
 
 
 def test_the_keeper_has_a_thread_call_what_is_to_be_called_outside(driver: Driver) -> None:
     called: list[int] = []
     driver.soon(driver.loop.create_task, driver.call_outside(called.append, 1))
-    assert driver._keep()
-    assert not driver._keep(), "one thread is enough"
-    driver._serve()
+    assert driver.keep()
+    assert not driver.keep(), "one thread is enough"
+    driver.serve()
     assert called == [1]
 
 

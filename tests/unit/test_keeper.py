@@ -23,9 +23,9 @@ class FakeDriver:
     """A driver that notes what is done with it; its descriptor is that of a socket.
 
     Attributes:
-        wants: what `_attention` says.
+        wants: what `attention` says.
         looks: how often it was asked.
-        served: gets an item for each `_keep`.
+        served: gets an item for each `keep`.
     """
 
     def __init__(self) -> None:
@@ -37,11 +37,11 @@ class FakeDriver:
         self.looks = 0
         self.served: queue.Queue[None] = queue.Queue()
 
-    def _attention(self) -> tuple[bool, int | None]:
+    def attention(self) -> tuple[bool, int | None]:
         self.looks += 1
         return self.wants
 
-    def _keep(self) -> bool:
+    def keep(self) -> bool:
         error, self.error = self.error, None
         if error is not None:
             raise error
@@ -51,7 +51,7 @@ class FakeDriver:
         self.served.put(None)
         return False
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
         error, self.error = self.error, None
         self.is_closed = True
         self.served.put(None)

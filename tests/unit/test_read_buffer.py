@@ -161,6 +161,19 @@ async def test_a_block_that_was_replaced_goes_by_itself() -> None:
         gc.enable()
 
 
+async def test_the_block_goes_by_itself_with_the_last_connection() -> None:
+    connection, transport = connect()
+    gc.disable()
+    try:
+        watched = weakref.ref(transport.protocol.get_buffer(-1))
+        transport.lose()
+        del connection, transport
+        await asyncio.sleep(0)
+        assert watched() is None
+    finally:
+        gc.enable()
+
+
 # --- while it is delivered from ----------------------------------------------------------------------------
 
 

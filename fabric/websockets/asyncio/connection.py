@@ -567,7 +567,7 @@ class Connection(PlainConnection):
             self._writable_waiter.set_result(None)
         if self._closed_waiter is not None and not self._closed_waiter.done():
             self._closed_waiter.set_result(None)
-        self._finish_with(self._closed, is_ok)  # at last: who waits in recv() is resumed right in there
+        self._finish_with(self._closed, is_ok)  # at last: a task that waits in recv() is resumed right in there
 
     # -- the opening handshake
 

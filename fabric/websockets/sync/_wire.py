@@ -126,7 +126,7 @@ class Wire:
         """Drop the transport, and let go of everything."""
         if not self.driver.is_closed and not self.driver.is_inside:
             self.abort()
-            self.driver._close()
+            self.driver.close()
         if self._is_kept:
             keeper.remove(self.driver)
 

@@ -106,7 +106,7 @@ class Connection(PlainBlocking):
         inside.logger = logging.LoggerAdapter(
             cast("logging.Logger", protocol.logger), {"websocket": weakref.proxy(self)}
         )
-        wire.driver._add(inside)
+        wire.driver.add(inside)
         self._bind(wire.driver, inside, 0.0)
         wire.attach(inside._opening)
 
