@@ -424,6 +424,7 @@ async def test_methods_that_have_not_begun_end_with_their_client(stack: Stack) -
         {"id": 1, "rpc": {"method": "method"}}, {"id": 2, "publish": {"channel": "a", "data": 1}}, {"id": 3, "send": {}}
     )
     assert (await peer.frame()).payload[:2] == (3508).to_bytes(2, "big")
+    peer.reset()
     await until(lambda: not server.connection_count)
     gc.collect()
     assert not begun
