@@ -46,6 +46,7 @@ from fabric_ext.topics import Index, Subscriber, check_topic, exact
 if TYPE_CHECKING:
     from fabric.config import ServerConfig
     from fabric.message import Message
+    from fabric_ext.broadcast import Shared
 
 __all__ = ["Listener", "OnFull", "Order", "Outcome", "TooManyTopics", "Topics", "check_topic"]
 

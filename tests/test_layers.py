@@ -50,7 +50,8 @@ LAYERS = {
         fabric._server.handover fabric._server.listening fabric._server.dashboard
         fabric._server
         fabric.broker fabric._history.logs fabric._history.shared
-        fabric._history fabric._topics.settings fabric._topics.arrivals fabric._topics.delivery fabric._topics.gaps fabric._topics fabric.topics
+        fabric._history fabric._topics.settings fabric._topics.arrivals
+        fabric._topics.delivery fabric._topics.gaps fabric._topics fabric.topics
         fabric._fleet.wire fabric._fleet.directory fabric._fleet.membership fabric._fleet fabric.fleet
         fabric._centrifuge.wire fabric._centrifuge fabric.centrifuge
         fabric._server.negotiation fabric._server.connected_client fabric._server.connections fabric._server.broadcast

@@ -1,15 +1,15 @@
 """What other servers have published, on its way to the subscribers of this one: in its order, and in slices.
 
 A read of the broker's socket may bring a thousand messages, each for thousands of clients: seconds of work. It is done
-only as far as the clients can be sent it together (see `fabric_ext.writer`), and goes on once they were: pings, handlers
-and the rest of the event loop come in between. Meanwhile the broker is read on, so its answers are not late.
+only as far as the clients can be sent it together (see `fabric_ext.writer`), and goes on once they were: pings,
+handlers and the rest of the event loop come in between. Meanwhile the broker is read on, so its answers are not late.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fabric_ext.remote import Incoming

@@ -28,6 +28,8 @@ __all__ = ["Delivery"]
 
 logger = logging.getLogger("fabric.topics")
 
+MOST_LATEST = 1000  # topics of which a slow client is kept the newest message
+
 
 class Delivery:
     """Gives messages to the clients and listeners of one server.
@@ -139,6 +141,10 @@ class Delivery:
             waiting = client._subscriber.waiting = {}
         if waiting.pop(topic, None) is not None:
             self._drops["replaced"] += 1
+        elif len(waiting) >= MOST_LATEST:
+            del waiting[next(iter(waiting))]
+            self._metrics.record_slow_peer_drop()
+            self._drops["full"] += 1
         waiting[topic] = data, compress
         return True
 

@@ -263,6 +263,18 @@ async def test_latest_keeps_the_newest_of_each_topic(stack: Stack) -> None:
     assert await peer.payload() == b"a5"
 
 
+async def test_latest_is_bounded_where_topics_are_many(stack: Stack) -> None:
+    held = Held()
+    server = await serve(stack, held)
+    server.topics.configure(">", on_full="latest")
+    slow, peer = await join(stack, server, held, ">")
+    count = await block(slow)
+    for number in range(1003):
+        assert await server.publish(f"price.{number}", f"{number}") == 1
+    assert server.topics.drops["full"] == 3
+    assert (await read(peer, count + 1000))[count:] == [b"%d" % number for number in range(3, 1003)]
+
+
 async def test_what_is_kept_goes_with_its_client(stack: Stack) -> None:
     held = Held()
     server = await serve(stack, held)
