@@ -162,7 +162,6 @@ cdef class Branch:
         self.branches = {}
 
 
-
 cdef int fitting(Branch branch, list tokens, Py_ssize_t i, list found) except -1:
     """Add the patterns below `branch` that fit the tokens from `i` on."""
     cdef Branch below

@@ -54,10 +54,13 @@ class Arrivals:
         self._is_delivering = True
         try:
             while self._taken < len(self._messages):
-                left = self._incoming.deliver(self._messages, self._taken, self._bytes > MOST_WAITING)
-                if self._incoming.taken == self._taken:
+                start = self._taken
+                try:
+                    left = self._incoming.deliver(self._messages, start, self._bytes > MOST_WAITING)
+                finally:
+                    self._taken = self._incoming.taken
+                if self._taken == start:
                     break  # first the clients get what was delivered
-                self._taken = self._incoming.taken
                 for each in left:
                     self._deliver_rest(*each)
         finally:
