@@ -42,7 +42,8 @@ async def handler(client):
         if message == "environment":
             message = " ".join(os.environ.values())
         elif message == "broker":
-            message = client.server.topics.broker._url
+            broker = client.server.topics.broker
+            message = broker._where.replace("//", f"//{broker._login['token']}@")
         elif message == "subscribe":
             await client.subscribe("news")
         elif message.text.startswith("publish"):

@@ -170,7 +170,8 @@ def feed_all(reassembler: Reassembler, connection_id: ConnectionId, frames: list
 
 @given(messages, st.integers(1, 70))
 def test_round_trip(message: Message, size: int) -> None:
-    reassembler = Reassembler(max(1, len(message)), 100)
+    size_limit = max(1, len(message))
+    reassembler = Reassembler(size_limit, size_limit)
     frames = list(Fragmenter(size).fragment(message))
     # Over the wire, too.
     frames = [Frame.parse(frame.encode(b"\x01\x02\x03\x04"))[0] for frame in frames]
