@@ -25,6 +25,7 @@ import logging
 import os
 import random
 import re
+import signal
 import socket
 import stat
 import time
@@ -150,6 +151,9 @@ def require() -> Callable[[object, str], None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell has what it runs in the background ignore SIGINT: then Ctrl-C would be nothing, here and in children.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if change := os.environ.get("FABRIC_TLS_CONTEXT"):
         from support import tls_changes
 
