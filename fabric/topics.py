@@ -187,10 +187,11 @@ class Topics:
     """The topics of a server: `server.topics`.
 
     Attributes:
-        drops: how many messages did not reach a subscriber, by reason: "full" (its outbox was), "closed" (likewise,
-            and so its connection was closed: one for each, what its outbox held is not counted), "replaced" (a newer
-            one took its place), "listener" (the server's own listener was too slow), "broker" (the broker took no
-            more, so other servers did not get it).
+        drops: how many messages did not reach a subscriber, by reason: "full" (its outbox was, or with
+            on_full="latest" messages of 1,000 topics waited for it), "closed" (its outbox was full, and so its
+            connection was closed: one for each, what its outbox held is not counted), "replaced" (a newer one took its
+            place), "listener" (the server's own listener was too slow), "broker" (the broker took no more, so other
+            servers did not get it).
         broker: see `fabric.broker`.
     """
 

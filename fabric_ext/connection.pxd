@@ -52,6 +52,7 @@ cdef class Connection(SessionUser):
     cdef int callback_raised(self) except -1
     @final
     cdef int drain_outbox(self) except -1
+    @final
     cdef int go_on(self) except -1
     @final
     cdef bint can_drain(self) except -1

@@ -59,7 +59,12 @@ class Listener:
             if not isinstance(each, Acceptor):
                 for sock in each.sockets:  # type: ignore[attr-defined]
                     for _ in range(A_TURN - 1):
-                        self._duplicates.append(await create.on_socket(sock.dup()))
+                        duplicate = sock.dup()
+                        try:
+                            self._duplicates.append(await create.on_socket(duplicate))
+                        except BaseException:
+                            duplicate.close()
+                            raise
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:

@@ -53,13 +53,8 @@ BATCH_SIZE = 4 << 20  # bytes, likewise, besides the largest message
 IDLE = 30  # seconds after which a consumer ends that we could not delete
 NANO = 10**9
 DIGITS = 19  # of the number of a message
-MALFORMED = (
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-)  # of an answer that is none of JetStream
+# What taking an answer to pieces raises that is none of JetStream's.
+MALFORMED = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
 BUSY = 10008  # error of JetStream: it is temporarily unavailable
 OVERLAP = 10065  # error of JetStream: another stream has these subjects
 NO_STREAM = 10059  # error of JetStream

@@ -1,7 +1,7 @@
 """What a message costs a server on its way through a broker: CPU time to publish it, or to hear it, up to the fan-out.
 
     broker_cost.py hear --client fabric --broker URL --count N    prints "ready", and CPU time per message at the end
-    broker_cost.py speak --client fabric --broker URL --count N   publishes N messages, 32 a turn
+    broker_cost.py speak --client fabric --broker URL --count N   publishes N messages, `--a-turn` of them in a turn
 
 Clients are the adapters of `fabric`, nats-py and redis-py.
 """

@@ -8,10 +8,11 @@ import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fabric._server.listening import bound_path, inherited_sockets
+from fabric._server.listening import Listener, bound_path, inherited_sockets
 
 
 class Passed:
@@ -166,3 +167,23 @@ def test_an_abstract_one_has_no_file() -> None:
     sock, inode = bound_path(f"\0fabric-test-{os.getpid()}", 0o600)
     sock.close()
     assert inode is None
+
+
+async def test_a_duplicate_that_cannot_be_listened_on_is_closed() -> None:
+    class Refusing:
+        async def on_socket(self, sock: socket.socket) -> Any:
+            refused.append(sock)
+            raise OSError
+
+    class Accepting:
+        def __init__(self, *sockets: socket.socket) -> None:
+            self.sockets = sockets
+
+    refused: list[socket.socket] = []
+    refusing: Any = Refusing()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        accepting: Any = Accepting(sock)
+        with pytest.raises(OSError):
+            await Listener([accepting]).multiply(refusing)
+        assert [each.fileno() for each in refused] == [-1]
+        assert sock.fileno() != -1
