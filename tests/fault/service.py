@@ -28,8 +28,15 @@ from support.ports import reserved_port
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.SelectorEventLoop}
 
 
-async def serve(path: str, port: int, descriptors: int | None, certificate: str | None, **options: Any) -> None:
+def open_notes(path: Path) -> int:
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    # A process that was killed may have left a part of a line: a write that crosses a page is not all or nothing.
+    os.truncate(file, path.read_bytes().rfind(b"\n") + 1)
+    return file
+
+
+async def serve(path: str, port: int, descriptors: int | None, certificate: str | None, **options: Any) -> None:
+    file = open_notes(Path(path))
     numbers = itertools.count()
 
     def note(text: str) -> None:
@@ -129,7 +136,8 @@ class Service:
 
     @property
     def lines(self) -> list[list[str]]:
-        return [line.split(" ", 1) for line in self._path.read_text().splitlines()]
+        whole = self._path.read_text().rpartition("\n")[0]  # a line may be under way
+        return [line.split(" ", 1) for line in whole.splitlines()]
 
     @property
     def errors(self) -> list[str]:
