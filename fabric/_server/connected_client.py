@@ -161,7 +161,7 @@ class ConnectedClient(BaseConnection):
                 self._translator.unsubscribed(topic)
 
     def _opened(self) -> None:
-        self._local_addr = address_of(self._transport, "sockname")
+        self._local_addr = self._server._connections.local_addr(address_of(self._transport, "sockname"))
         self._server._connected(self)
 
     def _handler_done(self, task: asyncio.Task[Any]) -> None:

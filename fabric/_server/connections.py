@@ -19,6 +19,7 @@ from typing import Any
 
 from fabric._connection.base import is_end
 from fabric._connection.events import log_event
+from fabric._http.messages import Address
 from fabric._server.connected_client import ConnectedClient
 
 __all__ = ["Connections"]
@@ -44,6 +45,7 @@ class Connections:
         self.per_ip: Counter[str] = Counter()
         self.tasks: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()  # a connection or a task has ended
+        self._local_addr: Address | None = None
 
     def __len__(self) -> int:
         return len(self.clients) + len(self.viewers)
@@ -68,6 +70,12 @@ class Connections:
             self.per_ip[client._ip] -= 1
             if not self.per_ip[client._ip]:
                 del self.per_ip[client._ip]
+
+    def local_addr(self, found: Address | None) -> Address | None:
+        """`found`, as one object for all connections in a row that came in at the same address."""
+        if found != self._local_addr:
+            self._local_addr = found
+        return self._local_addr
 
     # -- tasks
 

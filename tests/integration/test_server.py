@@ -340,6 +340,7 @@ async def test_clients(stack: Stack) -> None:
             assert server.get_client(two.id) is two
             assert one.remote_addr == first.writer.get_extra_info("sockname")
             assert one.local_addr == ("127.0.0.1", server.port)
+            assert two.local_addr is one.local_addr, "10,000 connections need not keep it 10,000 times"
             repr(one)
         await two.wait_closed()
         assert server.get_client(two.id) is None
