@@ -25,7 +25,6 @@ from weakref import WeakKeyDictionary
 
 from fabric._asgi.messages import BODY, START, Denial, encode_lines, header_lines, plain_response, scope_of
 from fabric._config.defaults import DEFAULT_CLOSE_TIMEOUT, DEFAULT_MAX_FRAGMENTS
-from fabric._connection.base import MAX_REASON, check_close
 from fabric._connection.events import log_event
 from fabric._connection.liveness import LivenessProbe
 from fabric._connection.nodelay import send_without_delay
@@ -37,6 +36,7 @@ from fabric.headers import is_token
 from fabric.heartbeat import HeartbeatManager
 from fabric_ext.asgi import AsgiConnection
 from fabric_ext.http_head import RequestHead
+from fabric_ext.protocol import MAX_REASON, check_close
 from fabric_ext.session import Session, SessionProtocol
 
 try:

@@ -21,7 +21,7 @@ from fabric._client.heartbeats import heartbeat_of
 from fabric._client.report import is_cancelled, log, told
 from fabric._config.client import ClientConfig
 from fabric._connection import tracing
-from fabric._connection.base import BaseConnection, check_close, is_normal, loss_of
+from fabric._connection.base import BaseConnection, is_normal, loss_of
 from fabric._connection.callbacks import check_callback
 from fabric._connection.fork import stays_with_parent
 from fabric._connection.open_context import OpenContext
@@ -31,7 +31,7 @@ from fabric.error import ConnectionClosed, Error, InvalidState, ReconnectTimeout
 from fabric.metrics import MetricsCollector, loop_metrics_of
 from fabric.ratelimit import connection_gate
 from fabric.reconnect import ReconnectState, retry_after, should_retry
-from fabric_ext.protocol import State
+from fabric_ext.protocol import State, check_close
 from fabric_ext.receive_queue import fresh, inherits_in_c
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fabric._connection.base import check_close, data_message
+from fabric._connection.base import data_message
 from fabric._connection.events import log_event
 from fabric._fleet.directory import Entry, Member
 from fabric._fleet.membership import EVERYBODY, Membership, inbox
@@ -47,6 +47,7 @@ from fabric._fleet.wire import (
 from fabric.broker import BrokerUnavailable
 from fabric.error import BufferFull, ConnectionClosed, Error, InvalidState, Timeout
 from fabric.message import Message, MessageType
+from fabric_ext.protocol import check_close
 from fabric_ext.topics import check_topic, exact
 
 if TYPE_CHECKING:

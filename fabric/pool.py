@@ -17,7 +17,6 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
-from fabric._connection.base import check_close
 from fabric._connection.events import log_event
 from fabric._connection.open_context import OpenContext
 from fabric._http.url import redact
@@ -26,6 +25,7 @@ from fabric.client import WebSocketClient
 from fabric.config import ClientConfig, PoolConfig
 from fabric.error import InvalidState
 from fabric.metrics import MetricsCollector
+from fabric_ext.protocol import check_close
 
 if TYPE_CHECKING:
     from types import TracebackType

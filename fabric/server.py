@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Never, NoReturn, Self, Unpack
 
 from fabric._config.validation import LONGEST, Duration
 from fabric._connection import tracing
-from fabric._connection.base import check_close, data_message
+from fabric._connection.base import data_message
 from fabric._connection.callbacks import check_callback, check_handler
 from fabric._connection.events import log_event
 from fabric._connection.fork import stays_with_parent
@@ -45,6 +45,7 @@ from fabric.ratelimit import GlobalRateLimiter, connection_gate
 from fabric.router import Router
 from fabric.topics import LISTENER_LIMIT, Listener, Outcome, Topics
 from fabric_ext.http_head import RequestHead
+from fabric_ext.protocol import check_close
 
 if TYPE_CHECKING:
     from fabric._config.options import ServerOptions

@@ -24,7 +24,6 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, It
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Never, Self, Unpack
 
-from fabric._connection.base import check_close
 from fabric._connection.callbacks import check_callback
 from fabric._connection.fork import stays_with_parent
 from fabric._sync.keeper import keeper
@@ -36,7 +35,7 @@ from fabric.message import Message
 from fabric_ext.blocking import Blocking
 from fabric_ext.driver import Driver, bind_errors, forget
 from fabric_ext.interrupts import guarded, uninterrupted
-from fabric_ext.protocol import State
+from fabric_ext.protocol import State, check_close
 
 if TYPE_CHECKING:
     import uuid

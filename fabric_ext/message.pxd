@@ -42,6 +42,9 @@ cdef inline Message new_message(int kind, object data):
 # May this code stand in a close frame (RFC 6455 §7.4, and the codes IANA has registered since)?
 cdef bint is_wire_close_code(int code) noexcept nogil
 
+# The body of a close frame; ValueError or TypeError for what it may not say. `code` None: it has no body.
+cdef bytes close_body(object code, object reason)
+
 
 cdef inline Py_ssize_t write_header(
     uint8_t* out, uint8_t first, uint64_t n, bint masked, uint32_t key

@@ -129,7 +129,7 @@ cdef bint is_wire_close_code(int code) noexcept nogil:
     return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
 
 
-cdef bytes _close_body(object code, object reason):
+cdef bytes close_body(object code, object reason):
     """RFC 6455 §5.5.1: nothing, or two bytes of code and a reason in UTF-8."""
     cdef bytes tail = PyUnicode_AsUTF8String(_exact_text(reason))
     if code is None:
@@ -315,7 +315,7 @@ cdef class Message:
 
         Raises ValueError for a code that must not be sent or a reason above 123 bytes of UTF-8.
         """
-        return new_message(K_CLOSE, _close_body(code, reason))
+        return new_message(K_CLOSE, close_body(code, reason))
 
     def parse_json(self, type=Any):
         """The payload as JSON, decoded into `type`: a dataclass, msgspec.Struct, TypedDict, list[int] …

@@ -16,7 +16,7 @@ cdef enum:                       # Event
     ENDED = 3                    # the transport is gone for good, or never came
 
 
-cdef enum:
+cpdef enum:
     MAX_REASON = 123             # bytes of a close reason: RFC 6455 §5.5, 125 less the code
 
 cdef int next_state(int state, int event) noexcept nogil

@@ -2,6 +2,9 @@ from enum import IntEnum
 
 from typing_extensions import disjoint_base
 
+MAX_REASON: int
+"""Bytes of UTF-8 that the reason of a close may have: RFC 6455 §5.5, 125 less the code."""
+
 class State(IntEnum):
     """Where a connection stands: the states of RFC 6455 §4.1 and §7.1, and the search for another transport."""
 
@@ -21,7 +24,7 @@ class Event(IntEnum):
 
 @disjoint_base
 class CloseFrame:
-    """What the body of a close frame says: `code`, `reason`; `fault` is 0 or the code to fail the connection with."""
+    """What the body of a close frame says: `code`, `reason`; `fault` is 0, or the `Fault` of a malformed one."""
 
     @property
     def code(self) -> int: ...
@@ -35,3 +38,6 @@ def move(state: int, event: int) -> State:
 
 def parse_close(body: bytes) -> CloseFrame:
     """Read the body of a close frame; see `CloseFrame`."""
+
+def check_close(code: int, reason: str) -> None:
+    """Raise ValueError or TypeError unless `close(code, reason)` may be called: RFC 6455 §5.5 and §7.4."""

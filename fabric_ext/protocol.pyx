@@ -1,6 +1,6 @@
 """The rules of RFC 6455 that need no I/O: the states of a connection, what a close may say, how a fault is answered.
 
-Owns the decisions; performs nothing. sessions and connections ask here and act.
+Owns the decisions; performs nothing. Sessions and connections ask here and act.
 """
 
 import enum
@@ -8,7 +8,7 @@ import enum
 from libc.stdint cimport uint8_t
 
 from fabric_ext.frames cimport Fault
-from fabric_ext.message cimport is_wire_close_code
+from fabric_ext.message cimport close_body, is_wire_close_code
 
 cdef extern from "Python.h":
     str PyUnicode_DecodeUTF8(const char* p, Py_ssize_t n, const char* errors)
@@ -105,7 +105,7 @@ cdef str fault_text(int fault):
 
 
 cdef class CloseFrame:
-    """What the body of a close frame says: `code`, `reason`; `fault` is 0 or the code to fail the connection with."""
+    """What the body of a close frame says: `code`, `reason`; `fault` is 0, or the `Fault` of a malformed one."""
 
 
 cdef CloseFrame read_close(const uint8_t* p, Py_ssize_t n):
@@ -131,3 +131,12 @@ cdef CloseFrame read_close(const uint8_t* p, Py_ssize_t n):
 def parse_close(bytes body):
     """Read the body of a close frame; see `CloseFrame`."""
     return read_close(<const uint8_t*><const char*>body, len(body))
+
+
+def check_close(code, reason):
+    """Raise ValueError or TypeError unless `close(code, reason)` may be called: RFC 6455 §5.5 and §7.4."""
+    if code is None:
+        raise ValueError("close code is None: a close frame without one is only for an answer")
+    if not isinstance(reason, str):
+        raise TypeError(f"close reason must be str, not {type(reason).__name__}")
+    close_body(code, reason)

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import msgspec
 
 from fabric.error import Error
+from fabric_ext.protocol import MAX_REASON
 
 __all__ = ["Command", "Connect", "Malformed", "Refused", "Subscribe"]
 
@@ -44,8 +45,8 @@ class Refused(Error):
     def __init__(self, code: int, message: str, *, temporary: bool = False) -> None:
         if not (100 <= code < 2000 or FIRST_OF_CLOSES <= code < 5000):
             raise ValueError(f"the code is {code!r}, allowed are 100 to 1999 and 3000 to 4999")
-        if len(message.encode()) > 123:
-            raise ValueError("the message has 123 bytes at most")
+        if len(message.encode()) > MAX_REASON:
+            raise ValueError(f"the message has {MAX_REASON} bytes at most")
         super().__init__(message)
         self.code = code
         self.message = message

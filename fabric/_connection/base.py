@@ -37,6 +37,7 @@ from fabric_ext import connection, receive_queue
 from fabric_ext.connection import Connection
 from fabric_ext.frames import Fault
 from fabric_ext.poller import PolledSessionProtocol
+from fabric_ext.protocol import State, check_close
 from fabric_ext.session import SessionProtocol
 from fabric_ext.session_user import Part
 from fabric_ext.throttle import Throttle
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from fabric_ext.deflate import Codec
     from fabric_ext.session import Session
 
-__all__ = ["BaseConnection", "check_close", "data_message", "is_end", "is_normal", "loss_of"]
+__all__ = ["BaseConnection", "data_message", "is_end", "is_normal", "loss_of"]
 
 receive_queue.bind_errors(concurrent_recv=InvalidState)
 connection.bind_errors(wrong_place=InvalidState)
@@ -62,9 +63,6 @@ connection.bind_errors(wrong_place=InvalidState)
 _parts_around: ContextVar[tuple[object, ...]] = ContextVar("messages in parts", default=())
 
 COLLECTIONS = (list, tuple, set, frozenset, dict)
-
-MAX_REASON = 123  # bytes of UTF-8 (RFC 6455 §5.5: 125 less the close code)
-MAX_PING = 125  # bytes (RFC 6455 §5.5)
 
 # Close codes that end `recv` and `async for` without an exception (RFC 6455 §7.4.1): done, going away, no code given.
 NORMAL_CLOSURE = frozenset({1000, 1001, 1005})
@@ -612,9 +610,7 @@ class BaseConnection(Connection):
         """
         if data is not None and not isinstance(data, (str, bytes, bytearray, memoryview)):
             raise TypeError(f"the data of a ping is str or bytes-like, not {type(data).__name__}")
-        payload = uuid.uuid4().bytes[:8] if data is None else data.encode() if isinstance(data, str) else bytes(data)
-        if len(payload) > MAX_PING:
-            raise ValueError(f"the data of a ping is {len(payload)} bytes, at most {MAX_PING} are allowed")
+        payload = uuid.uuid4().bytes[:8] if data is None else Message.ping(data).as_bytes()
         self._check_here()
         while self._is_open and self._is_blocked:
             await self._writable()
@@ -825,15 +821,6 @@ class BaseConnection(Connection):
     def _on_failed(self, error: BaseException, in_callback: bool) -> None:
         what = "the message callback raised" if in_callback else "reading failed"
         log_event(self._logger, logging.ERROR, "connection %s: %s", self.id, what, exc_info=error)
-
-
-def check_close(code: int, reason: str) -> None:
-    if not isinstance(code, int) or not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
-        raise ValueError(f"close code is {code!r}, allowed are 1000-1003, 1007-1014 and 3000-4999")
-    if not isinstance(reason, str):
-        raise TypeError(f"close reason must be str, not {type(reason).__name__}")
-    if len(reason.encode()) > MAX_REASON:
-        raise ValueError(f"close reason is {len(reason.encode())} bytes, at most {MAX_REASON} are allowed")
 
 
 def loss_of(session: Session, max_message_size: int) -> ConnectionClosed:

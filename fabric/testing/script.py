@@ -14,12 +14,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Self, Unpack
 
 from fabric._config.options import ServerOptions
-from fabric._connection.base import MAX_REASON
 from fabric._http.messages import Request, Response
 from fabric.error import ConnectionClosed, JsonError
 from fabric.message import Message
 from fabric.server import ConnectedClient, WebSocketServer
 from fabric.testing.network import PATIENCE, in_memory
+from fabric_ext.protocol import MAX_REASON
 
 __all__ = ["Script", "ScriptedServer"]
 

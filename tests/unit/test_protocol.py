@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric_ext.frames import Fault
-from fabric_ext.protocol import Event, State, move, parse_close
+from fabric_ext.protocol import MAX_REASON, Event, State, check_close, move, parse_close
 
 MOVES = {
     (State.CONNECTING, Event.OPENED): State.OPEN,
@@ -102,3 +103,18 @@ def test_a_state_is_printed_by_its_name() -> None:
     assert f"{State.OPEN} {State.RECONNECTING:>14}" == "OPEN   RECONNECTING"
     assert str(State.CLOSED) == "CLOSED"
     assert State.CLOSED == 4
+
+
+@pytest.mark.parametrize("code", [1000, 1003, 1007, 1014, 3000, 4999])
+def test_what_a_close_may_say(code: int) -> None:
+    check_close(code, "é" * 61)  # two bytes each
+    with pytest.raises(ValueError, match=f"124 bytes of UTF-8, allowed are at most {MAX_REASON}"):
+        check_close(code, "é" * 62)
+    with pytest.raises(TypeError, match="close reason must be str, not bytes"):
+        check_close(code, b"")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("code", [0, -1, 999, 1004, 1005, 1006, 1015, 2999, 5000, 1 << 70, 1000.0, "1000", None])
+def test_a_close_code_that_may_not_be_sent(code: Any) -> None:
+    with pytest.raises(ValueError, match=f"close code is {code!r}"):
+        check_close(code, "")
