@@ -486,7 +486,6 @@ class WebSocketClient(BaseConnection):
             self._lose()
             if self._backpressure is not None:
                 self._backpressure.let_in()  # an outage has room up to the limits
-            self._close_code = None
         assert self._session_end is not None
         self._session_end.set_result(loss)
         if not self._is_reconnecting:
@@ -633,7 +632,6 @@ class WebSocketClient(BaseConnection):
 
     def _end_outage(self, error: ReconnectTimeout | None) -> None:
         """There will be no other session than the one that was lost."""
-        self._close_code = 1006 if self._loss is None else self._loss.code
         self._end(error)
 
     def _end(self, error: Exception | None) -> None:

@@ -583,7 +583,7 @@ class WebSocketServer:
         self._fleet.leave(client)
         if client._subscriber is not None:
             self.topics._leave(client._subscriber)
-        client._metrics.record_disconnection(client._close_code)
+        client._metrics.record_disconnection(client.close_code)
         if self._dashboard is not None:
             self._dashboard.ended(client)
         if self._on_disconnect is not None and not client._is_viewer and not client._is_loop_closed:

@@ -18,7 +18,6 @@ cdef class Connection(SessionUser):
     cdef bint _draining          # it is being written
     cdef int _waiting            # senders that wait for room in it
     cdef public object _backpressure   # told of each message that leaves the outbox; None until needed
-    cdef Py_ssize_t _taken_back  # how many stand at its front that counted as sent, since the transport is lost
 
     # messages received and not yet taken
     cdef Py_ssize_t _queue_limit       # before reading stops
@@ -27,7 +26,6 @@ cdef class Connection(SessionUser):
     cdef Py_ssize_t _ahead             # bytes read since the queue has been full
     cdef Py_ssize_t _batch_limit       # messages for which a waiting task is resumed once
     cdef Py_ssize_t _batch_byte_limit
-    cdef bint _dropping          # closing, and the queue is full: messages are thrown away
     cdef object _on_message
 
     cdef bint _streaming         # a task receives parts, and has not given up

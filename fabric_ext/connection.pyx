@@ -96,8 +96,6 @@ cdef class Connection(SessionUser):
     def _begin_session(self, Session session not None):
         """Go on with `session`; nothing has been read yet."""
         self._session = session
-        self._taken_back = 0
-        self._dropping = False
         session.open(self._wants_parts)
         self._wants_parts = False
         self.move(OPENED)
@@ -111,9 +109,8 @@ cdef class Connection(SessionUser):
         other._session = None
         other.update_sendable()
         session._user = self
+        session.given_back = 0                                 # to `other`, whose outbox stays behind
         self._session = session
-        self._taken_back = 0
-        self._dropping = False
         self.messages_received += other.messages_received
         self.bytes_received += other.bytes_received
         self.messages_sent += other.messages_sent
@@ -193,7 +190,7 @@ cdef class Connection(SessionUser):
 
     cdef inline int enqueue(self, object item, Py_ssize_t n) except -1:
         cdef Session session = self._session
-        if self._dropping:
+        if session.overflowed:
             return 0
         self._queued_bytes += n
         self._items.push(item)
@@ -207,7 +204,7 @@ cdef class Connection(SessionUser):
     cdef int on_full(self, Py_ssize_t n) except -1:
         """The queue is at its limit, or beyond it, with the item of `n` bytes that has just come."""
         if self._state != OPEN:
-            self._dropping = True                              # reading goes on, up to the peer's close frame
+            self._session.overflowed = True                    # reading goes on, up to the peer's close frame
             return 0
         if self._items.size <= self._queue_limit and self._queued_bytes - n < self._queue_byte_limit:
             self._ahead = 0                                    # it was not before
@@ -451,8 +448,8 @@ cdef class Connection(SessionUser):
         item = self._outbox.pop()
         message, compress = (item, None) if type(item) is Message else item
         self._outbox_bytes -= len(message)
-        if self._taken_back:
-            self._taken_back -= 1
+        if self._session is not None and self._session.given_back:
+            self._session.given_back -= 1
         self.update_sendable()
         return message, compress
 
@@ -497,7 +494,8 @@ cdef class Connection(SessionUser):
 
     cdef int on_unsent(self, list messages) except -1:
         """Put messages that counted as sent before those that wait, and behind those put there before."""
-        cdef list waiting = [self._outbox.pop() for _ in range(self._taken_back)]
+        cdef Session session = self._session
+        cdef list waiting = [self._outbox.pop() for _ in range(session.given_back)]
         cdef Message message
         for item in messages:
             message, compress = message_of(item)
@@ -508,7 +506,7 @@ cdef class Connection(SessionUser):
             self._counters.messages_sent -= 1
             self._counters.bytes_sent -= len(message)
             self._on_taken_back(message)
-        self._taken_back = len(waiting)
+        session.given_back = len(waiting)
         for item in reversed(waiting):
             self._outbox.push_front(item)
         self.update_sendable()

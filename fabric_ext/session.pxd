@@ -55,6 +55,8 @@ cdef class Session(Sender):
     cdef public Py_ssize_t cut_off_bytes     # that the peer had not taken when the transport was dropped
     cdef Py_ssize_t _dropped     # bytes that the loop's transport held when it was dropped
     cdef list cut_off            # after the end: messages whose end has not left; None
+    cdef Py_ssize_t given_back   # messages that it has given back, and that its user has not taken up again
+    cdef bint overflowed         # closing, and its user's queue is full: what still comes is thrown away
     cdef double close_timeout
 
     @final

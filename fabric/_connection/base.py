@@ -80,8 +80,6 @@ class BaseConnection(Connection):
         "__dict__",
         "__weakref__",
         "_backpressure_config",
-        "_close_code",
-        "_close_reason",
         "_closed_waiter",
         "_config",
         "_cut_off_messages",
@@ -127,8 +125,6 @@ class BaseConnection(Connection):
         self._logger = logger
         self._id: uuid.UUID | None = None
         self._subprotocol: str | None = None
-        self._close_code: int | None = None
-        self._close_reason = ""
         self._closed_waiter: asyncio.Future[None] | None = None
         self._latency: float | None = None
         self._ending: tuple[CloseHandshake | None, BaseException | None] | None = None  # of the latest session
@@ -172,7 +168,6 @@ class BaseConnection(Connection):
         )
         if isinstance(session, PolledSessionProtocol):
             session.poll(loop, loop_metrics_of(loop), config.busy_poll)
-        self._close_code = None
         self._begin_session(session)
         self._begin_life(session)
         self._tell("is open")
@@ -220,12 +215,23 @@ class BaseConnection(Connection):
 
         When this end failed the connection (a message too large, bad UTF-8 ...), the code it gave. None until the end.
         """
-        return self._close_code
+        end = self._end_now
+        return None if end is None else end[0]
 
     @property
     def close_reason(self) -> str | None:
         """The reason that came with `close_code`; None until the end."""
-        return None if self._close_code is None else self._close_reason
+        end = self._end_now
+        return None if end is None else end[1]
+
+    @property
+    def _end_now(self) -> tuple[int, str] | None:
+        """The close code and the reason, while there is no session and none is sought."""
+        if self._session_now is not None or self.state is State.RECONNECTING:
+            return None
+        if self._ending is None:
+            return (1006, "") if self._is_closed else None
+        return _code_and_reason(*self._ending)
 
     @property
     def subprotocol(self) -> str | None:
@@ -745,7 +751,6 @@ class BaseConnection(Connection):
     def _take_loss(self, session: Session) -> None:
         """`session` has ended: settle the close code, and fail whatever waited for its transport."""
         self._ending, self._known_loss = (session.closing, session.abort_cause), None
-        self._close_code, self._close_reason = _code_and_reason(*self._ending)
         self._cut_off_messages = session.cut_off_messages()
         if session.cut_off_bytes:
             log_event(
@@ -765,7 +770,7 @@ class BaseConnection(Connection):
                     answer.set_exception(self._lost_error())
         self._on_writable()
         if self._logger.isEnabledFor(logging.DEBUG):
-            self._tell("has ended: %s", self._loss, code=self._close_code, reason=self._close_reason)
+            self._tell("has ended: %s", self._loss, code=self.close_code, reason=self.close_reason)
         if tracing.tracer is not None:
             tracing.tracer.session_ended(session, self, self._lost())
         if self._on_loss is not None:
