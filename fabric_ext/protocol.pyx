@@ -21,10 +21,10 @@ cdef enum:
 cdef int[20] MOVES
 MOVES[:] = [
     # OPENED   CLOSE_BEGUN  LOST          ENDED
-    OPEN,      ILLEGAL,     RECONNECTING, CLOSED,      # CONNECTING
+    OPEN,      ILLEGAL,     ILLEGAL,      CLOSED,      # CONNECTING, as long as the first connection is sought
     ILLEGAL,   CLOSING,     RECONNECTING, CLOSED,      # OPEN
     ILLEGAL,   CLOSING,     RECONNECTING, CLOSED,      # CLOSING
-    OPEN,      ILLEGAL,     RECONNECTING, CLOSED,      # RECONNECTING
+    OPEN,      ILLEGAL,     ILLEGAL,      CLOSED,      # RECONNECTING
     ILLEGAL,   ILLEGAL,     ILLEGAL,      CLOSED,      # CLOSED
 ]
 

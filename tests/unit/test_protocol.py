@@ -14,7 +14,6 @@ from fabric_ext.protocol import MAX_REASON, Event, State, check_close, move, par
 
 MOVES = {
     (State.CONNECTING, Event.OPENED): State.OPEN,
-    (State.CONNECTING, Event.LOST): State.RECONNECTING,  # the first attempt of a client that keeps trying
     (State.CONNECTING, Event.ENDED): State.CLOSED,
     (State.OPEN, Event.CLOSE_BEGUN): State.CLOSING,
     (State.OPEN, Event.LOST): State.RECONNECTING,
@@ -23,7 +22,6 @@ MOVES = {
     (State.CLOSING, Event.LOST): State.RECONNECTING,
     (State.CLOSING, Event.ENDED): State.CLOSED,
     (State.RECONNECTING, Event.OPENED): State.OPEN,
-    (State.RECONNECTING, Event.LOST): State.RECONNECTING,  # an attempt failed
     (State.RECONNECTING, Event.ENDED): State.CLOSED,
     (State.CLOSED, Event.ENDED): State.CLOSED,
 }
