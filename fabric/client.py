@@ -50,7 +50,7 @@ _Client = TypeVar("_Client", bound="WebSocketClient")
 WAITS_FOR_ITSELF = "on_disconnect waits for the connection that is looked for once it has returned"
 
 # What each callback is called with.
-_CALLED_WITH = {
+CALLED_WITH = {
     "on_message": ("client", "message"),
     "on_session": ("client",),
     "on_connect": ("client",),
@@ -209,7 +209,7 @@ class WebSocketClient(BaseConnection):
         }
         for name, function in callbacks.items():
             if function is not None:
-                check_callback(name, function, _CALLED_WITH[name])
+                check_callback(name, function, CALLED_WITH[name])
         if inspect.iscoroutinefunction(on_message):
             raise TypeError("on_message must be a plain function; a coroutine can iterate over the client")
         if wrong:

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fabric._connection import tracing
+from fabric._connection.base import NORMAL_CLOSURE
 from fabric._version import VERSION
 from fabric.client import WebSocketClient
 from fabric.error import ConnectionClosed, HandshakeFailed
@@ -55,9 +56,6 @@ if TYPE_CHECKING:
     from fabric_ext.session import Session
 
 __all__ = ["instrument", "uninstrument"]
-
-# Closes that are no error (RFC 6455 §7.4.1): normal, going away, without a code.
-ORDINARY = frozenset({1000, 1001, 1005})
 
 _in_requests = TraceContextTextMapPropagator()
 
@@ -140,7 +138,7 @@ class _Spans:
         span.set_attribute("fabric.messages_sent", connection.messages_sent - sent)
         span.set_attribute("fabric.messages_received", connection.messages_received - received)
         span.set_attribute("fabric.close_code", loss.code)
-        if loss.code not in ORDINARY:
+        if loss.code not in NORMAL_CLOSURE:
             _failed(span, str(loss.code))
         span.end()
 

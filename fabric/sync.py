@@ -28,7 +28,7 @@ from fabric._connection.callbacks import check_callback
 from fabric._connection.fork import stays_with_parent
 from fabric._sync.keeper import keeper
 from fabric._sync.loop import SteppedLoop
-from fabric.client import WAITS_FOR_ITSELF, WebSocketClient
+from fabric.client import CALLED_WITH, WAITS_FOR_ITSELF, WebSocketClient
 from fabric.config import ClientConfig
 from fabric.error import ConnectionClosed, InvalidState, ReconnectTimeout, Timeout
 from fabric.message import Message
@@ -51,14 +51,6 @@ if TYPE_CHECKING:
 __all__ = ["SyncClient", "connect"]
 
 bind_errors(invalid_state=InvalidState, timed_out=Timeout)
-
-# What each callback is called with.
-_CALLED_WITH = {
-    "on_session": ("client",),
-    "on_connect": ("client",),
-    "on_disconnect": ("client", "error"),
-    "on_reconnect": ("client",),
-}
 
 _END = object()  # of the parts of a message
 
@@ -101,7 +93,7 @@ def connect(
     }
     for name, function in callbacks.items():
         if function is not None:
-            check_callback(name, function, _CALLED_WITH[name])
+            check_callback(name, function, CALLED_WITH[name])
             _check_plain(name, function)
     if isinstance(url, ClientConfig):
         config = replace(url, **options) if options else url

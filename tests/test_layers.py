@@ -41,8 +41,8 @@ LAYERS = {
         fabric._connection.liveness fabric._connection.open_context
         fabric._connection.callbacks fabric._connection.fork fabric._connection.nodelay fabric._connection.tracing
         fabric._connection fabric._connection.base
-        fabric._handshake.tls fabric._handshake.response_reader fabric._handshake.socks fabric._handshake.dial
-        fabric._handshake.client fabric._handshake.descriptors fabric._handshake.server fabric._handshake.acceptor
+        fabric._handshake.descriptors fabric._handshake.tls fabric._handshake.response_reader fabric._handshake.socks
+        fabric._handshake.dial fabric._handshake.client fabric._handshake.server fabric._handshake.acceptor
         fabric._handshake
         fabric._client.heartbeats fabric._client.report fabric._client fabric.client
         fabric._sync.loop fabric._sync.keeper fabric._sync fabric.sync

@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
-from fabric._http.messages import phrase
+from fabric._http.messages import WITHOUT_BODY, phrase
 from fabric.subprotocol import HEADER as SUBPROTOCOL
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ BODY = "websocket.http.response.body"
 _AUTHORITY = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*://[^/?]*")  # of a target in absolute form, RFC 9112 §3.2.2
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.1
 _VALUE = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")  # RFC 9110 §5.5
-_WITHOUT_BODY = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)  # RFC 9110 §6.4.1
 
 
 def scope_of(head: RequestHead, root_path: str) -> dict[str, Any]:
@@ -119,7 +118,7 @@ class Denial:
         if lengths and not lengths[-1].isdigit():
             raise ValueError(f"Content-Length is {lengths[-1][:40]!r}, not a number")
         self._left = int(lengths[-1]) if lengths else None  # bytes of the body to come, where that is known
-        self._has_body = self.status not in _WITHOUT_BODY
+        self._has_body = self.status not in WITHOUT_BODY
         self._is_chunked = False
         self._head_sent = False
         self.is_complete = False

@@ -12,7 +12,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 from fabric._config.addresses import is_socket_path, split_host
-from fabric._config.compression import CompressionConfig
+from fabric._config.compression import NO_COMPRESSION, CompressionConfig
 from fabric._config.defaults import (
     DEFAULT_BUFFER_SIZE,
     DEFAULT_CLOSE_TIMEOUT,
@@ -21,7 +21,17 @@ from fabric._config.defaults import (
     DEFAULT_MAX_MESSAGE_SIZE,
 )
 from fabric._config.headers import own_headers
-from fabric._config.policies import BackpressureConfig, HeartbeatConfig, RateLimitConfig, ReconnectConfig
+from fabric._config.policies import (
+    NO_BACKPRESSURE,
+    NO_HEARTBEAT,
+    NO_RATE_LIMIT,
+    NO_RECONNECT,
+    BackpressureConfig,
+    HeartbeatConfig,
+    Off,
+    RateLimitConfig,
+    ReconnectConfig,
+)
 from fabric._config.validation import (
     Builder,
     Config,
@@ -37,15 +47,6 @@ from fabric.headers import HeaderBuilders, HeaderMap, HeadersLike, is_sensitive
 from fabric.subprotocol import SubprotocolList
 
 __all__ = ["ClientConfig"]
-
-Off = Literal[False] | None
-
-# What these mean for a part.
-_NO_RECONNECT = ReconnectConfig(enabled=False)
-_NO_HEARTBEAT = HeartbeatConfig(enabled=False)
-_NO_BACKPRESSURE = BackpressureConfig(enabled=False)
-_NO_COMPRESSION = CompressionConfig(enabled=False)
-_NO_RATE_LIMIT = RateLimitConfig()
 
 # A context, or a function that is asked for one at each attempt to connect.
 ContextSource = tls.SSLContext | Callable[[], tls.SSLContext | Awaitable[tls.SSLContext | None] | None] | None
@@ -155,11 +156,11 @@ class ClientConfig(HeaderBuilders, Config):
         self._check_choice("outage", ("queue", "wait", "raise"))
         self._check_seconds("connection_timeout", "close_timeout")
         self._check_integer("buffer_size", 1)
-        self._check_part("reconnect", _NO_RECONNECT)
-        self._check_part("heartbeat", _NO_HEARTBEAT)
-        self._check_part("backpressure", _NO_BACKPRESSURE)
-        self._check_part("compression", _NO_COMPRESSION)
-        self._check_part("rate_limit", _NO_RATE_LIMIT)
+        self._check_part("reconnect", NO_RECONNECT)
+        self._check_part("heartbeat", NO_HEARTBEAT)
+        self._check_part("backpressure", NO_BACKPRESSURE)
+        self._check_part("compression", NO_COMPRESSION)
+        self._check_part("rate_limit", NO_RATE_LIMIT)
         self._check_integer("fragment_size", 1, optional=True)
         self._check_flag("cork")
         self._check_seconds("busy_poll", zero=True, endless=True)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from fabric._config.validation import Builder, Config, explains_unknown_options
 
-__all__ = ["CompressionConfig"]
+__all__ = ["NO_COMPRESSION", "CompressionConfig"]
 
 
 @explains_unknown_options
@@ -81,3 +81,6 @@ def _can_load(dictionary: bytes) -> bool:
     except zstandard.ZstdError:
         return False
     return True
+
+
+NO_COMPRESSION = CompressionConfig(enabled=False)

@@ -12,9 +12,9 @@ import ssl as tls
 from collections.abc import Iterable
 from typing import Literal, TypedDict
 
-from fabric._config.client import ContextSource, HeadersSource, Off
+from fabric._config.client import ContextSource, HeadersSource
 from fabric._config.compression import CompressionConfig
-from fabric._config.policies import BackpressureConfig, HeartbeatConfig, RateLimitConfig, ReconnectConfig
+from fabric._config.policies import BackpressureConfig, HeartbeatConfig, Off, RateLimitConfig, ReconnectConfig
 from fabric._config.validation import Duration
 from fabric.headers import HeadersLike
 

@@ -25,7 +25,20 @@ from fabric._config.validation import (
     explains_unknown_options,
 )
 
-__all__ = ["BackpressureConfig", "HeartbeatConfig", "PoolConfig", "RateLimitConfig", "ReconnectConfig"]
+__all__ = [
+    "NO_BACKPRESSURE",
+    "NO_HEARTBEAT",
+    "NO_RATE_LIMIT",
+    "NO_RECONNECT",
+    "BackpressureConfig",
+    "HeartbeatConfig",
+    "Off",
+    "PoolConfig",
+    "RateLimitConfig",
+    "ReconnectConfig",
+]
+
+Off = Literal[False] | None  # what a part of a config may be, instead of a config of its own
 
 # Tokens per second that a bucket can count exactly.
 MIN_RATE, MAX_RATE = 1e-9, 1e18
@@ -263,3 +276,10 @@ class PoolConfig(Config):
     with_health_check_interval = Builder[Duration]()
     with_acquire_timeout = Builder[Duration]()
     with_enable_health_check = Builder[bool]()
+
+
+# What `Off` means for a part.
+NO_RECONNECT = ReconnectConfig(enabled=False)
+NO_HEARTBEAT = HeartbeatConfig(enabled=False)
+NO_BACKPRESSURE = BackpressureConfig(enabled=False)
+NO_RATE_LIMIT = RateLimitConfig()

@@ -13,7 +13,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar, Literal, Self
 
 from fabric._config.addresses import INHERITED, is_bind_address, is_socket_path
-from fabric._config.compression import CompressionConfig
+from fabric._config.compression import NO_COMPRESSION, CompressionConfig
 from fabric._config.defaults import (
     DEFAULT_BUFFER_SIZE,
     DEFAULT_CLOSE_TIMEOUT,
@@ -25,7 +25,15 @@ from fabric._config.defaults import (
     MAX_HEADER_SIZE,
 )
 from fabric._config.headers import own_headers
-from fabric._config.policies import BackpressureConfig, HeartbeatConfig, RateLimitConfig
+from fabric._config.policies import (
+    NO_BACKPRESSURE,
+    NO_HEARTBEAT,
+    NO_RATE_LIMIT,
+    BackpressureConfig,
+    HeartbeatConfig,
+    Off,
+    RateLimitConfig,
+)
 from fabric._config.validation import (
     Builder,
     Config,
@@ -42,14 +50,6 @@ from fabric.headers import HeaderMap, HeaderName, HeadersLike
 from fabric.subprotocol import SubprotocolList
 
 __all__ = ["ServerConfig"]
-
-Off = Literal[False] | None
-
-# What these mean for a part.
-_NO_HEARTBEAT = HeartbeatConfig(enabled=False)
-_NO_BACKPRESSURE = BackpressureConfig(enabled=False)
-_NO_COMPRESSION = CompressionConfig(enabled=False)
-_NO_RATE_LIMIT = RateLimitConfig()
 
 DEFAULT_BIND = "127.0.0.1:8080"
 
@@ -183,10 +183,10 @@ class ServerConfig(Config):
         self._check_choice("ping_mode", ("idle", "always"))
         self._check_seconds("ping_timeout", "handshake_timeout", "close_timeout")
         self._check_seconds("busy_timeout", zero=True, optional=True)
-        self._check_part("backpressure", _NO_BACKPRESSURE)
-        self._check_part("compression", _NO_COMPRESSION)
-        self._check_part("rate_limit", _NO_RATE_LIMIT)
-        self._check_part("global_rate_limit", _NO_RATE_LIMIT)
+        self._check_part("backpressure", NO_BACKPRESSURE)
+        self._check_part("compression", NO_COMPRESSION)
+        self._check_part("rate_limit", NO_RATE_LIMIT)
+        self._check_part("global_rate_limit", NO_RATE_LIMIT)
         self._check_integer("fragment_size", 1, optional=True)
         self._check_flag("cork")
         self._check_seconds("busy_poll", zero=True, endless=True)
@@ -284,7 +284,7 @@ class ServerConfig(Config):
     def heartbeat(self) -> HeartbeatConfig:
         """`ping_interval`, `ping_mode`, `ping_timeout` and `busy_timeout` as a heartbeat's config."""
         if self.ping_interval is None:
-            return _NO_HEARTBEAT
+            return NO_HEARTBEAT
         return HeartbeatConfig(
             mode=self.ping_mode,
             ping_interval=self.ping_interval,

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import socket
 from typing import TYPE_CHECKING, Any
 
 from fabric._connection.nodelay import send_without_delay
+from fabric._handshake.descriptors import SHORTAGE
 from fabric._handshake.proxy_header import MAX_HEADER, BadProxyHeader, ProxyHeader, parse_proxy_header
 from fabric._handshake.rules import Rejection
 from fabric._handshake.tls import AlertingContext
@@ -29,7 +29,6 @@ __all__ = ["Acceptor", "start_accepting"]
 LEAST = 0.001  # seconds for a TLS handshake whose time is over
 LINGER = 1.0  # seconds that a client has to hang up once it was told why its TLS handshake has failed
 RETRY = 1.0  # seconds until connections are accepted again after descriptors or memory have run out
-_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 async def start_accepting(
@@ -178,7 +177,7 @@ class Acceptor:
             except ConnectionAbortedError:
                 continue
             except OSError as error:
-                if error.errno not in _SHORTAGE:
+                if error.errno not in SHORTAGE:
                     raise
                 # The system would tell again at once that somebody waits.
                 self._loop.remove_reader(listening.fileno())

@@ -16,12 +16,15 @@ from collections.abc import Callable
 
 from fabric._connection.events import log_event
 
-__all__ = ["DescriptorWatch"]
+__all__ = ["EARLY", "SHORTAGE", "DescriptorWatch"]
 
 SPARE = 8  # file descriptors; with so few left, clients are about to be turned away
 INTERVAL = 1.0  # seconds between two lines, and between two looks whether there are any again
-CALM = 60.0  # seconds without a shortage after which it is news that they run short
-EARLY = 0.005  # seconds by which a loop may call a timer too early
+CALM = 60.0  # seconds without a shortage after which a shortage is told again
+EARLY = 0.005  # seconds by which a loop may call a timer too early; uvloop counts in whole milliseconds
+
+# What the system says when it is this process that has no descriptor or memory for another socket.
+SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class DescriptorWatch:
@@ -66,7 +69,7 @@ class DescriptorWatch:
                 self._look_later()
 
     def ran_out(self, error: OSError) -> None:
-        """No connection can be accepted, for want of descriptors or memory; those who come wait."""
+        """No connection can be accepted, for want of descriptors or memory; new ones wait."""
         now = asyncio.get_running_loop().time()
         if self._end is not None:
             self._end.cancel()

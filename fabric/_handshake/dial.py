@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import inspect
 import ipaddress
 import itertools
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from fabric._connection.fork import stays_with_parent
 from fabric._connection.nodelay import send_without_delay
+from fabric._handshake.descriptors import SHORTAGE
 from fabric._handshake.response_reader import ResponseReader
 from fabric._handshake.socks import open_tunnel
 from fabric._handshake.tls import (
@@ -48,9 +48,6 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "dial", "proxy_for"]
 
 STAGGER = 0.25  # seconds until the next address is tried as well (RFC 8305 §8)
-
-# What the system says when it is this process, not the peer, that is to blame.
-_OWN_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _AddressInfo = tuple[Any, Any, int, str, Any]  # as of getaddrinfo
 
@@ -87,7 +84,7 @@ def _failures(progress: Progress, address: Url) -> Iterator[None]:
         else:
             why = os.strerror(error.errno)
         text = f"{progress.phase} failed: {why}"
-        if error.errno in _OWN_FAULTS:
+        if error.errno in SHORTAGE:
             raise Io(text, errno=error.errno) from error
         raise ConnectionFailed(text, url=str(address)) from error
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fabric._connection.events import log_event
+from fabric._handshake.descriptors import EARLY, DescriptorWatch
 from fabric._handshake.proxy_header import BadProxyHeader, parse_proxy_header
 from fabric._handshake.rules import HEAD_END, RETRY_AFTER, Rejection, check_upgrade, rejection_of, unavailable
 from fabric._http.messages import Request, address_of, as_response
@@ -27,7 +28,6 @@ from fabric_ext.receive_queue import fresh
 from fabric_ext.session import stop_loop
 
 if TYPE_CHECKING:
-    from fabric._handshake.descriptors import DescriptorWatch
     from fabric._http.messages import Address, Response
     from fabric.config import ServerConfig
     from fabric.headers import HeaderMap
@@ -37,7 +37,6 @@ __all__ = ["PendingHandshakes", "ServerHandshake"]
 
 LINGER = 1.0  # seconds that a client has to hang up once it was answered
 MAX_LINGERING = 256  # connections that are given that time at once; others are closed without
-EARLY = 0.005  # seconds by which a loop may call a timer too early; uvloop counts in whole milliseconds
 SWEEPS = 50  # at most, in one handshake_timeout: a deadline may be missed by this part of it
 
 Upgrade = Callable[["ServerHandshake", RequestHead, bytes, "HeaderMap | None"], None]

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, quote, unquote
 
 from multidict import CIMultiDict
 
+from fabric._http.url import PRINTABLE
 from fabric.headers import HeaderMap, valid_headers
 
 if TYPE_CHECKING:
@@ -28,11 +29,10 @@ Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
 
 NAME = "fabric.name"  # where `state` has it: most requests have none, and no room for it
 _AUTHORITY = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^/?]*")  # of a target in absolute form, RFC 9112 §3.2.2
-_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 # What a Response says of its own length and of the connection, whatever headers it was given.
 _FRAMING = ("Content-Length", "Transfer-Encoding", "Connection")
-_WITHOUT_BODY = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)  # RFC 9110 §6.4.1
+WITHOUT_BODY = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)  # RFC 9110 §6.4.1
 
 
 def address_of(transport: asyncio.BaseTransport, name: Literal["peername", "sockname"]) -> Address | None:
@@ -90,7 +90,7 @@ class Request:
     @property
     def target(self) -> str:
         """Path and query as they were sent; bytes outside ASCII, which no target should have, as `%C3%A9`."""
-        return quote(self._line[1], safe=_PRINTABLE)
+        return quote(self._line[1], safe=PRINTABLE)
 
     @property
     def _path_and_query(self) -> tuple[str, str]:
@@ -179,7 +179,7 @@ class Response:
             fields["Content-Length"] = str(len(self.body))
         fields["Connection"] = "Upgrade, close" if "Upgrade" in fields else "close"
         head = b"HTTP/1.1 %d %b\r\n%b\r\n" % (self.status, self.reason.encode(), encode_headers(fields.items()))
-        return head + self.body if with_body and self.status not in _WITHOUT_BODY else head
+        return head + self.body if with_body and self.status not in WITHOUT_BODY else head
 
     def __repr__(self) -> str:
         return f"<Response {self.status} {self.reason}, {len(self.body)} bytes>"

@@ -32,7 +32,7 @@ _ORIGIN = re.compile(
 )
 _MAX_HOST = 254  # characters, with a final dot
 _MAX_SOCKS = 255  # bytes of a user name, and of a password (RFC 1929 §2)
-_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
+PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))  # of ASCII, without the space
 
 
 def redact(text: str) -> str:
@@ -153,7 +153,7 @@ class Url:
             scheme=parts.scheme,
             host=host,
             port=_DEFAULT_PORTS[parts.scheme] if port is None else port,
-            resource=quote(resource, safe=_PRINTABLE),
+            resource=quote(resource, safe=PRINTABLE),
             username=username,
             password=password,
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import socket
 from collections import deque
 from collections.abc import Iterable
 
 from fabric._connection.events import log_event
+from fabric._handshake.descriptors import SHORTAGE
 from fabric._server.handover import Handover
 
 __all__ = ["Balancer"]
@@ -17,7 +17,6 @@ __all__ = ["Balancer"]
 AT_ONCE = 64  # connections accepted in a row
 MAX_UNRECEIVED = 64  # connections on their way to one worker; a busy one gets no more for now
 RETRY = 1.0  # seconds until it is tried again whether descriptors have become free
-_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 logger = logging.getLogger("fabric.workers")
 
@@ -108,7 +107,7 @@ class Balancer:
             except ConnectionAbortedError:
                 continue
             except OSError as error:
-                if error.errno not in _SHORTAGE:
+                if error.errno not in SHORTAGE:
                     raise
                 log_event(
                     logger,
