@@ -742,7 +742,7 @@ class WebSocketClient(BaseConnection):
             self._closers -= 1
             if self._is_open and not self._closers:
                 self._stopping = False  # not begun: it is as if close() had not been called
-        await self._settled(self._config.close_timeout)
+        await self._callbacks_done(self._config.close_timeout)
 
     def _stop(self) -> None:
         """Let nothing follow the present session."""
@@ -761,11 +761,11 @@ class WebSocketClient(BaseConnection):
         """
         self._check_waiting()
         await self._until_closed()
-        await self._settled()
+        await self._callbacks_done()
         if self._given_up is not None and not self._stopping:
             raise fresh(self._given_up)
 
-    async def _settled(self, timeout: float | None = None) -> None:
+    async def _callbacks_done(self, timeout: float | None = None) -> None:
         """Wait for the callbacks that tell of the end, `timeout` seconds at most; not from within them."""
         if self._task is not None and self._task is not asyncio.current_task() and not self._is_loop_closed:
             await asyncio.wait([self._task], timeout=timeout)

@@ -119,12 +119,12 @@ class _Client(WebSocketClient):
     def _check_here(self) -> None:
         """It belongs to whichever thread holds the driver's lock, and no other calls."""
 
-    async def _settled(self, timeout: float | None = None) -> None:
+    async def _callbacks_done(self, timeout: float | None = None) -> None:
         if self._is_loop_closed:
             return
         loop: Any = asyncio.get_running_loop()
         if not loop.driver.calling:  # else it would wait for the very callback that closes it
-            await super()._settled(timeout)
+            await super()._callbacks_done(timeout)
 
 
 class SyncClient(Blocking):

@@ -111,7 +111,7 @@ cdef class AsgiConnection(SessionUser):
             return 0
         self._items.push(data)
         self._queued_bytes += n
-        if not session.gathering or self._items.size >= BATCH or n > BATCH_SIZE:
+        if not session.batching or self._items.size >= BATCH or n > BATCH_SIZE:
             self.hand_over()
         if unlikely((self._items.size > self._max_queue or self._queued_bytes > self._max_queue_bytes)
                     and not self._dropping):

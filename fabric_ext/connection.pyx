@@ -194,7 +194,7 @@ cdef class Connection(SessionUser):
             return 0
         self._queued_bytes += n
         self._items.push(item)
-        if (not session.gathering or self._items.size >= self._batch_limit
+        if (not session.batching or self._items.size >= self._batch_limit
                 or self._queued_bytes >= self._batch_byte_limit):
             self.hand_over()
         if self._items.size >= self._queue_limit or self._queued_bytes >= self._queue_byte_limit:

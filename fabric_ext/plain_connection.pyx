@@ -130,7 +130,7 @@ cdef class PlainConnection(SessionUser):
         cdef Session session = self._session
         cdef Py_ssize_t n = PyUnicode_GET_LENGTH(data) if type(data) is str else PyBytes_GET_SIZE(data)
         self._frames += 1
-        if not session.gathering or self._items.size >= BATCH or n > BATCH_SIZE:
+        if not session.batching or self._items.size >= BATCH or n > BATCH_SIZE:
             self.hand_over()
         # A receiver that waits for the rest of a message makes room by itself.
         if unlikely(self._frames > self._high and ((self._waiter is None and not self._wanted) or self._items.size)):
@@ -408,7 +408,7 @@ def broadcast(list connections not None, message, text):
             if not connection._sendable:
                 left_out.append((connection, None))
                 continue
-            if session._masking:
+            if session._is_client:
                 connection.write_data(message, text)
                 continue
             if shared is None:

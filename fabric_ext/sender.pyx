@@ -27,7 +27,7 @@ cdef class Sender(Writer):
         cdef uint8_t first = opcode
         cdef bytes packed
         cdef object entry = message if compress is None else (message, compress)
-        cdef bint large = n >= LARGE and not self._masking and not self._fragment_size
+        cdef bint large = n >= LARGE and not self._is_client and not self._fragment_size
         self.count_sent(n)
         if unlikely(self._due):
             self.take_due()

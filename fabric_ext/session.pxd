@@ -38,7 +38,7 @@ cdef class Session(Sender):
     cdef Py_ssize_t _frame_size  # inflated bytes so far of the compressed frame being received
     cdef bint _discarding        # failed or closed: what arrives is thrown away until the transport ends
     cdef bint _in_user           # the application's callback is being called
-    cdef bint gathering          # more frames of this read follow: what came before them may wait for them
+    cdef bint batching           # more frames of this read follow: what came before them may wait for them
     cdef public bint inbound_seen      # something arrived since the heartbeat last looked
     cdef int _read_pauses        # Pause bits
     cdef bint _resuming          # the transport is through, and `_write_on` about to be called

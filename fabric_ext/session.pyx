@@ -89,7 +89,7 @@ cdef class Session(Sender):
         self._loop_writer = loop_writer_of(loop)
         self._read_buffer = read_buffer_of(loop)
         self._counters = user._counters
-        self._masking = masking
+        self._is_client = masking
         self._uncorked = not cork
         self._fragment_size = fragment_size
         self.close_timeout = close_timeout
@@ -242,7 +242,7 @@ cdef class Session(Sender):
                 self.on_raised()
         finally:
             block.taken = False
-            self.gathering = False
+            self.batching = False
             self._loop_writer.read_ns = around
             self._loop_writer.end_read()
         return self._read_buffer.note(block, n)
@@ -276,7 +276,7 @@ cdef class Session(Sender):
             found = decoder.next()
             if found == D_MORE:
                 break
-            self.gathering = decoder.left != 0
+            self.batching = decoder.left != 0
             if likely(found == D_MESSAGE and self._delivery == WHOLE):
                 self.receive_whole(<const char*>decoder.data, decoder.size, None)
             elif found <= D_DATA:
@@ -289,7 +289,7 @@ cdef class Session(Sender):
                 self.fail(decoder.fault, None)
             if self._discarding or self._user is None:
                 return 0
-        self.gathering = False
+        self.batching = False
         return self._user.hand_over()
 
     cdef int receive_data(self) except -1:
@@ -449,7 +449,7 @@ cdef class Session(Sender):
         """
         cdef bint in_callback = self._in_user
         cdef SessionUser user = self._user
-        self._in_user = self.gathering = False
+        self._in_user = self.batching = False
         try:
             try:
                 self.fail(CALLBACK_FAILED if in_callback else READ_FAILED, error)
@@ -734,7 +734,7 @@ cdef class Session(Sender):
                     io.close()
             else:
                 io.close()
-        elif not self._masking:
+        elif not self._is_client:
             io.close()
             if not self._transport.is_secure and io.get_write_buffer_size() == 0:
                 return self.read_to_the_end()      # it ends with this turn of the loop, whatever the peer does

@@ -74,7 +74,7 @@ cdef LoopWriter loop_writer_of(object loop)
 cdef class Writer:
     cdef LoopWriter _loop_writer
     cdef Transport _transport    # None once it is gone
-    cdef bint _masking           # a client: RFC 6455 §5.3
+    cdef bint _is_client         # so frames are masked, RFC 6455 §5.3
     cdef bint _uncorked          # nothing is ever gathered
     cdef object _frame_log       # is told of each write; None: nobody wants to know
     cdef bint _busy              # inside a call of the loop's transport: what is sent meanwhile waits for its end
@@ -97,12 +97,12 @@ cdef class Writer:
     @final
     cdef inline int append_frame(self, uint8_t first, const char* p, Py_ssize_t n) except -1:
         """Add one frame to the gathered bytes: `first` is FIN, RSV and opcode. `appended` is to be called next."""
-        cdef uint32_t key = next_key() if self._masking else 0
+        cdef uint32_t key = next_key() if self._is_client else 0
         cdef uint8_t* at
         self._reserve(n + MAX_HEADER)
         at = <uint8_t*>self._out + self._out_size
-        at += write_header(at, first, n, self._masking, key)
-        if self._masking:
+        at += write_header(at, first, n, self._is_client, key)
+        if self._is_client:
             apply_mask(at, <const uint8_t*>p, n, key, 0)
         else:
             memcpy(at, p, n)

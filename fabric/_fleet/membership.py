@@ -67,7 +67,7 @@ class Membership:
         self._changes: list[Named | Left | Entered | Exited] = []
         self._timer: asyncio.TimerHandle | None = None
         self._due = self._next_beat = 0.0
-        self._settled = 0.0  # on the loop's clock
+        self._settled_at = 0.0  # on the loop's clock
         self._news = asyncio.Event()
 
     # -- life
@@ -105,7 +105,7 @@ class Membership:
         assert self.loop is not None
         self.tell_changes()
         self.say(EVERYBODY, Beat(self._version, hello=True))
-        self._settled = self.loop.time() + SETTLING
+        self._settled_at = self.loop.time() + SETTLING
 
     def broker_is_back(self) -> None:
         """What others have said meanwhile may be lost."""
@@ -145,16 +145,16 @@ class Membership:
 
     async def settle(self) -> None:
         """Wait until the other servers have had time to say who they have."""
-        if self.loop is not None and (left := self._settled - self.loop.time()) > 0:
+        if self.loop is not None and (left := self._settled_at - self.loop.time()) > 0:
             await asyncio.sleep(left)
 
     async def news(self) -> bool:
         """Wait until another server has said who it has; False where all have had time to."""
-        if self.loop is None or self.loop.time() >= self._settled:
+        if self.loop is None or self.loop.time() >= self._settled_at:
             return False
         self._news.clear()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(self._settled):
+            async with asyncio.timeout_at(self._settled_at):
                 await self._news.wait()
         return True
 
