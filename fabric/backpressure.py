@@ -113,7 +113,7 @@ class BackpressureController:
 
         Raises:
             BackpressureTimeout: `config.timeout` has passed.
-            BufferFull: the limits are reached and `config.enabled` is false, so nobody waits.
+            BufferFull: the limits are reached and `config.enabled` is false, so there is no waiting.
         """
         if not self._config.enabled:
             if not self.try_acquire(size):

@@ -463,7 +463,7 @@ class WebSocketClient(BaseConnection):
         return self._verdict is not False
 
     def _on_lost(self, session: Session) -> None:
-        if self._is_loop_closed:  # there is nobody to look for another connection
+        if self._is_loop_closed:  # no task can look for another connection
             super()._on_lost(session)
             return
         try:

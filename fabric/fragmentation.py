@@ -115,7 +115,7 @@ class ConnectionId:
 
     @classmethod
     def new(cls) -> ConnectionId:
-        """An id that nobody else has."""
+        """An id that no other message has."""
         return cls()
 
     def __repr__(self) -> str:

@@ -2,7 +2,7 @@
 
 Owns the numbers: `MetricsCollector`, on the C integers of `fabric_ext.counters` and the HDR histograms of
 `fabric_ext.histogram`. Never logs, exports (see `fabric.prometheus`) or starts a timer; one thread uses it.
-A server or pool need not count twice: it can sum its connections with `merged` when somebody asks.
+A server or pool need not count twice: it can sum its connections with `merged` when it is read.
 """
 
 from __future__ import annotations

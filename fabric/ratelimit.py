@@ -46,7 +46,7 @@ class _Line:
         # Not a dict: taking the first of it again and again would pass by all that were taken before.
         self.waiters: OrderedDict[asyncio.Future[None], int] = OrderedDict()
         self.timer: _Timer | None = None
-        self.waking = 0  # served, and not yet running again: nobody overtakes these either
+        self.waking = 0  # served, and not yet running again: no later caller overtakes these either
 
 
 class RateLimiter(Limiter):

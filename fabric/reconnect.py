@@ -39,7 +39,7 @@ FINAL_FAILURES = frozenset({1008, 1009, 1011})
 # Request Timeout, Too Early (RFC 8470), Too Many Requests (RFC 6585).
 RETRIED_CLIENT_ERRORS = frozenset({408, 425, 429})
 
-# Seconds. A client that waits for a year because it was told to looks dead.
+# Seconds. Retry-After is cut at this: a client that waits for a year would look broken.
 MAX_RETRY_AFTER = 86_400.0
 
 # No state: 2.5 KB less for each client, and forked processes do not draw the same.

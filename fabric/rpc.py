@@ -337,7 +337,7 @@ class Rpc:
         """Send without waiting; what finds no room waits in a task."""
         try:
             self.connection.send_nowait(text)
-        except (ConnectionClosed, InvalidState):  # there is nobody to say it to
+        except (ConnectionClosed, InvalidState):  # the other end has gone
             pass
         except BufferFull:
             if len(self._sending) > self._max_running:

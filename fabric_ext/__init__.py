@@ -4,7 +4,7 @@ picows' class layout is part of our binary, so another minor of picows than the 
 be loaded: it is refused here, by a sentence, before any compiled module is.
 
 Of picows only its compiled module is used (by `fabric_ext.transport`). To import the package would import its API as
-well, with python-socks for proxies, which takes as long as half of `fabric`. That is put off until somebody wants it.
+well, with python-socks for proxies, which takes as long as half of `fabric`. That is put off until it is used.
 """
 
 import importlib.util

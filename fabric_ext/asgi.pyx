@@ -30,7 +30,7 @@ cdef enum:
     BATCH_SIZE = 1024            # each of at most this many characters or bytes
     EVENT = 1                    # the form that `receive` asks for
 
-# Sessions count; nobody asks these.
+# Sessions count here; it is not read.
 cdef Counters UNUSED = Counters()
 
 

@@ -4,7 +4,7 @@ Owns the bytes of at most one unfinished message. Never sees control frames, mas
 never raises for what a peer sent.
 
 A connection, whose decoder has judged order and size already, calls `begin`, `add` for each piece, and `whole` for
-the message or `part` for what can be handed over of it so far. `feed` is for frames that nobody has judged: it
+the message or `part` for what can be handed over of it so far. `feed` is for frames that were not judged before: it
 answers with a verdict. A refusal is final: it frees the buffer and is repeated for every further frame until `reset()`.
 """
 
@@ -22,7 +22,7 @@ from fabric_ext.message cimport K_BINARY, K_CONTINUATION, K_TEXT
 from fabric_ext.sequence cimport (V_BAD_UTF8, V_EXPECTED_CONTINUATION, V_MESSAGE, V_MORE, V_TOO_LARGE, V_TOO_MANY_FRAGMENTS,
                                   V_UNEXPECTED_CONTINUATION, sequence_next, sequence_reset)
 
-# On raw pointers: while a bytes object is our buffer, nobody else may hold a reference, not even a temporary.
+# On raw pointers: while a bytes object is our buffer there must be no other reference, not even a temporary.
 cdef extern from "Python.h":
     PyObject* PyBytes_FromStringAndSize(const char* data, Py_ssize_t size) except NULL
     char* PyBytes_AS_STRING(PyObject* bytes) noexcept

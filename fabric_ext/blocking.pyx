@@ -24,7 +24,7 @@ cdef class _Cork:
     """Gathers what is sent inside the `with`. Compiled, so that nothing can be raised between its parts."""
 
     cdef Blocking _blocking
-    cdef Session _session            # that it holds up: another one is none of its business
+    cdef Session _session            # that it holds up; a later one is left alone
 
     def __cinit__(self, Blocking blocking not None):
         self._blocking = blocking

@@ -60,7 +60,7 @@ cdef class Limiter:
     cdef readonly TokenBucket bytes
     cdef readonly TokenBucket operations
     cdef object _clock                      # None: monotonic_ns()
-    cdef int64_t _ahead[3]                  # tokens that those who wait have asked for
+    cdef int64_t _ahead[3]                  # tokens that the waiting callers have asked for
 
     cdef TokenBucket bucket_of(self, int kind)
     cdef int64_t now(self) except? -1

@@ -39,15 +39,15 @@ class TokenBucket:
         """Take `n` tokens if all are there, else none. More than `burst` are never there."""
 
     def wait_ns(self, n: int, now: int) -> int:
-        """Nanoseconds until `take(n)` succeeds if nobody else takes: exact; 0 = now, NEVER if n > burst."""
+        """Nanoseconds until `take(n)` succeeds if no other call takes: exact; 0 = now, NEVER if n > burst."""
 
     def queue_ns(self, ahead: int, n: int, now: int) -> int:
-        """Nanoseconds until `n` tokens are there for somebody behind others who wait for `ahead` in all."""
+        """Nanoseconds until `n` tokens are there for a caller behind others that wait for `ahead` in all."""
 
     def reserve(self, n: int, now: int) -> int:
         """Take `n` tokens even from the future; return how many nanoseconds to wait before acting on it.
 
-        Those who reserve are served in the order in which they asked. NEVER (and nothing taken) if n > burst,
+        Reservations are served in the order in which they were made. NEVER (and nothing taken) if n > burst,
         or if the wait would be above 146 years.
         """
 
@@ -110,7 +110,7 @@ class RateLimitStatus:
     Attributes:
         allowed: go ahead: `try_acquire` has taken the tokens, `check` would find them.
         remaining: whole tokens that are left; None = not limited.
-        retry_after: seconds until it will be allowed, those who wait in front included; 0 = now, infinite
+        retry_after: seconds until it will be allowed, callers that wait in front included; 0 = now, infinite
             if more is asked for than the burst, which no waiting brings.
     """
 
@@ -148,7 +148,7 @@ class Limiter:
     @property
     def operations(self) -> TokenBucket | None: ...
     def try_acquire(self, type: int, n: int = 1) -> RateLimitStatus:  # noqa: A002
-        """Take `n` tokens of `type` if they are there and nobody waits for others; never waits itself.
+        """Take `n` tokens of `type` if they are there and no caller waits for others; never waits itself.
 
         Raises:
             ValueError: there is no such type, or `n` is below 1.

@@ -7,7 +7,7 @@ The arithmetic. A rate is a fraction: p tokens in q nanoseconds. Time is counted
 so a nanosecond is p ticks, a token takes q ticks to grow, and both are whole numbers: nothing is ever
 rounded. A bucket is one number, the tick at which it will be full again. Taking n tokens moves that tick
 n*q later; it is allowed if the bucket would then still be full within burst*q ticks from now. Time passes
-without any work, and no division is done unless somebody has to wait. (This is the virtual scheduling form
+without any work, and no division is done unless a caller has to wait. (This is the virtual scheduling form
 of the Generic Cell Rate Algorithm, ITU-T I.371 annex A.) Ticks need 128 bits: 63 bits of nanoseconds times
 a rate.
 
@@ -107,7 +107,7 @@ cdef class TokenBucket:
     cpdef int64_t queue_ns(self, int64_t ahead, int64_t n, int64_t now) noexcept:
         if n < 0 or n > self.burst:
             return WAIT_NEVER
-        # While somebody waits the bucket is never full, so the tokens of all add up, beyond the burst too.
+        # While a caller waits the bucket is never full, so the tokens of all add up, beyond the burst too.
         cdef int128 missing = self.missing(n, now) + <int128> ahead * self.ticks_per_token
         return 0 if missing <= 0 else self.whole_ns(missing)
 

@@ -46,8 +46,8 @@ cdef enum:
     LEFT_UNREAD = 16 << 20       # bytes over its limit that the queue takes of a peer that has left, after decompression
     POLICY_VIOLATION = 1008
 
-# Bytes that are read although the queue is full, so that pings, a close frame and the end that stand behind what nobody
-# takes are noticed.
+# Bytes that are read although the queue is full, so that pings, a close frame and the end that stand behind untaken
+# messages are noticed.
 cdef Py_ssize_t _look_ahead = 64 * 1024
 
 cdef object _wrong_place = RuntimeError

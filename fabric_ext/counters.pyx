@@ -1,7 +1,7 @@
 """Plain C integers that a connection increments while it works.
 
 Owns: the numbers. Never: a lock (the event loop's thread is the only writer), a callback, a histogram.
-A parent (server, pool) is summed from its parts with `add` when somebody looks, so a message is counted once.
+A parent (server, pool) is summed from its parts with `add` when it is read, so a message is counted once.
 """
 
 from fabric_ext.clock cimport coarse_monotonic_ns

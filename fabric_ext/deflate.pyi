@@ -6,7 +6,7 @@ class OutputLimit(ValueError):
     """A message decompresses to more than it may. On the wire: close code 1009."""
 
     size: int
-    """Bytes of the message that were seen, one more than allowed; how long it really is nobody knows."""
+    """Bytes of the message that were seen, one more than allowed; how long it really is, is not known."""
     limit: int
     """Bytes of the message that were allowed, over all its frames."""
     def __init__(self, size: int, limit: int) -> None: ...

@@ -226,7 +226,7 @@ cdef bytes deflated(fabric_deflate* encoder, const char* p, Py_ssize_t n):
 
 
 cdef bytes resized(PyObject* out, Py_ssize_t n):
-    """Takes over the reference to `out`, which nobody else has."""
+    """Takes over the only reference to `out`."""
     _bytes_resize(&out, n)              # on failure it has dropped the reference
     result = <bytes>out
     _drop(out)

@@ -1,4 +1,4 @@
-"""Who steps an event loop that no thread runs, and who waits for its descriptors: threads that use its connections.
+"""Steps an event loop that no thread runs, and waits for its descriptors, in the threads that use its connections.
 
 Owns the lock, the steps and the waiting of such a loop (`Driver`), and what it knows of a connection for whose messages
 a thread waits (`Receiver`). `fabric_ext.blocking` and `fabric_ext.plain_blocking` add `recv` and `send` to that.

@@ -1,7 +1,7 @@
 """What one turn of the event loop sends to many: the items, and for each receiver a chain of those that are its own.
 
 Items are kept once. A chain costs 8 bytes a delivery, in one array for all receivers, and is emptied as a whole when
-everybody has been served. Knows nothing of connections: a receiver keeps the first and the last node of its chain.
+all have been served. Knows nothing of connections: a receiver keeps the first and the last node of its chain.
 """
 
 from libc.stdint cimport uint32_t
@@ -36,7 +36,7 @@ cdef class FanOut:
             capacity = max(2 * self._capacity, FIRST_NODES)
             grown = realloc(self.nodes, capacity * sizeof(Node))
             if grown == NULL:
-                raise MemoryError("cannot remember who is to be sent what")
+                raise MemoryError("cannot remember which receiver is to be sent what")
             self.nodes, self._capacity = <Node*>grown, capacity
         self.nodes[self.count].next = 0
         self.nodes[self.count].item = item

@@ -30,7 +30,7 @@ cdef enum:
     BATCH = 16                   # messages of one read for which a waiting task is resumed once,
     BATCH_SIZE = 1024            # each of at most this many characters or bytes
 
-# Sessions count; nobody asks these.
+# Sessions count here; it is not read.
 cdef Counters UNUSED = Counters()
 
 

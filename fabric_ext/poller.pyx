@@ -203,7 +203,7 @@ cdef class Poller:
         n = recv_now(session._transport._socket, block.data, block.size)
         if n > 0:
             if session._transport.io.is_closing():
-                self.cool(session)             # nobody wants to know any more
+                self.cool(session)             # not wanted any more
                 return True
             self._counters.hits += 1
             session._heard_ns = now

@@ -34,7 +34,7 @@ cdef class ReceiveQueue:
 
     @final
     cdef inline void begin_delivery(self) noexcept:
-        """Items come now, maybe several: who runs on this thread is found out when the first of them finds a waiter."""
+        """Items come now, maybe several. Whether a task runs on this thread is looked up when one finds a waiter."""
         self._knows_tasks = False
 
 

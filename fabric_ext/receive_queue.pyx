@@ -72,7 +72,7 @@ cdef bint nobody_runs(object loop) except -1:
 
 
 class _Loop:
-    """Enough of a loop for a future, and for a task when somebody calls what is due."""
+    """Enough of a loop for a future, and for a task when the test calls what is due."""
 
     def __init__(self):
         self.due = []

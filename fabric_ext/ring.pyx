@@ -1,8 +1,8 @@
 """A first-in first-out queue of objects that costs next to nothing while it is empty.
 
 Owns one array of references: none while it is empty, sixteen slots at first, doubled when full. So ten thousand idle
-connections keep no queue memory. It never bounds itself: who pushes asks `size` first. The garbage collector does not
-look into it: what is queued must not refer back.
+connections keep no queue memory. Its callers bound it: they look at `size` before they push. The garbage collector does
+not look into it: what is queued must not refer back.
 """
 
 from cpython.exc cimport PyErr_NoMemory

@@ -68,7 +68,7 @@ cdef class Session(Sender):
 
     @final
     cdef inline int notice_closed_loop(self) except -1:
-        """A loop that was closed has closed the socket, and tells nobody: its descriptor may be another's by now."""
+        """A loop that was closed has closed the socket without a report: its descriptor may be another's by now."""
         return 0 if self._loop_writer.reading else self._look_at_loop()
 
     @final

@@ -31,7 +31,7 @@ class Session(Sender):
         max_frame_size: payload bytes of a frame received, more fails the connection with 1009; 0 for as many as a
             message may have.
         frames_apart: a message in several frames is delivered frame by frame, each a Part.
-        frame_log: its `received(bytes)` and `sent(bytes)` are told of what is read and written; None for nobody.
+        frame_log: its `received(bytes)` and `sent(bytes)` are told of what is read and written; None: there is none.
     """
 
     def __new__(

@@ -76,7 +76,7 @@ cdef class Session(Sender):
         cork: False writes every message at once.
         max_frame_size: payload bytes of a frame received; 0 for as many as a message may have.
         frames_apart: a message in several frames is delivered frame by frame, each a Part.
-        frame_log: told of the bytes that are read and written; None: nobody.
+        frame_log: told of the bytes that are read and written; None: there is none.
     """
 
     def __cinit__(self, SessionUser user not None, io not None, loop not None, *, bint masking,
@@ -356,7 +356,7 @@ cdef class Session(Sender):
         return self.admit(data, kind, self._message_size)
 
     cdef int receive_part(self, const char* p, Py_ssize_t n, bint first, bint last) except -1:
-        """Deliver a piece as a part of its message, or let it pass if nobody wants the message any more."""
+        """Deliver a piece as a part of its message, or let it pass if the message is not wanted any more."""
         cdef Assembler assembler = self._assembler
         cdef bint wanted = self._delivery == PARTS or self._frames_apart
         cdef int admission

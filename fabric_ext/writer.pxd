@@ -76,7 +76,7 @@ cdef class Writer:
     cdef Transport _transport    # None once it is gone
     cdef bint _is_client         # so frames are masked, RFC 6455 §5.3
     cdef bint _uncorked          # nothing is ever gathered
-    cdef object _frame_log       # is told of each write; None: nobody wants to know
+    cdef object _frame_log       # is told of each write; None: there is none
     cdef bint _busy              # inside a call of the loop's transport: what is sent meanwhile waits for its end
     cdef bint _is_gathered       # among those that the loop's writer knows to hold bytes
     cdef int _corks              # how many ask that nothing leaves yet

@@ -143,7 +143,7 @@ cdef class LoopWriter:
         return self.fan_out.add_item(item, size)
 
     cdef bint is_full(self, Py_ssize_t size) noexcept:
-        """Would an item of so many bytes have everybody served at once, or is there little room for its receivers?"""
+        """Would an item of so many bytes have all served at once, or is there little room for its receivers?"""
         return self.due_since and (self.fan_out.size + size > BLOCK or self.fan_out.count >= MAX_NODES // 2)
 
     cdef int serve(self, bint whole) except -1:
@@ -453,7 +453,7 @@ cdef class Writer:
         return 0
 
     cdef int on_write_failed(self) except -1:
-        """Handing bytes over raised: nobody knows how many have left."""
+        """Handing bytes over raised: how many have left is not known."""
         return 0
 
     cdef int _grow(self, Py_ssize_t n) except -1:

@@ -444,7 +444,7 @@ class BaseConnection(Connection):
         return False
 
     async def _await_turn(self) -> None:
-        """In an outage: return to have a message queued; else wait for its end, behind those who wait, or raise."""
+        """In an outage: return to have a message queued; else wait for its end, behind other senders, or raise."""
 
     async def _send_parts(self, parts: Iterable[Any] | AsyncIterable[Any], compress: bool | None) -> None:
         """Send the items of `parts` as one message, each as a frame, or as several where `fragment_size` says so.

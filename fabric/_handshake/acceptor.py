@@ -1,6 +1,6 @@
 """Accepts connections where the event loop's own listener would not do.
 
-For TLS: aiofastnet's listener tells nobody of a connection before its TLS handshake is over. Clients that never begin
+For TLS: aiofastnet's listener reports no connection before its TLS handshake is over. Clients that never begin
 it would not be counted, and a server that stops would wait for them. On asyncio: its listener reports a shortage of
 file descriptors thousands of times a second. So the sockets are listened on here, and asyncio or aiofastnet makes the
 transport of a connection that may stay.
@@ -179,7 +179,7 @@ class Acceptor:
             except OSError as error:
                 if error.errno not in SHORTAGE:
                     raise
-                # The system would tell again at once that somebody waits.
+                # The system would report again at once that a connection waits.
                 self._loop.remove_reader(listening.fileno())
                 self._loop.call_later(RETRY, self._go_on, listening)
                 self._handshakes.watch.ran_out(error)

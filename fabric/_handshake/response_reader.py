@@ -62,7 +62,7 @@ class ResponseReader(asyncio.Protocol):
         """Give up: drop the transport, if there is one."""
         if self._outcome is not None:
             if self._outcome.done() and not self._outcome.cancelled():
-                self._outcome.exception()  # or the loop would report that nobody asked
+                self._outcome.exception()  # or the loop would log that it was never retrieved
             self._outcome.cancel()
         if self.transport is not None:
             self.transport.abort()
@@ -150,7 +150,7 @@ class ResponseReader(asyncio.Protocol):
     def _read_body(self, *, ended: bool) -> None:
         assert self._refused is not None
         status, headers = self._refused
-        # Where a redirect leads stands in its head: nobody waits for its body, which may never end.
+        # Where a redirect leads stands in its head: its body, which may never end, is not waited for.
         body = self._body(ended=ended or (300 <= status < 400 and "Location" in headers))
         if body is not None:
             self._fail(self._refusal(*self._refused, body))

@@ -410,7 +410,7 @@ class ServerHandshake(asyncio.Protocol):
         if isinstance(error, Rejection):
             self.refuse(error)
             return
-        # Also CancelledError, which is that of something the application waited for: nobody cancels this here.
+        # Also CancelledError, which is that of something the application waited for: nothing here cancels this task.
         log_event(self._handshakes.logger, logging.ERROR, "the opening handshake failed", exc_info=error)
         self.refuse(Rejection(500, "internal error"))
         if isinstance(error, (KeyboardInterrupt, SystemExit)):

@@ -250,7 +250,7 @@ def _inherited(descriptor: int) -> socket.socket:
 
 
 def bound_path(path: str, mode: int | None) -> tuple[socket.socket, int | None]:
-    """A socket at a path, and its inode, which an abstract one has not; instead of one that nobody listens on any more.
+    """A socket at a path, and its inode, which an abstract one has not; instead of one that is listened on no more.
 
     Raises:
         OSError: another server listens there, or there is another kind of file.

@@ -35,7 +35,7 @@ class Delivery:
     """Gives messages to the clients and listeners of one server.
 
     Args:
-        index: who has subscribed to what.
+        index: which client has subscribed to what.
         settings: of the topics.
         drops: `Topics.drops`, where it counts.
         metrics: of the server.
@@ -74,7 +74,7 @@ class Delivery:
     ) -> int:
         """Send a message to this server's subscribers; return how many connections it is sent to or kept for."""
         if self.wrap is None and not self._index.has_subscribers(topic):
-            return 0  # all who hear it are elsewhere: no frame is made
+            return 0  # all subscribers are on other servers: no frame is made
         shown = data if self.wrap is None else self.shown(topic, data, position)
         shared = Shared(shown, compress, self._fragment_size)
         reached, rest = self._index.publish(topic, shared, left_out)
@@ -99,7 +99,7 @@ class Delivery:
         compress: bool | None,
         rest: list[Any],
     ) -> int:
-        """The same for those who cannot be written to in compiled code."""
+        """The same for clients that cannot be written to in compiled code."""
         peers = []
         for target in rest:
             if isinstance(target, weakref.ref):

@@ -29,7 +29,7 @@ class Gaps:
     """Reports gaps of the topics and patterns that have subscribers.
 
     Args:
-        index: who has subscribed to what.
+        index: which client has subscribed to what.
 
     Attributes:
         on_gap: see `Topics.on_gap`.
