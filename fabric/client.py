@@ -364,8 +364,8 @@ class WebSocketClient(BaseConnection):
             if session.is_sending_parts:
                 raise InvalidState("on_session has returned inside a message in parts", state=other.state.name)
             self._handshake, self._subprotocol = other._handshake, other._subprotocol
-            if other._liveness is not None:
-                other._liveness.stop()
+            if session.probe is not None:
+                session.probe.stop()
             self._adopt(other)
         except BaseException:
             other._stop()

@@ -49,7 +49,8 @@ cdef class _Cork:
         try:
             held = hold_interrupts()
             session = connection._session
-            connection._cork(1)
+            if session is not None:
+                session.cork(1)
             self._session = session
         finally:
             try:
@@ -60,13 +61,12 @@ cdef class _Cork:
         return 0
 
     def __exit__(self, *exc):
-        cdef Connection connection = self._blocking._connection
         cdef Session session
         self._blocking._driver.enter()
         try:
             session, self._session = self._session, None
-            if session is not None and connection._session is session:
-                uninterrupted(connection._cork, -1)
+            if session is not None:
+                uninterrupted(session.cork, -1)
         finally:
             self._blocking._driver.leave()
 

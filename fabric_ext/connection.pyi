@@ -153,9 +153,6 @@ class Connection(SessionUser):
     def _check_here(self) -> None:
         """Raise unless this is the connection's own thread."""
 
-    def _cork(self, change: int) -> None:
-        """One more (1), or one less (-1), asks that what is sent is gathered."""
-
     def _outbox_push(self, message: Message, compress: bool | None) -> None:
         """Keep a message until the transport takes it."""
 

@@ -413,17 +413,6 @@ cdef class Connection(SessionUser):
         """Raise unless this is the connection's own thread."""
         self.check_here()
 
-    def _cork(self, int change):
-        """One more, or one less, asks that what is sent is gathered."""
-        cdef Session session = self._session
-        self.check_here()
-        if session is not None:
-            if session._corks == 0:
-                self.flush()                               # what was sent before does not wait for it
-            session._corks = max(session._corks + change, 0)
-            if session._corks == 0:
-                self.flush()
-
     def _outbox_push(self, Message message not None, compress):
         """Keep a message until the transport takes it."""
         self._outbox.push(message if compress is None else (message, compress))

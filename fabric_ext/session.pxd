@@ -47,6 +47,7 @@ cdef class Session(Sender):
     cdef readonly object abort_cause   # why the transport was dropped without a close frame; None
     cdef readonly object lost_error    # what the event loop said of its end; None
     cdef public object pings     # of the application, unanswered; None until needed
+    cdef public object probe     # what a heartbeat watches it by; None
     cdef object _timer           # of the close handshake
     cdef object _end_check       # looks whether a peer that is not read from has left
     cdef bint _peer_is_done      # it has: what is left is no more than a socket buffer
@@ -129,6 +130,8 @@ cdef class Session(Sender):
     cdef int stop_reading(self) except -1
     cdef int start_reading(self) except -1
     cdef int read_to_the_end(self) except -1
+    @final
+    cdef int _flush_now(self) except -1
     @final
     cdef int _abort_now(self) except -1
     @final

@@ -62,6 +62,11 @@ class Session(Sender):
     """Something arrived since the heartbeat last looked."""
     pings: dict[bytes, tuple[asyncio.Future[float], int]] | None
     """The application's pings that have no pong yet; None until needed."""
+    probe: Any
+    """What a heartbeat watches it by; None where there is no heartbeat."""
+
+    def cork(self, change: int) -> None:
+        """One more (1), or one less (-1), asks that what is sent is gathered. Without effect once it has ended."""
 
     @property
     def closing(self) -> CloseHandshake | None:

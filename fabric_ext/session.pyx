@@ -795,6 +795,21 @@ cdef class Session(Sender):
 
     # ------------------------------------------------------------------ for the connection
 
+    def cork(self, int change):
+        """One more (1), or one less (-1), asks that what is sent is gathered. Without effect once it has ended."""
+        if self._user is None:
+            return
+        self.check_here()
+        if self._corks == 0:
+            self._flush_now()                      # what was sent before does not wait for it
+        self._corks = max(self._corks + change, 0)
+        if self._corks == 0:
+            self._flush_now()
+
+    cdef int _flush_now(self) except -1:
+        self.flush()
+        return self.after_writing()
+
     cdef int _refuse_thread(self) except -1:
         if self._user is not None:
             raise self._user.wrong_thread()

@@ -87,7 +87,6 @@ class BaseConnection(Connection):
         "_id",
         "_known_loss",
         "_latency",
-        "_liveness",
         "_local_addr",
         "_logger",
         "_masking",
@@ -134,7 +133,6 @@ class BaseConnection(Connection):
         self._remote_addr: Address | None = None
         self._parts_lock: asyncio.Lock | None = None
         self._parts_now: object | None = None  # stands for the message that is being sent in parts
-        self._liveness: LivenessProbe | None = None  # while the heartbeat watches this connection
         self._undelivered: tuple[Message, ...] = ()
         self._cut_off_messages: tuple[Message, ...] = ()  # of the latest session: a part of each has left, not the end
         self._writable_waiters: list[asyncio.Future[None]] | None = None
@@ -359,12 +357,13 @@ class BaseConnection(Connection):
         """Gather what is sent inside the `with`, up to 64 KB at a time; what was sent before leaves first."""
         self._check_here()
         session = self._session_now
-        self._cork(1)
+        if session is not None:
+            session.cork(1)
         try:
             yield
         finally:
-            if session is not None and self._session_now is session:
-                self._cork(-1)
+            if session is not None:
+                session.cork(-1)
 
     async def _send_later(self, message: Any, compress: bool | None) -> None:
         """What `send` goes on with when the message could not be written at once."""
@@ -639,11 +638,13 @@ class BaseConnection(Connection):
 
     def _on_pong(self, payload: bytes) -> None:
         """RFC 6455 §5.5.3: a pong answers its ping, and every one sent before."""
-        beat = None if self._liveness is None else self._liveness.pong(payload)
+        session = self._session_now
+        if session is None:
+            return
+        beat = None if session.probe is None else session.probe.pong(payload)
         if beat is not None:
             self._record_rtt(beat)
-        session = self._session_now
-        if session is None or not session.pings or payload not in session.pings:
+        if not session.pings or payload not in session.pings:
             return
         now = time.perf_counter_ns()
         for sent in list(session.pings):
@@ -660,8 +661,9 @@ class BaseConnection(Connection):
 
     def _begin_heartbeat(self, manager: HeartbeatManager | None) -> None:
         """Have `manager` find out whether the other end is still there, as long as there is this transport."""
-        if manager is not None:
-            self._liveness = LivenessProbe(self, manager)
+        session = self._session_now
+        if manager is not None and session is not None:
+            session.probe = LivenessProbe(self, manager)
 
     # -- closing
 
@@ -761,9 +763,8 @@ class BaseConnection(Connection):
                 session.cut_off_bytes,
                 self._config.close_timeout,
             )
-        if self._liveness is not None:
-            self._liveness.stop()
-            self._liveness = None
+        if session.probe is not None:
+            session.probe.stop()
         if session.pings:
             for answer, _ in session.pings.values():
                 if not answer.done():

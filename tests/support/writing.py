@@ -50,6 +50,13 @@ def open_on(
     return transport
 
 
+def cork(connection: Connection, change: int) -> None:
+    """One more, or one less, asks that what is sent on `connection` is gathered."""
+    session = connection._session_now
+    if session is not None:
+        session.cork(change)
+
+
 def grow_old() -> None:
     """As if 50 µs had passed since anything was sent or gathered."""
     hold_back(asyncio.get_running_loop(), 0)

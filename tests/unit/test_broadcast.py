@@ -26,6 +26,7 @@ from support.fake_time import in_fake_time
 from support.fake_transport import FakeTransport
 from support.frames import BINARY, CLOSE, PING, decode_all, encode
 from support.kernel import Kernel
+from support.writing import cork
 
 if TYPE_CHECKING:
     import random
@@ -172,13 +173,13 @@ async def test_a_close_leaves_behind_what_is_due(kernels: list[Kernel]) -> None:
 
 async def test_a_cork_keeps_it(kernels: list[Kernel]) -> None:
     peer = Peer(kernels[0])
-    peer._cork(1)
+    cork(peer, 1)
     publish(b"1", [peer])
     await end_of_turn()
     publish(b"2", [peer])
     await end_of_turn()
     assert kernels[0].take() == []
-    peer._cork(-1)
+    cork(peer, -1)
     assert payloads(kernels[0].take()) == [[b"1", b"2"]]
 
 

@@ -10,7 +10,7 @@ import pytest
 from fabric_ext.deflate import DeflateCodec
 from support.frames import BINARY, TEXT, decode_all
 from support.kernel import Kernel
-from support.writing import SIZES, Echo, end_of_turn, open_on
+from support.writing import SIZES, Echo, cork, end_of_turn, open_on
 
 if TYPE_CHECKING:
     pass
@@ -50,7 +50,7 @@ async def test_a_message_in_parts_comes_back_while_all_of_it_is_gathered(stream:
     for early in (False, True):
         connection = Echo()
         transport = open_on(stream, connection)
-        connection._cork(1)
+        cork(connection, 1)
         connection._write_part(TEXT, "é".encode()[:1], False, None)
         if early:
             connection.flush()  # its beginning leaves

@@ -20,7 +20,20 @@ from fabric_ext.writer import hold_back
 from support.fake_transport import FakeTransport, in_loop
 from support.frames import BINARY, CLOSE, PING, PONG, TEXT, Wire, decode_all, encode
 from support.kernel import Kernel
-from support.writing import BLOCK, LARGE, LONG, PATIENCE, SIZES, Echo, end_of_turn, grow_old, numbers, open_on, payloads
+from support.writing import (
+    BLOCK,
+    LARGE,
+    LONG,
+    PATIENCE,
+    SIZES,
+    Echo,
+    cork,
+    end_of_turn,
+    grow_old,
+    numbers,
+    open_on,
+    payloads,
+)
 
 if TYPE_CHECKING:
     import random
@@ -230,26 +243,26 @@ async def test_a_cork_holds_back_nothing_that_was_sent_before(datagrams: Kernel)
     open_on(datagrams, connection)
     connection.send_nowait(b"at once")
     connection.send_nowait(b"gathered")
-    connection._cork(1)
+    cork(connection, 1)
     assert payloads(datagrams.take()) == [b"at once", b"gathered"]
     for payload in numbers(3):
         connection.send_nowait(payload)
         await end_of_turn()
     assert datagrams.take() == []
-    connection._cork(-1)
+    cork(connection, -1)
     assert payloads(datagrams.take()) == numbers(3)
 
 
 async def test_a_cork_gathers_even_the_first_and_over_turns(datagrams: Kernel) -> None:
     connection = Echo()
     transport = open_on(datagrams, connection, patience=0)
-    connection._cork(1)
+    cork(connection, 1)
     for payload in numbers(3):
         connection.send_nowait(payload)
         await end_of_turn()
     transport.feed(encode(BINARY, b"3"))
     assert datagrams.take() == []
-    connection._cork(-1)
+    cork(connection, -1)
     calls = datagrams.take()
     assert len(calls) == 1
     assert payloads(calls) == numbers(4)
@@ -260,56 +273,56 @@ async def test_a_cork_gathers_even_the_first_and_over_turns(datagrams: Kernel) -
 async def test_the_outermost_cork_counts_and_none_is_taken_twice(datagrams: Kernel) -> None:
     connection = Echo()
     open_on(datagrams, connection, patience=0)
-    connection._cork(-1)  # nobody had asked
-    connection._cork(1)
-    connection._cork(1)
+    cork(connection, -1)  # nobody had asked
+    cork(connection, 1)
+    cork(connection, 1)
     connection.send_nowait(b"a")
-    connection._cork(-1)
+    cork(connection, -1)
     assert datagrams.take() == []
-    connection._cork(-1)
+    cork(connection, -1)
     assert payloads(datagrams.take()) == [b"a"]
 
 
 async def test_a_cork_holds_no_more_than_a_block(datagrams: Kernel) -> None:
     connection = Echo()
     open_on(datagrams, connection)
-    connection._cork(1)
+    cork(connection, 1)
     sent = [bytes([number]) * 1000 for number in range(200)]
     for payload in sent:
         connection.send_nowait(payload)
     calls = datagrams.take()
     assert len(calls) == 3
     assert all(BLOCK <= len(call) < BLOCK + 1004 for call in calls)
-    connection._cork(-1)
+    cork(connection, -1)
     assert payloads(calls + datagrams.take()) == sent
 
 
 async def test_flush_sends_what_a_cork_holds(datagrams: Kernel) -> None:
     connection = Echo()
     open_on(datagrams, connection)
-    connection._cork(1)
+    cork(connection, 1)
     connection.send_nowait(b"a")
     connection.flush()
     assert payloads(datagrams.take()) == [b"a"]
-    connection._cork(-1)
+    cork(connection, -1)
     assert datagrams.take() == []
 
 
 async def test_a_large_payload_waits_for_the_cork_too(datagrams: Kernel) -> None:
     connection = Echo()
     open_on(datagrams, connection)
-    connection._cork(1)
+    cork(connection, 1)
     for payload in (b"a", b"x" * 10_000, b"b"):
         connection.send_nowait(payload)
     assert datagrams.take() == []
-    connection._cork(-1)
+    cork(connection, -1)
     assert [payloads(call) for call in datagrams.take()] == [[b"a", b"x" * 10_000, b"b"]]
 
 
 async def test_a_close_leaves_at_once_behind_what_was_gathered(datagrams: Kernel) -> None:
     connection = Echo()
     transport = open_on(datagrams, connection)
-    connection._cork(1)
+    cork(connection, 1)
     connection.send_nowait(b"a")
     connection._session_now.begin_close(4000, "bye")  # type: ignore[union-attr]
     frames = decode_all(b"".join(datagrams.take()))
@@ -347,11 +360,11 @@ async def test_any_mixture_of_sizes_keeps_its_order(
         if chance < 0.2:
             await asyncio.sleep(0)
         elif chance < 0.3:
-            connection._cork(rng.choice((1, -1)))
+            cork(connection, rng.choice((1, -1)))
         elif chance < 0.35:
             connection.flush()
         received += b"".join(datagrams.take())
-    connection._cork(-1000)
+    cork(connection, -1000)
     received += b"".join(datagrams.take()) + transport.output
     frames = decode_all(received)
     assert [frame.payload for frame in frames] == sent
@@ -613,13 +626,13 @@ async def test_all_that_was_gathered_comes_back_whole_in_order_and_once(stream: 
     assert session is not None
     connection.send_nowait(b"arrives")
     assert len(stream.take()) == 1
-    connection._cork(1)
+    cork(connection, 1)
     connection.send_nowait("a")
     session.write_ping(b"no message")
     connection.send_nowait(bytearray(b"b" * 2000), compress=True)
     connection.send_nowait("c", compress=False)
     stream.far.close()
-    connection._cork(-1)
+    cork(connection, -1)
     lost = [("a", None), (b"b" * 2000, True), ("c", False)]
     assert connection._outbox_size == 3
     assert (connection.messages_sent, connection.bytes_sent) == (1, 7)
@@ -652,11 +665,11 @@ async def test_what_comes_back_stands_before_what_is_sent_meanwhile(stream: Kern
 
     connection = Meanwhile()
     transport = open_on(stream, connection)
-    connection._cork(1)
+    cork(connection, 1)
     connection.send_nowait(b"1")
     connection.send_nowait(b"2")
     stream.far.close()
-    connection._cork(-1)
+    cork(connection, -1)
     transport.lose()
     assert [payload for payload, _ in connection.taken_back()] == [b"1", b"2", b"after 1", b"after 2"]
 
@@ -668,11 +681,11 @@ async def test_what_comes_back_goes_out_by_the_next_session_first(stream: Kernel
 
     connection = Lasting()
     transport = open_on(stream, connection)
-    connection._cork(1)
+    cork(connection, 1)
     for payload in numbers(3):
         connection.send_nowait(payload)
     stream.far.close()
-    connection._cork(-1)
+    cork(connection, -1)
     transport.lose()
     open_on(datagrams, connection)
     connection._flush_outbox()
@@ -688,10 +701,10 @@ async def test_a_message_whose_end_has_not_left_is_told(stream: Kernel) -> None:
         transport = open_on(stream, connection)
         stream.fill()
         transport.keeps = True
-        connection._cork(1)
+        cork(connection, 1)
         for number in range(3):
             connection.send_nowait(bytes([number]) * 1000)
-        connection._cork(-1)
+        cork(connection, -1)
         session = connection._session_now
         assert session is not None
         if rest > 1:
