@@ -10,9 +10,8 @@ end. The hooks that it overrides are at the end.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_GET_LENGTH
-from cython cimport final, likely, unlikely
+from cython cimport likely, unlikely
 
 from fabric_ext.awaitable cimport reraise
 from fabric_ext.connection cimport Send

@@ -6,7 +6,7 @@ The hooks it overrides are at the end.
 """
 
 from cpython.pythread cimport PyThread_get_thread_ident
-from cython cimport final, unlikely
+from cython cimport unlikely
 from libc.stdint cimport INT64_MAX, int64_t
 
 from fabric_ext.awaitable cimport take_reference

@@ -8,7 +8,6 @@ The Python class above it is `fabric.websockets.asyncio.connection.Connection`. 
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_AsUTF8String, PyUnicode_GET_LENGTH
 from cython cimport final, unlikely
 

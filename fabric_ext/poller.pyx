@@ -22,7 +22,6 @@ import weakref
 from contextvars import Context, copy_context
 
 from cpython.exc cimport PyErr_Clear
-from cython cimport final
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport INT64_MAX, int64_t
 

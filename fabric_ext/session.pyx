@@ -10,7 +10,7 @@ import asyncio
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
-from cython cimport final, likely, unlikely
+from cython cimport likely, unlikely
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy
 
@@ -25,8 +25,8 @@ from fabric_ext.message cimport K_CLOSE, K_CONTINUATION, K_PONG, K_TEXT, Message
 from fabric_ext.protocol cimport MAX_REASON, CloseFrame, fault_code, fault_text, read_close
 from fabric_ext.read_buffer cimport Block, read_buffer_of
 from fabric_ext.sender cimport Sender, message_of
-from fabric_ext.session_user cimport Part, SessionUser, new_part
-from fabric_ext.throttle cimport ADMIT, CLOSE, DROP, HELD, Throttle
+from fabric_ext.session_user cimport SessionUser, new_part
+from fabric_ext.throttle cimport ADMIT, CLOSE, DROP, Throttle
 from fabric_ext.transport cimport Transport
 from fabric_ext.writer cimport loop_writer_of
 

@@ -2,7 +2,6 @@
 
 from cython cimport final
 
-from fabric_ext.counters cimport Counters
 from fabric_ext.message cimport Message
 from fabric_ext.receive_queue cimport ReceiveQueue
 

@@ -28,7 +28,6 @@ from libc.string cimport memcpy
 from fabric_ext.clock cimport monotonic_ns
 from fabric_ext.fanout cimport FanOut
 from fabric_ext.message cimport MAX_HEADER, write_header
-from fabric_ext.transport cimport Transport
 
 cdef enum:
     FIRST_SIZE = 2048            # what a writer allocates when the loop's block is lent already
