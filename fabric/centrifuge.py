@@ -180,7 +180,7 @@ class Translator:
 
     def _close(self, code: int, reason: str) -> None:
         if self._client._is_open:
-            self._client._say_goodbye(code, reason)
+            self._client._close_when_sent(code, reason)
 
     # -- commands
 

@@ -83,7 +83,6 @@ class WebSocketClient(BaseConnection):
         "_given_up",
         "_handshake",
         "_heartbeat",
-        "_hurry",
         "_in_line",
         "_is_handed_over",
         "_judged",
@@ -96,6 +95,7 @@ class WebSocketClient(BaseConnection):
         "_outage",
         "_renewed",
         "_repair",
+        "_retry_now",
         "_schedule",
         "_session_end",
         "_session_refused",
@@ -141,7 +141,7 @@ class WebSocketClient(BaseConnection):
         self._line = asyncio.Lock()  # of senders that wait for the end of an outage
         self._in_line = 0  # how many they are
         self._renewed: Session | None = None  # that reconnect() has closed
-        self._hurry: asyncio.Event | None = None  # set: the next attempt begins now
+        self._retry_now: asyncio.Event | None = None  # set: the next attempt begins now
         self._connected_waiter: asyncio.Future[None] | None = None  # done when there is a connection, and at the end
         self._session_refused: BaseException | None = None  # what on_session raised latest
         self._closers = 0  # calls of close() that have not returned
@@ -588,14 +588,14 @@ class WebSocketClient(BaseConnection):
 
     async def _pause(self, seconds: float) -> None:
         """Wait before an attempt, or until `reconnect` asks for it."""
-        self._hurry = asyncio.Event()
+        self._retry_now = asyncio.Event()
         try:
             async with asyncio.timeout(seconds):
-                await self._hurry.wait()
+                await self._retry_now.wait()
         except TimeoutError:
             pass
         finally:
-            self._hurry = None
+            self._retry_now = None
 
     def _decide(self, error: BaseException) -> bool | float:
         """What follows `error`; see `ReconnectState.decide`."""
@@ -706,8 +706,8 @@ class WebSocketClient(BaseConnection):
                 self._begin_closing(1001, "reconnecting")
                 while self._session_now is session:
                     await asyncio.shield(self._session_ended())
-        elif self._hurry is not None:
-            self._hurry.set()
+        elif self._retry_now is not None:
+            self._retry_now.set()
         await self.wait_connected()
 
     def _session_ended(self) -> asyncio.Future[ConnectionClosed]:

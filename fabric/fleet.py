@@ -259,7 +259,7 @@ class Fleet:
             client = self._clients.get(member.id.bytes)
             if member is not kept and client is not None:
                 self.leave(client)
-                client._say_goodbye(*self.replaced)
+                client._close_when_sent(*self.replaced)
 
     def _changed(self, has_joined: bool, topic: str, member: Member) -> None:  # of Directory
         loop = self._membership.loop
@@ -473,7 +473,7 @@ class Fleet:
             client = self._clients.get(key)
             if client is not None:
                 self.leave(client)
-                client._say_goodbye(code, reason)
+                client._close_when_sent(code, reason)
                 count += 1
         return count
 

@@ -367,7 +367,7 @@ class WebSocketServer:
             if self._sampling is not None:
                 self._sampling.cancel()
             for client in self._connections.all():
-                self._survive(client._say_goodbye, code, "server shutdown")
+                self._survive(client._close_when_sent, code, "server shutdown")
             await self._connections.all_gone(timeout)
             if self._connections or self._connections.other_tasks():
                 log_event(

@@ -269,7 +269,7 @@ class HostPool:
         return member in self._in_use
 
     def give_back(self, member: Member, *, is_clean: bool = True) -> None:
-        """A borrower is through with it, and has left it clean as far as he knows."""
+        """A borrower is through with it, and has left it clean as far as it knows."""
         if not self.owns(member):
             return
         if is_clean and member.is_fit():

@@ -174,9 +174,9 @@ class ConnectedClient(BaseConnection):
             log_event(logger, logging.ERROR, "the handler of connection %s raised", self.id, exc_info=error)
             code, reason = 1011, "internal error"
         if self._is_open:
-            self._say_goodbye(code, reason)
+            self._close_when_sent(code, reason)
 
-    def _say_goodbye(self, code: int, reason: str) -> None:
+    def _close_when_sent(self, code: int, reason: str) -> None:
         """Close the connection, after what waits to be sent."""
         if self._outbox_size:
             self._server._connections.spawn(self.close(code, reason), self)

@@ -101,7 +101,7 @@ async def test_asked_in_an_outage_the_next_attempt_begins_now(stack: Stack) -> N
     client, echo, server = await connected(stack, reconnect=SLOW)
     await outage(client, echo)
     echo.refuse = 0
-    await until(lambda: client._hurry)
+    await until(lambda: client._retry_now)
     await client.reconnect()
     assert client.is_connected
     assert server.visits == 2

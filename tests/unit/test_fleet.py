@@ -58,7 +58,7 @@ class Client:
         self.topics.discard(topic)
         self.fleet.unsubscribed(self, topic)  # type: ignore[arg-type]
 
-    def _say_goodbye(self, code: int, reason: str) -> None:
+    def _close_when_sent(self, code: int, reason: str) -> None:
         self.closed = code, reason
         self.fleet.leave(self)  # type: ignore[arg-type]
 
