@@ -48,7 +48,7 @@ cdef object ZlibError = zlib.error
 cdef bytes TAIL = b"\x00\x00\xff\xff"       # RFC 7692 §7.2.1: left out by the sender; §7.2.2: put back
 cdef bytes END_OF_FRAME = b"\x01\x00\x00"   # RFC 8878 §3.1.1.2: a last block, raw, of no bytes
 
-# Where short messages are compressed to, before their size is known. Holds nothing between calls.
+# Where short messages are compressed to, before their size is known. Holds nothing between calls, which hold the GIL.
 cdef uint8_t scratch[SCRATCH]
 
 

@@ -95,6 +95,7 @@ def mask_inplace(buffer, key, Py_ssize_t offset=0) -> None:
 cdef enum:
     POOL = 1024  # keys from one call of os.urandom, so that its cost is spread thin
 
+# Shared by all threads, and guarded by the GIL, which is held from a look at `pooled` to the change that follows.
 cdef uint32_t pool[POOL]
 cdef size_t pooled = 0
 
