@@ -19,14 +19,12 @@ from fabric_ext.counters cimport Counters
 from fabric_ext.message cimport K_BINARY, K_TEXT, Message
 from fabric_ext.receive_queue cimport Recv
 from fabric_ext.session cimport QUEUE_FULL, Session
-from fabric_ext.session_user cimport SessionUser
+from fabric_ext.session_user cimport BATCH, BATCH_SIZE, SessionUser
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) noexcept
 
 cdef enum:
-    BATCH = 16                   # messages of one read for which a waiting task is resumed once,
-    BATCH_SIZE = 1024            # each of at most this many characters or bytes
     EVENT = 1                    # the form that `receive` asks for
 
 # Sessions count here; it is not read.

@@ -24,7 +24,7 @@ from fabric_ext.receive_queue cimport Recv
 from fabric_ext.ring cimport Ring
 from fabric_ext.sender cimport message_of
 from fabric_ext.session cimport PARTS, QUEUE_FULL, SKIP, SKIP_THEN_PARTS, WHOLE, Session
-from fabric_ext.session_user cimport Part, SessionUser, new_part
+from fabric_ext.session_user cimport BATCH, Part, SessionUser, new_part
 
 from fabric_ext.protocol import State
 
@@ -40,8 +40,7 @@ cdef extern from "Python.h":
     void PyErr_Restore(PyObject* kind, PyObject* value, PyObject* traceback) noexcept
 
 cdef enum:
-    BATCH = 16                   # messages of one read for which a waiting task is resumed once
-    BATCH_BYTES = 16 * 1024
+    BATCH_BYTES = 16 * 1024      # for which a waiting task is resumed once, of at most BATCH messages
     MESSAGE_WEIGHT = 64          # bytes that a message counts beside its payload
     LEFT_UNREAD = 16 << 20       # bytes over its limit that the queue takes of a peer that has left, after decompression
     POLICY_VIOLATION = 1008

@@ -19,15 +19,11 @@ from fabric_ext.message cimport K_BINARY, K_TEXT, Message, new_message
 from fabric_ext.protocol cimport CLOSED, CLOSING, OPEN
 from fabric_ext.receive_queue cimport Recv
 from fabric_ext.session cimport QUEUE_FULL, Session
-from fabric_ext.session_user cimport Part, SessionUser, new_part
+from fabric_ext.session_user cimport BATCH, BATCH_SIZE, Part, SessionUser, new_part
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) noexcept
     Py_ssize_t PY_SSIZE_T_MAX
-
-cdef enum:
-    BATCH = 16                   # messages of one read for which a waiting task is resumed once,
-    BATCH_SIZE = 1024            # each of at most this many characters or bytes
 
 # Sessions count here; it is not read.
 cdef Counters UNUSED = Counters()

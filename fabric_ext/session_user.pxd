@@ -2,6 +2,10 @@ from fabric_ext.counters cimport Counters
 from fabric_ext.message cimport Message
 from fabric_ext.receive_queue cimport ReceiveQueue
 
+cdef enum:
+    BATCH = 16                   # messages of one read for which a waiting task is resumed once;
+    BATCH_SIZE = 1024            # for the siblings of `Connection`: each of at most this many characters or bytes
+
 
 cdef class Part:
     cdef readonly object data    # str or bytes
