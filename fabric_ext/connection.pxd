@@ -37,7 +37,7 @@ cdef class Connection(SessionUser):
     @final
     cdef inline int enqueue(self, object item, Py_ssize_t n) except -1
     @final
-    cdef int on_full(self, Py_ssize_t n) except -1
+    cdef int on_full(self, Session session, Py_ssize_t n) except -1
     @final
     cdef inline int check_here(self) except -1
     @final

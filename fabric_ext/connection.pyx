@@ -197,13 +197,13 @@ cdef class Connection(SessionUser):
                 or self._queued_bytes >= self._batch_byte_limit):
             self.hand_over()
         if self._items.size >= self._queue_limit or self._queued_bytes >= self._queue_byte_limit:
-            return self.on_full(n)
+            return self.on_full(session, n)
         return 0
 
-    cdef int on_full(self, Py_ssize_t n) except -1:
-        """The queue is at its limit, or beyond it, with the item of `n` bytes that has just come."""
+    cdef int on_full(self, Session session, Py_ssize_t n) except -1:
+        """The queue is at its limit, or beyond it, with the item of `n` bytes that has just come from `session`."""
         if self._state != OPEN:
-            self._session.overflowed = True                    # reading goes on, up to the peer's close frame
+            session.overflowed = True                          # reading goes on, up to the peer's close frame
             return 0
         if self._items.size <= self._queue_limit and self._queued_bytes - n < self._queue_byte_limit:
             self._ahead = 0                                    # it was not before
