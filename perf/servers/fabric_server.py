@@ -38,10 +38,13 @@ async def fan_out(client: ConnectedClient) -> None:
 
 async def one_by_one(client: ConnectedClient) -> None:
     everyone.add(client)
-    async for message in client:
-        for _ in topics:
-            for each in everyone:
-                each.send_nowait(message)
+    try:
+        async for message in client:
+            for _ in topics:
+                for each in everyone:
+                    each.send_nowait(message)
+    finally:
+        everyone.discard(client)
 
 
 def on_message(client: ConnectedClient, message: Message) -> None:
