@@ -12,7 +12,7 @@ import contextlib
 import logging
 import warnings
 from collections import Counter
-from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
@@ -25,7 +25,7 @@ from fabric.client import WebSocketClient
 from fabric.config import ClientConfig, PoolConfig
 from fabric.error import InvalidState
 from fabric.metrics import MetricsCollector
-from fabric_ext.protocol import check_close
+from fabric_ext.protocol import State, check_close
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -113,6 +113,11 @@ class PooledClient:
         """Is the connection open, and still ours?"""
         return self._member is not None and self._member.client.is_connected
 
+    @property
+    def state(self) -> State:
+        """See `WebSocketClient.state`; raises `InvalidState` once it has been given back."""
+        return self.inner.state
+
     async def send(
         self, message: Sendable | Iterator[Sendable] | AsyncIterable[Sendable], *, compress: bool | None = None
     ) -> None:
@@ -147,6 +152,12 @@ class PooledClient:
     async def recv(self) -> Message | None:
         """See `WebSocketClient.recv`."""
         return await self.inner.recv()
+
+    async def recv_stream(self) -> AsyncIterator[str | bytes]:
+        """See `WebSocketClient.recv_stream`."""
+        async for part in self.inner.recv_stream():
+            yield part
+            self._lent()
 
     def __aiter__(self) -> Self:
         self._lent()
