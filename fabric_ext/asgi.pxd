@@ -14,7 +14,7 @@ cdef class AsgiConnection(SessionUser):
     cdef Py_ssize_t _write_limit # bytes that the transport may hold before a sender waits
 
     @final
-    cdef int write_data(self, dict event) except -1
+    cdef bint write_data(self, dict event) except -1
     @final
     cdef int resume_if_drained(self, Session session) except -1
     @final

@@ -11,6 +11,7 @@ end. The hooks that it overrides are at the end.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_GET_LENGTH
+from cpython.object cimport PyObject
 from cython cimport likely, unlikely
 
 from fabric_ext.awaitable cimport reraise
@@ -115,14 +116,18 @@ cdef class AsgiConnection(SessionUser):
             session.pause(QUEUE_FULL)
         return 0
 
-    cdef int taken(self, object item) except -1:
+    cdef PyObject* take(self) except? NULL:
         cdef Session session = self._session
+        cdef PyObject* item
         if session is not None:
             session._loop_writer.before_delivery()
-            if unlikely(session._read_pauses & QUEUE_FULL):
+            if unlikely(self._items.size and session._read_pauses & QUEUE_FULL):
                 self.resume_if_drained(session)
-        self._queued_bytes -= size_of(item)
-        return 0
+            if unlikely(self._items.size == 0):
+                return NULL
+        item = self._items.take()
+        self._queued_bytes -= size_of(<object>item)
+        return item
 
     cdef int resume_if_drained(self, Session session) except -1:
         cdef object first = self._items.peek()                 # about to be taken
@@ -168,16 +173,18 @@ cdef class AsgiConnection(SessionUser):
         if self._session is not None:
             self._session.check_here()
         if likely(self._sendable and type(event) is dict and (<dict>event).get("type") == "websocket.send"):
-            self.write_data(<dict>event)
+            if unlikely(not self.write_data(<dict>event)):
+                return self._send_event(event)
             if unlikely(self._session is not None and self._session._transport.holds and self.is_congested()):
                 return self._drain()
             return None
         return self._send_event(event)
 
-    cdef int write_data(self, dict event) except -1:
-        """Write the message of an event `websocket.send`."""
+    cdef bint write_data(self, dict event) except -1:
+        """Write the message of an event `websocket.send`; False when it cannot be written any more."""
         cdef const char* p
         cdef Py_ssize_t n = 0
+        cdef int opcode = K_BINARY
         cdef object data = event.get("bytes")
         if data is None:
             data = event.get("text")
@@ -186,12 +193,18 @@ cdef class AsgiConnection(SessionUser):
             p = PyUnicode_AsUTF8AndSize(data, &n)
             if unlikely(p == NULL):
                 reraise()
-            return self._session.write_message(K_TEXT, p, n, data, None)
-        if not isinstance(data, bytes):
-            if not isinstance(data, (bytearray, memoryview)):
-                raise TypeError(f"'websocket.send' wants bytes as 'bytes', not {type(data).__name__}")
-            data = bytes(data)                                 # it may change once we have returned
-        return self._session.write_message(K_BINARY, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), data, None)
+            opcode = K_TEXT
+        else:
+            if not isinstance(data, bytes):
+                if not isinstance(data, (bytearray, memoryview)):
+                    raise TypeError(f"'websocket.send' wants bytes as 'bytes', not {type(data).__name__}")
+                data = bytes(data)                             # it may change once we have returned
+            p = PyBytes_AS_STRING(data)
+            n = PyBytes_GET_SIZE(data)
+        if unlikely(not self._sendable):                       # classes of the application may do anything in there
+            return False
+        self._session.write_message(opcode, p, n, data, None)
+        return True
 
     cdef bint is_congested(self) except -1:
         """Does the transport hold so much that a sender is to wait?"""

@@ -4,6 +4,7 @@ Owns how a call takes the driver's lock (`fabric_ext.driver`), and gives it back
 `fabric.sync.SyncClient`.
 """
 
+from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from cython cimport final
 
@@ -98,6 +99,7 @@ cdef class Blocking(Receiver):
     cdef object _next(self, object timeout, bint iterating, list more=None, Py_ssize_t limit=0):
         """The next message; `more` gets up to `limit` that are there behind it."""
         cdef Connection connection
+        cdef PyObject* taken
         cdef object message
         self._begin_receiving()
         try:
@@ -106,9 +108,9 @@ cdef class Blocking(Receiver):
                 connection.give_up_stream()
             if not self._is_over() and not self._driver.wait(self, None, deadline_of(timeout)):
                 raise timed_out("recv", timeout)
-            if connection._items.size:
-                connection.taken(<object>connection._items.first())
-                message = take_reference(connection._items.take())
+            taken = connection.take() if connection._items.size else NULL      # nobody else may receive now
+            if taken != NULL:
+                message = take_reference(taken)
                 while len(more or ()) < limit and connection._items.size:
                     more.append(connection._take_now())
                 return message

@@ -39,6 +39,8 @@ cdef class Connection(SessionUser):
     @final
     cdef int on_full(self, Session session, Py_ssize_t n) except -1
     @final
+    cdef int resume_if_drained(self, Session session, Py_ssize_t items, Py_ssize_t n) except -1
+    @final
     cdef inline int check_here(self) except -1
     @final
     cdef inline int notice_closed_loop(self) except -1

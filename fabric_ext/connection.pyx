@@ -213,15 +213,23 @@ cdef class Connection(SessionUser):
             return self._session.fail_with(CALLBACK_FAILED, POLICY_VIOLATION, "too much was left unread", None)
         return self._session.pause(QUEUE_FULL) if self._ahead >= _look_ahead else 0
 
-    cdef int taken(self, object item) except -1:
+    cdef PyObject* take(self) except? NULL:
         cdef Session session = self._session
-        cdef Py_ssize_t n = weight(item)
+        cdef PyObject* item
         if session is not None:
             session._loop_writer.before_delivery()
-            if unlikely(session._read_pauses & QUEUE_FULL and self._items.size - 1 <= self._queue_limit // 2
-                        and self._queued_bytes - n <= self._queue_byte_limit // 2):
-                session.resume(QUEUE_FULL)
-        self._queued_bytes -= n
+            if self._items.size and session._read_pauses & QUEUE_FULL:
+                self.resume_if_drained(session, 1, weight(<object>self._items.first()))
+            if unlikely(self._items.size == 0):
+                return NULL
+        item = self._items.take()
+        self._queued_bytes -= weight(<object>item)
+        return item
+
+    cdef int resume_if_drained(self, Session session, Py_ssize_t items, Py_ssize_t n) except -1:
+        """Read again where the queue is half empty without so many items, of `n` bytes."""
+        if self._items.size - items <= self._queue_limit // 2 and self._queued_bytes - n <= self._queue_byte_limit // 2:
+            session.resume(QUEUE_FULL)
         return 0
 
     cdef int on_closed_loop(self) except -1:
@@ -253,10 +261,11 @@ cdef class Connection(SessionUser):
 
     def _take_now(self):
         """The next message if there is one already, else None."""
+        cdef PyObject* taken
         if self._items.size == 0 or self._waiter is not None or self._streaming:
             return None
-        self.taken(<object>self._items.first())
-        return take_reference(self._items.take())
+        taken = self.take()
+        return None if taken == NULL else take_reference(taken)
 
     # -- in parts
 
@@ -304,9 +313,11 @@ cdef class Connection(SessionUser):
         for _ in range(self._items.size):
             item = self._items.pop()
             if type(item) is Part:
-                self.taken(item)
+                self._queued_bytes -= weight(item)
             else:
                 self._items.push(item)
+        if session is not None and session._read_pauses & QUEUE_FULL:
+            self.resume_if_drained(session, 0, 0)
         return 0
 
     # ------------------------------------------------------------------ sending
@@ -370,7 +381,7 @@ cdef class Connection(SessionUser):
             self._queue_now(message, compress)
 
     cdef bint write_object(self, object message, object compress) except -1:
-        """Write a str, bytes-like or data Message; False when it is something else."""
+        """Write a str, bytes-like or data Message; False when it is something else, or cannot be written now."""
         cdef const char* p
         cdef Py_ssize_t n
         cdef int opcode
@@ -385,7 +396,9 @@ cdef class Connection(SessionUser):
             opcode = K_BINARY
             data = message
         elif isinstance(message, (bytearray, memoryview)):
-            return self.write_object(bytes(message), compress)     # it may change once we have returned
+            data = bytes(message)              # it may change once we have returned
+            # A class of the application may do anything in there.
+            return self._sendable and self.write_object(data, compress)
         else:
             return False
         if opcode == K_TEXT:

@@ -5,6 +5,7 @@ A sibling of `Blocking` in `fabric_ext.blocking`, on the same `fabric_ext.driver
 The hooks it overrides are at the end.
 """
 
+from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from cython cimport unlikely
 from libc.stdint cimport INT64_MAX, int64_t
@@ -40,6 +41,7 @@ cdef class PlainBlocking(Receiver):
         cdef Driver driver = self._driver
         cdef int64_t until = INT64_MAX
         cdef double seconds = 0.0
+        cdef PyObject* taken
         cdef object item
         self._check_made()
         if timeout is not None:
@@ -60,9 +62,9 @@ cdef class PlainBlocking(Receiver):
                         raise TimeoutError(f"timed out in {seconds:.1f}s")
                 finally:
                     connection._wanted = False
-            if connection._items.size:
-                connection.taken(<object>connection._items.first())
-                item = take_reference(connection._items.take())
+            taken = connection.take() if connection._items.size else NULL      # nobody else may receive now
+            if taken != NULL:
+                item = take_reference(taken)
                 return connection.shaped(item, form) if form != AS_IT_IS else item
         finally:
             self._receiver = 0
@@ -111,18 +113,19 @@ cdef class PlainBlocking(Receiver):
         cdef PlainConnection connection = self._connection
         cdef LoopWriter writer = self._driver._writer
         cdef Session session
+        cdef bint written = False
         connection.notice_closed_loop()
-        if not connection._sendable:
+        session = connection._session
+        if connection._sendable:
+            writer.reading += 1                    # so that no turn of the loop is asked for
+            try:
+                written = connection.write_data(message, text)
+            finally:
+                writer.reading -= 1
+        if not written:
             if not isinstance(message, (str, bytes, bytearray, memoryview)):
                 return NO_DATA
             return IN_PARTS if connection._state == OPEN and connection._session is not None else NOT_OPEN
-        session = connection._session
-        writer.reading += 1                        # so that no turn of the loop is asked for
-        try:
-            if not connection.write_data(message, text):
-                return NO_DATA
-        finally:
-            writer.reading -= 1
         # What follows closely may be gathered only where this thread is back soon, for the messages that wait.
         if writer._first is not None and not writer.reading:
             if connection._items.size:

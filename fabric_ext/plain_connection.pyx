@@ -8,6 +8,7 @@ The Python class above it is `fabric.websockets.asyncio.connection.Connection`. 
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_AsUTF8String, PyUnicode_GET_LENGTH
 from cython cimport final, unlikely
 
@@ -32,6 +33,11 @@ cdef Counters UNUSED = Counters()
 @final
 cdef class Fragments:
     """A message that came in several frames."""
+
+
+cdef inline Py_ssize_t frames_of(object item) except -1:
+    """The frames that a queued item came in."""
+    return len((<Fragments>item).parts) if type(item) is Fragments else 1
 
 
 cdef class PlainConnection(SessionUser):
@@ -135,15 +141,19 @@ cdef class PlainConnection(SessionUser):
                 self._dropping = True                          # reading goes on, up to the peer's close frame
         return 0
 
-    cdef int taken(self, object item) except -1:
+    cdef PyObject* take(self) except? NULL:
         cdef Session session = self._session
-        cdef Py_ssize_t n = len((<Fragments>item).parts) if type(item) is Fragments else 1
+        cdef PyObject* item
         if session is not None:
             session._loop_writer.before_delivery()
-            if unlikely(session._read_pauses & QUEUE_FULL and self._frames - n <= self._low):
+            if unlikely(self._items.size and session._read_pauses & QUEUE_FULL
+                        and self._frames - frames_of(<object>self._items.first()) <= self._low):
                 session.resume(QUEUE_FULL)
-        self._frames -= n
-        return 0
+            if unlikely(self._items.size == 0):
+                return NULL
+        item = self._items.take()
+        self._frames -= frames_of(<object>item)
+        return item
 
     cdef int on_wait(self) except -1:
         """What is queued is the beginning of a message: read on."""
@@ -288,12 +298,11 @@ cdef class PlainConnection(SessionUser):
     def _write(self, message, text):
         """Write a str or bytes-like object as one message."""
         self.check_here()
-        if not self._sendable:
+        if not (self._sendable and self.write_data(message, text)):
             raise RuntimeError("not connected, or a message is being sent in parts")
-        self.write_data(message, text)
 
     cdef inline bint write_data(self, object message, object text) except -1:
-        """Write a str or bytes-like object as one message; False when it is something else."""
+        """Write a str or bytes-like object as one message; False when it is something else, or cannot be written now."""
         cdef const char* p
         cdef Py_ssize_t n
         cdef int opcode
@@ -308,6 +317,8 @@ cdef class PlainConnection(SessionUser):
                 if not isinstance(message, (bytearray, memoryview)):
                     return False
                 message = bytes(message)       # it may change once we have returned
+                if not self._sendable:         # a class of the application may do anything in there
+                    return False
             p = PyBytes_AS_STRING(message)
             n = PyBytes_GET_SIZE(message)
         self._session.write_message(opcode, p, n, message, None)
@@ -393,6 +404,11 @@ def broadcast(list connections not None, message, text):
     cdef PlainConnection connection
     cdef Session session
     cdef list left_out = []
+    # First: a class of the application may do anything in there, and a bytearray may change.
+    if isinstance(message, str):
+        message = str(message)
+    elif isinstance(message, (bytearray, memoryview)):
+        message = bytes(message)
     for each in connections:
         connection = <PlainConnection?>each
         try:

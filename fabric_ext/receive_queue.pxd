@@ -1,3 +1,4 @@
+from cpython.object cimport PyObject
 from cython cimport final
 
 from fabric_ext.ring cimport Ring
@@ -24,7 +25,7 @@ cdef class ReceiveQueue:
     cdef int finish(self, object error) except -1
     cdef int wake(self) except -1
     cdef bint _step_in_place(self) except -1
-    cdef int taken(self, object item) except -1
+    cdef PyObject* take(self) except? NULL
     cdef object shaped(self, object item, int form)
     cdef int on_wait(self) except -1
     cdef int on_closed_loop(self) except -1

@@ -172,9 +172,12 @@ cdef class ReceiveQueue:
 
     # What a subclass may refine.
 
-    cdef int taken(self, object item) except -1:
-        """`item` is about to leave the queue; if this raises, it stays."""
-        return 0
+    cdef PyObject* take(self) except? NULL:
+        """Take the oldest item out, with its reference, where there is one; if this raises, it stays.
+
+        What this brings about may run anything, another receiver too: NULL, if that has taken the last one.
+        """
+        return self._items.take()
 
     cdef object shaped(self, object item, int form):
         """What a receiver that asked for `form` gets for `item`; if this raises, the item is lost."""
@@ -354,14 +357,17 @@ cdef PySendResult recv_send(PyObject* self, PyObject* value, PyObject** result) 
         raise TypeError("a Recv is made by recv()")
     if unlikely(recv._spent):
         raise RuntimeError("this recv() has already been awaited")
-    if queue._waiter is not None and queue._waiter is not recv:
-        recv._spent = True
-        queue.displace()
-        recv._spent = False
-    if queue._items.size:
-        queue.taken(<object>queue._items.first())  # where it raises, the item stays
+    while True:
+        if queue._waiter is not None and queue._waiter is not recv:
+            recv._spent = True
+            queue.displace()
+            recv._spent = False
+        if queue._items.size == 0:
+            break
+        result[0] = queue.take()
+        if unlikely(result[0] == NULL):
+            continue
         recv._detach()
-        result[0] = queue._items.take()
         if recv._form:
             item = take_reference(result[0])
             result[0] = NULL

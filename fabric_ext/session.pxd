@@ -99,7 +99,7 @@ cdef class Session(Sender):
     @final
     cdef int receive_control(self) except -1
     @final
-    cdef int receive_close(self, const char* p, Py_ssize_t n) except -1
+    cdef int receive_close(self, bytes payload) except -1
     @final
     cdef int deliver_in_parts(self) except -1
     @final

@@ -143,7 +143,7 @@ cdef class Session(Sender):
 
     def buffer_updated(self, Py_ssize_t n, /):
         cdef Block block = self._block
-        if block is None or n > block.size:
+        if block is None or not 0 <= n <= block.size:
             raise RuntimeError("buffer_updated() without get_buffer()")
         self._block = None
         if unlikely(self._early is not None):
@@ -282,9 +282,7 @@ cdef class Session(Sender):
             elif found <= D_DATA:
                 self.receive_data()
             elif found == D_CONTROL:
-                self._user.hand_over()             # answers to what came before it leave before its own
-                if not self._discarding and self._user is not None:
-                    self.receive_control()
+                self.receive_control()
             else:
                 self.fail(decoder.fault, None)
             if self._discarding or self._user is None:
@@ -584,13 +582,16 @@ cdef class Session(Sender):
     # ------------------------------------------------------------------ control frames
 
     cdef int receive_control(self) except -1:
-        cdef Decoder decoder = self._decoder
-        cdef const char* p = <const char*>decoder.data
-        cdef int admission
-        if decoder.opcode == K_CLOSE:
-            return self.receive_close(p, decoder.size)
-        if decoder.opcode == K_PONG:
-            self._user._on_pong(PyBytes_FromStringAndSize(p, decoder.size))
+        cdef int opcode = self._decoder.opcode, admission
+        # Both before a handler runs: where that lets the loop run, the decoder goes on with another read.
+        cdef bytes payload = PyBytes_FromStringAndSize(<const char*>self._decoder.data, self._decoder.size)
+        self._user.hand_over()                     # answers to what came before it leave before its own
+        if self._discarding or self._user is None:
+            return 0
+        if opcode == K_CLOSE:
+            return self.receive_close(payload)
+        if opcode == K_PONG:
+            self._user._on_pong(payload)
             return 0
         if self._throttle is not None:
             admission = self._throttle.admit_ping()
@@ -599,7 +600,7 @@ cdef class Session(Sender):
             if admission != ADMIT:
                 return 0
         # RFC 6455 §5.5.3: it is enough to answer the most recent ping. So one pong waits at most.
-        self._pong_due = PyBytes_FromStringAndSize(p, decoder.size)
+        self._pong_due = payload
         return self.send_pong()
 
     cdef int send_pong(self) except -1:
@@ -632,8 +633,8 @@ cdef class Session(Sender):
         self.read_to_the_end()                     # the answer stands behind what was not read yet
         self.watch()
 
-    cdef int receive_close(self, const char* p, Py_ssize_t n) except -1:
-        cdef CloseFrame frame = read_close(<const uint8_t*>p, n)
+    cdef int receive_close(self, bytes payload) except -1:
+        cdef CloseFrame frame = read_close(<const uint8_t*>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
         if frame.fault:
             return self.fail(frame.fault, None)
         self._discarding = True                    # RFC 6455 §5.5.1: no more data follows
@@ -649,7 +650,7 @@ cdef class Session(Sender):
             # RFC 6455 §5.5.1: the answer echoes the code; and the reason, as browsers and others do.
             self.closing.sent_code = frame.code
             self._user.on_closing()
-            self.write_control(K_CLOSE, PyBytes_FromStringAndSize(p, n))
+            self.write_control(K_CLOSE, payload)
         return self.end_transport()
 
     cdef int fail(self, int fault, object cause) except -1:

@@ -12,7 +12,7 @@ import pytest
 import fabric.asgi
 from fabric_ext.asgi import AsgiConnection
 from support.fake_transport import FakeTransport, in_loop
-from support.frames import BINARY, TEXT, decode_all, encode
+from support.frames import BINARY, CLOSE, TEXT, decode_all, encode
 
 
 class Lost(OSError):
@@ -179,6 +179,49 @@ async def test_sending_writes_first_and_waits_afterwards() -> None:
     await asyncio.sleep(0)
     assert peer.told == ["drain", "writable"]
     assert [wire.payload for wire in decode_all(transport.output)] == [b"x" * 90, b"y" * 90]
+
+
+@pytest.mark.parametrize("end", ["close", "loss"])
+async def test_what_ends_the_connection_while_it_becomes_bytes_goes_to_python(end: str) -> None:
+    peer = Peer()
+    transport = peer.open()
+
+    class Ends(bytearray):
+        def __bytes__(self) -> bytes:
+            if end == "loss":
+                transport.lose()
+            else:
+                session.begin_close(1000, "")
+            return b"data"
+
+    session = peer._session_now
+    event = {"type": "websocket.send", "bytes": Ends()}
+    await peer.send(event)
+    assert [frame.opcode for frame in decode_all(transport.output)] == ([CLOSE] if end == "close" else [])
+    assert peer.told[-1] is event
+
+
+async def test_another_receiver_may_take_the_last_event_while_reading_begins_again() -> None:
+    peer = Peer(max_queue=0)
+    transport = peer.open()
+    transport.feed(texts("1"))
+    assert not transport.reading
+    events: list[Any] = []
+
+    def take() -> None:
+        del transport.resume_reading  # once
+        transport.resume_reading()
+        other = peer.receive()
+        with pytest.raises(StopIteration) as stop:
+            other.send(None)
+        events.append(stop.value.value)
+
+    transport.resume_reading = take  # type: ignore[method-assign]
+    task = asyncio.ensure_future(peer.receive())
+    await asyncio.sleep(0)
+    assert events == [{"type": "websocket.receive", "text": "1"}]
+    await in_loop(lambda: transport.feed(texts("2")))
+    assert (await task)["text"] == "2"
 
 
 async def test_what_is_no_message_goes_to_python() -> None:

@@ -19,7 +19,7 @@ from fabric_ext.counters import Counters
 from fabric_ext.protocol import State
 from fabric_ext.receive_queue import Recv
 from support.fake_transport import FakeTransport, in_loop
-from support.frames import BINARY, CONTINUATION, TEXT, decode_all, encode
+from support.frames import BINARY, CLOSE, CONTINUATION, TEXT, decode_all, encode
 
 
 class Peer(Connection):
@@ -217,6 +217,30 @@ async def test_text_binary_and_messages() -> None:
     expected = [(TEXT, "é".encode()), (BINARY, b"b"), (BINARY, b"c"), (BINARY, b"d"), (TEXT, b"e"), (BINARY, b"f")]
     assert kinds == [each for each in expected for _ in range(2)]
     assert (peer.messages_sent, peer.bytes_sent) == (12, 14)
+
+
+@pytest.mark.parametrize("end", ["close", "loss"])
+@pytest.mark.parametrize("how", ["send", "send_nowait"])
+async def test_what_ends_the_connection_while_it_becomes_bytes_is_sent_by_nobody(how: str, end: str) -> None:
+    peer = Peer()
+    transport = connect(peer)
+
+    class Ends(bytearray):
+        def __bytes__(self) -> bytes:
+            if end == "loss":
+                transport.lose()
+            else:
+                session.begin_close(1000, "")
+            return b"data"
+
+    session = peer._session_now
+    if how == "send":
+        await peer.send(Ends())
+    else:
+        peer.send_nowait(Ends())
+    assert [frame.opcode for frame in decode_all(transport.output)] == ([CLOSE] if end == "close" else [])
+    assert peer._outbox_size == 1
+    assert peer.messages_sent == 0
 
 
 async def test_text_that_is_none() -> None:

@@ -582,6 +582,63 @@ async def test_a_broadcast_goes_to_the_open_ones_and_tells_of_the_others() -> No
         broadcast([None], "x", None)  # type: ignore[type-var]
 
 
+@pytest.mark.parametrize("end", ["close", "loss"])
+async def test_what_ends_the_connection_while_it_becomes_bytes_is_sent_by_nobody(end: str) -> None:
+    peer = Peer()
+    transport = peer.open()
+
+    class Ends(bytearray):
+        def __bytes__(self) -> bytes:
+            if end == "loss":
+                transport.lose()
+            else:
+                peer.session.begin_close(1000, "")
+            return b"data"
+
+    await peer.send(Ends())
+    assert [frame.opcode for frame in sent(transport)] == ([CLOSE] if end == "close" else [])
+    assert any(each.startswith("later") for each in peer.told)
+
+
+@pytest.mark.parametrize("masking", [False, True])
+async def test_a_broadcast_that_ends_a_connection_while_it_becomes_bytes_goes_to_the_others(masking: bool) -> None:
+    peers = [Peer() for _ in range(2)]
+    transports = [peer.open(masking=masking) for peer in peers]
+
+    class Ends(bytearray):
+        def __bytes__(self) -> bytes:
+            if not transports[0].closing:
+                transports[0].lose()
+            return b"data"
+
+    assert broadcast(peers, Ends(), None) == []
+    assert sent(transports[0]) == []
+    assert [frame.payload for frame in sent(transports[1])] == [b"data"]
+
+
+async def test_another_receiver_may_take_the_last_item_while_reading_begins_again() -> None:
+    peer = Peer(high=0, low=0)
+    transport = peer.open()
+    transport.feed(encode(TEXT, "1"))
+    assert not transport.reading
+    taken: list[Any] = []
+
+    def take() -> None:
+        del transport.resume_reading  # once
+        transport.resume_reading()
+        other = peer.recv()
+        with pytest.raises(StopIteration) as stop:
+            other.send(None)
+        taken.append(stop.value.value)
+
+    transport.resume_reading = take  # type: ignore[method-assign]
+    task = asyncio.ensure_future(peer.recv())
+    await asyncio.sleep(0)
+    assert taken == ["1"]
+    await in_loop(lambda: transport.feed(encode(TEXT, "2")))
+    assert await task == "2"
+
+
 async def test_another_thread_is_refused() -> None:
     peer = Peer()
     transport = peer.open()

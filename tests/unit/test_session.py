@@ -22,6 +22,7 @@ from support.fake_time import in_fake_time
 from support.fake_transport import FakeTransport, in_loop
 from support.frames import (
     BINARY,
+    CLOSE,
     CONTINUATION,
     PING,
     PONG,
@@ -653,6 +654,31 @@ async def test_an_item_stays_where_it_is_when_reading_cannot_begin_again(raising
     assert transport.reading
 
 
+async def test_another_receiver_may_take_the_last_item_while_reading_begins_again() -> None:
+    """Where the event loop writes to a log that it reads on, say, and the handler of the log receives."""
+    peer = Peer(None, queue_limit=1)
+    transport = peer.open()
+    transport.feed(encode(TEXT, "1"))
+    taken: list[Any] = []
+
+    def take() -> None:
+        del transport.resume_reading  # once
+        transport.resume_reading()
+        taken.append(peer._take_now())
+
+    transport.resume_reading = take  # type: ignore[method-assign]
+    task = asyncio.create_task(peer.recv())
+    await asyncio.sleep(0)
+    assert taken == [Message("1")]
+    assert peer._is_awaited
+    await in_loop(lambda: transport.feed(encode(TEXT, "2")))
+    assert await task == Message("2")
+    transport.feed(encode(TEXT, "3"))
+    assert not transport.reading, "the queue holds as much as it says"
+    assert peer._take_now() == Message("3")
+    assert transport.reading
+
+
 # --- a handler that ends it --------------------------------------------------------------------------------
 
 ENDS: dict[str, Callable[[Peer, FakeTransport], Any]] = {
@@ -692,3 +718,41 @@ async def test_whatever_a_handler_does_to_its_connection_the_rest_of_the_read_is
         await asyncio.wait([task])
         assert isinstance(task.exception(), KeyError) == (how == "error")
     assert peer.state is State.CLOSED
+
+
+INSIDE = {
+    "text": (encode(TEXT, "x" * 300), [(PONG, b"p")]),
+    "ping": (encode(PING, "q"), [(PONG, b"q"), (PONG, b"p")]),
+    "pong": (encode(PONG, "q"), [(PONG, b"p")]),
+    "close": (close_frame(4000), [(CLOSE, b"\x0f\xa0")]),
+}
+
+
+@pytest.mark.parametrize("inside", INSIDE)
+async def test_a_ping_stays_what_it_is_where_the_handler_before_it_lets_the_loop_run(inside: str) -> None:
+    peer = Peer(None)
+    transport = peer.open()
+    frame, expected = INSIDE[inside]
+
+    async def receive() -> None:
+        async for message in peer:
+            if message.as_text() == "first":
+                transport.feed(frame)
+
+    task = asyncio.create_task(receive())
+    await asyncio.sleep(0)
+    await in_loop(lambda: transport.feed(encode(TEXT, "first") + encode(PING, "p")))
+    assert [(each.opcode, each.payload) for each in answers(transport)] == expected
+    transport.lose()
+    await asyncio.wait([task])
+    assert peer.pongs == ([b"q"] if inside == "pong" else [])
+
+
+async def test_a_transport_has_not_read_less_than_nothing() -> None:
+    peer = Peer()
+    transport = peer.open()
+    transport.protocol.get_buffer(-1)
+    with pytest.raises(RuntimeError, match="without get_buffer"):
+        transport.protocol.buffer_updated(-1)
+    transport.feed(encode(TEXT, "x"))
+    assert peer.got == ["x"]
