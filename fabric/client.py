@@ -85,7 +85,6 @@ class WebSocketClient(BaseConnection):
         "_heartbeat",
         "_in_line",
         "_is_handed_over",
-        "_judged",
         "_keeps_on",
         "_line",
         "_on_connect",
@@ -93,7 +92,6 @@ class WebSocketClient(BaseConnection):
         "_on_reconnect",
         "_on_session",
         "_outage",
-        "_renewed",
         "_repair",
         "_retry_now",
         "_schedule",
@@ -140,7 +138,6 @@ class WebSocketClient(BaseConnection):
         self._outage = config.outage
         self._line = asyncio.Lock()  # of senders that wait for the end of an outage
         self._in_line = 0  # how many they are
-        self._renewed: Session | None = None  # that reconnect() has closed
         self._retry_now: asyncio.Event | None = None  # set: the next attempt begins now
         self._connected_waiter: asyncio.Future[None] | None = None  # done when there is a connection, and at the end
         self._session_refused: BaseException | None = None  # what on_session raised latest
@@ -148,7 +145,6 @@ class WebSocketClient(BaseConnection):
         self._session_end: asyncio.Future[ConnectionClosed] | None = None  # how the present session ends
         self._task: asyncio.Task[None] | None = None  # see _live
         self._repair: asyncio.Task[None] | None = None  # the search for another session, while it lasts
-        self._judged: Session | None = None  # the session whose loss `_verdict` is about
         self._verdict: bool | float = True  # on the latest error: does another attempt follow?
 
     @classmethod
@@ -413,7 +409,7 @@ class WebSocketClient(BaseConnection):
         session = self._session_now
         if session is None or session.closing is None:
             return False
-        by_us = session.closing.began_by == "local" and session is not self._renewed
+        by_us = session.closing.began_by == "local" and not session.is_renewed
         return not by_us and self._is_followed(session)
 
     async def _await_turn(self) -> None:
@@ -455,10 +451,10 @@ class WebSocketClient(BaseConnection):
         """Does another session follow this one, which has ended or was closed by the peer?"""
         if not self._keeps_on or not self._is_handed_over or self._stopping:
             return False
-        if session is self._renewed:
-            self._judged, self._verdict = session, 0.0
-        if self._judged is not session:  # asked once for each
-            self._judged = session
+        if session.is_renewed:
+            self._verdict = 0.0
+        elif not session.is_judged:
+            session.is_judged = True
             self._decide(loss_of(session, self._config.max_message_size))
         return self._verdict is not False
 
@@ -701,10 +697,10 @@ class WebSocketClient(BaseConnection):
         session = self._session_now
         if session is not None and self._is_open:
             await self._drain()
-            if session is self._session_now and self._is_open:
-                self._renewed = session
+            if not session.has_ended and self._is_open:
+                session.is_renewed = True
                 self._begin_closing(1001, "reconnecting")
-                while self._session_now is session:
+                while not session.has_ended:
                     await asyncio.shield(self._session_ended())
         elif self._retry_now is not None:
             self._retry_now.set()

@@ -48,6 +48,8 @@ cdef class Session(Sender):
     cdef readonly object lost_error    # what the event loop said of its end; None
     cdef public object pings     # of the application, unanswered; None until needed
     cdef public object probe     # what a heartbeat watches it by; None
+    cdef public bint is_renewed  # this end has closed it, to have another
+    cdef public bint is_judged   # its user has decided whether another follows
     cdef object _timer           # of the close handshake
     cdef object _end_check       # looks whether a peer that is not read from has left
     cdef bint _peer_is_done      # it has: what is left is no more than a socket buffer

@@ -64,6 +64,10 @@ class Session(Sender):
     """The application's pings that have no pong yet; None until needed."""
     probe: Any
     """What a heartbeat watches it by; None where there is no heartbeat."""
+    is_renewed: bool
+    """This end has closed it, to have another one."""
+    is_judged: bool
+    """Its user has decided whether another one follows."""
 
     def cork(self, change: int) -> None:
         """One more (1), or one less (-1), asks that what is sent is gathered. Without effect once it has ended."""
@@ -83,6 +87,10 @@ class Session(Sender):
     @property
     def io(self) -> Any:
         """asyncio's transport; None once it is gone."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Is its transport gone?"""
 
     @property
     def is_blocked(self) -> bool:

@@ -831,6 +831,10 @@ cdef class Session(Sender):
         return self._transport.io
 
     @property
+    def has_ended(self):
+        return self._transport.io is None
+
+    @property
     def is_blocked(self):
         return self._transport.holds
 

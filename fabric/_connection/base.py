@@ -475,14 +475,14 @@ class BaseConnection(Connection):
                 await self._write_next_part(opcode, pending, session, compress, final=True)
                 session = None
             except BaseException:
-                if session is not None and session is self._session_now:
+                if session is not None and not session.has_ended:
                     # Half a message is out and cannot be taken back (RFC 6455 §5.4).
                     self._begin_closing(1011, "message abandoned half-way")
                 raise
             finally:
                 self._parts_now = None
                 _parts_around.set(outer)
-                if session is not None and session is self._session_now:
+                if session is not None and not session.has_ended:
                     self._end_parts()
 
     @contextlib.asynccontextmanager
@@ -527,10 +527,10 @@ class BaseConnection(Connection):
                 await self._writable()
                 await self._await_turn()
         else:
-            while self._session_now is session and self._is_open and session.is_blocked:
+            while not session.has_ended and self._is_open and session.is_blocked:
                 await self._writable()
         now = self._session_now
-        if not self._is_open or now is None or (session is not None and session is not now):
+        if not self._is_open or now is None or (session is not None and session.has_ended):
             raise self._closed_error()
         self._write_part(0 if session is not None else opcode, payload, final, compress)
         return now
