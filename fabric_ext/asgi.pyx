@@ -203,8 +203,7 @@ cdef class AsgiConnection(SessionUser):
             n = PyBytes_GET_SIZE(data)
         if unlikely(not self._sendable):                       # classes of the application may do anything in there
             return False
-        self._session.write_message(opcode, p, n, data, None)
-        return True
+        return self._session.write_message(opcode, p, n, data, None)
 
     cdef bint is_congested(self) except -1:
         """Does the transport hold so much that a sender is to wait?"""

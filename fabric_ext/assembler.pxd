@@ -33,3 +33,7 @@ cdef class Assembler:
     cdef int append(self, const char* p, Py_ssize_t n, Py_ssize_t expected) except -1
     cdef int shrink(self) except -1
     cdef int refuse(self, int verdict) noexcept
+
+
+# To join a message of this opcode. It allocates nothing that the collector tracks: no finalizer comes between.
+cdef Assembler new_assembler(Py_ssize_t max_message_size, int kind)

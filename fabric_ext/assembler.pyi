@@ -1,5 +1,5 @@
 import enum
-from typing import Self, final
+from typing import final
 
 from typing_extensions import Buffer
 
@@ -41,7 +41,7 @@ class Assembler:
         ValueError: a limit is below 1.
     """
 
-    def __new__(cls, max_message_size: int, max_fragments: int = ...) -> Self: ...
+    def __init__(self, max_message_size: int, max_fragments: int = ...) -> None: ...
     @property
     def max_message_size(self) -> int: ...
     @property

@@ -139,10 +139,17 @@ cdef uint64_t utf8_advance(uint64_t state, const uint8_t* p, Py_ssize_t n) noexc
     return state
 
 
+cdef Assembler new_assembler(Py_ssize_t max_message_size, int kind):
+    cdef Assembler assembler = Assembler.__new__(Assembler)
+    assembler.max_message_size = max_message_size
+    assembler.begin(kind)
+    return assembler
+
+
 @cython.final
 @cython.no_gc
 cdef class Assembler:
-    def __cinit__(self, Py_ssize_t max_message_size, Py_ssize_t max_fragments=DEFAULT_MAX_FRAGMENTS):
+    def __init__(self, Py_ssize_t max_message_size, Py_ssize_t max_fragments=DEFAULT_MAX_FRAGMENTS):
         if max_message_size < 1:
             raise ValueError(f"max_message_size must be at least 1 byte, got {max_message_size}")
         if max_fragments < 1:

@@ -3,7 +3,7 @@
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
-from cython cimport final
+from cython cimport final, unlikely
 from libc.stdint cimport uint8_t, uint32_t
 
 from fabric_ext.connection cimport Connection
@@ -72,22 +72,26 @@ cdef class Shared(Item):
                 put_off = None
             if peer._sendable:
                 if session._uncorked:
-                    session.write_made(self.frames_for(session), self.size, self.entry)
+                    sent += session.write_made(self.frames_for(session), self.size, self.entry)
                     put_off = None             # it may have let the loop run, and this turn end
-                else:
-                    if put_off is not session._loop_writer:
-                        put_off = session._loop_writer
-                        put_off.add_item(self, PyBytes_GET_SIZE(self.plain))
-                        item = len(put_off.fan_out.items) - 1
-                    session.count_sent(self.size)
-                    session.add_due(item)
+                    continue
+                if put_off is not session._loop_writer:
+                    put_off = session._loop_writer
+                    put_off.add_item(self, PyBytes_GET_SIZE(self.plain))
+                    item = len(put_off.fan_out.items) - 1
+            if peer._sendable:                 # still: a finalizer may have closed it
+                session.count_sent(self.size)
+                session.add_due(item)
                 sent += 1
             elif peer._state == OPEN:
                 later.append(peer)
         return sent, later
 
     cdef int write_to(self, Writer writer) except -1:
-        cdef bytes frames = self.frames_for(<Session>writer)
+        cdef Session session = <Session>writer
+        cdef bytes frames = self.frames_for(session)
+        if unlikely(session._is_shut):         # meanwhile
+            return session.on_unsent([self.entry])
         return writer.add_made(PyBytes_AS_STRING(frames), PyBytes_GET_SIZE(frames), self.entry)
 
     cdef bytes frames_for(self, Session session):

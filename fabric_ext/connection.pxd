@@ -33,6 +33,8 @@ cdef class Connection(SessionUser):
     cdef int _stream_number      # of the latest stream
 
     @final
+    cdef object pop_outbox(self)
+    @final
     cdef bint write_object(self, object message, object compress) except -1
     @final
     cdef inline int enqueue(self, object item, Py_ssize_t n) except -1

@@ -168,8 +168,8 @@ class Connection(SessionUser):
     def _set_waiting(self, change: int) -> None:
         """One sender more, or one less, waits for room in the outbox."""
 
-    def _write_part(self, opcode: int, payload: bytes, fin: bool, compress: bool | None) -> None:
-        """Send one part of a message; meanwhile other messages wait in the outbox."""
+    def _write_part(self, opcode: int, payload: bytes, fin: bool, compress: bool | None) -> bool:
+        """Send one part of a message; meanwhile other messages wait in the outbox. False: the connection has ended."""
 
     def _end_parts(self) -> None:
         """No message is being sent in parts any more."""

@@ -411,8 +411,7 @@ cdef class Connection(SessionUser):
             n = PyBytes_GET_SIZE(data)
         else:
             return False
-        self._session.write_message(opcode, p, n, message, compress)
-        return True
+        return self._session.write_message(opcode, p, n, message, compress)
 
     def flush(self):
         """Give the system now what has been gathered, rather than at the end of the turn."""
@@ -446,31 +445,44 @@ cdef class Connection(SessionUser):
 
     def _outbox_pop(self):
         """The oldest message kept, as (message, compress); `IndexError` when there is none."""
-        item = self._outbox.pop()
-        message, compress = (item, None) if type(item) is Message else item
-        self._outbox_bytes -= len(message)
+        item = self.pop_outbox()
+        return (item, None) if type(item) is Message else item
+
+    cdef object pop_outbox(self):
+        """The oldest message kept, in a tuple with its `compress` where it has one."""
+        cdef object item = self._outbox.pop()
+        self._outbox_bytes -= len(item if type(item) is Message else item[0])
         if self._session is not None and self._session.given_back:
             self._session.given_back -= 1
         self.update_sendable()
-        return message, compress
+        return item
 
     cdef int drain_outbox(self) except -1:
         """Write what waits, in order: what is sent meanwhile, by a callback or a finalizer, goes behind it."""
         cdef Session session
-        cdef object message, compress
+        cdef object item, message, compress
+        cdef bint written
         if self._draining:
             return 0
         self._draining = True
         try:
             while self.can_drain():
                 session = self._session
-                message, compress = self._outbox_pop()
+                item = self.pop_outbox()
+                message, compress = (item, None) if type(item) is Message else item
+                written = True
                 try:
-                    self.write_object(message, compress)
-                    session.flush()                            # to learn whether the kernel still takes them
-                    session.after_writing()
+                    if self._session is session:
+                        written = self.write_object(message, compress)
+                        session.flush()                        # to learn whether the kernel still takes them
+                        session.after_writing()
+                    else:
+                        written = False
                 finally:
-                    if self._backpressure is not None:
+                    if not written:
+                        self._outbox.push_front(item)
+                        self._outbox_bytes += len(message)
+                    elif self._backpressure is not None:
                         self._backpressure.release(len(message))   # may call back, and so send
         finally:
             self._draining = False
@@ -514,13 +526,15 @@ cdef class Connection(SessionUser):
         return 0
 
     def _write_part(self, int opcode, bytes payload, bint fin, compress):
-        """Send one part of a message; meanwhile other messages wait in the outbox."""
+        """Send one part of a message; meanwhile other messages wait in the outbox. False: the connection has ended."""
         if self._session is None:
             raise RuntimeError("not connected")
-        self._session.write_part(opcode, payload, fin, compress)
+        if not self._session.write_part(opcode, payload, fin, compress):
+            return False
         self.update_sendable()
         if fin:
             self._end_parts()
+        return True
 
     def _end_parts(self):
         """No message is being sent in parts any more."""

@@ -122,8 +122,8 @@ class PlainConnection(SessionUser):
     def _write(self, message: str | _BytesLike, text: bool | None) -> None:
         """Write a str or bytes-like object as one message."""
 
-    def _write_part(self, opcode: int, payload: bytes, fin: bool) -> None:
-        """Send one frame of a message in several; meanwhile other messages wait."""
+    def _write_part(self, opcode: int, payload: bytes, fin: bool) -> bool:
+        """Send one frame of a message in several; meanwhile other messages wait. False: the connection has ended."""
 
     def _end_parts(self) -> None:
         """No message is being sent in several frames any more."""

@@ -321,16 +321,18 @@ cdef class PlainConnection(SessionUser):
                     return False
             p = PyBytes_AS_STRING(message)
             n = PyBytes_GET_SIZE(message)
-        self._session.write_message(opcode, p, n, message, None)
-        return True
+        return self._session.write_message(opcode, p, n, message, None)
 
     def _write_part(self, int opcode, bytes payload, bint fin):
-        """Send one frame of a message in several; meanwhile other messages wait."""
+        """Send one frame of a message in several; meanwhile other messages wait. False: the connection has ended."""
         if self._session is None:
             raise RuntimeError("not connected")
-        self._session.write_part(opcode, payload, fin, None)
-        self._session.flush()
+        if not self._session.write_part(opcode, payload, fin, None):
+            return False
+        if self._session is not None:
+            self._session.flush()
         self.update_sendable()
+        return True
 
     def _end_parts(self):
         """No message is being sent in several frames any more."""

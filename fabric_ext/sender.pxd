@@ -16,6 +16,8 @@ cdef class Sender(Writer):
     cdef Codec _codec            # None: no compression negotiated
     cdef Py_ssize_t _fragment_size     # payload bytes per outbound frame; 0: never split
 
+    cdef bint _is_shut           # no data follows any more: a close frame has been written, or the transport is gone
+
     # a message that is being sent in parts
     cdef bint sending_parts
     cdef bint _packing           # it is compressed
@@ -24,9 +26,9 @@ cdef class Sender(Writer):
     cdef unsigned long _parts_flushes
 
     @final
-    cdef int write_message(self, int opcode, const char* p, Py_ssize_t n, object message, object compress) except -1
+    cdef bint write_message(self, int opcode, const char* p, Py_ssize_t n, object message, object compress) except -1
     @final
-    cdef int write_made(self, bytes frames, Py_ssize_t n, object message) except -1
+    cdef bint write_made(self, bytes frames, Py_ssize_t n, object message) except -1
     @final
     cdef bint compresses(self, Py_ssize_t n, object compress) except -1
     @final

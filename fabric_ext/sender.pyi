@@ -16,7 +16,7 @@ class Sender(Writer):
     def write_pong(self, payload: bytes) -> None:
         """Send a pong that nobody asked for (RFC 6455 §5.5.3)."""
 
-    def write_part(self, opcode: int, payload: bytes, fin: bool, compress: bool | None) -> None:
+    def write_part(self, opcode: int, payload: bytes, fin: bool, compress: bool | None) -> bool:
         """Send one part of a message sent in parts; `opcode` 0 continues it.
 
         Its first part decides whether it is compressed: the size of the whole is not known.

@@ -7,7 +7,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cython cimport unlikely
 from libc.stdint cimport uint8_t
 
-from fabric_ext.message cimport K_BINARY, K_CONTINUATION, K_PING, K_PONG, K_TEXT, Message, new_message
+from fabric_ext.deflate cimport Codec
+from fabric_ext.message cimport K_BINARY, K_CLOSE, K_CONTINUATION, K_PING, K_PONG, K_TEXT, Message, new_message
 from fabric_ext.writer cimport LARGE, Writer
 
 
@@ -22,13 +23,16 @@ cdef tuple message_of(object item):
 cdef class Sender(Writer):
     """The sending half of a session."""
 
-    cdef int write_message(self, int opcode, const char* p, Py_ssize_t n, object message, object compress) except -1:
-        """Send a data message, whose payload lies in `message` (str, bytes or Message); one frame or more."""
+    cdef bint write_message(self, int opcode, const char* p, Py_ssize_t n, object message, object compress) except -1:
+        """Send a data message, whose payload lies in `message` (str, bytes or Message); one frame or more.
+
+        False: what ran meanwhile, such as a finalizer, has ended the connection, and nothing was sent.
+        """
         cdef uint8_t first = opcode
-        cdef bytes packed
+        cdef Py_ssize_t size = n
+        cdef bytes packed = None
         cdef object entry = message if compress is None else (message, compress)
         cdef bint large = n >= LARGE and not self._is_client and not self._fragment_size
-        self.count_sent(n)
         if unlikely(self._due):
             self.take_due()
         if large:
@@ -37,26 +41,32 @@ cdef class Sender(Writer):
             packed = self.pack(p, n, True)
             p = PyBytes_AS_STRING(packed)
             n = PyBytes_GET_SIZE(packed)
-            if large and n >= LARGE:
-                self.write_large(0xC0 | first, p, n, packed, entry)
-                return self.after_writing()
             first |= 0x40
-        elif large:
-            self.write_large(0x80 | first, p, n, (<Message>message).data if type(message) is Message else message, entry)
-            return self.after_writing()
-        if self._fragment_size and n > self._fragment_size:
-            self.append_frames(first, p, n, True)
+            large = large and n >= LARGE
+        if unlikely(self._is_shut):
+            return False
+        self.count_sent(size)
+        if large:
+            owner = packed
+            if packed is None:
+                owner = (<Message>message).data if type(message) is Message else message
+            self.write_large(0x80 | first, p, n, owner, entry)
         else:
-            self.append_frame(0x80 | first, p, n)
-        self.appended(entry)
-        return self.after_writing()
+            if self._fragment_size and n > self._fragment_size:
+                self.append_frames(first, p, n, True)
+            else:
+                self.append_frame(0x80 | first, p, n)
+            self.appended(entry)
+        self.after_writing()
+        return True
 
     cdef bint compresses(self, Py_ssize_t n, object compress) except -1:
         """Is a message of `n` bytes compressed, of which its sender says `compress`?"""
         return self._codec is not None and compress is not False and (n >= self._codec.threshold or compress is True)
 
     cdef bytes pack(self, const char* p, Py_ssize_t n, bint fin):
-        cdef bytes packed = self._codec.compress_part(p, n, fin)
+        cdef Codec codec = self._codec             # held: a finalizer may let the loop run, and the session end
+        cdef bytes packed = codec.compress_part(p, n, fin)
         self._counters.compression_bytes_in += n
         self._counters.compression_bytes_out += PyBytes_GET_SIZE(packed)
         return packed
@@ -71,15 +81,20 @@ cdef class Sender(Writer):
                 first = K_CONTINUATION
         return self.append_frame(0x80 | first if fin else first, p, n)
 
-    cdef int write_made(self, bytes frames, Py_ssize_t n, object message) except -1:
-        """Send a message of `n` payload bytes whose frames are made already."""
+    cdef bint write_made(self, bytes frames, Py_ssize_t n, object message) except -1:
+        """Send a message of `n` payload bytes whose frames are made already; False as in `write_message`."""
+        if unlikely(self._is_shut):
+            return False
         self.count_sent(n)
         self.write_raw(PyBytes_AS_STRING(frames), PyBytes_GET_SIZE(frames), message)
-        return self.after_writing()
+        self.after_writing()
+        return True
 
     cdef int write_control(self, int opcode, bytes payload) except -1:
         if unlikely(self._due):
             self.take_due()
+        if opcode == K_CLOSE:
+            self._is_shut = True
         self.append_frame(0x80 | opcode, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
         self.appended(None)
         return self.after_writing()
@@ -103,12 +118,13 @@ cdef class Sender(Writer):
     def write_part(self, int opcode, bytes payload not None, bint fin, compress):
         """Send one part of a message sent in parts; `opcode` 0 continues it.
 
-        Its first part decides whether it is compressed: the size of the whole is not known.
+        Its first part decides whether it is compressed: the size of the whole is not known. False as in `write_message`.
         """
         cdef Py_ssize_t n = PyBytes_GET_SIZE(payload)
         cdef uint8_t first = opcode
-        cdef bytes packed
+        cdef bytes packed = None
         cdef bytes plain
+        cdef list parts = []                       # before it is asked whether anything follows: no finalizer comes between
         cdef object message = None
         self.check_made()
         if self._user is None:
@@ -117,7 +133,12 @@ cdef class Sender(Writer):
             self.take_due()
         if opcode:
             self._packing = self.compresses(n, compress)
-            self._parts = []
+        if self._packing and self._codec is not None:
+            packed = self.pack(PyBytes_AS_STRING(payload), n, fin)
+        if self._is_shut:
+            return False
+        if opcode:
+            self._parts = parts
             self._parts_kind = opcode
             self._parts_flushes = self._flushes
         self.sending_parts = not fin
@@ -135,8 +156,7 @@ cdef class Sender(Writer):
                 plain = b"".join(self._parts)
                 message = new_message(self._parts_kind, plain.decode() if self._parts_kind == K_TEXT else plain)
                 self._parts = None
-        if self._packing:
-            packed = self.pack(PyBytes_AS_STRING(payload), n, fin)
+        if packed is not None:
             if opcode:
                 first |= 0x40
             self.append_frames(first, PyBytes_AS_STRING(packed), PyBytes_GET_SIZE(packed), fin)
@@ -144,6 +164,7 @@ cdef class Sender(Writer):
             self.append_frames(first, PyBytes_AS_STRING(payload), n, fin)
         self.appended(message)
         self.after_writing()
+        return True
 
     @property
     def is_sending_parts(self):

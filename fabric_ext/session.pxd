@@ -101,6 +101,8 @@ cdef class Session(Sender):
     @final
     cdef int receive_control(self) except -1
     @final
+    cdef bint begin_handshake(self, str began_by) except -1
+    @final
     cdef int receive_close(self, bytes payload) except -1
     @final
     cdef int deliver_in_parts(self) except -1

@@ -14,7 +14,7 @@ from cython cimport likely, unlikely
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy
 
-from fabric_ext.assembler cimport Assembler
+from fabric_ext.assembler cimport Assembler, new_assembler
 from fabric_ext.awaitable cimport reraise, take_reference
 from fabric_ext.closing cimport CloseHandshake, peer_is_done, unsent_of
 from fabric_ext.clock cimport monotonic_ns
@@ -206,6 +206,7 @@ cdef class Session(Sender):
         self._timer = self._end_check = None
         if self._due:
             self.take_due()
+        self._is_shut = True
         self.cut_off = self.take_held(self.not_taken())
         unsent = self.take_unsent()
         self._transport.detach()
@@ -297,6 +298,7 @@ cdef class Session(Sender):
         cdef Py_ssize_t n = decoder.size
         cdef Py_ssize_t limit
         cdef bytes plain
+        cdef Codec codec = self._codec             # held: a finalizer may let the loop run, and the session end
         cdef bint first = decoder.begins and decoder.opcode != K_CONTINUATION, last = decoder.ends and decoder.fin
         if not decoder.compressed:
             return self.receive_piece(p, n, first, last, None)
@@ -306,11 +308,13 @@ cdef class Session(Sender):
             self._frame_size = 0
         limit = min(decoder.max_message_size - self._message_size, decoder.max_frame_size - self._frame_size)
         try:
-            plain = self._codec.decompress(p, n, first, last, limit)
+            plain = codec.decompress(p, n, first, last, limit)
         except OutputLimit as error:
             return self.fail(TOO_LARGE, error)
         except CorruptData as error:
             return self.fail(BAD_COMPRESSION, error)
+        if self._user is None:
+            return 0
         self._counters.decompression_bytes_in += n
         self._counters.decompression_bytes_out += PyBytes_GET_SIZE(plain)
         self._frame_size += PyBytes_GET_SIZE(plain)
@@ -336,8 +340,7 @@ cdef class Session(Sender):
             self._in_parts = self._delivery != WHOLE or (self._frames_apart and not self._decoder.fin)
             if last and not self._in_parts:
                 return self.receive_whole(p, n, owner)
-            self._assembler = Assembler(self._decoder.max_message_size)
-            self._assembler.begin(self._decoder.opcode)
+            self._assembler = new_assembler(self._decoder.max_message_size, self._decoder.opcode)
         assembler = self._assembler
         self._message_size += n
         if self._in_parts:
@@ -567,6 +570,8 @@ cdef class Session(Sender):
 
     cdef int on_unsent(self, list messages) except -1:
         """The connection is lost, as the kernel says. The transport will learn it when it reads; if not, it is aborted."""
+        if self._user is None:
+            return 0
         self._user.on_blocked()
         self._user.on_unsent(messages)
         return self.watch()
@@ -618,13 +623,11 @@ cdef class Session(Sender):
         if self.closing is not None:
             self._say_fault()
             return
-        if self._user is None:
+        body = b"" if code == 1005 else code.to_bytes(2, "big") + reason.encode()
+        if not self.begin_handshake("local"):
             return
-        self.closing = CloseHandshake()
-        self.closing.began_by = "local"
         self.closing.sent_code = code
         self.closing.reason = self.closing.sent_reason = reason
-        body = b"" if code == 1005 else code.to_bytes(2, "big") + reason.encode()
         self._user.on_closing()
         self.write_control(K_CLOSE, body)
         self.flush()
@@ -633,14 +636,23 @@ cdef class Session(Sender):
         self.read_to_the_end()                     # the answer stands behind what was not read yet
         self.watch()
 
+    cdef bint begin_handshake(self, str began_by) except -1:
+        """The close handshake begins; False if it had, or the session has ended, as a finalizer may have it."""
+        cdef CloseHandshake handshake = CloseHandshake()
+        if self.closing is not None or self._user is None:
+            return False
+        handshake.began_by = began_by
+        self.closing = handshake
+        return True
+
     cdef int receive_close(self, bytes payload) except -1:
         cdef CloseFrame frame = read_close(<const uint8_t*>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
         if frame.fault:
             return self.fail(frame.fault, None)
         self._discarding = True                    # RFC 6455 §5.5.1: no more data follows
-        if self.closing is None:
-            self.closing = CloseHandshake()
-            self.closing.began_by = "remote"
+        self.begin_handshake("remote")
+        if self._user is None:
+            return 0
         if not self.closing.fault:
             self.closing.reason = frame.reason
         self.closing.received_code = frame.code
@@ -677,13 +689,10 @@ cdef class Session(Sender):
     cdef int fail_with(self, int fault, int code, str reason, object cause) except -1:
         if self._user is None or self._discarding:
             return 0
-        if self.closing is not None:               # our close frame is out already
-            self._discarding = True
-            return self._abort_now()
         self._discarding = True
+        if not self.begin_handshake("local"):      # our close frame is out already
+            return self._abort_now()
         self._counters.receive_errors += 1
-        self.closing = CloseHandshake()
-        self.closing.began_by = "local"
         self.closing.sent_code = code
         self.closing.fault = fault
         self.closing.cause = cause

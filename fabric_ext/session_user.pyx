@@ -1,6 +1,6 @@
 """What a session reports to: messages and parts, what it could not send, and its end. The base of every connection."""
 
-from cython cimport final
+from cython cimport final, no_gc
 
 from fabric_ext.message cimport Message
 from fabric_ext.receive_queue cimport ReceiveQueue
@@ -14,7 +14,9 @@ cdef Part new_part(object data, bint last, bint is_cut_off):
     return part
 
 
+# As Message: no cycle can pass through an exact str or bytes, and no finalizer runs where one is made.
 @final
+@no_gc
 cdef class Part:
     """One part of a message that is received as a stream."""
 

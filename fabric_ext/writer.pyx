@@ -136,9 +136,9 @@ cdef class LoopWriter:
         """Have it served at the end of the turn; its receivers follow, by `add_due(len(fan_out.items) - 1)`."""
         if self.fan_out.size + size > BLOCK or self.fan_out.count >= MAX_NODES:
             self.serve(True)
+        self._schedule_turn()                  # first: a finalizer that lets the loop run may have this turn end
         if not self.due_since:
             self.due_since = monotonic_ns()
-        self._schedule_turn()
         return self.fan_out.add_item(item, size)
 
     cdef bint is_full(self, Py_ssize_t size) noexcept:

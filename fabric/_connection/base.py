@@ -532,7 +532,8 @@ class BaseConnection(Connection):
         now = self._session_now
         if not self._is_open or now is None or (session is not None and session.has_ended):
             raise self._closed_error()
-        self._write_part(0 if session is not None else opcode, payload, final, compress)
+        if not self._write_part(0 if session is not None else opcode, payload, final, compress):
+            raise self._closed_error()
         return now
 
     async def _writable(self) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import random
 import socket
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from fabric_ext.broadcast import Shared
 from fabric_ext.bucket import RateGate, TokenBucket
 from fabric_ext.deflate import DeflateCodec
 from fabric_ext.frames import Fault
@@ -677,6 +681,102 @@ async def test_another_receiver_may_take_the_last_item_while_reading_begins_agai
     assert not transport.reading, "the queue holds as much as it says"
     assert peer._take_now() == Message("3")
     assert transport.reading
+
+
+# --- finalizers --------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def at_collection(number: int, function: Callable[[], Any]) -> Iterator[None]:
+    """Inside it, garbage is collected at nearly every allocation, and in one of these `function` is called."""
+    seen = 0
+
+    def note(phase: str, _: Any) -> None:
+        nonlocal seen
+        seen += phase == "stop"
+        if phase == "stop" and seen == number:
+            function()
+
+    before = gc.get_threshold()
+    gc.callbacks.append(note)
+    gc.set_threshold(1, 1000, 1000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(note)
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+async def test_a_finalizer_that_lets_the_session_end_while_a_message_inflates(number: int) -> None:
+    peer = Peer()
+    transport = peer.open(codec=DeflateCodec(), max_message_size=1 << 20)
+    text = random.Random(1).randbytes(40_000).hex()
+    frame = encode(TEXT, deflated(text.encode()), rsv=4)
+    with at_collection(number, transport.lose):
+        transport.feed(frame)
+    assert peer.got in ([], [text])
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+async def test_a_finalizer_that_lets_more_of_a_message_be_read(number: int) -> None:
+    peer = Peer(None)
+    transport = peer.open()
+    peer._start_stream()
+    rest = encode(CONTINUATION, "b", fin=False) + encode(CONTINUATION, "c")
+    frame = encode(TEXT, "a", fin=False)
+    fed = False
+
+    def feed() -> None:
+        nonlocal fed
+        fed = True
+        transport.feed(rest)
+
+    transport.protocol.get_buffer(-1)[: len(frame)] = frame
+    updated, size = transport.protocol.buffer_updated, len(frame)
+    with at_collection(number, feed):
+        updated(size)
+    if not fed:
+        transport.feed(rest)
+    parts = [await peer._recv_part() for _ in range(peer.queued)]
+    assert [part.data for part in parts] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+@pytest.mark.parametrize("how", ["message", "large message", "parts", "broadcast"])
+async def test_a_finalizer_that_closes_while_a_message_is_sent(how: str, number: int) -> None:
+    peer = Peer(None)
+    transport = peer.open(codec=DeflateCodec(own_takeover=False))
+    session = peer.session
+    peer._queue_now = lambda message, _: None
+    sent = peer.messages_sent
+    shared = Shared(Message("x" * 100), True, 0)
+    with at_collection(number, lambda: session.begin_close(4000, "")):
+        if how == "parts":
+            peer._write_part(TEXT, b"x", False, True)
+        elif how == "broadcast":
+            shared.send_to([peer])
+        else:
+            peer.send_nowait("x" * (20_000 if how == "large message" else 100), compress=True)
+    peer.flush()
+    frames = [each.opcode for each in answers(transport)]
+    assert CLOSE not in frames[:-1], "nothing follows a close frame"
+    assert peer.messages_sent - sent == (0 if how == "parts" else frames.count(TEXT))
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+@pytest.mark.parametrize("end", ["close", "loss"])
+@pytest.mark.parametrize("frame", [close_frame(1000), encode(CONTINUATION, "x")], ids=["closed", "failed"])
+async def test_a_finalizer_that_ends_it_while_the_peer_does(frame: bytes, end: str, number: int) -> None:
+    peer = Peer(None)
+    transport = peer.open()
+    session = peer.session
+    transport.protocol.get_buffer(-1)[: len(frame)] = frame
+    updated, size = transport.protocol.buffer_updated, len(frame)
+    with at_collection(number, transport.lose if end == "loss" else lambda: session.begin_close(4000, "")):
+        updated(size)
+    assert [each.opcode for each in answers(transport)] in ([CLOSE], [CLOSE] if end == "close" else [])
+    assert peer.failures == []
 
 
 # --- a handler that ends it --------------------------------------------------------------------------------

@@ -333,9 +333,9 @@ class Connection(PlainConnection):
             waiter.set_result(None)
 
     async def _send_fragment(self, opcode: Opcode, chunk: DataLike, *, fin: bool = False) -> None:
-        if self._phase != State.OPEN:
+        payload = chunk.encode() if isinstance(chunk, str) else bytes(chunk)
+        if self._phase != State.OPEN or not self._write_part(opcode, payload, fin):
             await self._raise_closed()
-        self._write_part(opcode, chunk.encode() if isinstance(chunk, str) else bytes(chunk), fin)
         await self._drain()
 
     async def _drain(self) -> None:
