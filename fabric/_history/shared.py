@@ -131,7 +131,8 @@ class SharedLogs:
         has_subscribers: has a topic subscribers?
         limits: says how many messages of a topic are kept, and for how many seconds.
         fan_out: sends to this server's subscribers.
-        report_gap: called with a topic and a time: messages since then are lost.
+        report_gap: called with a topic and the time at which it was last heard: messages of about then, and since, are
+            lost.
         clock: seconds.
     """
 

@@ -47,7 +47,7 @@ class Gaps:
         self._reported = since - ON_ITS_WAY, time.time()
         for topic in self._index.names():
             if topic not in self.recovered:
-                self.report(topic, since - ON_ITS_WAY)
+                self.report(topic, since)
 
     def hear(self, told: bytes) -> None:
         """What another server has published may be lost; `told` is its `Lost`, as MessagePack."""
@@ -69,13 +69,13 @@ class Gaps:
                 or EVERYTHING in topics
                 or (is_pattern(name) and any(fits(name, topic) for topic in topics))
             ):
-                self.report(name, begin - ON_ITS_WAY)
+                self.report(name, begin)
 
-    def report(self, topic: str, since: float) -> None:
-        """Call `on_gap`; what it raises is logged."""
+    def report(self, topic: str, heard: float) -> None:
+        """Call `on_gap`, with a time before which all was `heard`; what it raises is logged."""
         if self.on_gap is None:
             return
         try:
-            self.on_gap(topic, since)
+            self.on_gap(topic, heard - ON_ITS_WAY)
         except (Exception, asyncio.CancelledError, GeneratorExit) as error:  # noqa: BLE001  (none may end the broker's life)
             log_event(logger, logging.ERROR, "on_gap raised", exc_info=error)

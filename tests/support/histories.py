@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,7 @@ class Counted:
         self.near, self.far = near, far
         self.begun = 0
         self.gaps: list[tuple[str, float, float]] = []
-        self.received: dict[str, list[tuple[str, int]]] = {"room.1": [], "room.2": []}
+        self.received: dict[str, list[tuple[str, int, str]]] = {"room.1": [], "room.2": []}  # with the epoch
         self.epochs: dict[str, list[str]] = {"room.1": [], "room.2": []}
         self.published: dict[tuple[str, str, int], float] = {}
         near.on_gap = lambda topic, since: self.gaps.append((topic, since, time.time()))
@@ -52,8 +53,8 @@ class Counted:
                 publisher, _, number = message.text.partition(" ")
                 if publisher == "end":
                     return
-                self.received[topic].append((publisher, int(number)))
                 assert listener.position is not None
+                self.received[topic].append((publisher, int(number), listener.position.epoch))
                 if listener.position.epoch not in self.epochs[topic]:
                     self.epochs[topic].append(listener.position.epoch)
 
@@ -85,10 +86,21 @@ class Counted:
         lost = []
         for topic, received in self.received.items():
             for name in ("near", "far"):
-                numbers = [number for publisher, number in received if publisher == name]
-                assert numbers == sorted(set(numbers)), "doubled, or not in order"
+                numbers = []
+                for epoch in self.epochs[topic]:
+                    of_epoch = [number for publisher, number, its in received if (publisher, its) == (name, epoch)]
+                    assert of_epoch == sorted(set(of_epoch)), "doubled, or not in order"
+                    numbers += of_epoch
                 lost += [(topic, name, n) for t, p, n in self.published if (t, p) == (topic, name) and n not in numbers]
         return lost
+
+    def repeated(self) -> set[tuple[str, int]]:
+        """What has come in more than one epoch."""
+        found: set[tuple[str, int]] = set()
+        for received in self.received.values():
+            times = Counter((name, number) for name, number, _ in received)
+            found |= {each for each in times if times[each] > 1}
+        return found
 
     def all_away(self) -> bool:
         return not self.near.broker_healthy and not self.far.broker_healthy

@@ -66,6 +66,12 @@ def test_one_outage_of_all_servers_is_reported_once(gaps: Gaps, told: list[tuple
     assert told == [("a.1", 970.0 - ON_ITS_WAY)]
 
 
+def test_a_history_that_the_broker_has_lost(gaps: Gaps, told: list[tuple[str, float]]) -> None:
+    """What was published before the last message that was heard may have been under way, too."""
+    gaps.report("kept", 990.0)
+    assert told == [("kept", 990.0 - ON_ITS_WAY)]
+
+
 def test_what_is_malformed(gaps: Gaps, told: list[tuple[str, float]]) -> None:
     gaps.hear(b"\xff")
     assert told == []
